@@ -1,0 +1,76 @@
+"""Packaging: metadata, dependencies, extras and commands. Tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+README = ROOT / "README.md"
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "spo_jax" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+BASE = [
+    "absl-py>=2.1",
+    "etils[epath]>=1.9",
+    "flax>=0.12",
+    "huggingface_hub>=1.0",
+    "jax>=0.10,<0.13",
+    "jaxtyping>=0.3",
+    "matplotlib>=3.9",
+    "ml_collections>=1.0",
+    "numpy>=2.0",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.12",
+    "pillow>=11.0",
+    "safetensors>=0.5",
+    "tensorboardX>=2.6",
+    "tqdm>=4.66",
+    "transformers>=5.0",  # for its tokenizers alone; no torch is needed
+]
+
+# The package itself never imports these; they read what we write and write what we read.
+INTEROP = ["diffusers>=0.36", "peft>=0.18", "torch>=2.6"]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    # CUDA 12 wheels run on the widest range of drivers; for CUDA 13 install jax[cuda13] instead of this extra.
+    "gpu": ["jax[cuda12]>=0.10,<0.13"],
+    # importlib_resources: tensorflow-datasets imports it without declaring it.
+    "data": ["array_record>=0.8", "grain>=0.2.12", "importlib_resources", "tensorflow-datasets>=4.9.9"],
+    "interop": INTEROP,
+    "log": ["tensorboard>=2.18", "wandb>=0.19"],
+    "demo": ["ipywidgets>=8.1", "notebook>=7.2"],
+    "test": ["beartype>=0.20", "ipykernel>=6.29", "nbclient>=0.10", "pytest>=8.3", *INTEROP],
+    "dev": ["build>=1.2", "import-linter>=2.1", "ruff>=0.9"],
+}
+
+setup(
+    name="spo_jax",
+    version=VERSION,
+    description="Step-by-step preference optimisation (SPO) of text-to-image diffusion models, in JAX",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["jax", "flax", "diffusion", "preference optimisation", "stable diffusion", "lora"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.11,<3.14",
+    # configs/ stays at the top level, where a user looks for it; a wheel carries it as spo_jax/configs/.
+    packages=[*find_packages(include=["spo_jax", "spo_jax.*"]), "spo_jax.configs"],
+    package_dir={"spo_jax.configs": "configs"},
+    package_data={"spo_jax": ["pipeline/assets/**"]},
+    install_requires=BASE,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            f"spo-jax-{name} = spo_jax.{name}:run" for name in ("train", "sample", "evaluate", "export")
+        ]
+    },
+)

@@ -1,0 +1,252 @@
+"""Checkpoints of a run: orbax underneath, damage found and named before anything is trusted."""
+
+import json
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from spo_jax.core.errors import UserError
+
+# Names and sizes of a checkpoint's files, written into its folder after orbax has finished it. Orbax finds most
+# damage itself, but only by failing deep inside its threads, with pages of output; a missing or truncated file is
+# found here first. A checkpoint without the list (the run was killed in between) is left to orbax's own checks.
+FILE_LIST = "files.json"
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read as it was written; the message says what is wrong with it."""
+
+
+class Checkpointer:
+    """Saves and restores (state, meta) by step in one folder.
+
+    ``state`` is a pytree of arrays (typed PRNG keys included); ``meta`` a JSON-able dict for everything else: data
+    position, resolved config, counters. Saves run in the background: `save` returns once the arrays have been copied,
+    and waits only for a save before it that is unfinished. A checkpoint being written has another name, so that it
+    is never taken for a complete one.
+
+    Args:
+      folder: made when missing.
+      keep: how many of the latest checkpoints stay.
+      keep_every: checkpoints at multiples of this step stay as well.
+
+    Raises:
+      UserError: the folder cannot be made or listed.
+    """
+
+    def __init__(self, folder: str | os.PathLike, keep: int = 3, keep_every: int | None = None):
+        logging.get_absl_logger().addFilter(_not_from_orbax)
+        path = os.fspath(folder)
+        # orbax refuses relative paths; bucket addresses are absolute as they are.
+        self.folder = epath.Path(path if "://" in path else os.path.abspath(path))
+        policies = ocp.checkpoint_managers
+        preserved = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(preserved),
+            cleanup_tmp_directories=True,  # what killed runs left half-written
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise UserError(f"cannot use {self.folder} for checkpoints: {error.strerror or error}") from error
+        self._unlisted: int | None = None  # the step whose list of files is still to be written
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Starts writing a checkpoint; one of the same step that is there already is left as it is.
+
+        Raises:
+          UserError: this save or the one before could not be written, or the folder holds later steps.
+          TypeError: ``state`` has leaves that are not arrays (they belong into ``meta``).
+        """
+        self.wait()
+        latest = self.latest_step()
+        if latest is not None and latest >= step:
+            if latest == step:
+                return
+            raise UserError(f"{self.folder} holds step {latest}, after step {step}: resume it or choose another folder")
+        state = jax.tree.map(_array, state)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            layout=ocp.args.JsonSave(_layout(state)),
+            meta=ocp.args.JsonSave(meta),
+        )
+        self._writing(self._manager.save, step, args=items)
+        self._unlisted = step
+
+    def wait(self) -> None:
+        """Returns once everything saved so far is on disk.
+
+        Raises:
+          UserError: it could not be written; the message holds the reason. Older checkpoints are untouched.
+        """
+        self._writing(self._manager.wait_until_finished)
+        if self._unlisted is not None and jax.process_index() == 0:
+            self._writing(_write_file_list, self.folder / str(self._unlisted))
+        self._unlisted = None
+
+    def latest_step(self) -> int | None:
+        """The step of the latest complete checkpoint, damaged or not; None when there is none."""
+        return self._manager.latest_step()
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads the checkpoint of ``step`` as (state, meta).
+
+        Args:
+          step: one that was saved.
+          like: a tree of arrays or of `jax.ShapeDtypeStruct` with the shapes and dtypes of the state. Arrays come
+            back with the shardings found here (none: on the first device), whatever mesh they were saved from.
+
+        Raises:
+          UserError: there is no such step, it is damaged, or its tree is another one than ``like``.
+        """
+        try:
+            return self._read(step, like)
+        except Damaged as error:
+            raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
+
+    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]]:
+        """Reads the latest checkpoint that is whole as (step, state, meta).
+
+        Damaged ones after it are named in the log and renamed to ``<step>.damaged``, so that the run can save that
+        step again and nothing is lost.
+
+        Raises:
+          UserError: there is no checkpoint, none is whole, or the tree of one is another one than ``like``.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
+            raise UserError(f"no checkpoint in {self.folder}")
+        for position, step in enumerate(steps):
+            try:
+                state, meta = self._read(step, like)
+            except Damaged as error:
+                logging.warning("checkpoint %s is damaged, trying the one before: %s", self.folder / str(step), error)
+                continue
+            self._set_aside(steps[:position])
+            return step, state, meta
+        named = ", ".join(str(step) for step in steps)
+        raise UserError(f"every checkpoint in {self.folder} is damaged (steps {named}); the log says how")
+
+    def close(self) -> None:
+        """Waits for the last save and frees the threads; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        if step not in self._manager.all_steps():
+            raise UserError(f"no checkpoint of step {step} in {self.folder}")
+        _check_file_list(self.folder / str(step))
+        like = jax.tree.map(_shape, like)
+        texts = self._from_orbax(step, layout=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
+        _check_layout(self.folder / str(step), texts.layout, _layout(like))
+        state = self._from_orbax(step, state=ocp.args.StandardRestore(like)).state
+        if _layout(state) != _layout(like):  # orbax gives a PRNG key back as uint32 where a file about it is lost
+            raise Damaged("it was read with other shapes or dtypes than were saved")
+        return state, texts.meta
+
+    def _from_orbax(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except jax.errors.JaxRuntimeError:  # the device's trouble, such as too little memory; the files may be whole
+            raise
+        except Exception as error:  # orbax and tensorstore report damage by whatever type their reader met
+            raise Damaged(_reason(error)) from error
+
+    def _writing(self, function: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as ValueError
+            raise UserError(f"cannot write a checkpoint in {self.folder}: {_reason(error)}") from error
+
+    def _set_aside(self, steps: list[int]) -> None:
+        for step in steps if jax.process_index() == 0 else []:
+            target = self.folder / f"{step}.damaged"
+            if target.exists():
+                target.rmtree()
+            (self.folder / str(step)).rename(target)
+        if steps:
+            self._manager.reload()
+
+
+def _not_from_orbax(record: Any) -> bool:
+    """Orbax logs each failure with pages of tracebacks; `Checkpointer` says the same in one line."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _array(leaf: Any) -> Any:
+    if isinstance(leaf, np.generic):
+        return np.asarray(leaf)  # orbax saves numpy scalars but cannot restore them
+    if not isinstance(leaf, jax.Array | np.ndarray):
+        raise TypeError(f"a checkpoint's state holds arrays only, not {type(leaf).__name__}; put it into meta")
+    return leaf
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _layout(tree: Any) -> dict[str, str]:
+    """Path -> ``float32[4,8]`` of every leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    name = jax.tree_util.keystr
+    return {
+        name(path, simple=True, separator="/"): f"{leaf.dtype}[{','.join(str(size) for size in leaf.shape)}]"
+        for path, leaf in leaves
+    }
+
+
+def _check_layout(folder: epath.Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    differing = [path for path in sorted(saved | wanted) if saved.get(path) != wanted.get(path)]
+    if differing:
+        shown = "; ".join(
+            f"{path} is {saved.get(path, 'absent')} there and {wanted.get(path, 'absent')} here"
+            for path in differing[:3]
+        )
+        more = f"; {len(differing) - 3} more differ" if len(differing) > 3 else ""
+        raise UserError(f"checkpoint {folder} is of another model or config: {shown}{more}")
+
+
+def _file_sizes(folder: epath.Path) -> dict[str, int]:
+    sizes = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            sizes |= {f"{path.name}/{name}": size for name, size in _file_sizes(path).items()}
+        else:
+            sizes[path.name] = path.stat().length
+    return sizes
+
+
+def _write_file_list(folder: epath.Path) -> None:
+    part = folder / f"{FILE_LIST}.part"
+    part.write_text(json.dumps(_file_sizes(folder), indent=0))
+    part.rename(folder / FILE_LIST)
+
+
+def _check_file_list(folder: epath.Path) -> None:
+    try:
+        expected = json.loads((folder / FILE_LIST).read_text())
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        raise Damaged(f"{FILE_LIST} is not JSON") from error
+    found = _file_sizes(folder)
+    for name, size in expected.items():
+        if name not in found:
+            raise Damaged(f"{name} is missing")
+        if found[name] != size:
+            raise Damaged(f"{name} has {found[name]} bytes instead of {size}")
+
+
+def _reason(error: BaseException) -> str:
+    """One line of an error; of tensorstore's long ones what the operating system said."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {error}".splitlines()[0][:300]

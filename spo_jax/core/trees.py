@@ -1,0 +1,16 @@
+"""Nested dicts seen as flat ones, and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import traverse_util
+
+
+def flatten(tree: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a/b": 1}``; keys come out sorted, so that listings and hashes are stable."""
+    return dict(sorted(traverse_util.flatten_dict(tree, sep=sep).items()))
+
+
+def unflatten(flat: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
+    """``{"a/b": 1}`` -> ``{"a": {"b": 1}}``, the inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(flat), sep=sep)

@@ -1,0 +1,136 @@
+"""Noise schedules, read from any Stable Diffusion ``scheduler_config.json``.
+
+The reference turns whatever scheduler a pipeline ships into DDIM (``DDIMScheduler.from_config``), and so do we:
+only the fields that define the diffusion process are read.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.typing import Array, Float, Int
+
+# Fields of other samplers' configs that do not touch the process as DDIM runs it. PNDM, Euler, DPM++ and DDIM all
+# appear in published folders.
+_IGNORED = frozenset({
+    "skip_prk_steps", "interpolation_type", "use_karras_sigmas", "sample_max_value", "clip_sample_range",
+    "dynamic_thresholding_ratio", "algorithm_type", "solver_order", "solver_type", "lower_order_final",
+    "euler_at_final", "lambda_min_clipped", "variance_type", "use_exponential_sigmas", "use_beta_sigmas",
+    "final_sigmas_type", "timestep_type", "sigma_min", "sigma_max", "use_lu_lambdas", "use_flow_sigmas",
+    "flow_shift", "disable_corrector", "predict_x0", "solver_p", "time_shift_type", "use_dynamic_shifting",
+})  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """diffusers' DDIMScheduler config; defaults are DDIMScheduler's own."""
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    set_alpha_to_one: bool = True
+    steps_offset: int = 0
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    rescale_betas_zero_snr: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "scheduler_config.json") -> "ScheduleConfig":
+        """Reads a diffusers scheduler config.
+
+        Raises:
+          UserError: a value that changes the process and is not implemented, or an unknown field.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        values = {}
+        for key, value in raw.items():
+            if key in names:
+                values[key] = tuple(value) if isinstance(value, list) else value
+            elif key in ("clip_sample", "thresholding"):
+                if value:
+                    raise UserError(f"{where}: {key} = {value!r} is not implemented, expected false (latent models)")
+            elif not key.startswith("_") and key not in _IGNORED:
+                raise UserError(f"{where}: unknown field {key!r}")
+        config = cls(**values)
+        for field, allowed in (
+            ("beta_schedule", ("linear", "scaled_linear")),
+            ("prediction_type", ("epsilon", "v_prediction", "sample")),
+            ("timestep_spacing", ("leading", "trailing", "linspace")),
+        ):
+            if getattr(config, field) not in allowed:
+                raise UserError(f"{where}: {field} = {getattr(config, field)!r}, expected one of {', '.join(allowed)}")
+        return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A schedule cut into ``steps`` sampling steps: host constants that programs close over.
+
+    Attributes:
+      alphas_cumprod: ᾱ_t for every training timestep, float32[num_train_timesteps].
+      timesteps: t of each sampling step, descending, int32[steps].
+      stride: num_train_timesteps // steps, from a timestep to the one before.
+      prediction_type: what the network predicts.
+    """
+
+    alphas_cumprod: Float[np.ndarray, " T"]
+    timesteps: Int[np.ndarray, " s"]
+    stride: int
+    prediction_type: str
+
+    def previous(self, t: Int[Array, "*b"]) -> Int[Array, "*b"]:
+        """t' = max(t - stride, 0). The clamp makes the last step end at ᾱ_0, as in the reference, which never uses
+        diffusers' ``final_alpha_cumprod``; the two are equal where ``set_alpha_to_one`` is false (SD 1.5, SDXL)."""
+        return jnp.maximum(t - self.stride, 0)
+
+
+def alphas_cumprod(config: ScheduleConfig) -> Float[np.ndarray, " T"]:
+    """ᾱ_t = Π (1 - β): float32 factors, product carried in float64, as torch does on the CPU."""
+    count = config.num_train_timesteps
+    if config.trained_betas is not None:
+        betas = np.asarray(config.trained_betas, np.float32)
+    elif config.beta_schedule == "linear":
+        betas = np.linspace(config.beta_start, config.beta_end, count, dtype=np.float64).astype(np.float32)
+    else:
+        betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, count).astype(np.float32) ** 2
+    if config.rescale_betas_zero_snr:
+        betas = _zero_terminal_snr(betas)
+    return np.cumprod(1 - betas, dtype=np.float64).astype(np.float32)
+
+
+def _zero_terminal_snr(betas: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    """Algorithm 1 of arXiv 2305.08891: shifts and scales √ᾱ so that the last is 0 and the first stays."""
+    roots = np.sqrt(np.cumprod(1 - betas, dtype=np.float32))
+    first, last = roots[0], roots[-1]
+    cumprod = ((roots - last) * first / (first - last)) ** 2
+    return np.concatenate([1 - cumprod[:1], 1 - cumprod[1:] / cumprod[:-1]]).astype(np.float32)
+
+
+def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
+    """Cuts the process into ``steps`` steps, as ``DDIMScheduler.set_timesteps``.
+
+    Raises:
+      UserError: more steps than training timesteps, or none.
+    """
+    count = config.num_train_timesteps
+    if not 1 <= steps <= count:
+        raise UserError(f"number of sampling steps: {steps}, expected 1 to {count}")
+    if config.timestep_spacing == "leading":
+        timesteps = np.arange(steps)[::-1] * (count // steps) + config.steps_offset
+    elif config.timestep_spacing == "trailing":
+        timesteps = np.round(np.arange(count, 0, -count / steps)) - 1
+    else:
+        timesteps = np.linspace(0, count - 1, steps).round()[::-1]
+    timesteps = timesteps.astype(np.int32)
+    return Schedule(
+        alphas_cumprod=alphas_cumprod(config),
+        timesteps=timesteps,
+        stride=count // steps,
+        prediction_type=config.prediction_type,
+    )

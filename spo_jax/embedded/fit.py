@@ -1,0 +1,57 @@
+"""One optimisation loop for the networks of the embedded pipeline."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from tqdm import tqdm
+
+from spo_jax.core.typing import Key, Params
+
+
+def fit(
+    loss: Callable[[Params, Any, Key], tuple[jax.Array, dict[str, jax.Array]]],
+    params: Params,
+    batches: Iterator[Any],
+    *,
+    steps: int,
+    learning_rate: float,
+    key: Key,
+    ema: float = 0.999,
+    weight_decay: float = 0.0,
+    title: str = "",
+) -> Params:
+    """AdamW with warm-up and cosine decay, gradients clipped at global norm 1.
+
+    Args:
+      loss: (params, batch, key) to (scalar, metrics).
+      batches: yields at least ``steps`` batches of one shape.
+      ema: decay of the running mean of the weights.
+
+    Returns:
+      The running mean of the weights.
+    """
+    warmup = max(steps // 20, 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, end_value=learning_rate / 100)
+    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=weight_decay))
+
+    @jax.jit
+    def step(state, batch, index):
+        params, average, moments = state
+        (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key, index))
+        updates, moments = optimiser.update(gradients, moments, params)
+        params = optax.apply_updates(params, updates)
+        # A short memory first: early weights must not linger in the mean.
+        decay = jnp.minimum(ema, (1 + index) / (10 + index))
+        average = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, average, params)
+        return (params, average, moments), metrics
+
+    state = (params, params, optimiser.init(params))
+    bar = tqdm(range(steps), desc=title, mininterval=5)
+    for index in bar:
+        state, metrics = step(state, next(batches), jnp.asarray(index))
+        if index % 50 == 0:
+            bar.set_postfix({name: f"{float(value):.4f}" for name, value in metrics.items()})
+    return state[1]

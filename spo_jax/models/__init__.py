@@ -1,0 +1,1 @@
+"""The networks, in Flax Linen: UNet, autoencoders, CLIP and its time-conditioned form, LoRA."""

@@ -1,0 +1,85 @@
+"""AutoencoderTiny of diffusers (TAESD, TAESDXL): a distilled autoencoder, some eighteen times cheaper to decode."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spo_jax.core.typing import Array, DType, Float
+from spo_jax.models.config import TinyVAEConfig
+from spo_jax.models.layers import conv, upsample_nearest
+
+
+class _Block(nn.Module):
+    """AutoencoderTinyBlock. The indices of the names are those of torch's Sequential, activations counted."""
+
+    features: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        h = nn.relu(conv(self.features, 3, self.dtype, "conv_0")(x))
+        h = nn.relu(conv(self.features, 3, self.dtype, "conv_2")(h))
+        return nn.relu(conv(self.features, 3, self.dtype, "conv_4")(h) + x)
+
+
+class _Encoder(nn.Module):
+    config: TinyVAEConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        config, layer = self.config, 0
+        x = images / 2 + 0.5  # TAESD works on [0, 1].
+        for index, blocks in enumerate(config.num_encoder_blocks):
+            width, first = config.encoder_block_out_channels[index], index == 0
+            strides = 1 if first else 2
+            x = conv(width, 3, self.dtype, f"layers_{layer}", strides=strides, use_bias=first)(x)
+            for offset in range(blocks):
+                x = _Block(width, self.dtype, name=f"layers_{layer + 1 + offset}")(x)
+            layer += 1 + blocks
+        return conv(config.latent_channels, 3, self.dtype, f"layers_{layer}")(x)
+
+
+class _Decoder(nn.Module):
+    config: TinyVAEConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, latents):
+        config, layer = self.config, 2
+        x = jnp.tanh(latents / 3) * 3
+        x = nn.relu(conv(config.decoder_block_out_channels[0], 3, self.dtype, "layers_0")(x))
+        for index, blocks in enumerate(config.num_decoder_blocks):
+            width, last = config.decoder_block_out_channels[index], index == len(config.num_decoder_blocks) - 1
+            for offset in range(blocks):
+                x = _Block(width, self.dtype, name=f"layers_{layer + offset}")(x)
+            layer += blocks
+            if not last:
+                x = upsample_nearest(x)
+                layer += 1
+            features = config.out_channels if last else width
+            x = conv(features, 3, self.dtype, f"layers_{layer}", use_bias=last)(x)
+            layer += 1
+        return x * 2 - 1
+
+
+class AutoencoderTiny(nn.Module):
+    """Latents here are already scaled as the diffusion model sees them (``scaling_factor`` 1)."""
+
+    config: TinyVAEConfig
+    dtype: DType = jnp.float32
+
+    def setup(self):
+        self.encoder = _Encoder(self.config, self.dtype)
+        self.decoder = _Decoder(self.config, self.dtype)
+
+    def encode(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
+        """Latents; images in [-1, 1]."""
+        return self.encoder(images.astype(self.dtype))
+
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        """Images, near [-1, 1] but not clipped."""
+        return self.decoder(latents.astype(self.dtype))
+
+    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+        """Reconstruction; initialises both halves."""
+        return self.decode(self.encode(images))

@@ -1,0 +1,94 @@
+"""What a pipeline does, as pure functions of its parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spo_jax.core.typing import Array, Float, Int, Key, Params
+from spo_jax.diffusion.guidance import guided
+from spo_jax.models.lora import scaled
+from spo_jax.models.tiny_vae import AutoencoderTiny
+from spo_jax.models.unet import UNet2DConditionModel
+from spo_jax.models.vae import AutoencoderKL, sample_posterior
+
+
+class Conditioning(NamedTuple):
+    """What the UNet is told about a prompt.
+
+    Attributes:
+      states: text encoder states.
+      pooled: projected pooled text, SDXL only.
+      time_ids: (original height, width, crop top, left, target height, width), SDXL only.
+    """
+
+    states: Float[Array, "b l d"]
+    pooled: Float[Array, "b p"] | None = None
+    time_ids: Float[Array, "b 6"] | None = None
+
+    def rows(self, index: Int[Array, " n"]) -> "Conditioning":
+        """The conditioning of the prompts ``index``."""
+        return jax.tree.map(lambda x: x[index], self)
+
+    def repeated(self, copies: int) -> "Conditioning":
+        """All prompts, ``copies`` times over (copy-major, as the pool is laid out)."""
+        return jax.tree.map(lambda x: jnp.tile(x, (copies,) + (1,) * (x.ndim - 1)), self)
+
+
+class Guidance(NamedTuple):
+    """A prompt's conditioning with its unconditional twin (b rows, or one row for all) and the guidance scale."""
+
+    condition: Conditioning
+    unconditional: Conditioning
+    scale: float
+
+
+def denoise(
+    unet: UNet2DConditionModel,
+    params: Params,
+    lora: Params | None,
+    guidance: Guidance,
+    x: Float[Array, "*k b h w c"],
+    t: Int[Array, "*b"],
+    lora_scale: float = 1.0,
+) -> Float[Array, "*k b h w c"]:
+    """Guided prediction of the UNet.
+
+    Args:
+      params: the UNet's base weights. lora: the adapter's tree; None is the base model.
+      x: latents; leading axes before b are copies of the prompts, folded into one batch.
+      t: one timestep, or one per row of b (without copies).
+      lora_scale: alpha / r, times the strength that a user asks for.
+    """
+    variables = {"params": params} if lora is None else {"params": params, "lora": scaled(lora, lora_scale)}
+
+    def predict(x, t, condition: Conditioning):
+        return unet.apply(variables, x, t, *condition)
+
+    flat = x.reshape(-1, *x.shape[-3:])
+    rows = len(guidance.condition.states)
+    condition = guidance.condition.repeated(len(flat) // rows)
+    unconditional = guidance.unconditional.repeated(len(flat) // len(guidance.unconditional.states))
+    t = jnp.broadcast_to(t, flat.shape[:1])
+    return guided(predict, flat, t, condition, unconditional, guidance.scale).reshape(x.shape)
+
+
+def decode(
+    vae: AutoencoderKL | AutoencoderTiny, params: Params, latents: Float[Array, "b h w c"]
+) -> Float[Array, "b H W 3"]:
+    """Pictures, near [-1, 1] and not clipped, of latents as the diffusion model sees them."""
+    return vae.apply({"params": params}, latents / vae.config.scaling_factor, method="decode")
+
+
+def encode_image(
+    vae: AutoencoderKL, params: Params, images: Float[Array, "b H W 3"], key: Key | None = None
+) -> Float[Array, "b h w c"]:
+    """Latents as the diffusion model sees them; a draw from the posterior with ``key``, its mean without."""
+    mean, logvar = vae.apply({"params": params}, images, method="encode")
+    latents = mean if key is None else sample_posterior(key, mean, logvar)
+    return latents * vae.config.scaling_factor
+
+
+def bind_denoise(unet: UNet2DConditionModel, params: Params, lora: Any, guidance: Guidance, lora_scale: float = 1.0):
+    """`denoise` with everything but (x, t) fixed: what samplers and the resampler take."""
+    return lambda x, t: denoise(unet, params, lora, guidance, x, t, lora_scale)

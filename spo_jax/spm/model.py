@@ -1,0 +1,87 @@
+"""The step-aware preference model: reading it, and its starting point from a plain CLIP."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json
+from spo_jax.core.trees import flatten, unflatten
+from spo_jax.core.typing import DType, Key, Params
+from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.models.clip import CLIPModel
+from spo_jax.models.config import CLIPConfig
+from spo_jax.pipeline.build import ASSETS, EMBEDDED
+from spo_jax.weights import clip as clip_weights
+from spo_jax.weights import hub
+
+
+@dataclasses.dataclass(frozen=True)
+class SPM:
+    """A preference model: network, weights, tokenizer."""
+
+    clip: CLIPModel
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_spm(
+    model: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None, dtype: DType = jnp.float32
+) -> SPM:
+    """Reads a step-aware preference model in transformers' CLIPModel layout (with the SPO authors' key names).
+
+    Args:
+      model: folder, hub id, or ``"embedded"``.
+      tokenizer: folder or hub id of its tokenizer when ``model`` does not hold one.
+
+    Raises:
+      UserError: what is missing or does not fit.
+    """
+    folder = ASSETS / "spm" if str(model) == EMBEDDED else hub.resolve(model)
+    config_file = folder / "config.json"
+    clip = CLIPModel(CLIPConfig.from_dict(read_json(config_file), str(config_file), time_conditioned=True), dtype=dtype)
+    params = clip_weights.load_clip(folder, clip_shapes(clip), dtype=dtype)
+    return SPM(clip, params, Tokenizer(_tokenizer_folder(folder, tokenizer)))
+
+
+def _tokenizer_folder(folder: Path, tokenizer: str | os.PathLike | None) -> Path:
+    if tokenizer is not None:
+        folder = hub.resolve(tokenizer)
+    for candidate in (folder, folder / "tokenizer"):
+        if any((candidate / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return candidate
+    raise UserError(f"{folder}: no tokenizer beside the preference model; name one with config.spm.tokenizer")
+
+
+def clip_shapes(clip: CLIPModel) -> Params:
+    """Shapes of the model's weights, without allocating them."""
+    size = clip.config.vision.image_size
+    inputs = (jnp.zeros((1, 1), int), jnp.zeros((1, size, size, clip.config.vision.num_channels)))
+    t = (jnp.zeros(1),) if clip.config.time_conditioned else ()
+    return jax.eval_shape(clip.init, jax.random.key(0), *inputs, *t)["params"]
+
+
+def init_time_conditioning(key: Key, clip_params: Params, clip: CLIPModel) -> Params:
+    """Adds the time conditioning to a plain CLIP's weights, as the SPO trainer's ``init_adaln_paras``.
+
+    Modulation weights are 0, biases 0 but for the gates, which are 1; the time MLP's weights are N(0, 0.02). The
+    result gives exactly the plain CLIP's scores at every timestep.
+
+    Args:
+      clip_params: weights of the same CLIP without time conditioning.
+      clip: the time-conditioned network.
+    """
+    flat, width = flatten(clip_params), clip.config.vision.hidden_size
+    shapes = flatten(clip_shapes(clip))
+    added = [path for path in shapes if path not in flat]
+    for path, path_key in zip(added, jax.random.split(key, len(added)), strict=True):
+        value = jnp.zeros(shapes[path].shape)
+        if path.startswith("t_embedder/") and path.endswith("/kernel"):
+            value = 0.02 * jax.random.normal(path_key, value.shape)
+        elif path.endswith("adaLN_modulation_1/bias") and value.shape == (6 * width,):
+            value = value.reshape(6, width).at[jnp.array([2, 5])].set(1.0).reshape(-1)  # the two gates
+        flat[path] = value
+    return unflatten(flat)

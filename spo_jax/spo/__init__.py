@@ -1,0 +1,1 @@
+"""SPO itself: resampler, pairs, objective, and one training epoch's two steps."""

@@ -1,0 +1,67 @@
+"""CLIP and the step-aware preference model: transformers' prefixes, which come and go between its versions.
+
+transformers 5 writes a CLIPTextModel without ``text_model.`` where 4 wrote it with; 5 reads both, 4 only warns about
+the bare names and leaves its weights random. So both are read here and the prefix is always written.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from spo_jax.weights import rules, store
+
+# Buffers with the numbers 0..n-1 that transformers 4 saved among the weights.
+IGNORED = (r"(^|\.)position_ids$",)
+_TEXT_PREFIX = "text_model."
+# Beside the text tower, not in it: CLIPTextModelWithProjection keeps it outside the prefix.
+_OUTSIDE_TEXT = "text_projection."
+
+
+def load_text(
+    folder: str | os.PathLike, shapes: Mapping[str, Any], variant: str | None = None, dtype: Any = None
+) -> dict[str, Any]:
+    """The parameters of a CLIPTextModel or CLIPTextModelWithProjection.
+
+    Args:
+      folder: ``<pipeline>/text_encoder``.
+      shapes: the tree to fill, with or without ``text_model`` at its top.
+      variant: e.g. ``fp16`` (see `store.choose_weights`).
+      dtype: what floating-point tensors are cast to; None keeps the stored type.
+
+    Raises:
+      UserError: no readable weights, or weights that do not fit the tree.
+    """
+    state = store.read_state(folder, "transformers", variant)
+    if "text_model" in shapes:
+        renames = [(r"^(?!text_model\.|text_projection\.)", _TEXT_PREFIX)]
+    else:
+        renames = [(r"^text_model\.", "")]
+    return rules.to_tree(state, shapes, str(folder), renames=renames, ignore=IGNORED, dtype=dtype)
+
+
+def load_clip(
+    path: str | os.PathLike, shapes: Mapping[str, Any], variant: str | None = None, dtype: Any = None
+) -> dict[str, Any]:
+    """The parameters of a CLIPModel (PickScore) or of a step-aware preference model.
+
+    Args:
+      path: a folder with ``model.safetensors``, or one file; the published preference models hold the network as
+        ``self.model``, so their ``model.`` prefix is taken off.
+      shapes: the tree to fill, with ``text_model`` and ``vision_model`` at its top.
+      variant: e.g. ``fp16`` (see `store.choose_weights`).
+      dtype: what floating-point tensors are cast to; None keeps the stored type.
+
+    Raises:
+      UserError: no readable weights, or weights that do not fit the tree.
+    """
+    state = store.read_state(path, "transformers", variant)
+    return rules.to_tree(state, shapes, str(path), renames=[(r"^model\.", "")], ignore=IGNORED, dtype=dtype)
+
+
+def text_state(tree: Mapping[str, Any], dtype: Any = None) -> dict[str, np.ndarray]:
+    """A text encoder's tree under transformers' names, always with ``text_model.``; see `rules.to_state`."""
+    state = rules.to_state(tree, dtype)
+    outside = (_TEXT_PREFIX, _OUTSIDE_TEXT)
+    return {key if key.startswith(outside) else _TEXT_PREFIX + key: value for key, value in state.items()}

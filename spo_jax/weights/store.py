@@ -1,0 +1,234 @@
+"""Files of a component's folder: which of them hold the weights, reading them and writing them.
+
+A state is ``dict[str, np.ndarray]`` with torch's names and layouts; bfloat16 is ``ml_dtypes.bfloat16``.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from absl import logging
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json, write_atomic, write_json
+from spo_jax.weights.messages import explain_unreadable, shorten
+from spo_jax.weights.torch_zip import read_torch_zip
+
+State = dict[str, np.ndarray]
+Kind = Literal["diffusers", "transformers"]
+
+# The names that diffusers and transformers give to their files: safetensors, then torch's own.
+_FILES: dict[str, tuple[str, str]] = {
+    "diffusers": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "transformers": ("model.safetensors", "pytorch_model.bin"),
+}
+_FALLBACK_VARIANT = "fp16"
+
+
+def choose_weights(names: Iterable[str], kind: Kind, variant: str | None = None) -> tuple[str, str | None] | None:
+    """Which file (or index of shards) of a folder to read.
+
+    Args:
+      names: the file names of the folder, local or on the hub.
+      kind: whose file names to look for.
+      variant: e.g. ``fp16``, and no other; None prefers full precision and takes ``fp16`` when there is nothing else.
+
+    Returns:
+      (file name, variant of it), or None when the folder has no such file.
+    """
+    names = set(names)
+    for wanted in (variant,) if variant else (None, _FALLBACK_VARIANT):
+        for name in _FILES[kind]:
+            for candidate in (name, f"{name}.index.json"):
+                if _with_variant(candidate, wanted) in names:
+                    return _with_variant(candidate, wanted), wanted
+    return None
+
+
+def weights_name(kind: Kind, variant: str | None = None) -> str:
+    """The safetensors file of a component: ``diffusion_pytorch_model.safetensors``, ``model.fp16.safetensors``, ..."""
+    return _with_variant(_FILES[kind][0], variant)
+
+
+def files_of_choice(name: str, names: Iterable[str]) -> list[str]:
+    """The chosen file alone, or an index together with its shards, known by their names."""
+    match = re.fullmatch(r"(.+)\.(safetensors|bin)\.index(\.[^.]+)?\.json", name)
+    if match is None:
+        return [name]
+    stem, suffix, variant = match.group(1), match.group(2), match.group(3) or ""
+    shard = re.compile(rf"{re.escape(stem + variant)}-\d{{5}}-of-\d{{5}}\.{suffix}")
+    return [name, *sorted(other for other in names if shard.fullmatch(other))]
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    # diffusers and transformers agree: before the last suffix, so that an index ends in ".index.fp16.json".
+    head, suffix = name.rsplit(".", 1)
+    return f"{head}.{variant}.{suffix}" if variant else name
+
+
+def read_state(folder: str | os.PathLike, kind: Kind, variant: str | None = None) -> State:
+    """All tensors of a component's folder, or of one file.
+
+    Args:
+      folder: holds ``diffusion_pytorch_model.*`` or ``model.*`` (`kind`), whole or in shards; a file is read as it is.
+      kind: whose file names to look for.
+      variant: see `choose_weights`.
+
+    Raises:
+      UserError: no weights, a missing shard, a key in two shards, an index that disagrees with its shards, or a
+        damaged file.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return read_file(folder)
+    if not folder.is_dir():
+        raise UserError(f"no such folder: {folder}; expected one with {weights_name(kind, variant)}")
+    names = sorted(entry.name for entry in folder.iterdir())
+    choice = choose_weights(names, kind, variant)
+    if choice is None:
+        expected = weights_name(kind, variant)
+        raise UserError(f"{folder} holds no weights: expected {expected}, found {shorten(names) or 'nothing'}")
+    name, used = choice
+    if used != variant:
+        logging.warning("%s has no weights in full precision, reading its %s variant: %s", folder, used, name)
+    return _read_shards(folder / name) if name.endswith(".json") else read_file(folder / name)
+
+
+def read_file(path: str | os.PathLike) -> State:
+    """The tensors of one ``.safetensors``, ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file.
+
+    Raises:
+      UserError: the file is missing, damaged or of another kind (see `read_torch_zip` for torch's own).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"missing file: {path}")
+    if path.suffix == ".safetensors":
+        return _with_safetensors(path, load_file)
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        return read_torch_zip(path)
+    raise UserError(f"{path}: expected a .safetensors, .bin, .pt, .pth or .ckpt file")
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The text metadata in the header of a safetensors file; empty for any other file.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        return {}
+    if not path.is_file():
+        raise UserError(f"missing file: {path}")
+
+    def read(name: Path) -> dict[str, str]:
+        with safe_open(name, framework="np") as opened:
+            return opened.metadata() or {}
+
+    return _with_safetensors(path, read)
+
+
+def _with_safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read {path} as safetensors: {explain_unreadable(path)} ({error})") from error
+    except AttributeError as error:  # safetensors looks its types up in numpy, which has no 8-bit floats
+        raise UserError(f"{path} holds a number type that cannot be read: {error}; convert it to float16") from error
+
+
+def _read_shards(index: Path) -> State:
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map")
+    shards = sorted({str(name) for name in weight_map.values()})
+    missing = [name for name in shards if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index} names shards that are not there: {shorten(missing)}; fetch them again")
+    state: State = {}
+    for shard in shards:
+        part = read_file(index.parent / shard)
+        twice = part.keys() & state.keys()
+        if twice:
+            raise UserError(f"{index.parent / shard} repeats keys of an earlier shard: {shorten(twice)}")
+        state |= part
+    if state.keys() != weight_map.keys():
+        odd = state.keys() ^ weight_map.keys()
+        raise UserError(f"{index} and its shards disagree about {len(odd)} keys: {shorten(odd)}")
+    return state
+
+
+def write_state(
+    path: str | os.PathLike,
+    state: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    max_shard_bytes: int | None = None,
+) -> None:
+    """Writes safetensors that torch, diffusers and transformers read, each file whole or not at all.
+
+    Args:
+      path: ``.../diffusion_pytorch_model.safetensors`` or the like; shards and their index are named after it, and
+        shards of an earlier writing are removed.
+      state: torch names to arrays (numpy or jax), torch's layouts.
+      metadata: more text for the header, beside ``format: pt``.
+      max_shard_bytes: cut into shards of at most this size (one tensor is never cut); None writes one file.
+
+    Raises:
+      UserError: the files cannot be written.
+    """
+    path = Path(path)
+    header = {**(metadata or {}), "format": "pt"}
+    arrays = {name: _contiguous(value) for name, value in state.items()}
+    shards = _cut(arrays, max_shard_bytes)
+    if len(shards) == 1:
+        names = [path.name]
+    else:
+        names = [f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write_atomic(path.parent / name, lambda temporary, shard=shard: save_file(shard, temporary, metadata=header))
+    index = _index_name(path.name)
+    if len(shards) > 1:
+        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)}
+        total = sum(array.nbytes for array in arrays.values())
+        write_json(path.parent / index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    _remove_older(path, keep={*names, *([index] if len(shards) > 1 else [])})
+
+
+def _contiguous(value: Any) -> np.ndarray:
+    # safetensors.numpy (0.8.0) writes the memory behind a transposed view as it lies, without a word, and so saves
+    # wrong numbers. np.ascontiguousarray would mend that but turns a scalar into a vector of one.
+    array = np.asarray(value, order="C")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _cut(arrays: State, max_bytes: int | None) -> list[State]:
+    shards: list[State] = [{}]
+    size = 0
+    for name, array in arrays.items():
+        if max_bytes is not None and shards[-1] and size + array.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = array
+        size += array.nbytes
+    return shards
+
+
+def _index_name(name: str) -> str:
+    stem, _, variant = name.removesuffix(".safetensors").partition(".")
+    return _with_variant(f"{stem}.safetensors.index.json", variant or None)
+
+
+def _remove_older(path: Path, keep: set[str]) -> None:
+    # diffusers prefers an index to a single file: left-overs of another sharding would shadow what was written.
+    shard = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}\.safetensors")
+    for entry in path.parent.iterdir():
+        ours = entry.name in (path.name, _index_name(path.name)) or shard.fullmatch(entry.name)
+        if ours and entry.name not in keep:
+            entry.unlink()

@@ -1,0 +1,90 @@
+"""The reference's models and arrays, in our layout.
+
+The arrays come from the PyTorch implementation of SPO (see the README beside them). A failing test here means that
+our numbers left the reference's: find out which side is right before touching a tolerance.
+"""
+
+import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from spo_jax.models.clip import CLIPModel, CLIPTextModel
+from spo_jax.models.config import CLIPConfig, CLIPTextConfig, UNetConfig, VAEConfig
+from spo_jax.models.unet import UNet2DConditionModel
+from spo_jax.models.vae import AutoencoderKL
+from spo_jax.pipeline.build import text_shapes, unet_shapes, vae_shapes
+from spo_jax.spm.model import clip_shapes
+from spo_jax.weights import clip as clip_weights
+from spo_jax.weights import diffusers as diffusers_weights
+
+
+def nhwc(x: np.ndarray) -> np.ndarray:
+    """[... c h w] -> [... h w c]."""
+    return jnp.asarray(np.moveaxis(x, -3, -1))
+
+
+def relative_error(ours, theirs) -> float:
+    """Largest difference over the largest value of the reference."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def _config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+class Golden:
+    """Arrays by file name, and the models that made them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.nhwc, self.relative_error = nhwc, relative_error
+
+    @functools.cache  # noqa: B019  one instance a session
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """All arrays of an .npz file, int64 as int32 (JAX's integers)."""
+        with np.load(self.folder / name) as file:
+            arrays = {key: file[key] for key in file.files}
+        return {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in arrays.items()}
+
+    @functools.cache  # noqa: B019
+    def pipeline(self, kind: str) -> SimpleNamespace:
+        """UNet, VAE, text encoders and schedule of ``sd15`` or ``sdxl``."""
+        folder = self.folder / "models" / kind
+        unet = UNet2DConditionModel(UNetConfig.from_dict(_config(folder / "unet")))
+        vae = AutoencoderKL(VAEConfig.from_dict(_config(folder / "vae")))
+        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        encoders = {}
+        for name in ("text_encoder", "text_encoder_2"):
+            if (folder / name).is_dir():
+                config = CLIPTextConfig.from_dict(_config(folder / name))
+                module = CLIPTextModel(config, projection=name == "text_encoder_2")
+                encoders[name] = module, clip_weights.load_text(folder / name, text_shapes(module))
+        return SimpleNamespace(
+            unet=unet,
+            unet_params=diffusers_weights.load_unet(folder / "unet", unet_shapes(unet)),
+            vae=vae,
+            vae_params=diffusers_weights.load_vae(folder / "vae", vae_shapes(vae)),
+            encoders=encoders,
+            schedule=make_schedule(ScheduleConfig.from_dict(scheduler), 20),
+        )
+
+    @functools.cached_property
+    def spm(self) -> SimpleNamespace:
+        """The step-aware preference model."""
+        folder = self.folder / "models" / "spm"
+        clip = CLIPModel(CLIPConfig.from_dict(_config(folder), time_conditioned=True))
+        return SimpleNamespace(clip=clip, params=clip_weights.load_clip(folder, clip_shapes(clip)))
+
+
+@pytest.fixture(scope="session")
+def golden(golden_dir) -> Golden:
+    """The folder of ``--golden-dir``."""
+    return Golden(golden_dir)

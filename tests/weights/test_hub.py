@@ -1,0 +1,277 @@
+"""The hub's client against a hub on this machine: what is fetched, what is kept, what is said when it cannot be."""
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.weights.hub import resolve, select_files
+
+ROOT = Path(__file__).resolve().parents[2]
+SHA = {"main": "a" * 40, "v1": "b" * 40}
+
+PIPELINE = {
+    "model_index.json": "{}",
+    "README.md": "# readme",
+    "v1-5-pruned.safetensors": "whole checkpoint",
+    "unet/config.json": '{"a": 1}',
+    "unet/diffusion_pytorch_model.safetensors": "unet full",
+    "unet/diffusion_pytorch_model.fp16.safetensors": "unet half",
+    "unet/diffusion_pytorch_model.bin": "unet pickle",
+    "unet/diffusion_pytorch_model.non_ema.safetensors": "another",
+    "vae/config.json": "{}",
+    "vae/diffusion_pytorch_model.fp16.safetensors": "vae half",
+    "text_encoder/config.json": "{}",
+    "text_encoder/pytorch_model.bin": "text pickle",
+    "text_encoder/flax_model.msgpack": "flax",
+    "tokenizer/vocab.json": "{}",
+    "tokenizer/merges.txt": "#version: 0.2",
+    "safety_checker/config.json": "{}",
+    "safety_checker/model.safetensors": "safety",
+}
+SHARDED = {
+    "config.json": "{}",
+    "model.safetensors.index.json": "{}",
+    "model-00001-of-00002.safetensors": "one",
+    "model-00002-of-00002.safetensors": "two",
+    "model.fp16-00001-of-00002.safetensors": "half one",
+    "model.fp16-00002-of-00002.safetensors": "half two",
+    "model.safetensors.index.fp16.json": "{}",
+    "odd [1].json": "{}",
+    "weights.ckpt": "a checkpoint",
+}
+REPOSITORIES = {"acme/sd": PIPELINE, "acme/clip": SHARDED, "acme/text": {"README.md": "x"}}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The hub's endpoints that the client calls (see its HfApi and file_download)."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        parts = self.path.split("?")[0].strip("/").split("/")
+        self.server.requested.append(f"{self.command} {self.path}")
+        if self.server.broken:
+            self._send(503, b"down")
+        elif self.server.broken_file and self.path.endswith(self.server.broken_file):
+            self._send(403, b"")  # and not 503, which the client tries again for a long time
+        elif parts[:2] == ["api", "models"]:
+            self._answer_api("/".join(parts[2:4]), parts[4:])
+        elif parts[2:3] == ["resolve"]:
+            self._answer_file("/".join(parts[:2]), parts[3], unquote("/".join(parts[4:])))
+        else:
+            self._send(404, b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def _answer_api(self, repo: str, rest: list[str]) -> None:
+        revision = rest[1] if len(rest) > 1 else "main"
+        if repo == "acme/gated":
+            return self._send(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        if repo not in REPOSITORIES:
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if revision not in {*SHA, *SHA.values()}:
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        files = REPOSITORIES[repo]
+        if rest[:1] == ["tree"]:
+            listing = [
+                {"type": "file", "path": name, "size": len(text), "oid": hashlib.sha1(text.encode()).hexdigest()}
+                for name, text in files.items()
+            ]
+        else:
+            sha = SHA.get(revision, revision)
+            listing = {"id": repo, "sha": sha, "siblings": [{"rfilename": name} for name in files]}
+        return self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
+
+    def _answer_file(self, repo: str, revision: str, name: str) -> None:
+        text = REPOSITORIES[repo][name].encode() + revision.encode()
+        etag = hashlib.sha1(text).hexdigest()
+        self._send(200, text, {"ETag": f'"{etag}"', "X-Repo-Commit": SHA.get(revision, revision)})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.requested, server.broken, server.broken_file = [], False, None
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+DRIVER = """
+import json, logging, sys
+from spo_jax.core.errors import UserError
+from spo_jax.weights.hub import resolve
+answers = []
+for call in json.loads(sys.argv[1]):
+    try:
+        folder = resolve(call.pop("id"), **call)
+        files = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
+        answers.append({"commit": folder.name, "files": files})
+    except UserError as error:
+        answers.append({"error": str(error)})
+print("ANSWERS" + json.dumps(answers))
+"""
+
+
+def _resolve_in_a_process(home: Path, port: int, calls: list[dict], **environment: str) -> list[dict]:
+    """The client reads its environment when it is imported, so it gets a process of its own."""
+    settings = {
+        "HF_HOME": str(home),
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_ETAG_TIMEOUT": "5",
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
+        "JAX_PLATFORMS": "cpu",
+        **environment,
+    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    command = [sys.executable, "-c", DRIVER, json.dumps(calls)]
+    done = subprocess.run(command, env=kept | settings, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.partition("ANSWERS")[2])
+
+
+CORE = ["unet", "vae", "text_encoder", "tokenizer"]
+SMALL = ["model_index.json", "text_encoder/config.json", "tokenizer/merges.txt", "tokenizer/vocab.json"]
+CORE_FILES = sorted(
+    [
+        *SMALL,
+        "text_encoder/pytorch_model.bin",  # nothing else there
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.fp16.safetensors",  # nothing else there
+    ]
+)
+
+
+def test_select_files() -> None:
+    assert select_files(list(PIPELINE), CORE) == CORE_FILES
+    everything = select_files(list(PIPELINE))
+    assert set(everything) - set(CORE_FILES) == {"safety_checker/config.json", "safety_checker/model.safetensors"}
+    half = select_files(list(PIPELINE), ["unet"], "fp16")
+    assert half == ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors"]
+    shards = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    indices = ["model.safetensors.index.fp16.json", "model.safetensors.index.json"]
+    assert select_files(list(SHARDED), []) == ["config.json", *shards, *indices, "odd [1].json"]
+    halves = [name.replace("model-", "model.fp16-") for name in shards]
+    assert select_files(list(SHARDED), [], "fp16") == ["config.json", *halves, *indices, "odd [1].json"]
+
+
+def test_a_local_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "acme" / "sd").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve(tmp_path / "acme") == tmp_path / "acme"
+    assert resolve("acme/sd") == Path("acme/sd")  # a folder goes before a hub id
+    assert resolve("~/acme") == tmp_path / "acme"
+
+
+@pytest.mark.parametrize("path", ["./sd", "/nowhere/sd", "runs", "a/b/c", "~/sd", "../x/y", "C:\\models\\sd", "x/y z"])
+def test_what_looks_like_a_path_is_not_looked_up(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"^no such file or folder: .* \(and a hub id would have the form owner/name\)$"
+    ):
+        resolve(path)
+
+
+def test_fetches_what_is_needed_and_keeps_it(tmp_path: Path, hub: Any) -> None:
+    port = hub.server_address[1]
+    pipeline = {"id": "acme/sd", "components": CORE}
+    first, pinned, sharded, picked = _resolve_in_a_process(
+        *(tmp_path, port),
+        [
+            pipeline,
+            {"id": "acme/sd", "components": ["unet"], "variant": "fp16", "revision": "v1"},
+            {"id": "acme/clip"},
+            {"id": "acme/clip", "allow_patterns": ["*.ckpt"], "revision": "v1"},
+        ],
+    )
+    assert sorted(first["files"]) == CORE_FILES and first["commit"] == SHA["main"]
+    assert first["files"]["unet/diffusion_pytorch_model.safetensors"] == "unet full" + SHA["main"]
+    assert pinned["commit"] == SHA["v1"]
+    assert pinned["files"]["unet/diffusion_pytorch_model.fp16.safetensors"] == "unet half" + SHA["v1"]
+    assert len(pinned["files"]) == 3
+    assert sorted(sharded["files"]) == select_files(list(SHARDED))
+    assert list(picked["files"]) == ["weights.ckpt"]
+
+    # Offline by setting: the same answers without a single request.
+    hub.requested.clear()
+    calls = [pipeline, {"id": "acme/clip"}, {"id": "acme/sd", "components": ["unet", "safety_checker"]}]
+    calls += [{"id": "acme/text"}, {"id": "acme/clip", "allow_patterns": ["*.ckpt"], "revision": "v1"}]
+    again, sharded_again, other, never, picked_again = _resolve_in_a_process(tmp_path, port, calls, HF_HUB_OFFLINE="1")
+    assert not hub.requested
+    assert again == first and sharded_again == sharded and picked_again == picked
+    for answer, name in ((other, "acme/sd"), (never, "acme/text")):
+        assert answer["error"].startswith(f"HF_HUB_OFFLINE is set and {name} was not fetched earlier, or not all of it")
+
+    # Offline by accident: what was fetched will do, the rest is refused.
+    hub.broken = True
+    again, never = _resolve_in_a_process(tmp_path, port, [pipeline, {"id": "acme/text"}])
+    assert again == first
+    assert never["error"].startswith("cannot fetch acme/text from the hub, nor was it fetched earlier: HfHubHTTPError")
+    hub.shutdown()
+    hub.server_close()
+    again, never = _resolve_in_a_process(tmp_path, port, [pipeline, {"id": "acme/text"}])
+    assert again == first
+    assert never["error"].startswith("cannot fetch acme/text from the hub, nor was it fetched earlier: ")
+    assert never["error"].endswith("check the network")
+
+
+def test_a_fetch_that_broke_off_is_not_taken_for_a_whole_one(tmp_path: Path, hub: Any) -> None:
+    hub.broken_file = "vae/diffusion_pytorch_model.fp16.safetensors"
+    call = {"id": "acme/sd", "components": ["unet", "vae"]}
+    first, again = _resolve_in_a_process(tmp_path, hub.server_address[1], [call, call])
+    assert list((tmp_path / "hub").rglob("unet/config.json"))  # some of it did come
+    for answer in (first, again):
+        assert answer["error"].startswith("cannot fetch acme/sd from the hub, nor was it fetched earlier: ")
+    hub.broken_file = None
+    (whole,) = _resolve_in_a_process(tmp_path, hub.server_address[1], [call])
+    assert len(whole["files"]) == 5
+
+
+def test_refusals_say_what_to_do(tmp_path: Path, hub: Any) -> None:
+    calls = [{"id": "acme/none"}, {"id": "acme/gated"}, {"id": "acme/sd", "revision": "v9"}, {"id": "acme/text"}]
+    calls += [{"id": "acme/a--b"}, {"id": "acme/gated", "allow_patterns": ["*.bin"]}]
+    missing, gated, revision, text, odd, gated_files = _resolve_in_a_process(tmp_path, hub.server_address[1], calls)
+    assert missing["error"] == (
+        "acme/none is neither a folder here nor a repository on the hub (a private one needs `hf auth login`)"
+    )
+    for answer in (gated, gated_files):
+        assert answer["error"] == (
+            "acme/gated is gated: accept its terms on its page on the hub, then log in with `hf auth login`"
+        )
+    assert revision["error"] == "acme/sd has no revision 'v9' on the hub: name a branch, tag or commit of it"
+    assert text["error"] == "acme/text on the hub holds no model, only README.md"
+    assert "acme/a--b" in odd["error"] and "\n" not in odd["error"]
+    with contextlib.suppress(FileNotFoundError):
+        assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and "snapshots" in path.parts]

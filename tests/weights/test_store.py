@@ -1,0 +1,239 @@
+"""Which files are read, that they are read whole or not at all, and that what is written is what was given."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextModel
+
+from spo_jax.core.errors import UserError
+from spo_jax.weights import store
+
+
+def assert_same(state: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert state.keys() == expected.keys()
+    for name, array in expected.items():
+        assert state[name].dtype == array.dtype and state[name].shape == array.shape, name
+        assert state[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_reads_what_diffusers_wrote(
+    tmp_path: Path, unet: Any, torch_arrays: Any, variant: str | None, shards: bool, suffix: str
+) -> None:
+    size = {"max_shard_size": "200KB"} if shards else {}
+    unet.save_pretrained(tmp_path, variant=variant, safe_serialization=suffix == "safetensors", **size)
+    assert (len(list(tmp_path.glob(f"*.{suffix}"))) > 1) == shards
+    assert_same(store.read_state(tmp_path, "diffusers", variant), torch_arrays(unet))
+    assert_same(store.read_state(tmp_path, "diffusers"), torch_arrays(unet))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_reads_what_transformers_wrote(
+    tmp_path: Path, text_encoder: Any, torch_arrays: Any, variant: str | None, shards: bool
+) -> None:
+    size = {"max_shard_size": "20KB"} if shards else {}
+    text_encoder.save_pretrained(tmp_path, variant=variant, **size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == shards
+    assert_same(store.read_state(tmp_path, "transformers", variant), torch_arrays(text_encoder))
+
+
+def test_full_precision_is_preferred_and_fp16_is_a_fallback_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full, half = {"a": np.ones(3, np.float32)}, {"a": np.ones(3, np.float16)}
+    store.write_state(tmp_path / "model.fp16.safetensors", half)
+    store.write_state(tmp_path / "model.safetensors", full)
+    assert_same(store.read_state(tmp_path, "transformers"), full)
+    assert_same(store.read_state(tmp_path, "transformers", "fp16"), half)
+    assert not caplog.records
+    (tmp_path / "model.safetensors").unlink()
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        assert_same(store.read_state(tmp_path, "transformers"), half)
+    assert "reading its fp16 variant: model.fp16.safetensors" in caplog.text
+
+
+def test_a_full_bin_goes_before_an_fp16_safetensors(tmp_path: Path) -> None:
+    names = ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin", "config.json"]
+    assert store.choose_weights(names, "diffusers") == ("diffusion_pytorch_model.bin", None)
+    assert store.choose_weights(names, "diffusers", "fp16") == (names[0], "fp16")
+    assert store.choose_weights(names, "diffusers", "ema") is None
+    assert store.choose_weights(names, "transformers") is None
+
+
+def test_missing_folder_and_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such folder: .*unet; expected one with diffusion_pytorch_model.safe"):
+        store.read_state(tmp_path / "unet", "diffusers")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds no weights: expected model.safetensors, found config.json$"):
+        store.read_state(tmp_path, "transformers")
+    with pytest.raises(UserError, match=r"expected model.fp16.safetensors, found config.json$"):
+        store.read_state(tmp_path, "transformers", "fp16")
+    with pytest.raises(UserError, match=r"missing file: .*x.safetensors"):
+        store.read_file(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"config.json: expected a .safetensors, .bin"):
+        store.read_file(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda whole: whole[:-5], "damaged or cut off"),
+        (lambda whole: whole[:20], "damaged or cut off"),
+        (lambda whole: b"", "damaged or cut off"),
+        (lambda whole: b"<!doctype html>" * 9, "damaged or cut off"),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git-lfs pointer"),
+    ],
+)
+def test_damaged_safetensors_are_refused_by_name(tmp_path: Path, damage: Any, reason: str) -> None:
+    path = tmp_path / "model.safetensors"
+    store.write_state(path, {"a": np.ones((4, 5), np.float32)})
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"cannot read {path} as safetensors: it is .*{reason}"):
+        store.read_state(tmp_path, "transformers")
+    with pytest.raises(UserError, match=str(path)):
+        store.read_metadata(path)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    state = {name: np.full((10,), i, np.float32) for i, name in enumerate("abcd")}
+    store.write_state(tmp_path / "model.safetensors", state, max_shard_bytes=80)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert_same(store.read_state(tmp_path, "transformers"), state)
+    return tmp_path
+
+
+def test_a_missing_shard_raises(sharded: Path) -> None:
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"names shards that are not there: model-00002-of-00002.safetensors"):
+        store.read_state(sharded, "transformers")
+
+
+def test_a_key_in_two_shards_raises(sharded: Path) -> None:
+    save_file({name: np.zeros(1, np.float32) for name in "bcd"}, sharded / "model-00002-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"model-00002-of-00002.safetensors repeats keys of an earlier shard: b$"):
+        store.read_state(sharded, "transformers")
+
+
+def test_an_index_that_disagrees_with_its_shards_raises(sharded: Path) -> None:
+    save_file({name: np.zeros(1, np.float32) for name in "ce"}, sharded / "model-00002-of-00002.safetensors")
+    with pytest.raises(UserError, match=r"disagree about 2 keys: d, e$"):
+        store.read_state(sharded, "transformers")
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors"])
+def test_an_index_cannot_point_out_of_its_folder(sharded: Path, name: str) -> None:
+    save_file({"a": np.zeros(1, np.float32)}, sharded.parent / "model.safetensors")
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match=r"names shards that are not there"):
+        store.read_state(sharded, "transformers")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"weight_map": []}', '{"weight_map": {}}', "{"])
+def test_a_broken_index_is_named(sharded: Path, content: str) -> None:
+    (sharded / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"model.safetensors.index.json"):
+        store.read_state(sharded, "transformers")
+
+
+BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        BASE.T,
+        BASE[:, ::2],
+        BASE[::-1],
+        BASE.T.astype(np.float16),
+        BASE.T.astype(ml_dtypes.bfloat16),
+        np.asfortranarray(BASE),
+        np.broadcast_to(np.float32(3), (2, 3)),
+        BASE.astype(">f4"),
+        BASE.reshape(2, 2, 3, 2).transpose(3, 2, 0, 1),
+        np.float32(4.6),
+        np.array(7, np.int64),
+        np.zeros((0, 3), np.float32),
+        jnp.asarray(BASE, jnp.bfloat16).T,
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_any_memory_layout_is_written_right(tmp_path: Path, array: Any) -> None:
+    # safetensors.numpy.save_file alone writes a transposed view as it lies in memory, silently wrong.
+    store.write_state(tmp_path / "model.safetensors", {"a": array})
+    expected = np.asarray(array)
+    for read in (store.read_file(tmp_path / "model.safetensors")["a"], load_file(tmp_path / "model.safetensors")["a"]):
+        assert read.shape == expected.shape and read.dtype == expected.dtype.newbyteorder("=")
+        assert np.array_equal(read, expected)
+
+
+def test_the_header_always_says_pt(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    store.write_state(path, {"a": BASE})
+    assert store.read_metadata(path) == {"format": "pt"}
+    store.write_state(path, {"a": BASE}, {"note": "x", "format": "np"})
+    assert store.read_metadata(path) == {"format": "pt", "note": "x"}
+
+
+def test_a_file_of_diffusers_comes_back_byte_for_byte(tmp_path: Path, unet: Any) -> None:
+    unet.save_pretrained(tmp_path)
+    original = tmp_path / "diffusion_pytorch_model.safetensors"
+    store.write_state(tmp_path / "copy.safetensors", store.read_state(tmp_path, "diffusers"))
+    assert (tmp_path / "copy.safetensors").read_bytes() == original.read_bytes()
+
+
+def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    store.write_state(path, {"a": BASE})
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="object"):
+        store.write_state(path, {"a": np.array([None])})
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+    with pytest.raises(UserError, match="cannot write"):
+        store.write_state(path / "model.safetensors", {"a": BASE})
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_our_shards_load_in_diffusers_and_transformers(
+    tmp_path: Path, unet: Any, text_encoder: Any, torch_arrays: Any, variant: str | None
+) -> None:
+    for model, kind, cls in ((unet, "diffusers", UNet2DConditionModel), (text_encoder, "transformers", CLIPTextModel)):
+        folder = tmp_path / kind
+        model.save_pretrained(folder)
+        (folder / store.weights_name(kind)).unlink()
+        store.write_state(folder / store.weights_name(kind, variant), torch_arrays(model), max_shard_bytes=20_000)
+        assert len(list(folder.glob("*-of-*.safetensors"))) > 1
+        loaded = cls.from_pretrained(folder, variant=variant)
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_another_sharding_leaves_nothing_of_the_earlier_one(sharded: Path) -> None:
+    keep = {"b": BASE}
+    shutil.copy(sharded / "model-00001-of-00002.safetensors", sharded / "other-00001-of-00002.safetensors")
+    store.write_state(sharded / "model.safetensors", keep)
+    assert sorted(path.name for path in sharded.iterdir()) == ["model.safetensors", "other-00001-of-00002.safetensors"]
+    store.write_state(sharded / "model.safetensors", {"a": BASE, "b": BASE, "c": BASE}, max_shard_bytes=1)
+    assert sorted(path.name for path in sharded.glob("model*")) == [
+        *(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
+        "model.safetensors.index.json",
+    ]
+    total = json.loads((sharded / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
+    assert total == 3 * BASE.nbytes

@@ -1,0 +1,219 @@
+"""Torch's zip files are read without torch, and nothing in a pickle is ever run."""
+
+import collections
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from spo_jax.core.errors import UserError
+from spo_jax.weights.store import read_file
+from spo_jax.weights.torch_zip import read_torch_zip
+
+
+def test_equals_torch_for_every_type_and_layout(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base = torch.randn(4, 6)
+    state = collections.OrderedDict(
+        plain=base,
+        transposed=base.T,
+        strided=base[1:, ::2],
+        permuted=torch.randn(2, 3, 4, 5).permute(3, 1, 0, 2),
+        half=base.half(),
+        bfloat=base.bfloat16().T,
+        ids=torch.arange(5)[None],
+        scalar=torch.tensor(4.6),
+        empty=torch.zeros(0, 3),
+        parameter=torch.nn.Parameter(base + 1),
+    )
+    torch.save(state, tmp_path / "x.bin")
+    read = read_torch_zip(tmp_path / "x.bin")
+    assert list(read) == list(state)
+    assert read["bfloat"].dtype == ml_dtypes.bfloat16
+    for name, tensor in state.items():
+        expected = tensor.detach().float().numpy()
+        assert read[name].shape == expected.shape and read[name].flags.c_contiguous, name
+        assert np.array_equal(read[name].astype(np.float32), expected), name
+    assert [read[name].dtype.name for name in ("plain", "half", "ids")] == ["float32", "float16", "int64"]
+
+
+def test_reads_a_module_state_dict_with_its_metadata_attribute(tmp_path: Path) -> None:
+    layer = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2))
+    torch.save(layer.state_dict(), tmp_path / "x.pt")
+    read = read_file(tmp_path / "x.pt")
+    assert read.keys() == layer.state_dict().keys()
+    assert np.array_equal(read["0.weight"], layer[0].weight.detach().numpy())
+
+
+def test_a_checkpoint_around_a_state_dict_is_opened(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "name": "x", "state_dict": {"a": torch.ones(2)}}, tmp_path / "x.ckpt")
+    assert np.array_equal(read_file(tmp_path / "x.ckpt")["a"], np.ones(2, np.float32))
+
+
+def test_the_legacy_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"x.pth is not a torch zip file: .*legacy format.*torch.save\(torch.load"):
+        read_file(path)
+
+
+class _Touch:
+    """Runs a command when unpickled by Python's own pickle."""
+
+    def __init__(self, function: Callable, *args: Any):
+        self.call = (function, args)
+
+    def __reduce__(self) -> tuple:
+        return self.call
+
+
+def _save_pickle(path: Path, value: Any, records: dict[str, bytes] | None = None) -> None:
+    content = value if isinstance(value, bytes) else pickle.dumps(value, protocol=2)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        for name, data in (records or {}).items():
+            archive.writestr(f"archive/data/{name}", data)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "name"),
+    [
+        (os.system, "touch {marker}", r"(posix|nt)\.system"),
+        (eval, "open('{marker}', 'w')", "builtins.eval|__builtin__.eval"),
+        (getattr, "x", "getattr"),
+        (Path.touch, "{marker}", "builtins.getattr|__builtin__.getattr|pathlib"),
+        (torch.load, "{marker}", "torch.serialization.load"),
+        (np.load, "{marker}", "numpy.load"),
+    ],
+)
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path: Path, function: Callable, arguments: str, name: str) -> None:
+    marker, path = tmp_path / "ran", tmp_path / "x.bin"
+    _save_pickle(path, {"a": _Touch(function, arguments.format(marker=marker))})
+    with pytest.raises(UserError, match=rf"cannot read {path}.*it names .*({name}).*nothing was run"):
+        read_torch_zip(path)
+    assert not marker.exists()
+    torch.save({"a": torch.ones(2), "b": _Touch(function, arguments.format(marker=marker))}, path)
+    with pytest.raises(UserError, match="nothing was run"):
+        read_torch_zip(path)
+    assert not marker.exists()
+
+
+def test_a_name_below_an_allowed_one_is_refused(tmp_path: Path) -> None:
+    # Protocol 4 lets a pickle ask for attributes of a name: collections.OrderedDict.__init__.__globals__ and the like.
+    for module, name in (("collections", "OrderedDict.__class__"), ("torch", "FloatStorage.__class__")):
+        stack = b"\x80\x04\x8c" + bytes([len(module)]) + module.encode() + b"\x8c" + bytes([len(name)]) + name.encode()
+        _save_pickle(tmp_path / "x.bin", stack + b"\x93.")
+        with pytest.raises(UserError, match="nothing was run"):
+            read_torch_zip(tmp_path / "x.bin")
+
+
+def test_state_cannot_be_pushed_into_the_helpers(tmp_path: Path) -> None:
+    # BUILD sets attributes of what a name gave: it must find nothing that outlives the file.
+    for name in (b"torch._utils\n_rebuild_tensor_v2", b"torch\nFloatStorage", b"collections\nOrderedDict"):
+        _save_pickle(tmp_path / "x.bin", b"\x80\x02c" + name + b"\n}X\x08\x00\x00\x00__call__K\x01sb.")
+        with pytest.raises(UserError, match=r"x.bin"):
+            read_torch_zip(tmp_path / "x.bin")
+    test_a_checkpoint_around_a_state_dict_is_opened(tmp_path)
+
+
+def _tensor_pickle(offset: int, size: tuple, stride: tuple, count: int, storage: str = "FloatStorage") -> bytes:
+    """A state dict of one tensor with the given view of storage "0", as torch writes it."""
+
+    class _Tensor:
+        def __reduce__(self) -> tuple:
+            arguments = (_Storage(), offset, size, stride, False, collections.OrderedDict())
+            return torch._utils._rebuild_tensor_v2, arguments
+
+    class _Storage:
+        pass
+
+    class _Pickler(pickle.Pickler):
+        def persistent_id(self, value: Any) -> tuple | None:
+            if isinstance(value, _Storage):
+                return ("storage", getattr(torch, storage), "0", "cpu", count)
+            return None
+
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=2).dump({"a": _Tensor()})
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "count"),
+    [
+        (0, (5,), (1,), 4),
+        (1, (4,), (1,), 4),
+        (0, (2, 2), (3, 1), 4),
+        (-1, (2,), (1,), 4),
+        (3, (2,), (-1,), 4),
+        (0, (10**9,), (0,), 4),
+        (0, (2,), (1, 1), 4),
+        (0, (4,), (1,), 5),
+        (0, (), (), 0),
+    ],
+)
+def test_a_tensor_that_leaves_its_storage_is_refused(
+    tmp_path: Path, offset: int, size: tuple, stride: tuple, count: int
+) -> None:
+    good = tmp_path / "good.bin"
+    _save_pickle(good, _tensor_pickle(1, (3,), (1,), 4), {"0": np.arange(4, dtype=np.float32).tobytes()})
+    assert np.array_equal(read_torch_zip(good)["a"], [1, 2, 3])
+    records = {"0": np.arange(min(count, 4), dtype=np.float32).tobytes()}
+    _save_pickle(tmp_path / "x.bin", _tensor_pickle(offset, size, stride, count), records)
+    with pytest.raises(UserError, match=r"cannot read .*x.bin as a torch state dict: (a tensor|storage|the storage)"):
+        read_torch_zip(tmp_path / "x.bin")
+
+
+def test_compressed_records_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", _tensor_pickle(0, (10**6,), (1,), 10**6))
+        archive.writestr("archive/data/0", bytes(4 * 10**6))
+    with pytest.raises(UserError, match="record archive/data/0 is compressed"):
+        read_torch_zip(tmp_path / "x.bin")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": torch.ones(2, dtype=torch.float64)}, "it names torch.DoubleStorage"),
+        ({"a": torch.ones(2, dtype=torch.int8)}, "it names torch.CharStorage"),
+        ({"a": torch.ones(2), "step": 3}, "not a plain state dict: not tensors: step"),
+        ({"a": {"b": torch.ones(2)}}, "not a plain state dict: not tensors: a"),
+        ([torch.ones(2)], "holds a list, expected a state dict"),
+        (torch.nn.Linear(2, 2), "it names torch.nn.modules.linear.Linear"),
+    ],
+)
+def test_anything_but_a_state_dict_is_refused(tmp_path: Path, value: Any, message: str) -> None:
+    torch.save(value, tmp_path / "x.bin")
+    with pytest.raises(UserError, match=rf"x.bin.*{message}"):
+        read_torch_zip(tmp_path / "x.bin")
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    torch.save({"a": torch.ones(1000)}, path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[whole.index(np.ones(4, np.float32).tobytes()) + 64] ^= 1
+    for damaged in (whole[:-30], whole[:100], b"", b"<html>", bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"x.bin is not a torch zip file: it is damaged or cut off, fetch it again"):
+            read_torch_zip(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(UserError, match=r"is a zip file but not one of torch's"):
+        read_torch_zip(path)
+    _save_pickle(path, _tensor_pickle(0, (4,), (1,), 4))
+    with pytest.raises(UserError, match="There is no item named 'archive/data/0'"):
+        read_torch_zip(path)
+    _save_pickle(path, _tensor_pickle(0, (4,), (1,), 4)[:-9], {"0": bytes(16)})
+    with pytest.raises(UserError, match=r"cannot read .*x.bin as a torch state dict"):
+        read_torch_zip(path)
