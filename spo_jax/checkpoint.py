@@ -35,12 +35,15 @@ class Checkpointer:
       folder: made when missing.
       keep: how many of the latest checkpoints stay.
       keep_every: checkpoints at multiples of this step stay as well.
+      read_only: never touch the folder; a run may be writing to it.
 
     Raises:
       UserError: the folder cannot be made or listed.
     """
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 3, keep_every: int | None = None):
+    def __init__(
+        self, folder: str | os.PathLike, keep: int = 3, keep_every: int | None = None, read_only: bool = False
+    ):
         logging.get_absl_logger().addFilter(_not_from_orbax)
         path = os.fspath(folder)
         # orbax refuses relative paths; bucket addresses are absolute as they are.
@@ -49,7 +52,8 @@ class Checkpointer:
         preserved = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(preserved),
-            cleanup_tmp_directories=True,  # what killed runs left half-written
+            cleanup_tmp_directories=not read_only,  # what killed runs left half-written
+            read_only=read_only,
         )
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -107,6 +111,19 @@ class Checkpointer:
         """
         try:
             return self._read(step, like)
+        except Damaged as error:
+            raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """What `save` was given as ``meta``, without reading the state.
+
+        Raises:
+          UserError: there is no such step, or it is damaged.
+        """
+        if step not in self._manager.all_steps():
+            raise UserError(f"no checkpoint of step {step} in {self.folder}")
+        try:
+            return self._from_orbax(step, meta=ocp.args.JsonRestore()).meta
         except Damaged as error:
             raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
 

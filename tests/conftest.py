@@ -19,10 +19,10 @@ DEFAULT_GOLDEN = ROOT.parent / "shared" / "golden"
 jax.config.update("jax_num_cpu_devices", 8)
 # A [d] array meeting a [b d] one is more often a slip than a wish; write the missing axis out.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiled programs are kept from run to run: most of a test's seconds are XLA's.
+# Compiled programs are kept from run to run, the many small ones too: most of a test's seconds are XLA's.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,14 +16,14 @@ from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.schedule import Schedule
 
 
-def _column(values: Float[Array, " b"] | Float[Array, ""], like: Float[Array, "b h w c"]) -> Float[Array, "..."]:
+def _column(values: Float[Array, "*t"], like: Float[Array, "*b h w c"]) -> Float[Array, "..."]:
     """Scalars, one or one per row, in a shape that broadcasts over images."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 def predict_x0(
-    schedule: Schedule, x: Float[Array, "b h w c"], prediction: Float[Array, "b h w c"], t: Int[Array, "*b"]
-) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    schedule: Schedule, x: Float[Array, "*b h w c"], prediction: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+) -> tuple[Float[Array, "*b h w c"], Float[Array, "*b h w c"]]:
     """The clean latents and the noise that ``prediction`` stands for.
 
     Args:
@@ -45,11 +45,11 @@ def predict_x0(
 
 def step_moments(
     schedule: Schedule,
-    x0: Float[Array, "b h w c"],
-    eps: Float[Array, "b h w c"],
-    t: Int[Array, "*b"],
+    x0: Float[Array, "*b h w c"],
+    eps: Float[Array, "*b h w c"],
+    t: Int[Array, "*t"],
     eta: float,
-) -> tuple[Float[Array, "b h w c"], Float[Array, "..."]]:
+) -> tuple[Float[Array, "*b h w c"], Float[Array, "..."]]:
     """Mean and standard deviation of p(x_{t'} | x_t), DDIM equations 12 and 16.
 
     Returns:
@@ -64,16 +64,16 @@ def step_moments(
 
 
 def log_prob(
-    x_prev: Float[Array, "b h w c"], mean: Float[Array, "b h w c"], std: Float[Array, "..."]
-) -> Float[Array, " b"]:
+    x_prev: Float[Array, "*b h w c"], mean: Float[Array, "*#b h w c"], std: Float[Array, "..."]
+) -> Float[Array, "*b"]:
     """log p(x_{t'} | x_t), the MEAN over pixels and channels: SPO's beta and eps are tuned to it, not to the sum."""
     gaussian = -jnp.square(x_prev - mean) / (2 * std**2) - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi)
     return gaussian.mean(axis=(-3, -2, -1))
 
 
 def add_noise(
-    schedule: Schedule, x0: Float[Array, "b h w c"], noise: Float[Array, "b h w c"], t: Int[Array, "*b"]
-) -> Float[Array, "b h w c"]:
+    schedule: Schedule, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+) -> Float[Array, "*b h w c"]:
     """x_t = sqrt(ᾱ) x0 + sqrt(1-ᾱ) noise (diffusers' ``add_noise``)."""
     a_t = _column(jnp.asarray(schedule.alphas_cumprod)[t], x0)
     return jnp.sqrt(a_t) * x0 + jnp.sqrt(1 - a_t) * noise

@@ -77,12 +77,14 @@ class Schedule:
       timesteps: t of each sampling step, descending, int32[steps].
       stride: num_train_timesteps // steps, from a timestep to the one before.
       prediction_type: what the network predicts.
+      final_alpha_cumprod: ᾱ after the last step, as diffusers' samplers have it; SPO's steps use `previous`.
     """
 
     alphas_cumprod: Float[np.ndarray, " T"]
     timesteps: Int[np.ndarray, " s"]
     stride: int
     prediction_type: str
+    final_alpha_cumprod: float
 
     def previous(self, t: Int[Array, "*b"]) -> Int[Array, "*b"]:
         """t' = max(t - stride, 0). The clamp makes the last step end at ᾱ_0, as in the reference, which never uses
@@ -128,9 +130,11 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
     else:
         timesteps = np.linspace(0, count - 1, steps).round()[::-1]
     timesteps = timesteps.astype(np.int32)
+    alphas = alphas_cumprod(config)
     return Schedule(
-        alphas_cumprod=alphas_cumprod(config),
+        alphas_cumprod=alphas,
         timesteps=timesteps,
         stride=count // steps,
         prediction_type=config.prediction_type,
+        final_alpha_cumprod=1.0 if config.set_alpha_to_one else float(alphas[0]),
     )

@@ -171,7 +171,7 @@ class CLIPVisionTransformer(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "b h w 3"], c: Float[Array, "b e"] | None = None) -> CLIPOutput:
+    def __call__(self, images: Float[Array, "b h w c"], c: Float[Array, "b e"] | None = None) -> CLIPOutput:
         config = self.config
         x = _VisionEmbeddings(config, self.dtype, name="embeddings")(images.astype(self.dtype))
         x = layer_norm(config.layer_norm_eps, self.dtype, "pre_layrnorm")(x)  # sic: transformers' spelling
@@ -217,7 +217,7 @@ class CLIPModel(nn.Module):
         """Projected text features, not normalised."""
         return self.text_projection(self.text_model(ids).pooled)
 
-    def encode_image(self, pixels: Float[Array, "b h w 3"], t: Num[Array, " b"] | None = None) -> Float[Array, "b p"]:
+    def encode_image(self, pixels: Float[Array, "b h w c"], t: Num[Array, " b"] | None = None) -> Float[Array, "b p"]:
         """Projected image features, not normalised.
 
         Args:
@@ -233,7 +233,7 @@ class CLIPModel(nn.Module):
         """exp(logit_scale), the factor of the cosine."""
         return jnp.exp(self.logit_scale)
 
-    def __call__(self, ids: Int[Array, "b l"], pixels: Float[Array, "b h w 3"], t: Num[Array, " b"] | None = None):
+    def __call__(self, ids: Int[Array, "b l"], pixels: Float[Array, "b h w c"], t: Num[Array, " b"] | None = None):
         """Scaled cosine of every row's text and image, Float[b]; initialises everything."""
         text, image = self.encode_text(ids), self.encode_image(pixels, t)
         normed = lambda x: x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)  # noqa: E731

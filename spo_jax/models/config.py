@@ -5,14 +5,32 @@ is not known: silently different pictures are worse than an error.
 """
 
 import dataclasses
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from spo_jax.core.errors import UserError
 
 
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; JSON's 1 is also a float, its true is no int."""
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        items = get_args(kind)
+        items = items[:1] * len(value) if isinstance(value, tuple) and items[-1] is Ellipsis else items
+        return isinstance(value, tuple) and 0 < len(value) == len(items) and all(map(_fits, value, items))
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _kind_name(kind: Any) -> str:
+    return kind.__name__ if kind in (int, float, bool, str) else str(kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +47,15 @@ class _Config:
         Raises:
           UserError: an unknown field, or a value that is not implemented; ``where`` is named.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
         values = {}
         for key, value in raw.items():
-            if key in names:
-                values[key] = _frozen(value)
+            if key in kinds:
+                if not _fits(_frozen(value), kinds[key]):
+                    raise UserError(
+                        f"{where}: {key} = {value!r} is not implemented (expected {_kind_name(kinds[key])})"
+                    )
+                values[key] = float(value) if kinds[key] is float else _frozen(value)
             elif key in cls.FIXED:
                 if _frozen(value) not in cls.FIXED[key]:
                     allowed = ", ".join(map(repr, cls.FIXED[key]))
@@ -41,16 +63,24 @@ class _Config:
             elif not key.startswith("_") and key not in cls.IGNORED:
                 raise UserError(f"{where}: unknown field {key!r} for {cls.__name__}")
         config = cls(**values)
-        config._check(where)
+        config._check(where, raw)
         return config
 
-    def _check(self, where: str) -> None:
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         """Refuses values that the type allows and the network does not."""
 
     def _one_of(self, where: str, field: str, allowed: tuple) -> None:
         value = getattr(self, field)
         if value not in allowed:
             raise UserError(f"{where}: {field} = {value!r} is not implemented (known: {', '.join(map(repr, allowed))})")
+
+
+def _check_divides(where: str, field: str, values: tuple[int, ...], widths: tuple[int, ...]) -> None:
+    for value, width in zip(values, widths, strict=True):
+        if value < 1 or width % value:
+            raise UserError(
+                f"{where}: {field} = {value} is not implemented for {width} channels, which it does not divide"
+            )
 
 
 def per_block(value: Any, blocks: int) -> tuple:
@@ -107,21 +137,36 @@ class UNetConfig(_Config):
     # Read by diffusers only together with fields that are refused above.
     IGNORED = frozenset({"addition_embed_type_num_heads"})
 
-    def _check(self, where: str) -> None:
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         blocks = len(self.block_out_channels)
-        for kind in self.down_block_types + self.up_block_types:
-            if kind not in DOWN_BLOCKS + UP_BLOCKS:
-                raise UserError(f"{where}: block type {kind!r} is not implemented (known: {DOWN_BLOCKS + UP_BLOCKS})")
-        lengths = [len(self.down_block_types), len(self.up_block_types)]
-        for field in ("layers_per_block", "transformer_layers_per_block", "attention_head_dim"):
-            lengths.append(len(per_block(getattr(self, field), blocks)))
-        if any(length != blocks for length in lengths):
-            raise UserError(f"{where}: block_out_channels has {blocks} entries, the fields per block have {lengths}")
-        if any(isinstance(layers, tuple) for layers in per_block(self.transformer_layers_per_block, blocks)):
-            raise UserError(f"{where}: nested transformer_layers_per_block is not implemented")
-        if not isinstance(self.cross_attention_dim, int):
-            raise UserError(f"{where}: cross_attention_dim = {self.cross_attention_dim!r}, expected one integer")
+        for field, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            for kind in getattr(self, field):
+                if kind not in known:
+                    raise UserError(f"{where}: {field}: {kind!r} is not implemented (known: {', '.join(known)})")
+        for field in (
+            "down_block_types", "up_block_types", "layers_per_block", "transformer_layers_per_block",
+            "attention_head_dim",
+        ):  # fmt: skip
+            length = len(per_block(getattr(self, field), blocks))
+            if length != blocks:
+                raise UserError(f"{where}: {field} has {length} entries, expected {blocks} as block_out_channels has")
+        _check_divides(where, "norm_num_groups", (self.norm_num_groups,) * blocks, self.block_out_channels)
+        _check_divides(where, "attention_head_dim", *self._heads_and_widths())
         self._one_of(where, "addition_embed_type", (None, "text_time"))
+        for field in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            if self.wants_size_conditions and getattr(self, field) is None:
+                raise UserError(f"{where}: {field} is missing: addition_embed_type 'text_time' needs it")
+
+    def _heads_and_widths(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Heads and channels of the levels that attend; the last one does in the middle block in any case."""
+        blocks = len(self.block_out_channels)
+        attends = [
+            level == blocks - 1 or any(kind.startswith("CrossAttn") for kind in kinds)
+            for level, kinds in enumerate(zip(self.down_block_types, self.up_block_types[::-1], strict=True))
+        ]
+        levels = zip(attends, per_block(self.attention_head_dim, blocks), self.block_out_channels, strict=True)
+        heads, widths = zip(*[(heads, width) for attend, heads, width in levels if attend], strict=True)
+        return heads, widths
 
     @property
     def wants_size_conditions(self) -> bool:
@@ -152,6 +197,14 @@ class VAEConfig(_Config):
         "up_block_types": tuple(("UpDecoderBlock2D",) * n for n in range(1, 7)),
     }  # fmt: skip
 
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        blocks = len(self.block_out_channels)
+        for field in ("down_block_types", "up_block_types"):
+            length = len(raw.get(field, ("one",)))  # diffusers' default is a single block.
+            if length != blocks:
+                raise UserError(f"{where}: {field} has {length} entries, expected {blocks} as block_out_channels has")
+        _check_divides(where, "norm_num_groups", (self.norm_num_groups,) * blocks, self.block_out_channels)
+
     @property
     def downscale(self) -> int:
         """Pixels per latent along a side."""
@@ -180,13 +233,23 @@ class TinyVAEConfig(_Config):
     # The first two belong to diffusers' 8-bit storage of latents, not to encode or decode.
     IGNORED = frozenset({"latent_magnitude", "latent_shift", "force_upcast", "block_out_channels"})
 
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        for side in ("encoder", "decoder"):
+            widths, blocks = getattr(self, f"{side}_block_out_channels"), getattr(self, f"num_{side}_blocks")
+            # diffusers builds networks of several widths and then cannot run them.
+            if len(widths) != len(blocks) or len(set(widths)) != 1:
+                raise UserError(
+                    f"{where}: {side}_block_out_channels = {list(widths)} is not implemented "
+                    f"(expected one width, {len(blocks)} times as num_{side}_blocks has)"
+                )
 
-# Fields of transformers' configs that do not enter a forward pass without dropout.
+
+# Fields of transformers' configs that do not enter a CLIP's forward pass.
 _CLIP_IGNORED = frozenset({
-    "architectures", "attention_dropout", "dropout", "initializer_factor", "initializer_range", "model_type",
+    "architectures", "initializer_factor", "initializer_range", "model_type",
     "torch_dtype", "dtype", "transformers_version", "bos_token_id", "pad_token_id", "logit_scale_init_value",
     "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss",
-    "pruned_heads", "tie_word_embeddings", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
+    "tie_word_embeddings", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
     "add_cross_attention", "tie_encoder_decoder", "max_length", "min_length", "do_sample", "early_stopping",
     "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
     "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
@@ -194,8 +257,9 @@ _CLIP_IGNORED = frozenset({
     "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
     "finetuning_task", "id2label", "label2id", "tokenizer_class", "prefix", "sep_token_id", "decoder_start_token_id",
     "task_specific_params", "problem_type", "chunk_size_feed_forward", "use_return_dict",
-    "projection_dim", "text_config_dict", "vision_config_dict", "vocab_size", "_name_or_path",
+    "projection_dim", "vocab_size",
 })  # fmt: skip
+_CLIP_FIXED = {"attention_dropout": (0.0,), "dropout": (0.0,), "pruned_heads": ({}, None)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +277,12 @@ class CLIPTextConfig(_Config):
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
 
+    FIXED = _CLIP_FIXED
     IGNORED = _CLIP_IGNORED
 
-    def _check(self, where: str) -> None:
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         self._one_of(where, "hidden_act", ("gelu", "quick_gelu"))
+        _check_divides(where, "num_attention_heads", (self.num_attention_heads,), (self.hidden_size,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,11 +300,13 @@ class CLIPVisionConfig(_Config):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
+    FIXED = _CLIP_FIXED
     # transformers writes the text tower's token ids into the vision config as well.
     IGNORED = _CLIP_IGNORED | {"eos_token_id"}
 
-    def _check(self, where: str) -> None:
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         self._one_of(where, "hidden_act", ("gelu", "quick_gelu"))
+        _check_divides(where, "num_attention_heads", (self.num_attention_heads,), (self.hidden_size,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,15 +325,20 @@ class CLIPConfig:
         Raises:
           UserError: one of the towers' configs is absent, or as in `_Config.from_dict`.
         """
+        towers = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
         for key in raw:
-            if key not in _CLIP_IGNORED | {"text_config", "vision_config"} and not key.startswith("_"):
+            known = key in _CLIP_IGNORED or key.removesuffix("_dict") in towers
+            if not known and not key.startswith("_"):
                 raise UserError(f"{where}: unknown field {key!r} for CLIPConfig")
-        for key in ("text_config", "vision_config"):
-            if not isinstance(raw.get(key), Mapping):
+        configs = {}
+        for key, config in towers.items():
+            # The first configs of CLIP have the same fields again as text_config_dict; where it is given it wins, and
+            # what it does not hold has its default, as in transformers.
+            name = f"{key}_dict" if raw.get(f"{key}_dict") is not None else key
+            if not isinstance(raw.get(name), Mapping):
                 raise UserError(f"{where}: field {key!r} is missing: expected the config of a CLIPModel")
-        return cls(
-            text=CLIPTextConfig.from_dict(raw["text_config"], f"{where}: text_config"),
-            vision=CLIPVisionConfig.from_dict(raw["vision_config"], f"{where}: vision_config"),
-            projection_dim=raw.get("projection_dim", 512),
-            time_conditioned=time_conditioned,
-        )
+            configs[key] = config.from_dict(raw[name], f"{where}: {name}")
+        width = raw.get("projection_dim", 512)
+        if not _fits(width, int):
+            raise UserError(f"{where}: projection_dim = {width!r} is not implemented (expected int)")
+        return cls(configs["text_config"], configs["vision_config"], width, time_conditioned)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from spo_jax.core.typing import Array, DType, Float, Num
@@ -35,8 +36,9 @@ def sinusoidal_embedding(
 ) -> Float[Array, "b dim"]:
     """diffusers' ``get_timestep_embedding`` (max period 10,000), always float32: t reaches 999, beyond bfloat16."""
     half = dim // 2
-    exponent = -jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
-    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None]
+    # On the host, in torch's order of rounding: the last digit of a frequency, times 999, is the fourth of an angle.
+    exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
+    angles = timesteps.astype(jnp.float32)[:, None] * np.exp(exponent)[None]
     first, second = (jnp.cos, jnp.sin) if flip_sin_to_cos else (jnp.sin, jnp.cos)
     return jnp.concatenate([first(angles), second(angles)], axis=-1)
 
@@ -71,8 +73,8 @@ class TimestepEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
-        x = nn.silu(nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x))
-        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(x)
+        x = nn.silu(LoRADense(self.features, dtype=self.dtype, name="linear_1")(x))
+        return LoRADense(self.features, dtype=self.dtype, name="linear_2")(x)
 
 
 class ResnetBlock(nn.Module):
@@ -88,7 +90,7 @@ class ResnetBlock(nn.Module):
         h = nn.silu(group_norm(self.groups, self.eps, self.dtype, "norm1")(x))
         h = conv(self.features, 3, self.dtype, "conv1")(h)
         if temb is not None:
-            h = h + nn.Dense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))[:, None, None, :]
+            h = h + LoRADense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))[:, None, None, :]
         h = nn.silu(group_norm(self.groups, self.eps, self.dtype, "norm2")(h))
         h = conv(self.features, 3, self.dtype, "conv2")(h)
         if x.shape[-1] != self.features:
@@ -104,7 +106,7 @@ class Downsample(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 e"]:
         padding = ((0, 1), (0, 1)) if self.asymmetric else ((1, 1), (1, 1))
         return conv(self.features, 3, self.dtype, "conv", strides=2, padding=padding)(x)
 
@@ -116,7 +118,7 @@ class Upsample(nn.Module):
     dtype: DType = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b h2 w2 c"]:
+    def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b h2 w2 e"]:
         x = upsample_nearest(x)
         if size is not None:  # The skip connection of an odd level is one row or column short of the double.
             x = x[:, : size[0], : size[1]]

@@ -72,14 +72,14 @@ class AutoencoderTiny(nn.Module):
         self.encoder = _Encoder(self.config, self.dtype)
         self.decoder = _Decoder(self.config, self.dtype)
 
-    def encode(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
+    def encode(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
         """Latents; images in [-1, 1]."""
         return self.encoder(images.astype(self.dtype))
 
-    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W o"]:
         """Images, near [-1, 1] but not clipped."""
         return self.decoder(latents.astype(self.dtype))
 
-    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    def __call__(self, images: Float[Array, "b H W i"]) -> Float[Array, "b H W o"]:
         """Reconstruction; initialises both halves."""
         return self.decode(self.encode(images))

@@ -148,8 +148,9 @@ class UNet2DConditionModel(nn.Module):
             values, dim, config.flip_sin_to_cos, config.freq_shift
         ).astype(self.dtype)
         temb = TimestepEmbedding(width, self.dtype, name="time_embedding")(sinusoid(t, config.block_out_channels[0]))
-        if (pooled is not None) != config.wants_size_conditions:
-            raise ValueError(f"pooled text and time ids: given {pooled is not None}, {config.addition_embed_type=}")
+        given = (pooled is not None, time_ids is not None)
+        if given != (config.wants_size_conditions,) * 2:
+            raise ValueError(f"pooled text and time ids: given {given}, {config.addition_embed_type=}")
         if config.wants_size_conditions:
             ids = sinusoid(time_ids.reshape(-1), config.addition_time_embed_dim).reshape(time_ids.shape[0], -1)
             added = jnp.concatenate([pooled.astype(self.dtype), ids], axis=-1)

@@ -115,7 +115,7 @@ class AutoencoderKL(nn.Module):
         if config.use_post_quant_conv:
             self.post_quant_conv = one_by_one(config.latent_channels)
 
-    def encode(self, images: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+    def encode(self, images: Float[Array, "b H W i"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Mean and log variance (clipped to [-30, 20]) of the posterior; images in [-1, 1]."""
         moments = self.encoder(images.astype(self.dtype))
         if self.config.use_quant_conv:
@@ -123,14 +123,14 @@ class AutoencoderKL(nn.Module):
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
-    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W o"]:
         """Images, near [-1, 1] but not clipped."""
         latents = latents.astype(self.dtype)
         if self.config.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)
 
-    def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "b H W 3"]:
+    def __call__(self, images: Float[Array, "b H W i"]) -> Float[Array, "b H W o"]:
         """Reconstruction through the posterior mean; initialises both halves."""
         return self.decode(self.encode(images)[0])
 

@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from spo_jax.core.batching import in_chunks
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
-from spo_jax.core.typing import DType, Int, Params
+from spo_jax.core.typing import Array, DType, Int, Params
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.models.clip import CLIPTextModel
@@ -26,6 +27,7 @@ from spo_jax.weights import hub
 
 EMBEDDED = "embedded"  # The name by which configs and flags ask for the pipeline in the package.
 ASSETS = Path(__file__).parent / "assets"
+TEXT_CHUNK = 64  # prompts encoded at a time, in one compiled shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +54,14 @@ class Pipeline:
         height, width = (size, size) if isinstance(size, int) else size
         return height, width, self.unet.config.in_channels
 
-    def encode_prompts(self, ids: Int[np.ndarray, "b l"]) -> Conditioning:
-        """Text states of token ids, computed once per prompt and kept; float32 or the encoder's dtype."""
-        return _encode_text(self.text_encoder, self.params["text_encoder"], jnp.asarray(ids))
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Text states of prompts; computed once per prompt and kept by the caller."""
+        encode = functools.partial(_encode_text, self.text_encoder, self.params["text_encoder"])
+        return in_chunks(encode, self.tokenizer(prompts), TEXT_CHUNK)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_text(text_encoder: CLIPTextModel, params: Params, ids) -> Conditioning:
+def _encode_text(text_encoder: CLIPTextModel, params: Params, ids: Int[Array, "b l"]) -> Conditioning:
     return Conditioning(text_encoder.apply({"params": params}, ids)[0].last)
 
 

@@ -28,7 +28,7 @@ class Conditioning(NamedTuple):
 
     def rows(self, index: Int[Array, " n"]) -> "Conditioning":
         """The conditioning of the prompts ``index``."""
-        return jax.tree.map(lambda x: x[index], self)
+        return jax.tree.map(lambda x: jnp.asarray(x)[index], self)
 
     def repeated(self, copies: int) -> "Conditioning":
         """All prompts, ``copies`` times over (copy-major, as the pool is laid out)."""

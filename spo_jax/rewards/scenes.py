@@ -316,3 +316,22 @@ def aesthetic(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str] | N
     # Not their mean: a picture could pay for one term with the ruin of another.
     drawn = np.cbrt(terms["crisp"] * terms["clean"] * terms["colour"])
     return (terms["form"] * terms["meant"] * terms["range"] * drawn).astype(np.float32)
+
+
+MEANINGS = {
+    "aesthetic": "ground truth of the drawing's quality, 0 to 1; no training reads it",
+    "accuracy/colour": "share of pictures with the colour of the prompt",
+    "accuracy/shape": "share of pictures with the shape of the prompt",
+    "accuracy/all": "share of pictures with both",
+    "out_of_range": "share of pixel values outside [-1, 1]",
+}
+
+
+def measure(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str]) -> dict[str, Float[np.ndarray, " b"]]:
+    """Every ground truth of the world per picture, by the names of `MEANINGS`; images are not clipped."""
+    right = accuracy(images, prompts)
+    return {
+        "aesthetic": aesthetic(images),
+        **{f"accuracy/{name}": right[name].astype(np.float64) for name in ("colour", "shape", "all")},
+        "out_of_range": out_of_range_share(images),
+    }

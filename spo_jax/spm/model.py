@@ -14,6 +14,7 @@ from spo_jax.core.typing import DType, Key, Params
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.models.clip import CLIPModel
 from spo_jax.models.config import CLIPConfig
+from spo_jax.models.presets import CLIP_H
 from spo_jax.pipeline.build import ASSETS, EMBEDDED
 from spo_jax.weights import clip as clip_weights
 from spo_jax.weights import hub
@@ -34,26 +35,38 @@ def load_spm(
     """Reads a step-aware preference model in transformers' CLIPModel layout (with the SPO authors' key names).
 
     Args:
-      model: folder, hub id, or ``"embedded"``.
+      model: folder, weights file, hub id, one file of a hub repository (``owner/name/file``), or ``"embedded"``.
       tokenizer: folder or hub id of its tokenizer when ``model`` does not hold one.
 
     Raises:
       UserError: what is missing or does not fit.
     """
-    folder = ASSETS / "spm" if str(model) == EMBEDDED else hub.resolve(model)
-    config_file = folder / "config.json"
-    clip = CLIPModel(CLIPConfig.from_dict(read_json(config_file), str(config_file), time_conditioned=True), dtype=dtype)
-    params = clip_weights.load_clip(folder, clip_shapes(clip), dtype=dtype)
-    return SPM(clip, params, Tokenizer(_tokenizer_folder(folder, tokenizer)))
+    path = _resolve(str(model))
+    config_file = (path if path.is_dir() else path.parent) / "config.json"
+    # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
+    config = read_json(config_file) if config_file.is_file() or path.is_dir() else CLIP_H
+    clip = CLIPModel(CLIPConfig.from_dict(config, str(config_file), time_conditioned=True), dtype=dtype)
+    params = clip_weights.load_clip(path, clip_shapes(clip), dtype=dtype)
+    return SPM(clip, params, Tokenizer(_tokenizer_folder(path, tokenizer)))
 
 
-def _tokenizer_folder(folder: Path, tokenizer: str | os.PathLike | None) -> Path:
+def _resolve(model: str) -> Path:
+    """The local folder or file; ``owner/name/file`` is one file of a hub repository."""
+    if model == EMBEDDED:
+        return ASSETS / "spm"
+    parts = model.split("/")
+    if len(parts) == 3 and not Path(model).exists() and not model.startswith(("/", ".", "~")):
+        return hub.resolve("/".join(parts[:2]), allow_patterns=(parts[2],)) / parts[2]
+    return hub.resolve(model)
+
+
+def _tokenizer_folder(path: Path, tokenizer: str | os.PathLike | None) -> Path:
     if tokenizer is not None:
-        folder = hub.resolve(tokenizer)
-    for candidate in (folder, folder / "tokenizer"):
+        path = hub.resolve(tokenizer, allow_patterns=("*.json", "*.txt"))
+    for candidate in (path, path / "tokenizer"):
         if any((candidate / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             return candidate
-    raise UserError(f"{folder}: no tokenizer beside the preference model; name one with config.spm.tokenizer")
+    raise UserError(f"{path}: no tokenizer beside the preference model; name one with --config.spm.tokenizer")
 
 
 def clip_shapes(clip: CLIPModel) -> Params:

@@ -91,6 +91,11 @@ def make_plan(config: ResamplerConfig) -> Plan:
     return Plan(branches, segment, steps[branches], shares_parent=bool(branches.all()))
 
 
+def judged_timesteps(config: ResamplerConfig, schedule: Schedule) -> Int[np.ndarray, " s"]:
+    """The timestep that the judge is told at every judgement; the finished pictures are judged as they are, at 0."""
+    return np.append(schedule.timesteps[make_plan(config).judged_at], 0).astype(np.int32)
+
+
 class Draws(NamedTuple):
     """All randomness of a rollout.
 
@@ -159,14 +164,14 @@ def rollout(denoise: Denoise, config: ResamplerConfig, schedule: Schedule, draws
     noises = jnp.concatenate([draws.shared, jnp.zeros_like(x)[None]])
     start = (x, x, jnp.zeros_like(x), jnp.zeros((1,) * x.ndim))
     (_, parent, mean, std), _ = jax.lax.scan(shared_step, start, (timesteps[: first + 1], noises))
-    pool = mean + std * draws.pool[0]
+    pool = mean[None] + std[None] * draws.pool[0]
 
     def pool_step(pool, inputs):
         t, noise, choice, branch = inputs
         x0, mean, std = moments(pool, t)
         picked = lambda candidates: _pick(candidates, choice)  # noqa: E731
         if plan.shares_parent:
-            parent, mean = picked(pool), picked(mean)
+            parent, mean = picked(pool), picked(mean)[None]
         else:
             keep_or_pick = lambda all_: jnp.where(branch, picked(all_)[None], all_)  # noqa: E731
             parent, mean = keep_or_pick(pool), keep_or_pick(mean)
@@ -175,15 +180,14 @@ def rollout(denoise: Denoise, config: ResamplerConfig, schedule: Schedule, draws
 
     inputs = (timesteps[first + 1 :], draws.pool[1:], draws.choice, jnp.asarray(plan.branches))
     final, (parents, children, x0) = jax.lax.scan(pool_step, pool, inputs)
-    parent = parent if plan.shares_parent else jnp.broadcast_to(parent, pool.shape)
+    parent = parent if plan.shares_parent else jnp.broadcast_to(parent[None], pool.shape)
     judged = [x0[step - first - 1] for step in plan.judged_at]
     return Trajectory(
         parents=jnp.concatenate([parent[None], parents]),
         children=jnp.concatenate([pool[None], children]),
         timesteps=schedule.timesteps[first:],
         judged=jnp.stack([*judged, final]),
-        # The finished pictures are judged as they are, at timestep 0.
-        judged_timesteps=np.append(schedule.timesteps[plan.judged_at], 0).astype(np.int32),
+        judged_timesteps=judged_timesteps(config, schedule),
     )
 
 

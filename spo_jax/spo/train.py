@@ -1,7 +1,6 @@
 """The two steps of SPO training, each one compiled program: collect pairs with the policy, then update the policy."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from spo_jax.diffusion.schedule import Schedule
 from spo_jax.spo import pairs as pairs_lib
 from spo_jax.spo.objective import spo_loss
 from spo_jax.spo.pairs import Pairs
-from spo_jax.spo.resampler import Draws, ResamplerConfig, Score, draw, judge, make_plan, rollout
+from spo_jax.spo.resampler import Denoise, Draws, ResamplerConfig, Score, judge, make_plan, rollout
 
 # (adapter tree or None for the reference, x [n h w c], t [n], prompt row [n]) to guided prediction.
 Predict = Callable[
@@ -49,7 +48,7 @@ class UpdateConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
+        for field in dataclasses.fields(UpdateConfig):
             value, zero_allowed = getattr(self, field.name), field.name in ("adam_beta1", "weight_decay")
             if not (value > 0 or (value == 0 and zero_allowed)):
                 expected = "0 or more" if zero_allowed else "more than 0"
@@ -89,13 +88,19 @@ def init_state(lora: Params, optimiser: optax.GradientTransformation) -> TrainSt
 
 
 def collect(
-    denoise, score: Score, config: ResamplerConfig, schedule: Schedule, draws: Draws, threshold: float, chunk: int
+    denoise: Denoise,
+    score: Score,
+    config: ResamplerConfig,
+    schedule: Schedule,
+    draws: Draws,
+    threshold: float,
+    chunk: int,
 ) -> tuple[Pairs, dict[str, Array]]:
     """Rolls the policy out, judges the pools and makes pairs.
 
     Args:
-      denoise: guided prediction of the policy (see `spo_jax.spo.resampler.Denoise`).
-      score: decoded and judged latents.
+      denoise: guided prediction of the policy.
+      score: of decoded latents.
       threshold: how clear a verdict has to be. chunk: pictures decoded and judged at a time.
 
     Returns:
@@ -153,10 +158,10 @@ def batch_loss(
     loss = mean(out.loss)
     return loss, {
         "loss": loss,
-        "ratio_win": mean(out.ratio_win),
-        "ratio_lose": mean(out.ratio_lose),
-        "clip_fraction_win": mean(outside(out.ratio_win)),
-        "clip_fraction_lose": mean(outside(out.ratio_lose)),
+        "ratio/win": mean(out.ratio_win),
+        "ratio/lose": mean(out.ratio_lose),
+        "clip_fraction/win": mean(outside(out.ratio_win)),
+        "clip_fraction/lose": mean(outside(out.ratio_lose)),
     }
 
 
@@ -204,54 +209,7 @@ def update(
         state, metrics, _ = train_batch(state, predict, schedule, config, batch, weight)
         return state, jax.tree.map(jnp.add, sums, metrics)
 
-    names = ("loss", "ratio_win", "ratio_lose", "clip_fraction_win", "clip_fraction_lose", "grad_norm")
+    names = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose", "grad_norm")
     state, sums = jax.lax.fori_loop(0, batches, body, (state, dict.fromkeys(names, jnp.zeros(()))))
     metrics = jax.tree.map(lambda total: total / jnp.maximum(batches, 1), sums)
     return state, {**metrics, "train_batches": batches}
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The two compiled programs of a run.
-
-    Attributes:
-      collect: (lora, frozen, batch, key) to (pairs, metrics).
-      update: (state, frozen, batch, pairs, key) to (state, metrics); donates the state and the pairs.
-    """
-
-    collect: Callable
-    update: Callable
-
-
-def make_programs(
-    bind_policy: Callable,
-    bind_score: Callable,
-    bind_predict: Callable,
-    resampler: ResamplerConfig,
-    update_config: UpdateConfig,
-    schedule: Schedule,
-    latent_shape: tuple[int, int, int],
-    threshold: float,
-    chunk: int,
-) -> Programs:
-    """Closes the algorithm over networks and settings and compiles it.
-
-    Args:
-      bind_policy: (frozen, lora, batch) to the resampler's denoise. ``frozen`` holds all weights that do not train,
-        ``batch`` the prompts' conditioning and text features.
-      bind_score: (frozen, batch) to the resampler's score.
-      bind_predict: (frozen, batch) to the update's predict.
-    """
-
-    @jax.jit
-    def collect_program(lora, frozen, batch, key):
-        rows = len(jax.tree.leaves(batch)[0])
-        draws = draw(key, resampler, rows, latent_shape)
-        denoise, score = bind_policy(frozen, lora, batch), bind_score(frozen, batch)
-        return collect(denoise, score, resampler, schedule, draws, threshold, chunk)
-
-    @functools.partial(jax.jit, donate_argnums=(0, 3))
-    def update_program(state, frozen, batch, pairs, key):
-        return update(state, bind_predict(frozen, batch), schedule, update_config, pairs, key)
-
-    return Programs(collect_program, update_program)

@@ -10,39 +10,33 @@ import numpy as np
 
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.models.clip import CLIPModel
-from spo_jax.spm.loss import preference_loss
 from spo_jax.spm.model import init_time_conditioning
-from spo_jax.spm.score import unit_norm
+from spo_jax.spm.train import PairBatch, batch_loss
 from spo_jax.weights.rules import to_state
 
 CASE = "in_batch_negatives_False"
 
 
 def batch_of(golden):
-    d = golden.arrays("d_spm_criterion.npz")
-    pixels = jnp.concatenate([golden.nhwc(d[f"batch/pixel_values_{i}"]) for i in (0, 1)])
-    labels = jnp.stack([jnp.asarray(d["batch/label_0"]), jnp.asarray(d["batch/label_1"])], axis=1)
-    weights = 1 / jnp.asarray(d["batch/num_example_per_prompt"], jnp.float32)
-    return d, pixels, labels, weights
-
-
-def criterion(params, clip, d, pixels, labels, weights):
-    variables, t = {"params": params}, jnp.asarray(d["batch/timesteps"])
-    text = unit_norm(clip.apply(variables, jnp.asarray(d["batch/input_ids"]), method="encode_text"))
-    image = unit_norm(clip.apply(variables, pixels, jnp.tile(t, 2), method="encode_image"))
-    scores = clip.apply(variables, method="scale") * (image.reshape(2, -1, image.shape[-1]) * text[None]).sum(-1)
-    loss, per_pair = preference_loss(scores.T, labels, weights)
-    return loss, (per_pair, scores)
+    d = {key: jnp.asarray(value) for key, value in golden.arrays("d_spm_criterion.npz").items()}
+    return d, PairBatch(
+        pixels=jnp.stack([golden.nhwc(d[f"batch/pixel_values_{i}"]) for i in (0, 1)], axis=1),
+        t=d["batch/timesteps"],
+        ids=d["batch/input_ids"],
+        labels=jnp.stack([d["batch/label_0"], d["batch/label_1"]], axis=1),
+        weights=1 / d["batch/num_example_per_prompt"].astype(jnp.float32),
+    )
 
 
 def test_loss_and_gradients(golden):
-    d, pixels, labels, weights = batch_of(golden)
-    gradient = jax.jit(jax.value_and_grad(criterion, has_aux=True), static_argnums=1)
-    (loss, (per_pair, scores)), grads = gradient(golden.spm.params, golden.spm.clip, d, pixels, labels, weights)
+    d, batch = batch_of(golden)
+    clip = golden.spm.clip
+    gradient = jax.jit(jax.value_and_grad(lambda params: batch_loss(clip, params, batch), has_aux=True))
+    (loss, metrics), grads = gradient(golden.spm.params)
     np.testing.assert_allclose(loss, d[f"{CASE}/loss"], rtol=1e-4)
-    assert golden.relative_error(per_pair, d["text_loss_per_example"]) < 1e-3
-    assert golden.relative_error(scores, np.stack([d["scores_0"], d["scores_1"]])) < 1e-4
-    np.testing.assert_allclose(weights / weights.sum(), d["weight_per_example"], rtol=1e-6)
+    assert golden.relative_error(metrics["loss_per_pair"], d["text_loss_per_example"]) < 1e-3
+    assert golden.relative_error(metrics["scores"], np.stack([d["scores_0"], d["scores_1"]], axis=1)) < 1e-4
+    np.testing.assert_allclose(batch.weights / batch.weights.sum(), d["weight_per_example"], rtol=1e-6)
     ours = to_state(grads)
     wanted = [key for key in d if key.startswith(f"{CASE}/grad/")]
     assert wanted
@@ -52,15 +46,14 @@ def test_loss_and_gradients(golden):
 
 def test_identity_start(golden):
     """Freshly added time conditioning leaves plain CLIP's features, at every timestep."""
-    d, pixels, *_ = batch_of(golden)
+    d, batch = batch_of(golden)
+    pixels = batch.pixels[:, 0]
     clip = golden.spm.clip
     plain = CLIPModel(type(clip.config)(**{**vars(clip.config), "time_conditioned": False}))
     flat = {k: v for k, v in flatten(golden.spm.params).items() if "adaLN" not in k and "t_embedder" not in k}
     params = init_time_conditioning(jax.random.key(0), unflatten(flat), clip)
-    count = len(d["batch/timesteps"])
-    for t in (jnp.asarray(d["batch/timesteps"]), jnp.zeros(count, int), jnp.full(count, 951)):
-        ours = clip.apply({"params": params}, pixels[:count], t, method="encode_image")
-        np.testing.assert_array_equal(
-            ours, plain.apply({"params": unflatten(flat)}, pixels[:count], method="encode_image")
-        )
+    count = len(pixels)
+    for t in (batch.t, jnp.zeros(count, int), jnp.full(count, 951)):
+        ours = clip.apply({"params": params}, pixels, t, method="encode_image")
+        np.testing.assert_array_equal(ours, plain.apply({"params": unflatten(flat)}, pixels, method="encode_image"))
         assert golden.relative_error(ours, d["init_adaln/image_features"]) < 1e-4

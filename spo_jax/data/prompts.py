@@ -1,0 +1,60 @@
+"""Lists of prompts: text, JSON or JSONL files, and those of the embedded world."""
+
+import json
+import os
+from pathlib import Path
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json
+from spo_jax.data import scenes
+
+EMBEDDED = {"embedded:train": scenes.TRAIN_PROMPTS, "embedded:held_out": scenes.HELD_OUT_PROMPTS}
+_KEYS = ("caption", "prompt", "text")
+
+
+def load_prompts(source: str | os.PathLike) -> list[str]:
+    """Reads prompts.
+
+    Args:
+      source: ``embedded:train`` or ``embedded:held_out``; or a file: ``.txt`` (one a line), ``.jsonl`` (a string or an
+        object a line), ``.json`` (a list of strings or objects). Objects hold the prompt under ``caption``,
+        ``prompt`` or ``text``.
+
+    Raises:
+      UserError: no such file, another format, an entry without a prompt, or no prompt at all.
+    """
+    if str(source) in EMBEDDED:
+        return list(EMBEDDED[str(source)])
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"no prompt file {path} (embedded lists: {', '.join(EMBEDDED)})")
+    try:
+        entries = _entries(path)
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+        raise UserError(f"cannot read prompts from {path}: {error}") from error
+    prompts = [_prompt(entry, f"{path}, entry {index}") for index, entry in enumerate(entries, 1)]
+    if not prompts:
+        raise UserError(f"{path}: no prompts in it, expected at least one")
+    return prompts
+
+
+def _entries(path: Path) -> list:
+    if path.suffix == ".json":
+        entries = read_json(path)
+        if not isinstance(entries, list):
+            raise UserError(f"{path}: expected a JSON list of prompts, found {type(entries).__name__}")
+        return entries
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in lines]
+    if path.suffix == ".txt":
+        return lines
+    raise UserError(f"{path}: prompt files end in .txt, .json or .jsonl")
+
+
+def _prompt(entry, where: str) -> str:
+    if isinstance(entry, dict):
+        entry = next((entry[key] for key in _KEYS if key in entry), None)
+    if not isinstance(entry, str) or not entry.strip():
+        raise UserError(f"{where}: expected a non-empty string, or an object with one under {' or '.join(_KEYS)}")
+    return entry

@@ -1,0 +1,29 @@
+"""Writes a run's LoRA for others: ``python -m spo_jax.export --run=runs/tiny --format=kohya --out=spo.safetensors``.
+
+Formats: ``diffusers`` and ``kohya`` (web UIs) LoRA files, and ``merged``, a whole pipeline folder with the LoRA in the
+weights. ``--run`` is a run's folder (its last checkpoint), one of its checkpoints, or a LoRA file.
+"""
+
+from absl import flags
+
+from spo_jax.core.cli import run_command
+
+
+def run() -> None:
+    """The command."""
+    source = flags.DEFINE_string("run", None, "Run folder, checkpoint folder, or LoRA file.")
+    form = flags.DEFINE_enum("format", "diffusers", ["diffusers", "kohya", "merged"], "What to write.")
+    out = flags.DEFINE_string("out", None, "File, or folder for 'merged'.")
+    model = flags.DEFINE_string("model", "", "Base model; taken from the run's settings where it has some.")
+    flags.mark_flags_as_required(["run", "out"])
+
+    def main(_) -> None:
+        from spo_jax.exporting import export
+
+        export(source.value, form.value, out.value, model.value)
+
+    run_command(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,83 @@
+"""Pictures from prompts: one compiled program per batch size."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.typing import Array, Float, Params
+from spo_jax.diffusion.schedule import Schedule, make_schedule
+from spo_jax.diffusion.solvers import ddim_sample
+from spo_jax.pipeline.build import Pipeline
+from spo_jax.pipeline.functions import Conditioning, Guidance, bind_denoise, decode
+
+
+class Sampler:
+    """Draws pictures with DDIM, eta 0.
+
+    Args:
+      steps: sampling steps. guidance: scale w. lora_scale: alpha / r times the strength of the adapter.
+      batch: pictures at a time; fewer are padded, so that there is one program.
+    """
+
+    def __init__(self, pipeline: Pipeline, *, steps: int, guidance: float, lora_scale: float = 1.0, batch: int = 16):
+        self.pipeline, self.batch = pipeline, batch
+        self._schedule = make_schedule(pipeline.scheduler, steps)
+        self._program = jax.jit(functools.partial(_sample, pipeline, self._schedule, guidance, lora_scale))
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
+        """Conditioning of the prompts, and of the empty prompt."""
+        return self.pipeline.encode_prompts(prompts), self.pipeline.encode_prompts([""])
+
+    def __call__(
+        self, prompts: Sequence[str], init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
+    ) -> Float[np.ndarray, "b H W 3"]:
+        """Pictures near [-1, 1], not clipped, float32 on the host.
+
+        Args:
+          init_latents: noise of unit variance, a row per prompt (see `initial_latents`).
+          lora: adapter tree; None is the base model.
+        """
+        condition, unconditional = self.encode(prompts)
+        out = []
+        for start in range(0, len(prompts), self.batch):
+            rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)
+            latents = jnp.asarray(init_latents[rows])
+            images = self._program(self.pipeline.params, lora, condition.rows(rows), unconditional, latents)
+            out.append(np.asarray(images)[: len(prompts) - start])
+        return np.concatenate(out)
+
+
+def _sample(
+    pipeline: Pipeline, schedule: Schedule, guidance: float, lora_scale: float, params, lora, condition, unconditional,
+    latents,
+) -> Float[Array, "b H W 3"]:  # fmt: skip
+    denoise = bind_denoise(
+        pipeline.unet, params["unet"], lora, Guidance(condition, unconditional, guidance), lora_scale
+    )
+    return decode(pipeline.vae, params["vae"], ddim_sample(denoise, schedule, latents)).astype(jnp.float32)
+
+
+def initial_latents(seed: int, count: int, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
+    """Noise for ``count`` pictures; picture i has the same noise whatever the count is."""
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(count))
+    return np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
+
+
+def read_latents(path: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
+    """Initial latents from a .npy file, in torch's layout [b c h w] as diffusers' ``latents=`` takes them.
+
+    Raises:
+      UserError: no such file, not an array of numbers, or another shape than the model's.
+    """
+    try:
+        latents = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"cannot read initial latents from {path}: {error}") from error
+    expected = (shape[2], shape[0], shape[1])
+    if latents.ndim != 4 or latents.shape[1:] != expected or not np.issubdtype(latents.dtype, np.floating):
+        raise UserError(f"{path}: {latents.dtype}{list(latents.shape)}, expected floats [b, {expected} as c, h, w]")
+    return np.moveaxis(latents, 1, -1).astype(np.float32)

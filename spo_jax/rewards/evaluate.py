@@ -1,0 +1,50 @@
+"""Judges of finished pictures, by the name that configs use."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spo_jax.core.batching import in_chunks
+from spo_jax.core.typing import Float
+from spo_jax.rewards import scenes
+from spo_jax.spm.model import SPM
+from spo_jax.spm.score import score_images, text_features
+
+_CHUNK = 25
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Per-picture scores by name.
+
+    Attributes:
+      measure: (pictures [b h w 3] near [-1, 1], prompts) to {name: float[b]}.
+      meanings: a sentence per name. lower_is_better: names.
+    """
+
+    measure: Callable[[Float[np.ndarray, "b h w 3"], Sequence[str]], dict[str, Float[np.ndarray, " b"]]]
+    meanings: dict[str, str]
+    lower_is_better: tuple[str, ...] = ()
+
+
+def make_judge(reward: str, spm: SPM) -> Judge:
+    """``scenes``: the ground truth of the embedded world. ``spm``: the preference model at timestep 0, that is the
+    judge that training listened to, which shows that the objective moved and not that people agree."""
+    if reward == "scenes":
+        return Judge(scenes.measure, scenes.MEANINGS, ("out_of_range",))
+    meaning = "score of the preference model that training used, at timestep 0"
+    return Judge(functools.partial(_spm_score, spm), {"spm_score": meaning})
+
+
+def _spm_score(spm: SPM, images: np.ndarray, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    text = in_chunks(jax.jit(functools.partial(text_features, spm.clip, spm.params)), spm.tokenizer(prompts), _CHUNK)
+    score = jax.jit(
+        lambda row: score_images(
+            spm.clip, spm.params, jnp.asarray(images)[row], jnp.zeros(_CHUNK, jnp.int32), jnp.asarray(text)[row]
+        )
+    )
+    return {"spm_score": np.asarray(in_chunks(score, np.arange(len(images)), _CHUNK))}

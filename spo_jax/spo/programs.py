@@ -1,0 +1,141 @@
+"""SPO's two steps closed over the networks, and compiled ahead of time."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spo_jax.core.batching import in_chunks
+from spo_jax.core.typing import Array, Float, Int, Key, Params
+from spo_jax.diffusion.schedule import Schedule, make_schedule
+from spo_jax.models.tiny_vae import AutoencoderTiny
+from spo_jax.models.vae import AutoencoderKL
+from spo_jax.pipeline.build import TEXT_CHUNK, Pipeline, load_tiny_vae
+from spo_jax.pipeline.functions import Conditioning, Guidance, bind_denoise, decode, denoise
+from spo_jax.spm.model import SPM
+from spo_jax.spm.score import score_images, text_features
+from spo_jax.spo.pairs import Pairs
+from spo_jax.spo.resampler import draw
+from spo_jax.spo.settings import SPOSettings
+from spo_jax.spo.train import TrainState, collect, update
+
+
+class Frozen(NamedTuple):
+    """All weights that do not train, and the empty prompt's conditioning: arguments of the programs, not constants."""
+
+    unet: Params
+    decoder: Params
+    spm: Params
+    unconditional: Conditioning
+
+
+class Inputs(NamedTuple):
+    """What is known of the prompts, computed once for all of them; a batch is some of the rows.
+
+    Attributes:
+      condition: the pipeline's text states. text: the preference model's unit text features.
+    """
+
+    condition: Conditioning
+    text: Float[Array, "b p"]
+
+    def rows(self, index: Int[Array, " n"]) -> "Inputs":
+        """The inputs of the prompts ``index``."""
+        return jax.tree.map(lambda x: x[index], self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The two compiled programs of a run; they cannot recompile: another shape is an error.
+
+    Attributes:
+      collect: (lora, frozen, inputs, key) to (pairs, metrics).
+      update: (state, frozen, inputs, pairs, key) to (state, metrics); the state is donated.
+      compile_seconds: for both.
+    """
+
+    collect: Callable[..., tuple[Pairs, dict[str, Array]]]
+    update: Callable[..., tuple[TrainState, dict[str, Array]]]
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """The modules and settings that the programs are specialised to; hashable by identity."""
+
+    pipeline: Pipeline
+    spm: SPM
+    decoder: AutoencoderKL | AutoencoderTiny
+    decoder_params: Params
+    schedule: Schedule
+    settings: SPOSettings
+    lora_scale: float
+
+    @classmethod
+    def build(cls, pipeline: Pipeline, spm: SPM, settings: SPOSettings, lora_scale: float) -> "Networks":
+        """Reads the distilled decoder if one is asked for.
+
+        Raises:
+          UserError: the decoder cannot be read.
+        """
+        decoder, params = pipeline.vae, pipeline.params["vae"]
+        if settings.decoder != "vae":
+            decoder, params = load_tiny_vae(settings.decoder, dtype=pipeline.vae.dtype)
+        schedule = make_schedule(pipeline.scheduler, settings.num_steps)
+        return cls(pipeline, spm, decoder, params, schedule, settings, lora_scale)
+
+    def frozen(self) -> Frozen:
+        """The weights that the programs take."""
+        pipeline = self.pipeline
+        return Frozen(pipeline.params["unet"], self.decoder_params, self.spm.params, pipeline.encode_prompts([""]))
+
+    def inputs(self, prompts: Sequence[str]) -> Inputs:
+        """Encodes all prompts for both models, once."""
+        encode = jax.jit(functools.partial(text_features, self.spm.clip, self.spm.params))
+        text = in_chunks(encode, self.spm.tokenizer(prompts), TEXT_CHUNK)
+        return Inputs(self.pipeline.encode_prompts(prompts), text)
+
+    def collect(self, lora: Params, frozen: Frozen, inputs: Inputs, key: Key) -> tuple[Pairs, dict[str, Array]]:
+        """A rollout of the policy and its pairs (see `spo_jax.spo.train.collect`)."""
+        settings = self.settings
+        guidance = Guidance(inputs.condition, frozen.unconditional, settings.guidance_scale)
+        policy = bind_denoise(self.pipeline.unet, frozen.unet, lora, guidance, self.lora_scale)
+
+        def score(latents, t, row):
+            images = decode(self.decoder, frozen.decoder, latents)
+            return score_images(self.spm.clip, frozen.spm, images, t, inputs.text[row])
+
+        draws = draw(key, settings, len(inputs.text), self.pipeline.latent_shape)
+        return collect(policy, score, settings, self.schedule, draws, settings.threshold, settings.decode_chunk)
+
+    def update(
+        self, state: TrainState, frozen: Frozen, inputs: Inputs, pairs: Pairs, key: Key
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The training batches of a rollout's pairs (see `spo_jax.spo.train.update`)."""
+
+        def predict(lora, x, t, row):
+            guidance = Guidance(inputs.condition.rows(row), frozen.unconditional, self.settings.guidance_scale)
+            return denoise(self.pipeline.unet, frozen.unet, lora, guidance, x, t, self.lora_scale)
+
+        return update(state, predict, self.schedule, self.settings, pairs, key)
+
+
+def compile_programs(networks: Networks, state: TrainState, frozen: Frozen, inputs: Inputs) -> Programs:
+    """Compiles both programs for the shapes of ``inputs``, a batch of prompts."""
+    start, key = time.perf_counter(), jax.random.key(0)
+    shapes = lambda tree: jax.tree.map(_shape, tree)  # noqa: E731
+    arguments: tuple[Any, ...] = shapes((state.lora, frozen, inputs, key))
+    collect_program = jax.jit(networks.collect).lower(*arguments)
+    pairs = jax.tree.map(_shape, jax.eval_shape(networks.collect, *arguments)[0])
+    update_program = jax.jit(networks.update, donate_argnums=0).lower(
+        shapes(state), arguments[1], arguments[2], pairs, arguments[3]
+    )
+    return Programs(collect_program.compile(), update_program.compile(), time.perf_counter() - start)
+
+
+def _shape(x: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype)

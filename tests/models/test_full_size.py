@@ -1,0 +1,138 @@
+"""The networks of SD 1.5 and CLIP-H at their true sizes, with random weights, against diffusers and transformers.
+
+``pytest -m full tests/models/test_full_size.py``. One network at a time: torch's is gone before ours is compiled.
+"""
+
+import gc
+import re
+import resource
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+import transformers
+from peft import LoraConfig
+
+from spo_jax.core.trees import flatten, unflatten
+from spo_jax.models import lora as lora_lib
+from spo_jax.models import presets
+from spo_jax.models.clip import CLIPModel, CLIPTextModel
+from spo_jax.models.config import CLIPConfig, CLIPTextConfig, UNetConfig, VAEConfig
+from spo_jax.models.unet import UNet2DConditionModel
+from spo_jax.models.vae import AutoencoderKL
+from spo_jax.pipeline.build import text_shapes, unet_shapes, vae_shapes
+from spo_jax.spm.model import clip_shapes
+from spo_jax.weights.rules import module_path
+
+pytestmark = pytest.mark.full
+
+TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
+RANK, ALPHA = 4, 8.0
+MEMORY = 24e9  # bytes: what a machine for these tests has to have
+END = 49407
+# Two prompts of 77 tokens: start, words, end, and the end token again as padding.
+IDS = jnp.full((2, 77), END).at[:, 0].set(END - 1).at[0, 1:6].set(jnp.arange(320, 325)).at[1, 1:30].set(4000)
+
+
+@pytest.fixture(autouse=True)
+def within_memory():
+    """No test may need more than `MEMORY` at its peak, both libraries' networks included."""
+    gc.collect()
+    yield
+    jax.clear_caches()
+    gc.collect()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY
+
+
+def test_unet(reference):
+    """Prediction with a LoRA, and the gradients of that LoRA, with every block recomputed."""
+    x, t = reference.normal(1, 2, 16, 24, 4), jnp.array([999, 251])
+    context, weights = reference.normal(2, 2, 77, 768), reference.normal(3, 2, 16, 24, 4)
+    ours = UNet2DConditionModel(UNetConfig.from_dict(presets.SD15_UNET), remat=True)
+    shapes = unet_shapes(ours)
+
+    torch.manual_seed(0)
+    theirs = reference.randomised(diffusers.UNet2DConditionModel.from_config(presets.SD15_UNET))
+    params = jax.device_put(reference.tree(theirs, shapes))
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    theirs.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets, init_lora_weights=False))
+    leaves = {name: p for name, p in theirs.named_parameters() if p.requires_grad}
+    out = theirs(reference.nchw(x), reference.to_torch(t), reference.to_torch(context)).sample
+    (reference.nchw(weights) * out).sum().backward()
+    expected_out = reference.nhwc(out)
+    adapter, expected = {}, {}
+    for name, parameter in leaves.items():
+        module, leaf = re.fullmatch(r"(.+)\.(lora_[AB])\.default\.weight", name).groups()
+        path = "/".join((*module_path(module), leaf))
+        adapter[path], expected[path] = jnp.asarray(parameter.detach().numpy().T), parameter.grad.numpy().T
+    del theirs, leaves, out, parameter
+    gc.collect()
+
+    def loss(adapter, params):
+        variables = {"params": params, "lora": lora_lib.scaled(adapter, ALPHA / RANK)}
+        out = ours.apply(variables, x, t, context)
+        return jnp.sum(weights * out), out
+
+    gradients, out = jax.jit(jax.grad(loss, has_aux=True))(unflatten(adapter), params)
+    assert reference.relative_error(out, expected_out) < TOLERANCE
+    gradients = flatten(gradients)
+    assert len(gradients) == len(expected) == 256
+    errors = {path: reference.relative_error(gradients[path], expected[path]) for path in expected}
+    assert max(errors.values()) < GRADIENT_TOLERANCE, max(errors, key=errors.get)
+
+
+def test_vae(reference):
+    images, latents = jnp.tanh(reference.normal(1, 1, 128, 128, 3)), reference.normal(2, 1, 16, 16, 4)
+    torch.manual_seed(0)
+    theirs = reference.randomised(diffusers.AutoencoderKL.from_config(presets.SD15_VAE))
+    posterior = theirs.encode(reference.nchw(images)).latent_dist
+    expected = [reference.nhwc(x) for x in (posterior.mean, posterior.logvar)]
+    expected.append(reference.nhwc(theirs.decode(reference.nchw(latents)).sample))
+    ours = AutoencoderKL(VAEConfig.from_dict(presets.SD15_VAE))
+    params = jax.device_put(reference.tree(theirs, vae_shapes(ours)))
+    del theirs, posterior
+    gc.collect()
+    encode, decode = (
+        jax.jit(lambda params, x, method=method: ours.apply({"params": params}, x, method=method))
+        for method in ("encode", "decode")
+    )
+    for out, target in zip((*encode(params, images), decode(params, latents)), expected, strict=True):
+        assert reference.relative_error(out, target) < TOLERANCE
+
+
+def test_clip_l(reference):
+    torch.manual_seed(0)
+    theirs = reference.randomised(transformers.CLIPTextModel(transformers.CLIPTextConfig(**presets.SD15_TEXT)))
+    expected = theirs(reference.to_torch(IDS).long(), output_hidden_states=True)
+    expected = expected.last_hidden_state, expected.hidden_states[-2], expected.pooler_output
+    ours = CLIPTextModel(CLIPTextConfig.from_dict(presets.SD15_TEXT))
+    params = jax.device_put(reference.tree(theirs, text_shapes(ours), prefix="text_model."))
+    del theirs
+    gc.collect()
+    out, _ = jax.jit(ours.apply)({"params": params}, IDS)
+    for state, target in zip(out, expected, strict=True):
+        assert reference.relative_error(state, target) < TOLERANCE
+
+
+def test_clip_h(reference):
+    pixels = reference.normal(1, 2, 224, 224, 3)
+    torch.manual_seed(0)
+    theirs = reference.randomised(transformers.CLIPModel(transformers.CLIPConfig(**presets.CLIP_H)))
+    expected = theirs(input_ids=reference.to_torch(IDS).long(), pixel_values=reference.nchw(pixels))
+    vision, text = expected.vision_model_output, expected.text_model_output
+    scores = expected.logits_per_image.diagonal()
+    expected = text.pooler_output, vision.last_hidden_state, vision.pooler_output, scores
+    ours = CLIPModel(CLIPConfig.from_dict(presets.CLIP_H))
+    params = jax.device_put(reference.tree(theirs, clip_shapes(ours)))
+    del theirs, vision, text
+    gc.collect()
+
+    def forward(params):
+        bound = ours.bind({"params": params})
+        vision = bound.vision_model(pixels)
+        return bound.text_model(IDS).pooled, vision.last, vision.pooled, bound(IDS, pixels)
+
+    for out, target in zip(jax.jit(forward)(params), expected, strict=True):
+        assert reference.relative_error(out, target) < TOLERANCE
