@@ -5,18 +5,16 @@ Leaves in ``--out``: ``lora.safetensors``, ``report.html``, ``summary.json``, cu
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from spo_jax.core.cli import run_command
+from spo_jax.core.cli import define_config, run_command
 from spo_jax.core.settings import from_config
 
 
 def run() -> None:
     """The command."""
-    config = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py.")
+    config = define_config()
     out = flags.DEFINE_string("out", "runs/train", "Folder for everything that the run leaves behind.")
     resume = flags.DEFINE_bool("resume", False, "Go on from the last checkpoint in --out.")
-    flags.mark_flag_as_required("config")
 
     def main(_) -> None:
         # Late: flags are checked before jax and the weights take their seconds.

@@ -2,9 +2,13 @@
 
 import logging as stdlib_logging
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from absl import app, logging
+from absl import app, flags, logging
+from ml_collections import config_flags
 
 from spo_jax.core.errors import UserError
 
@@ -28,8 +32,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         try:
             guarded(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _stop(str(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -37,14 +40,60 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     app.run(reporting, argv=argv, flags_parser=_parse_flags)
 
 
+def define_config() -> flags.FlagHolder:
+    """The required flag ``--config=FILE.py``, whose fields ``--config.FIELD=VALUE`` overrides.
+
+    The holder's value is what the file's ``get_config()`` returns. A file that is missing or fails is a `UserError`
+    while the flags are parsed.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py.")
+    flag = flags.FLAGS["config"]
+    flag.parser = _ConfigFileParser(flag.parser)
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+class _ConfigFileParser(flags.ArgumentParser):
+    """ml_collections' own tells of a missing file only when a field is read, and of a faulty one with a traceback."""
+
+    def __init__(self, inner: flags.ArgumentParser):
+        self._inner = inner
+
+    def parse(self, path: str) -> Any:
+        file = path.split(":", 1)[0]
+        if not Path(file).is_file():
+            raise UserError(f"--config={path}: no such file")
+        try:
+            return self._inner.parse(path)
+        except Exception as error:  # whatever the user's code raises
+            raise UserError(f"--config={path}: {_told_of(error, file)}") from error
+
+
+def _told_of(error: BaseException, file: str) -> str:
+    """The line of ``file`` that failed, and what was first raised there."""
+    while error.__context__ is not None:
+        error = error.__context__
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return (f"line {lines[-1]}: " if lines else "") + f"{type(error).__name__}: {_message(error)}"
+
+
+def _message(error: BaseException) -> str:
+    # str of a KeyError is the repr of its message.
+    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but that a mistake inside a config file is told like any other."""
+    """absl's parser, but that its complaints look like all others."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except FileNotFoundError as error:
-        print(f"error: --config: no such file: {error.filename or error}", file=sys.stderr)
-    except (AttributeError, KeyError, TypeError, ValueError, SyntaxError, ImportError) as error:
-        print(f"error: --config: {' '.join(str(error).split())}", file=sys.stderr)
+        _stop(str(error))
+    except flags.Error as error:
+        _stop(f"{error} (--help lists the flags)")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections', for a field that is not there
+        _stop(f"cannot override --config: {_message(error)}")
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

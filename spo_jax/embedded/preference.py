@@ -26,7 +26,7 @@ from spo_jax.spm.inputs import noised_predictions, training_pixels
 from spo_jax.spm.model import init_time_conditioning
 from spo_jax.spm.train import PairBatch, batch_loss
 
-PAIRS, STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 16_000, 5000, 64, 1e-3, 0.05
+PAIRS, STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 14_000, 2600, 64, 1.5e-3, 0.05
 GUIDANCE = 5.0
 TIE = 0.04  # aesthetics closer than this look the same
 VIVID = -0.45  # dullness of the most over-saturated pictures

@@ -101,8 +101,14 @@ def run_batch(
     state, update = jax.block_until_ready(programs.update(state, frozen, inputs, pairs, update_key))
     end = time.perf_counter()
     row = _flat_row({**rollout, **update}, judged_timesteps)
-    seconds = {"seconds/rollout": middle - begin, "seconds/update": end - middle}
-    return state, {**row, **seconds, "pairs_per_second": row["valid_pairs"] / (end - begin)}
+    speed = {
+        "seconds/rollout": middle - begin,
+        "seconds/update": end - middle,
+        # Made by the rollout, whether valid or not; trained on by the update.
+        "pairs_per_second/rollout": len(pairs.valid) / (middle - begin),
+        "pairs_per_second/update": row["valid_pairs"] / (end - middle),
+    }
+    return state, {**row, **speed}
 
 
 def _flat_row(metrics: dict[str, Array], judged_timesteps: Int[np.ndarray, " s"]) -> dict[str, float]:

@@ -115,7 +115,6 @@ UNETS: dict[str, dict[str, Any]] = {
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),  # The skips of an attending level meet one that does not.
         attention_head_dim=(2, 1),
-        transformer_layers_per_block=(2, 1),
         in_channels=9,
         out_channels=3,
         conv_in_kernel=1,

@@ -149,9 +149,9 @@ def test_errors_in_a_tower_name_it(tower):
 def test_old_clip_configs_say_it_twice():
     """The dict that old files hold beside each tower's config wins, and what it leaves out has its default."""
     raw = {
-        "text_config": CLIP_H_TEXT,
+        "text_config": dict(CLIP_H_TEXT),  # transformers writes into it
         "text_config_dict": {"hidden_size": 48, "num_attention_heads": 4},
-        "vision_config": CLIP_H_VISION,
+        "vision_config": dict(CLIP_H_VISION),
         "vision_config_dict": None,
     }
     ours, theirs = CLIPConfig.from_dict(raw), transformers.CLIPConfig(**raw)

@@ -121,9 +121,10 @@ def test_clip_h(reference):
     torch.manual_seed(0)
     theirs = reference.randomised(transformers.CLIPModel(transformers.CLIPConfig(**presets.CLIP_H)))
     expected = theirs(input_ids=reference.to_torch(IDS).long(), pixel_values=reference.nchw(pixels))
+    # transformers puts the projected features, not yet normalised, where the towers' own pooled states were.
     vision, text = expected.vision_model_output, expected.text_model_output
     scores = expected.logits_per_image.diagonal()
-    expected = text.pooler_output, vision.last_hidden_state, vision.pooler_output, scores
+    expected = text.last_hidden_state, text.pooler_output, vision.last_hidden_state, vision.pooler_output, scores
     ours = CLIPModel(CLIPConfig.from_dict(presets.CLIP_H))
     params = jax.device_put(reference.tree(theirs, clip_shapes(ours)))
     del theirs, vision, text
@@ -131,8 +132,8 @@ def test_clip_h(reference):
 
     def forward(params):
         bound = ours.bind({"params": params})
-        vision = bound.vision_model(pixels)
-        return bound.text_model(IDS).pooled, vision.last, vision.pooled, bound(IDS, pixels)
+        states = bound.text_model(IDS).last, bound.encode_text(IDS)
+        return *states, bound.vision_model(pixels).last, bound.encode_image(pixels), bound(IDS, pixels)
 
     for out, target in zip(jax.jit(forward)(params), expected, strict=True):
         assert reference.relative_error(out, target) < TOLERANCE

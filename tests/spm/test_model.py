@@ -1,0 +1,47 @@
+"""Reading the preference model, in folders and in the published single-file form."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.pipeline.build import ASSETS
+from spo_jax.spm.model import load_spm
+from spo_jax.spm.score import score_images, text_features
+from spo_jax.weights.store import read_file, write_state
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load_spm("embedded")
+
+
+def scores(spm, t):
+    images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
+    text = text_features(spm.clip, spm.params, jnp.asarray(spm.tokenizer(["a red star", "a blue moon"])))
+    return score_images(spm.clip, spm.params, images, jnp.full(2, t), text)
+
+
+def test_scores_know_the_timestep(embedded):
+    assert np.abs(scores(embedded, 0) - scores(embedded, 900)).max() > 1e-3
+
+
+def test_published_layout_with_model_prefix_and_a_tokenizer_elsewhere(embedded, tmp_path):
+    state = read_file(ASSETS / "spm" / "model.safetensors")
+    write_state(tmp_path / "spm.safetensors", {f"model.{key}": value for key, value in state.items()})
+    shutil.copy(ASSETS / "spm" / "config.json", tmp_path)
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_spm(tmp_path / "spm.safetensors")
+    again = load_spm(tmp_path / "spm.safetensors", tokenizer=ASSETS / "spm" / "tokenizer")
+    np.testing.assert_array_equal(scores(again, 100), scores(embedded, 100))
+
+
+def test_plain_clip_is_refused(tmp_path):
+    shutil.copytree(ASSETS / "spm", tmp_path / "spm")
+    path = tmp_path / "spm" / "model.safetensors"
+    write_state(path, {key: value for key, value in read_file(path).items() if "adaLN" not in key})
+    with pytest.raises(UserError, match="adaLN_modulation"):
+        load_spm(tmp_path / "spm")
