@@ -69,8 +69,6 @@ setup(
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={
-        "console_scripts": [
-            f"spo-jax-{name} = spo_jax.{name}:run" for name in ("train", "sample", "evaluate", "export")
-        ]
+        "console_scripts": [f"spo-jax-{name} = spo_jax.{name}:run" for name in ("train", "sample", "export")]
     },
 )

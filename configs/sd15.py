@@ -26,7 +26,7 @@ def get_config():
     config.spm.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
     config.lora.rank = 4
-    config.lora.alpha = 4.0
+    config.lora.alpha = 0.0  # as the rank, so scale 1
 
     config.spo.num_steps = 20
     config.spo.eta = 1.0

@@ -9,6 +9,7 @@ import numpy as np
 
 from spo_jax.checkpoint import Checkpointer
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_writable
 from spo_jax.core.settings import from_config
 from spo_jax.models.lora import init_lora
 from spo_jax.pipeline.build import Pipeline, load_pipeline
@@ -31,6 +32,7 @@ def export(source: str | os.PathLike, form: str, out: str | os.PathLike, model: 
       UserError: nothing to export at ``source``, or ``out`` is taken or cannot be written.
     """
     source = Path(source)
+    check_writable(Path(out).parent)
     if source.is_file():
         lora, pipeline = _from_file(source, form, model)
     else:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_atomic
+from spo_jax.core.files import check_writable, write_atomic
 from spo_jax.core.images import to_uint8
 from spo_jax.core.typing import Params
 from spo_jax.data.prompts import load_prompts
@@ -44,6 +44,7 @@ def sample(
     Raises:
       UserError: no prompt, or a model, adapter or file that cannot be used.
     """
+    check_writable(out)
     wanted = [text for text in _prompts(prompt, prompts) for _ in range(count)]
     pipeline = load_pipeline(model, revision=revision or None, dtype=jnp.dtype(dtype))
     adapter, scale = _adapter(pipeline, lora)

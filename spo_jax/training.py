@@ -7,7 +7,9 @@ import math
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from PIL import Image
 
 from spo_jax.checkpoint import Checkpointer
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.files import check_writable, write_atomic, write_json
 from spo_jax.core.images import image_grid, to_uint8
 from spo_jax.core.typing import Float, Params
 from spo_jax.data.prompts import load_prompts
@@ -54,7 +56,7 @@ def train(settings: TrainSettings, out: str | os.PathLike, resume: bool = False)
       UserError: a setting, file or folder that does not work, or numbers that are no longer finite.
     """
     begin, out = time.perf_counter(), Path(out)
-    checkpointer = _open_folder(out, resume, settings)
+    _check_folder(out, resume, settings)
     prompts, eval_prompts = load_prompts(settings.prompts), load_prompts(settings.eval.prompts)
     logging.info("reading %s and %s", settings.model, settings.spm.model)
     dtype = jnp.dtype(settings.dtype)
@@ -65,15 +67,17 @@ def train(settings: TrainSettings, out: str | os.PathLike, resume: bool = False)
     run_key = jax.random.key(settings.seed)
     lora = init_lora(jax.random.fold_in(run_key, 0), pipeline.params["unet"], settings.lora.rank)
     state = init_state(lora, make_optimiser(settings.spo))
-    start, state = _restore(checkpointer, state, settings) if resume else (0, state)
 
     evaluation = Evaluation(networks, settings, eval_prompts, out)
     before = evaluation.pictures(lora)
+    scores_before = evaluation.measure(before)
     frozen, inputs = networks.frozen(), networks.inputs(prompts)
     first = inputs.rows(np.arange(settings.prompts_per_batch) % len(prompts))
     logging.info("compiling the rollout and the update")
     programs = compile_programs(networks, state, frozen, first)
     logging.info("compiled in %.1f s", programs.compile_seconds)
+    checkpointer = Checkpointer(out / "checkpoints", keep=settings.log.keep_checkpoints)
+    start, state = _restore(checkpointer, state) if resume else (0, state)
     with MetricsWriter(out, resume_step=start if resume else None) as writer:
         outlets = Outlets(writer, checkpointer, evaluation.grid_writer(writer), {"settings": _plain(settings)})
         timesteps = judged_timesteps(settings.spo, networks.schedule)
@@ -82,7 +86,7 @@ def train(settings: TrainSettings, out: str | os.PathLike, resume: bool = False)
     checkpointer.close()
 
     after = evaluation.pictures(state.lora)
-    summary = evaluation.compare(before, after) | {
+    summary = evaluation.compare(scores_before, evaluation.measure(after)) | {
         "batches": settings.total_batches(len(prompts)),
         "compile_seconds": round(programs.compile_seconds, 2),
         "wall_seconds": round(time.perf_counter() - begin, 2),
@@ -116,14 +120,13 @@ class Evaluation:
         """One picture per prompt, not clipped. The fresh adapter is the base model: its B is zero."""
         return self.sampler(self.prompts, self.latents, lora)
 
-    def compare(self, before: Float[np.ndarray, "b H W 3"], after: Float[np.ndarray, "b H W 3"]) -> dict:
-        """Scores before and after with standard errors, as `summary.json` holds them."""
-        scores = paired_scores(
-            self.judge.measure(before, self.prompts),
-            self.judge.measure(after, self.prompts),
-            self.judge.meanings,
-            self.judge.lower_is_better,
-        )
+    def measure(self, pictures: Float[np.ndarray, "b H W 3"]) -> dict[str, Float[np.ndarray, " b"]]:
+        """Scores of `pictures` by name."""
+        return self.judge.measure(pictures, self.prompts)
+
+    def compare(self, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict:
+        """What `summary.json` holds of two `measure`s: means, changes and their standard errors."""
+        scores = paired_scores(before, after, self.judge.meanings, self.judge.lower_is_better)
         return {"pictures": len(self.prompts), "scores": scores}
 
     def grid_writer(self, writer: MetricsWriter):
@@ -152,42 +155,53 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found, "device": f"{jax.device_count()} x {device.device_kind}"}
 
 
-def _open_folder(out: Path, resume: bool, settings: TrainSettings) -> Checkpointer:
-    """The run's checkpoints; refuses to write over another run, or to resume one that is not there."""
-    held = (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir())
+def _check_folder(out: Path, resume: bool, settings: TrainSettings) -> None:
+    """Refuses what would fail after minutes of work: another run's folder, a run that is not there or has other
+    settings, a folder that cannot be written."""
+    folder = out / "checkpoints"
+    held = folder.is_dir() and any(folder.iterdir())
     if held and not resume:
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
     if resume and not held:
-        raise UserError(f"--resume: no checkpoint in {out / 'checkpoints'}; leave --resume out to start a run there")
+        raise UserError(f"--resume: no checkpoint in {folder}; leave --resume out to start a run there")
+    check_writable(out)
+    if resume:
+        _check_settings(folder, settings)
+
+
+def _check_settings(folder: Path, settings: TrainSettings) -> None:
+    checkpointer = Checkpointer(folder, read_only=True)
+    step = checkpointer.latest_step()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to --out={out}: {error.strerror or error}") from error
-    if not os.access(out, os.W_OK):
-        raise UserError(f"cannot write to --out={out}: permission denied")
-    return Checkpointer(out / "checkpoints", keep=settings.log.keep_checkpoints)
+        saved = checkpointer.read_meta(step)["settings"] if step is not None else None
+    except UserError:
+        saved = None  # damaged: restoring says so, and takes the one before, which has the same settings
+    finally:
+        checkpointer.close()
+    wanted = _plain(settings)
+    differing = sorted(key for key in wanted if key not in _FREE_FIELDS and saved and saved.get(key) != wanted[key])
+    if differing:
+        told = "; ".join(_difference(key, saved.get(key), wanted[key]) for key in differing)
+        raise UserError(f"--resume: the checkpoint {folder / str(step)} has other settings: {told}")
 
 
 def _plain(settings: TrainSettings) -> dict:
     return dataclasses.asdict(settings)
 
 
-def _restore(checkpointer: Checkpointer, state: TrainState, settings: TrainSettings) -> tuple[int, TrainState]:
-    """Batch and state of the last whole checkpoint; refuses one that was made with other settings."""
-    step, restored, meta = checkpointer.restore_latest(state)
-    saved, wanted = meta["settings"], _plain(settings)
-    differing = sorted(key for key in wanted if key not in _FREE_FIELDS and saved.get(key) != wanted[key])
-    if differing:
-        told = "; ".join(f"{key}: {_difference(saved.get(key), wanted[key])}" for key in differing)
-        raise UserError(f"--resume: the checkpoint {checkpointer.folder / str(step)} has other settings ({told})")
+def _restore(checkpointer: Checkpointer, state: TrainState) -> tuple[int, TrainState]:
+    """Batch and state of the last whole checkpoint."""
+    step, restored, _ = checkpointer.restore_latest(state)
     logging.info("resuming after batch %d", step)
     return step, restored
 
 
-def _difference(saved, wanted) -> str:
+def _difference(name: str, saved: Any, wanted: Any) -> str:
+    """``spo.beta was 10.0, now 5.0``, and so on for every field below ``name`` that differs."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
-        return ", ".join(f"{k} was {saved.get(k)!r}, now {wanted[k]!r}" for k in wanted if saved.get(k) != wanted[k])
-    return f"was {saved!r}, now {wanted!r}"
+        differing = (key for key in wanted if saved.get(key) != wanted[key])
+        return ", ".join(_difference(f"{name}.{key}", saved.get(key), wanted[key]) for key in differing)
+    return f"{name} was {saved!r}, now {wanted!r}"
 
 
 def _export(out: Path, settings: TrainSettings, lora: Params) -> None:

@@ -1,7 +1,11 @@
 """Settings of every test: CPU with 8 simulated devices, no network, strict shapes, and where the golden arrays are."""
 
+import functools
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 # Before anything imports jax, torch or transformers. A value that is set already wins: JAX_PLATFORMS=cuda.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,3 +48,65 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
             pytest.fail(f"--golden-dir: no folder {folder}")
         pytest.skip(f"no reference arrays in {folder}; name a folder with --golden-dir")
     return folder
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Any:
+    """The pipeline and the preference model shipped in the package."""
+    from spo_jax.pipeline.build import load_pipeline
+    from spo_jax.spm.model import load_spm
+
+    return SimpleNamespace(pipeline=load_pipeline("embedded"), spm=load_spm("embedded"))
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> Any:
+    """A run of seconds on the embedded pipeline; one for all tests, so that its programs are compiled once.
+
+    With a threshold of 0 every pair is valid, however the shipped weights were trained.
+    """
+    from spo_jax.spo.settings import EvalSettings, LogSettings, SPOSettings, TrainSettings
+
+    return TrainSettings(
+        prompts_per_batch=2,
+        max_batches=3,
+        spo=SPOSettings(
+            num_steps=5,
+            divert_start_step=2,
+            num_candidates=2,
+            threshold=0.0,
+            decode_chunk=12,
+            train_batch_size=4,
+            learning_rate=1e-2,  # so that a few steps can be seen in the pictures
+        ),
+        log=LogSettings(sample_every=2, sample_pictures=4, checkpoint_every=2),
+        eval=EvalSettings(pictures=4, batch=4, steps=3),
+    )
+
+
+@pytest.fixture(scope="session")
+def diffusers_pictures() -> Callable[..., Any]:
+    """Pictures [b H W 3] in [0, 1] as diffusers draws them from a pipeline's folder, and perhaps a LoRA file."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    @functools.cache
+    def load(folder: Path) -> Any:
+        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def draw(
+        folder: Path, prompts: Sequence[str], init_latents: Any, steps: int, guidance: float, lora: Path | None = None
+    ) -> Any:
+        pipe, latents = load(folder), torch.from_numpy(init_latents.transpose(0, 3, 1, 2).copy())
+        settings = dict(num_inference_steps=steps, guidance_scale=guidance, eta=0.0, output_type="np")
+        if lora is not None:
+            pipe.load_lora_weights(lora.parent, weight_name=lora.name)
+        try:
+            return pipe(prompt=list(prompts), latents=latents, **settings).images
+        finally:
+            if lora is not None:
+                pipe.unload_lora_weights()
+
+    return draw

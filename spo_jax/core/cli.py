@@ -64,22 +64,31 @@ class _ConfigFileParser(flags.ArgumentParser):
         if not Path(file).is_file():
             raise UserError(f"--config={path}: no such file")
         try:
-            return self._inner.parse(path)
+            config = self._inner.parse(path)
+            getattr(config, "keys", None)  # an OSError of the file's is kept back until something is read
         except Exception as error:  # whatever the user's code raises
             raise UserError(f"--config={path}: {_told_of(error, file)}") from error
+        if config is None:
+            raise UserError(f"--config={path}: get_config() returned nothing")
+        return config
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, what it was made from, and so on inwards."""
+    chain = [error]
+    while inner := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(inner)
+    return chain
 
 
 def _told_of(error: BaseException, file: str) -> str:
-    """The line of ``file`` that failed, and what was first raised there."""
-    while error.__context__ is not None:
-        error = error.__context__
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return (f"line {lines[-1]}: " if lines else "") + f"{type(error).__name__}: {_message(error)}"
-
-
-def _message(error: BaseException) -> str:
-    # str of a KeyError is the repr of its message.
-    return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    """The innermost error that went through ``file``, and the line."""
+    for link in reversed(_chain(error)):
+        lines = [frame.lineno for frame in traceback.extract_tb(link.__traceback__) if frame.filename == file]
+        if lines:
+            return f"line {lines[-1]}: {type(link).__name__}: {link}"
+    innermost = _chain(error)[-1]  # such as a SyntaxError
+    return f"{type(innermost).__name__}: {innermost}"
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -90,8 +99,16 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         _stop(str(error))
     except flags.Error as error:
         _stop(f"{error} (--help lists the flags)")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # ml_collections', for a field that is not there
-        _stop(f"cannot override --config: {_message(error)}")
+    except (AttributeError, KeyError) as error:
+        _stop(_no_such_field(error))
+
+
+def _no_such_field(error: BaseException) -> str:
+    """ml_collections' KeyError is about the field; those around it repeat it, one with a similar name."""
+    chain = _chain(error)
+    lines = [line for link in chain for line in str(link.args[0]).splitlines()]
+    hints = [line for line in lines if line.startswith("Did you mean")]
+    return ": ".join([f"--config has no field {chain[-1].args[0]!r}", *hints[:1]])
 
 
 def _stop(message: str) -> NoReturn:

@@ -41,6 +41,20 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None
                 temporary.unlink()
 
 
+def check_writable(folder: str | os.PathLike) -> None:
+    """Finds out whether ``folder`` can be made and written to, and makes nothing: for commands that run long before.
+
+    Raises:
+      UserError: something on the way is no folder, or may not be written to.
+    """
+    folder = Path(folder).absolute()
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise UserError(f"cannot write to {folder}: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {folder}: no permission to write in {nearest}")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes ``text`` as UTF-8, whole or not at all (see `write_atomic`)."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

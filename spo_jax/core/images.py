@@ -31,7 +31,7 @@ def center_crop(images: Float[Array, "b h w c"], side: int) -> Float[Array, "b s
     return images[:, top : top + side, left : left + side]
 
 
-def to_uint8(images: Float[Array, "... c"]) -> UInt8[np.ndarray, "... c"]:
+def to_uint8(images: Float[Array | np.ndarray, "... c"]) -> UInt8[np.ndarray, "... c"]:
     """Images in [-1, 1] to 0..255, clipped, rounded to nearest, on the host."""
     unit = np.clip(np.asarray(images, np.float32) / 2 + 0.5, 0, 1)
     return np.round(unit * 255).astype(np.uint8)

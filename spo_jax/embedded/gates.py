@@ -32,7 +32,6 @@ from spo_jax.pipeline.sample import Sampler, initial_latents
 from spo_jax.rewards.scenes import measure
 from spo_jax.spm.model import load_spm
 from spo_jax.spm.train import pair_accuracy, pair_scores
-from spo_jax.spo.resampler import judged_timesteps
 from spo_jax.spo.settings import TrainSettings
 from spo_jax.training import train
 
@@ -110,7 +109,7 @@ def base(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     values = measure(images, prompts)
     gates = {name: 0.8 for name in values if name.startswith("accuracy")}
     lines = [_line(name, value, gates.get(name)) for name, value in values.items()]
-    return [*lines, Line("standard deviation of the aesthetic", float(values["aesthetic"].std()), 0.0)]
+    return [*lines, Line("standard deviation of the aesthetic", float(values["aesthetic"].std()), 0.0, None)]
 
 
 def spm(settings: TrainSettings, count: int, out: Path) -> list[Line]:
@@ -119,10 +118,11 @@ def spm(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     pipeline, model = load_pipeline(settings.model), load_spm(settings.spm.model)
     preferences = draw_preferences(5678, count, scenes.HELD_OUT_PROMPTS)
     ids = model.tokenizer(preferences.prompts)
-    judged = judged_timesteps(settings.spo, make_schedule(pipeline.scheduler, settings.spo.num_steps))
+    schedule = make_schedule(pipeline.scheduler, settings.spo.num_steps)
+    judged = {0, *schedule.timesteps[settings.spo.divert_start_step :].tolist()}
     score = jax.jit(lambda batch: pair_scores(model.clip, model.params, batch))
     lines = []
-    for t in sorted({*REPORTED_TIMESTEPS, *judged.tolist()}):
+    for t in sorted(judged.union(REPORTED_TIMESTEPS)):
         timesteps = np.full(count, t, np.int32)
         images = noised(pipeline, preferences, timesteps, seed=t)
         right, decided = pair_accuracy(

@@ -1,8 +1,8 @@
 """The published configs, in the form of their own libraries: each is the ``config.json`` of that model.
 
 ``UNetConfig.from_dict(SD15_UNET)`` reads one, and diffusers or transformers take the same dict. Fields that have
-their library's default are left out where the published file leaves them out. Commands never need these: they read
-the config beside the weights. They are here for checking names and shapes, and for making networks of true size.
+their library's default are left out where the published file leaves them out. Commands read the config beside the
+weights; these are for weights that were published without one, and for checking names, shapes and sizes.
 """
 
 from typing import Any

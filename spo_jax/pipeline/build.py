@@ -27,6 +27,7 @@ from spo_jax.weights import hub
 
 EMBEDDED = "embedded"  # The name by which configs and flags ask for the pipeline in the package.
 ASSETS = Path(__file__).parent / "assets"
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")  # what is read; no safety checker
 TEXT_CHUNK = 64  # prompts encoded at a time, in one compiled shape
 
 
@@ -71,7 +72,7 @@ def resolve(model: str | os.PathLike, revision: str | None = None) -> Path:
     Raises:
       UserError: as `spo_jax.weights.hub.resolve`.
     """
-    return ASSETS / "pipeline" if str(model) == EMBEDDED else hub.resolve(model, revision)
+    return ASSETS / "pipeline" if str(model) == EMBEDDED else hub.resolve(model, revision, components=COMPONENTS)
 
 
 def load_pipeline(
@@ -91,7 +92,8 @@ def load_pipeline(
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise UserError(f"{folder}: no model_index.json here; expected a diffusers pipeline folder or a hub id of one")
-    kind = read_json(index_file).get("_class_name")
+    index = read_json(index_file)
+    kind = index.get("_class_name") if isinstance(index, dict) else None
     if kind != "StableDiffusionPipeline":
         raise UserError(f"{index_file}: _class_name is {kind!r}, expected 'StableDiffusionPipeline'")
     config = lambda name: (read_json(folder / name / "config.json"), str(folder / name / "config.json"))  # noqa: E731
@@ -107,11 +109,14 @@ def load_pipeline(
         text_encoder=text_encoder,
         tokenizer=Tokenizer(folder / "tokenizer"),
         scheduler=ScheduleConfig.from_dict(read_json(scheduler_file), str(scheduler_file)),
-        params={
-            "unet": diffusers_weights.load_unet(folder / "unet", shapes["unet"], dtype=dtype),
-            "vae": diffusers_weights.load_vae(folder / "vae", shapes["vae"], dtype=dtype),
-            "text_encoder": clip_weights.load_text(folder / "text_encoder", shapes["text_encoder"], dtype=dtype),
-        },
+        # On the device once and for all: numpy arrays would travel there with every call.
+        params=jax.device_put(
+            {
+                "unet": diffusers_weights.load_unet(folder / "unet", shapes["unet"], dtype=dtype),
+                "vae": diffusers_weights.load_vae(folder / "vae", shapes["vae"], dtype=dtype),
+                "text_encoder": clip_weights.load_text(folder / "text_encoder", shapes["text_encoder"], dtype=dtype),
+            }
+        ),
     )
 
 
@@ -147,4 +152,4 @@ def load_tiny_vae(model: str | os.PathLike, dtype: DType = jnp.float32) -> tuple
     folder = resolve(model)
     config_file = folder / "config.json"
     vae = AutoencoderTiny(TinyVAEConfig.from_dict(read_json(config_file), str(config_file)), dtype)
-    return vae, diffusers_weights.load_vae(folder, vae_shapes(vae), dtype=dtype)
+    return vae, jax.device_put(diffusers_weights.load_vae(folder, vae_shapes(vae), dtype=dtype))

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.guidance import guided
@@ -26,7 +27,7 @@ class Conditioning(NamedTuple):
     pooled: Float[Array, "b p"] | None = None
     time_ids: Float[Array, "b 6"] | None = None
 
-    def rows(self, index: Int[Array, " n"]) -> "Conditioning":
+    def rows(self, index: Int[Array | np.ndarray, " n"]) -> "Conditioning":
         """The conditioning of the prompts ``index``."""
         return jax.tree.map(lambda x: jnp.asarray(x)[index], self)
 

@@ -77,6 +77,8 @@ def read_latents(path: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "b
         latents = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"cannot read initial latents from {path}: {error}") from error
+    if not isinstance(latents, np.ndarray):  # an .npz file
+        raise UserError(f"{path} holds several arrays, expected one (numpy.save)")
     expected = (shape[2], shape[0], shape[1])
     if latents.ndim != 4 or latents.shape[1:] != expected or not np.issubdtype(latents.dtype, np.floating):
         raise UserError(f"{path}: {latents.dtype}{list(latents.shape)}, expected floats [b, {expected} as c, h, w]")

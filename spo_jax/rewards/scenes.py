@@ -23,7 +23,7 @@ _ROUGH = 0.15  # grain,
 _DULL = 0.60  # distance from the palette colour relative to the colour's own chroma
 _TOLERANCE = 0.05  # share of a scale that counts as perfect, about what measuring a clean picture costs
 _KNEE = 0.7  # share of a scale after which a term falls exponentially rather than linearly
-_FORM = (0.90, 0.98)  # likeness to the shape: nothing below, everything above; pictures of the world are above 0.98
+_FORM = (0.84, 0.97)  # likeness to the shape: nothing below, everything above; pictures of the world are above 0.98
 _LEAD = 0.03  # likeness by which something else may lead before what was asked for counts for nothing
 _AREA = (0.75, 1.35)  # area relative to the smallest and the largest that the world draws
 _CHROMA_FLOOR = 0.12  # chroma below which nothing coloured is shown
@@ -319,7 +319,7 @@ def aesthetic(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str] | N
 
 
 MEANINGS = {
-    "aesthetic": "ground truth of the drawing's quality, 0 to 1; no training reads it",
+    "aesthetic": "ground truth of the drawing's quality, 0 to 1; the judge learnt from pairs labelled by it",
     "accuracy/colour": "share of pictures with the colour of the prompt",
     "accuracy/shape": "share of pictures with the shape of the prompt",
     "accuracy/all": "share of pictures with both",

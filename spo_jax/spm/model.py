@@ -46,7 +46,7 @@ def load_spm(
     # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
     config = read_json(config_file) if config_file.is_file() or path.is_dir() else CLIP_H
     clip = CLIPModel(CLIPConfig.from_dict(config, str(config_file), time_conditioned=True), dtype=dtype)
-    params = clip_weights.load_clip(path, clip_shapes(clip), dtype=dtype)
+    params = jax.device_put(clip_weights.load_clip(path, clip_shapes(clip), dtype=dtype))
     return SPM(clip, params, Tokenizer(_tokenizer_folder(path, tokenizer)))
 
 

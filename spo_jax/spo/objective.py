@@ -1,4 +1,4 @@
-"""The SPO objective (arXiv 2406.04314, eq. 7), per pair; averages are the caller's."""
+"""The SPO objective (arXiv 2406.04314), per pair; averages are the caller's."""
 
 from typing import NamedTuple
 

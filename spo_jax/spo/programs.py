@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from spo_jax.core.batching import in_chunks
+from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.schedule import Schedule, make_schedule
 from spo_jax.models.tiny_vae import AutoencoderTiny
@@ -43,7 +44,7 @@ class Inputs(NamedTuple):
     condition: Conditioning
     text: Float[Array, "b p"]
 
-    def rows(self, index: Int[Array, " n"]) -> "Inputs":
+    def rows(self, index: Int[Array | np.ndarray, " n"]) -> "Inputs":
         """The inputs of the prompts ``index``."""
         return jax.tree.map(lambda x: x[index], self)
 
@@ -80,12 +81,16 @@ class Networks:
         """Reads the distilled decoder if one is asked for.
 
         Raises:
-          UserError: the decoder cannot be read.
+          UserError: the decoder cannot be read, or the pipeline's schedule has a step without likelihood.
         """
         decoder, params = pipeline.vae, pipeline.params["vae"]
         if settings.decoder != "vae":
             decoder, params = load_tiny_vae(settings.decoder, dtype=pipeline.vae.dtype)
         schedule = make_schedule(pipeline.scheduler, settings.num_steps)
+        if schedule.timesteps[-1] <= 0:  # from t = 0 to t = 0: a standard deviation of 0, and everything turns NaN
+            file = pipeline.folder / "scheduler" / "scheduler_config.json"
+            expected = "expected 'leading' spacing with steps_offset 1, or 'trailing'"
+            raise UserError(f"{file}: the last sampling step is at t = 0 and has no likelihood; {expected}")
         return cls(pipeline, spm, decoder, params, schedule, settings, lora_scale)
 
     def frozen(self) -> Frozen:
@@ -130,12 +135,12 @@ def compile_programs(networks: Networks, state: TrainState, frozen: Frozen, inpu
     shapes = lambda tree: jax.tree.map(_shape, tree)  # noqa: E731
     arguments: tuple[Any, ...] = shapes((state.lora, frozen, inputs, key))
     collect_program = jax.jit(networks.collect).lower(*arguments)
-    pairs = jax.tree.map(_shape, jax.eval_shape(networks.collect, *arguments)[0])
+    pairs = shapes(collect_program.out_info[0])
     update_program = jax.jit(networks.update, donate_argnums=0).lower(
         shapes(state), arguments[1], arguments[2], pairs, arguments[3]
     )
     return Programs(collect_program.compile(), update_program.compile(), time.perf_counter() - start)
 
 
-def _shape(x: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x) if not hasattr(x, "dtype") else x.dtype)
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)

@@ -66,6 +66,12 @@ class LogSettings:
     checkpoint_every: int = 50
     keep_checkpoints: int = 3
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), int(field.name in ("sample_pictures", "keep_checkpoints"))
+            if value < least:
+                raise UserError(f"config field log.{field.name} = {value}: expected {least} or more")
+
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings:
@@ -122,9 +128,9 @@ class TrainSettings:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"config field dtype = {self.dtype!r}: expected 'float32' or 'bfloat16'")
-        for field in ("prompts_per_batch", "num_epochs"):
-            if getattr(self, field) < 1:
-                raise UserError(f"config field {field} = {getattr(self, field)}: expected at least 1")
+        for field, least in (("prompts_per_batch", 1), ("num_epochs", 1), ("max_batches", 0), ("seed", 0)):
+            if getattr(self, field) < least:
+                raise UserError(f"config field {field} = {getattr(self, field)}: expected {least} or more")
 
     def total_batches(self, prompts: int) -> int:
         """Batches of the whole run; a rest of prompts smaller than a batch is left out at the very end."""

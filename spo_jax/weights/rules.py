@@ -161,7 +161,8 @@ def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
 
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    casts = dtype is not None and jnp.issubdtype(array.dtype, jnp.floating)
+    # A lone number (CLIP's logit_scale) keeps its digits: bfloat16 would move every score by a percent.
+    casts = dtype is not None and array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating)
     return array.astype(dtype, copy=False) if casts else array
 
 

@@ -4,6 +4,9 @@ float32 on both sides. Scores are about ±10 (logit scale 100 times a cosine), s
 the smallest gap between scores in the rollouts is 1e-3.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,11 +26,15 @@ def test_scores(golden, size):
     pixels = pixel_values(images, side)
     assert golden.relative_error(pixels, golden.nhwc(c[f"{size}/pixel_values"])) < 1e-5
     t = jnp.asarray(c[f"{size}/timesteps"])
-    image_features = spm.clip.apply({"params": spm.params}, pixels, t, method="encode_image")
+    encode = lambda method: jax.jit(functools.partial(spm.clip.apply, {"params": spm.params}, method=method))  # noqa: E731
+    image_features = encode("encode_image")(pixels, t)
     assert golden.relative_error(image_features, c[f"{size}/image_features"]) < 1e-4
-    raw_text = spm.clip.apply({"params": spm.params}, ids, method="encode_text")
+    raw_text = encode("encode_text")(ids)
     assert golden.relative_error(raw_text, c[f"{size}/text_features"]) < 1e-4
-    scores = score_images(spm.clip, spm.params, images, t, text_features(spm.clip, spm.params, ids))
+    score = jax.jit(
+        lambda images, t, ids: score_images(spm.clip, spm.params, images, t, text_features(spm.clip, spm.params, ids))
+    )
+    scores = score(images, t, ids)
     assert golden.relative_error(scores, c[f"{size}/scores"]) < 1e-4
 
 

@@ -4,6 +4,8 @@ The reference's in-batch-negatives variant is not part of the published recipe a
 compared in the reference's layout; 1e-3 relative per tensor, for they pass through two towers in float32.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,10 @@ def test_loss_and_gradients(golden):
         assert golden.relative_error(ours[key.split("/grad/")[1]], d[key]) < 1e-3, key
 
 
+def encode(clip, params, *args):
+    return jax.jit(functools.partial(clip.apply, method="encode_image"))({"params": params}, *args)
+
+
 def test_identity_start(golden):
     """Freshly added time conditioning leaves plain CLIP's features, at every timestep."""
     d, batch = batch_of(golden)
@@ -54,6 +60,7 @@ def test_identity_start(golden):
     params = init_time_conditioning(jax.random.key(0), unflatten(flat), clip)
     count = len(pixels)
     for t in (batch.t, jnp.zeros(count, int), jnp.full(count, 951)):
-        ours = clip.apply({"params": params}, pixels, t, method="encode_image")
-        np.testing.assert_array_equal(ours, plain.apply({"params": unflatten(flat)}, pixels, method="encode_image"))
+        ours = encode(clip, params, pixels, t)
+        # Equal but for what the compiler fuses differently in the two programs.
+        assert golden.relative_error(ours, encode(plain, unflatten(flat), pixels)) < 1e-6
         assert golden.relative_error(ours, d["init_adaln/image_features"]) < 1e-4

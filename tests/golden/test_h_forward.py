@@ -1,13 +1,16 @@
 """Forward passes of every network (h): 1e-4 relative to the largest value, float32 on both sides."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import pytest
 
 TOLERANCE = 1e-4
 
 
-def apply(module, params, *args, **kwargs):
-    return module.apply({"params": params}, *args, **kwargs)
+def apply(module, params, *args, method=None):
+    return jax.jit(functools.partial(module.apply, method=method))({"params": params}, *args)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])

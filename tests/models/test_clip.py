@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from transformers.activations import ACT2FN
 
 from spo_jax.core.trees import flatten
-from spo_jax.models.clip import CLIPModel, CLIPTextModel, CLIPVisionTransformer
+from spo_jax.models.clip import CLIPModel, CLIPTextModel, CLIPVisionTransformer, activation
 from spo_jax.models.config import CLIPConfig, CLIPTextConfig
 from spo_jax.pipeline.build import text_shapes
 from spo_jax.spm.model import clip_shapes
@@ -37,10 +38,17 @@ VISION = dict(
     image_size=14,
     patch_size=6,
     initializer_factor=5.0,
+    layer_norm_eps=1.0,
 )
 END = 40
 # The end token comes twice, and a token with a larger id before it: the two rules of pooling choose differently.
 IDS = jnp.array([[1, 2, 3, END, 5, END, END], [7, 59, 8, 9, END, 59, 0]])
+
+
+@pytest.mark.parametrize("name", ["quick_gelu", "gelu"])
+def test_activations_are_transformers(reference, name):
+    x = jnp.linspace(-6, 6, 101)
+    assert reference.relative_error(activation(name)(x), ACT2FN[name](reference.to_torch(x))) < 1e-6
 
 
 @pytest.mark.parametrize("eos_token_id", [2, END])

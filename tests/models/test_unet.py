@@ -9,7 +9,7 @@ from spo_jax.models.unet import UNet2DConditionModel
 TOLERANCE = 1e-4
 
 # Odd sides take diffusers' upsample_size path: the way up has to meet skips that are not half as large.
-CASES = [("sd15", 6, 4), ("sd15", 7, 5), ("sd21", 6, 9), ("sdxl", 5, 8), ("odd ones", 6, 7)]
+CASES = [("sd15", 6, 4), ("sd21", 6, 9), ("sdxl", 5, 8), ("odd ones", 6, 7)]
 
 
 @pytest.mark.parametrize(("kind", "height", "width"), CASES)

@@ -1,0 +1,73 @@
+"""Files are whole or not there, and a folder that will not do is refused before any work."""
+
+import os
+import stat
+
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_writable, read_json, write_atomic, write_json, write_text
+
+
+def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
+    path = tmp_path / "folder" / "numbers.txt"
+    write_text(path, "old")
+
+    def half(temporary):
+        assert temporary.parent == path.parent and temporary.suffix == ".txt"
+        temporary.write_text("ne")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_atomic(path, half)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_new_file_is_readable_by_others(tmp_path):
+    write_text(tmp_path / "a", "ü")
+    assert (tmp_path / "a").read_bytes() == "ü".encode()
+    assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o644
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*file/below: "):
+        write_text(tmp_path / "file" / "below", "x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="cannot write .*folder: "):
+        write_text(tmp_path / "folder", "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_json_comes_back_and_has_no_nan(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2.5, None]})
+    assert read_json(tmp_path / "a.json") == {"b": [1, 2.5, None]}
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"b": float("nan")})
+    assert read_json(tmp_path / "a.json") == {"b": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe"], ids=["missing", "cut off", "not UTF-8"])
+def test_unreadable_json_is_named(tmp_path, content):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{'missing file' if content is None else 'cannot read'}.*a.json"):
+        read_json(path)
+
+
+def test_check_writable_makes_nothing(tmp_path):
+    check_writable(tmp_path)
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(UserError, match=f"cannot write to {folder}: {tmp_path}/file is not a folder"):
+            check_writable(folder)
+
+
+def test_check_writable_asks_for_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match=f"no permission to write in {tmp_path}"):
+        check_writable(tmp_path / "a")

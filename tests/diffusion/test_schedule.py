@@ -1,0 +1,85 @@
+"""Schedules against diffusers' DDIMScheduler."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler
+
+from spo_jax.core.errors import UserError
+from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, make_schedule
+
+SD15 = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, steps_offset=1)
+
+
+def pair(**fields):
+    """The same process in diffusers and here, read from diffusers' own config."""
+    theirs = DDIMScheduler(clip_sample=False, **fields)
+    return theirs, ScheduleConfig.from_dict(dict(theirs.config))
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 7, 20, 50, 1000])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_timesteps(spacing, steps, offset):
+    if spacing == "leading" and steps == 1000 and offset:
+        return  # diffusers would start at t = 1000, which does not exist
+    theirs, config = pair(**SD15 | {"timestep_spacing": spacing, "steps_offset": offset})
+    theirs.set_timesteps(steps)
+    schedule = make_schedule(config, steps)
+    assert schedule.timesteps.dtype == np.int32
+    np.testing.assert_array_equal(schedule.timesteps, theirs.timesteps)
+
+
+def test_timesteps_of_the_published_recipe():
+    schedule = make_schedule(ScheduleConfig.from_dict(SD15), 20)
+    assert schedule.timesteps.tolist() == list(range(951, 0, -50))
+    assert schedule.previous(jnp.asarray(schedule.timesteps)).tolist() == [*range(901, 0, -50), 0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        SD15,
+        {},
+        SD15 | {"rescale_betas_zero_snr": True},
+        {"rescale_betas_zero_snr": True, "num_train_timesteps": 200},
+        {"trained_betas": [0.1, 0.2, 0.05, 0.4], "num_train_timesteps": 4},
+    ],
+    ids=["scaled linear", "linear", "scaled linear, zero SNR", "linear, zero SNR", "given betas"],
+)
+def test_alphas(fields):
+    theirs, config = pair(**fields)
+    ours = alphas_cumprod(config)
+    # Near zero SNR float32 rounding counts relatively more.
+    np.testing.assert_allclose(ours, theirs.alphas_cumprod, rtol=2e-6, atol=1e-8)
+    schedule = make_schedule(config, 4)
+    np.testing.assert_allclose(schedule.final_alpha_cumprod, theirs.final_alpha_cumprod, rtol=2e-6)
+    if config.rescale_betas_zero_snr:
+        assert ours[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule = 'squaredcos_cap_v2', expected one of linear"),
+        ({"prediction_type": "flow"}, "prediction_type = 'flow'"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing = 'karras'"),
+        ({"clip_sample": True}, "clip_sample = True is not implemented"),
+        ({"thresholding": True}, "thresholding = True is not implemented"),
+        ({"new_field": 1}, "unknown field 'new_field'"),
+    ],
+)
+def test_what_is_not_implemented_is_refused(fields, message):
+    with pytest.raises(UserError, match=f"folder/x.json: {message}"):
+        ScheduleConfig.from_dict(SD15 | fields, "folder/x.json")
+
+
+def test_fields_of_other_samplers_are_read_over():
+    raw = SD15 | {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "use_karras_sigmas": True}
+    assert ScheduleConfig.from_dict(raw) == ScheduleConfig.from_dict(SD15)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_a_number_of_steps_that_cannot_be(steps):
+    with pytest.raises(UserError, match=f"steps: {steps}, expected 1 to 1000"):
+        make_schedule(ScheduleConfig.from_dict(SD15), steps)

@@ -1,0 +1,187 @@
+"""Mistakes on the command line: one line that names what and where, status 2, no traceback, nothing half-written."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from spo_jax.pipeline.build import ASSETS
+
+TINY = "--config=configs/tiny.py"
+LOG_LINE = re.compile(r"[IW]\d{4} ")  # absl's: "I1121 05:44:00 ..."
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Asserts that a command ends with one line holding ``parts``, and leaves ``tmp_path`` as it was."""
+
+    def check(name, *arguments, parts):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        process = command(name, *arguments)
+        lines = process.stderr.splitlines()
+        assert process.returncode == 2, process.stderr[-4000:]
+        assert [line for line in lines if not LOG_LINE.match(line)] == lines[-1:]
+        assert lines[-1].startswith("error: ")
+        for part in parts:
+            assert part in lines[-1]
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    return check
+
+
+@pytest.fixture
+def pipeline_folder(tmp_path):
+    """A copy of the embedded pipeline, to be damaged."""
+    shutil.copytree(ASSETS / "pipeline", tmp_path / "model")
+    return tmp_path / "model"
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([TINY, "--config.spo.bta=3"], ["'bta'", 'Did you mean "beta"']),
+        ([TINY, "--config.spo.beta=strong"], ["--config.spo.beta=strong", "float"]),
+        ([TINY, "--config.spo.num_steps=5.5"], ["--config.spo.num_steps=5.5", "int"]),
+        ([TINY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected at least 2"]),
+        ([TINY, "--config.eval.reward=beauty"], ["eval.reward = 'beauty': expected 'scenes' or 'spm'"]),
+        (["--config=configs/absent.py"], ["--config=configs/absent.py: no such file"]),
+        ([], ["--config must have a value"]),
+        ([TINY, "--reusme"], ["'reusme'"]),
+        ([TINY, "more"], ["unexpected argument 'more'"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_flags_of_train(refused, tmp_path, flags, parts):
+    refused("train", *flags, f"--out={tmp_path}/run", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("config.spo.bta = 3", ["config.spo.bta: did you mean 'beta'"]),
+        ("config.spo.beta = None", ["config.spo.beta = None: expected float"]),
+        ("config.spo = 3", ["config.py: line 8: TypeError", "'spo'"]),
+    ],
+)
+def test_fields_of_a_config_file(refused, tmp_path, line, parts):
+    (tmp_path / "config.py").write_text(
+        "from spo_jax.core.settings import to_config\nfrom spo_jax.spo.settings import TrainSettings\n\n\n"
+        f"def get_config():\n    config = to_config(TrainSettings())\n\n    {line}\n    return config\n"
+    )
+    refused("train", f"--config={tmp_path}/config.py", f"--out={tmp_path}/run", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [(None, ["no prompt file", "prompts.txt"]), ("", ["prompts.txt: no prompts in it"])],
+    ids=["missing", "empty"],
+)
+def test_prompts_of_train(refused, tmp_path, content, parts):
+    if content is not None:
+        (tmp_path / "prompts.txt").write_text(content)
+    flags = (TINY, f"--config.prompts={tmp_path}/prompts.txt", f"--out={tmp_path}/run")
+    refused("train", *flags, parts=parts)
+
+
+def test_a_model_without_an_index(refused, tmp_path, pipeline_folder):
+    (pipeline_folder / "model_index.json").unlink()
+    parts = [f"{pipeline_folder}: no model_index.json here"]
+    refused("train", TINY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
+    refused("sample", f"--model={pipeline_folder}", "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
+
+
+def test_a_model_that_is_nowhere(refused, tmp_path):
+    flags = (TINY, f"--config.model={tmp_path}/absent", f"--out={tmp_path}/run")
+    refused("train", *flags, parts=[f"no such file or folder: {tmp_path}/absent"])
+
+
+def test_truncated_weights(refused, tmp_path, pipeline_folder):
+    weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    cut_off(weights)
+    parts = [f"cannot read {weights} as safetensors"]
+    refused("train", TINY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
+
+
+def test_a_truncated_preference_model(refused, tmp_path):
+    shutil.copytree(ASSETS / "spm", tmp_path / "spm")
+    cut_off(tmp_path / "spm" / "model.safetensors")
+    flags = (TINY, f"--config.spm.model={tmp_path}/spm", f"--out={tmp_path}/run")
+    refused("train", *flags, parts=[f"cannot read {tmp_path}/spm/model.safetensors as safetensors"])
+
+
+def test_a_truncated_lora(refused, tmp_path, run_folder):
+    shutil.copy(run_folder / "lora.safetensors", tmp_path / "lora.safetensors")
+    cut_off(tmp_path / "lora.safetensors")
+    parts = [f"cannot read {tmp_path}/lora.safetensors as safetensors"]
+    lora = f"--lora={tmp_path}/lora.safetensors"
+    refused("sample", lora, "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
+    flags = (f"--run={tmp_path}/lora.safetensors", "--model=embedded", f"--out={tmp_path}/out.safetensors")
+    refused("export", *flags, parts=parts)
+
+
+def test_a_checkpoint_of_another_config(refused, tmp_path, run_folder, config_file):
+    shutil.copytree(run_folder, tmp_path / "run")
+    flags = (f"--config={config_file}", f"--out={tmp_path}/run", "--resume", "--config.spo.beta=5")
+    refused("train", *flags, parts=["checkpoints/3 has other settings: spo.beta was 10.0, now 5.0"])
+
+
+def test_a_folder_that_holds_a_run_already(refused, tmp_path, run_folder, config_file):
+    shutil.copytree(run_folder, tmp_path / "run")
+    flags = (f"--config={config_file}", f"--out={tmp_path}/run")
+    refused("train", *flags, parts=[f"{tmp_path}/run already holds a run: add --resume"])
+
+
+def test_nothing_to_resume(refused, tmp_path):
+    parts = [f"--resume: no checkpoint in {tmp_path}/run/checkpoints"]
+    refused("train", TINY, f"--out={tmp_path}/run", "--resume", parts=parts)
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "export"])
+def test_output_below_a_regular_file(refused, tmp_path, run_folder, name):
+    """Permissions would not stop root."""
+    (tmp_path / "file").write_text("")
+    flags = {"train": [TINY], "sample": ["--prompt=a star"], "export": [f"--run={run_folder}"]}
+    parts = [f"cannot write to {tmp_path}/file", f"{tmp_path}/file is not a folder"]
+    refused(name, *flags[name], f"--out={tmp_path}/file/below/out", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([], ["give one of --prompt=TEXT and --prompts=FILE"]),
+        (["--prompt=a", "--prompts=b.txt"], ["give one of"]),
+        (["--prompts=absent.txt"], ["no prompt file absent.txt"]),
+        (["--prompt=a", "--lora=absent.safetensors"], ["missing file: absent.safetensors"]),
+        (["--prompt=a", "--init-latents=absent.npy"], ["cannot read initial latents from absent.npy"]),
+        (["--prompt=a", "--steps=0"], ["--steps"]),
+        (["--prompt=a", "--steps=1001"], ["number of sampling steps: 1001, expected 1 to 1000"]),
+        (["--prompt=a", "--dtype=float16"], ["--dtype", "float32|bfloat16"]),
+    ],
+    ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
+)
+def test_flags_of_sample(refused, tmp_path, flags, parts):
+    refused("sample", *flags, f"--out={tmp_path}/pictures", parts=parts)
+
+
+def test_latents_for_another_number_of_pictures(refused, tmp_path, embedded):
+    h, w, c = embedded.pipeline.latent_shape
+    np.save(tmp_path / "latents.npy", np.zeros((3, c, h, w), np.float32))
+    flags = ("--prompt=a", f"--init-latents={tmp_path}/latents.npy", f"--out={tmp_path}/pictures")
+    refused("sample", *flags, parts=["latents.npy holds 3 rows for 1 pictures"])
+
+
+def test_what_cannot_be_exported(refused, tmp_path, run_folder):
+    out = f"--out={tmp_path}/out"
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    refused("export", f"--run={tmp_path}/absent", out, parts=[f"{tmp_path}/absent: no run here"])
+    refused("export", f"--run={tmp_path}/run", out, parts=["there is no checkpoint in it"])
+    refused("export", f"--run={run_folder}/checkpoints/9", out, parts=["no checkpoint of step 9"])
+    refused("export", f"--run={run_folder}/lora.safetensors", out, parts=["name its base model with --model"])
+    refused("export", f"--run={run_folder}", "--format=onnx", out, parts=["--format=onnx", "diffusers|kohya|merged"])
+    (tmp_path / "out").mkdir()
+    refused("export", f"--run={run_folder}", "--format=merged", out, parts=[f"{tmp_path}/out exists already"])

@@ -1,0 +1,131 @@
+"""``python -m spo_jax.sample`` and ``export``: other programs draw our pictures from what they write."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spo_jax.core.errors import UserError
+from spo_jax.exporting import export
+from spo_jax.pipeline.build import ASSETS
+from spo_jax.pipeline.sample import initial_latents
+from spo_jax.sampling import sample
+from spo_jax.weights.lora import read_lora
+
+FOLDER = ASSETS / "pipeline"
+PROMPTS = ["a red star", "a blue moon"]
+SETTINGS = dict(steps=10, guidance=5.0)
+CLOSE = 2.5 / 255  # 2, and the rounding of a PNG
+
+
+def pixels(files):
+    return np.stack([np.asarray(Image.open(path)) for path in files]) / 255
+
+
+@pytest.fixture(scope="module")
+def latents(embedded):
+    return initial_latents(3, len(PROMPTS), embedded.pipeline.latent_shape)
+
+
+@pytest.fixture(scope="module")
+def draw(tmp_path_factory, latents):
+    """Our pictures in [0, 1] from the prompts and latents above, by files as the command takes them."""
+    folder = tmp_path_factory.mktemp("sample")
+    np.save(folder / "latents.npy", latents.transpose(0, 3, 1, 2))
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+
+    def pictures(model="embedded", lora="", **changes):
+        inputs = dict(prompts=str(folder / "prompts.txt"), init_latents=str(folder / "latents.npy"), batch=2)
+        return pixels(sample(model=str(model), lora=str(lora), out=folder / "out", **SETTINGS, **inputs, **changes))
+
+    return pictures
+
+
+@pytest.fixture(scope="module")
+def base(draw):
+    return draw()
+
+
+@pytest.fixture(scope="module")
+def adapted(draw, run_folder):
+    return draw(lora=run_folder / "lora.safetensors")
+
+
+def test_training_can_be_seen(base, adapted):
+    """Else the tests below would compare base pictures."""
+    assert np.abs(base - adapted).max() > 10 / 255
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_an_exported_lora_gives_our_pictures_in_diffusers(
+    run_folder, adapted, draw, latents, diffusers_pictures, tmp_path, form
+):
+    export(run_folder, form, tmp_path / "lora.safetensors")
+    theirs = diffusers_pictures(FOLDER, PROMPTS, latents, lora=tmp_path / "lora.safetensors", **SETTINGS)
+    np.testing.assert_allclose(adapted, theirs, atol=CLOSE)
+    np.testing.assert_array_equal(draw(lora=tmp_path / "lora.safetensors"), adapted)
+
+
+def test_a_run_s_own_lora_gives_our_pictures_in_diffusers(run_folder, adapted, latents, diffusers_pictures):
+    theirs = diffusers_pictures(FOLDER, PROMPTS, latents, lora=run_folder / "lora.safetensors", **SETTINGS)
+    np.testing.assert_allclose(adapted, theirs, atol=CLOSE)
+
+
+def test_a_merged_pipeline_gives_the_same_pictures(run_folder, adapted, draw, latents, diffusers_pictures, tmp_path):
+    export(run_folder, "merged", tmp_path / "merged")
+    np.testing.assert_allclose(draw(model=tmp_path / "merged"), adapted, atol=CLOSE)
+    theirs = diffusers_pictures(tmp_path / "merged", PROMPTS, latents, **SETTINGS)
+    np.testing.assert_allclose(adapted, theirs, atol=CLOSE)
+    with pytest.raises(UserError, match="merged exists already"):
+        export(run_folder, "merged", tmp_path / "merged")
+
+
+def modules(path):
+    return {name: b for name, (_, b) in read_lora(path).modules().items()}
+
+
+def test_a_checkpoint_or_a_file_may_be_exported(run_folder, embedded, tmp_path):
+    export(run_folder / "checkpoints" / "2", "diffusers", tmp_path / "two.safetensors")
+    export(run_folder / "checkpoints" / "3", "diffusers", tmp_path / "three.safetensors")
+    export(run_folder / "lora.safetensors", "kohya", tmp_path / "kohya.safetensors", model="embedded")
+    last, two = modules(run_folder / "lora.safetensors"), modules(tmp_path / "two.safetensors")
+    three = modules(tmp_path / "three.safetensors")
+    kohya = read_lora(tmp_path / "kohya.safetensors", embedded.pipeline.params["unet"]).modules()
+    for name, b in last.items():
+        np.testing.assert_array_equal(three[name], b)
+        np.testing.assert_array_equal(kohya[name][1], b)
+        assert not (two[name] == b).all()
+
+
+def test_the_commands(run_folder, adapted, command, tmp_path):
+    """As a user gives them: export, then pictures with the settings written into them."""
+    process = command("export", f"--run={run_folder}", "--format=kohya", f"--out={tmp_path}/kohya.safetensors")
+    assert process.returncode == 0 and f"wrote {tmp_path}/kohya.safetensors" in process.stdout, process.stderr[-4000:]
+    process = command(
+        "sample", "--prompt=ein grüner Mond", f"--lora={tmp_path}/kohya.safetensors", "--lora-scale=0.5", "--count=2",
+        "--seed=7", "--steps=2", "--guidance=3", "--batch=2", f"--out={tmp_path}/pictures",
+    )  # fmt: skip
+    assert process.returncode == 0 and "wrote 2 pictures" in process.stdout, process.stderr[-4000:]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["0000.png", "0001.png"]
+    picture = Image.open(tmp_path / "pictures" / "0001.png")
+    assert picture.size == (32, 32) and picture.mode == "RGB"
+    expected = dict(prompt="ein grüner Mond", index="1", model="embedded", lora=f"{tmp_path}/kohya.safetensors")
+    assert picture.text == expected | dict(lora_scale="0.5", steps="2", guidance="3.0", seed="7")
+
+
+def test_the_strength_of_a_lora(run_folder, draw, base, adapted):
+    """Nothing at 0; in between at a half."""
+    none, half = (draw(lora=run_folder / "lora.safetensors", lora_scale=scale) for scale in (0.0, 0.5))
+    np.testing.assert_allclose(none, base, atol=1.5 / 255)
+    assert np.abs(half - base).max() > 2 / 255 and np.abs(half - adapted).max() > 2 / 255
+
+
+def test_seeds_and_counts(tmp_path):
+    """Pictures come prompt by prompt; each picture's noise is its index's."""
+    (tmp_path / "prompts.json").write_text('["a red star", "a blue moon"]')
+    prompts = str(tmp_path / "prompts.json")
+    draw = lambda out, **how: sample(model="embedded", out=tmp_path / out, steps=2, batch=2, **how)  # noqa: E731
+    files = draw("a", prompts=prompts, count=2)
+    assert [Image.open(path).text["prompt"] for path in files] == ["a red star"] * 2 + ["a blue moon"] * 2
+    one, other = (pixels(draw(f"b{seed}", prompt="a red star", seed=seed)) for seed in (0, 1))
+    np.testing.assert_array_equal(one[0], pixels(files)[0])
+    assert (one != other).any() and (pixels(files)[0] != pixels(files)[1]).any()

@@ -1,0 +1,93 @@
+"""Settings of a run: the shipped configs, derived numbers, and values that cannot be."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.settings import from_config, to_config
+from spo_jax.spo.settings import EvalSettings, LogSettings, LoRASettings, SPOSettings, TrainSettings
+
+CONFIGS = sorted(path for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
+
+
+def read(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module, module.get_config()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_and_tells_its_command(path):
+    module, config = read(path)
+    assert config.is_locked
+    assert f"--config=configs/{path.name}" in module.__doc__
+    settings = from_config(TrainSettings, config)
+    assert from_config(TrainSettings, to_config(settings)) == settings
+
+
+def test_sd15_is_the_published_recipe():
+    """Section 4 of the paper and the settings of its code, times 4 devices."""
+    _, config = read(next(path for path in CONFIGS if path.stem == "sd15"))
+    settings = from_config(TrainSettings, config)
+    spo = settings.spo
+    assert (spo.num_candidates, spo.num_steps, spo.eta, spo.guidance_scale, spo.divert_start_step) == (4, 20, 1, 5, 4)
+    assert (spo.num_inner_step, spo.branch_at_last_step, spo.threshold, spo.beta, spo.eps) == (0, True, 0.3, 10, 0.1)
+    adamw = (spo.learning_rate, spo.adam_beta1, spo.adam_beta2, spo.adam_epsilon, spo.weight_decay, spo.max_grad_norm)
+    assert adamw == (6e-5, 0.9, 0.999, 1e-8, 1e-4, 1.0)
+    assert (settings.prompts_per_batch, spo.train_batch_size, settings.num_epochs) == (40, 40, 10)
+    assert (settings.lora.rank, settings.lora.scale) == (4, 1.0)
+
+
+def test_defaults_are_those_of_sd15():
+    _, config = read(next(path for path in CONFIGS if path.stem == "sd15"))
+    settings = from_config(TrainSettings, config)
+    changed = {"train_batch_size": settings.spo.train_batch_size}  # for 4 devices together
+    assert from_config(SPOSettings, to_config(SPOSettings()).to_dict() | changed) == settings.spo
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompts", "expected"),
+    [
+        (dict(prompts_per_batch=8, num_epochs=5), 46, 28),
+        (dict(prompts_per_batch=8, num_epochs=1), 8, 1),
+        (dict(prompts_per_batch=8, num_epochs=1), 3, 1),  # fewer prompts than a batch holds: they repeat
+        (dict(prompts_per_batch=8, num_epochs=5, max_batches=3), 46, 3),
+        (dict(prompts_per_batch=8, num_epochs=1, max_batches=3), 8, 1),
+    ],
+)
+def test_total_batches(fields, prompts, expected):
+    assert TrainSettings(**fields).total_batches(prompts) == expected
+
+
+def test_an_alpha_of_zero_means_the_rank():
+    assert LoRASettings(8).scale == 1.0
+    assert LoRASettings(8, 4.0).scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: SPOSettings(num_candidates=1), "spo.num_candidates = 1"),
+        (lambda: SPOSettings(beta=-1.0), "spo.beta = -1.0"),
+        (lambda: SPOSettings(threshold=1.0), "spo.threshold = 1.0: expected 0 to below 1"),
+        (lambda: SPOSettings(decode_chunk=0), "spo.decode_chunk = 0: expected at least 1"),
+        (lambda: LoRASettings(0), "lora.rank = 0"),
+        (lambda: LoRASettings(4, -1.0), "lora.alpha = -1.0"),
+        (lambda: LogSettings(sample_pictures=0), "log.sample_pictures = 0: expected 1 or more"),
+        (lambda: LogSettings(checkpoint_every=-1), "log.checkpoint_every = -1: expected 0 or more"),
+        (lambda: LogSettings(keep_checkpoints=0), "log.keep_checkpoints = 0: expected 1 or more"),
+        (lambda: EvalSettings(reward="beauty"), "eval.reward = 'beauty': expected 'scenes' or 'spm'"),
+        (lambda: EvalSettings(pictures=0), "eval.pictures = 0"),
+        (lambda: TrainSettings(dtype="float16"), "dtype = 'float16': expected 'float32' or 'bfloat16'"),
+        (lambda: TrainSettings(prompts_per_batch=0), "prompts_per_batch = 0: expected 1 or more"),
+        (lambda: TrainSettings(num_epochs=0), "num_epochs = 0: expected 1 or more"),
+        (lambda: TrainSettings(max_batches=-1), "max_batches = -1: expected 0 or more"),
+        (lambda: TrainSettings(seed=-1), "seed = -1: expected 0 or more"),
+    ],
+)
+def test_values_that_cannot_be(build, message):
+    with pytest.raises(UserError, match=message):
+        build()
