@@ -128,13 +128,15 @@ def test_a_1x1_convolution_and_a_dense_layer_stand_for_each_other() -> None:
         rules.to_tree({"a.weight": np.zeros((2, 3, 3, 3), np.float32)}, dense, "x")
 
 
-def test_scalars_stay_scalars_and_only_floats_are_cast() -> None:
+def test_scalars_keep_shape_and_digits_and_only_floats_are_cast() -> None:
     shapes = {"logit_scale": np.empty(()), "a": {"scale": np.empty((2,))}}
     state = {"logit_scale": np.array(4.6, np.float32), "a.weight": np.ones(2, np.float16)}
     tree = rules.to_tree(state, shapes, "x", dtype=jnp.bfloat16)
-    assert tree["logit_scale"].shape == () and tree["logit_scale"].dtype == ml_dtypes.bfloat16
+    assert tree["logit_scale"].shape == () and tree["logit_scale"].dtype == np.float32
+    assert tree["a"]["scale"].dtype == ml_dtypes.bfloat16
     back = rules.to_state({**tree, "steps": np.array(3, np.int64)}, dtype=np.float16)
-    assert back["logit_scale"].shape == () and back["logit_scale"].dtype == np.float16
+    assert back["logit_scale"].shape == () and back["logit_scale"].dtype == np.float32
+    assert back["a.weight"].dtype == np.float16
     assert back["steps"].dtype == np.int64
     assert rules.to_tree(state, shapes, "x")["a"]["scale"].dtype == np.float16
 
