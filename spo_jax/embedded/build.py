@@ -1,8 +1,8 @@
 """Makes the shipped assets: ``python -m spo_jax.embedded.build --work-dir=build/assets``.
 
 Autoencoder, then diffusion model, then preference model, each kept in ``--work-dir`` so that an interrupted build
-goes on where it was; then both folders are written to ``--out``. Fixed seeds. About 20 + 35 + 15 minutes on two
-otherwise idle cores.
+goes on where it was; then both folders are written to ``--out``. Fixed seeds. About 24 + 41 + 31 minutes on two
+cores that had other work to do.
 """
 
 import dataclasses
@@ -92,6 +92,8 @@ def _write_pipeline(folder: Path, vae_config: VAEConfig, vae: Params, text, trai
     unet_json = dataclasses.asdict(base.UNET) | {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
     text_json = dataclasses.asdict(text) | {
         "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
+        # Or transformers would keep the file's float16 beside a float32 UNet.
+        "torch_dtype": "float32",
         "bos_token_id": text.eos_token_id - 1, "pad_token_id": text.eos_token_id,
     }  # fmt: skip
     write_component(folder / "vae", vae_json, to_state(vae, half))

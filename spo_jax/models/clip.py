@@ -231,7 +231,7 @@ class CLIPModel(nn.Module):
 
     def scale(self) -> Float[Array, ""]:
         """exp(logit_scale), the factor of the cosine."""
-        return jnp.exp(self.logit_scale)
+        return jnp.exp(self.logit_scale.astype(jnp.float32))
 
     def __call__(self, ids: Int[Array, "b l"], pixels: Float[Array, "b h w c"], t: Num[Array, " b"] | None = None):
         """Scaled cosine of every row's text and image, Float[b]; initialises everything."""

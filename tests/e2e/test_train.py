@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -79,13 +80,16 @@ def test_what_the_user_sees(run_folder):
     assert "Traceback" not in log and "Warning" not in log
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(run_folder, tiny_settings, tmp_path):
-    """Bit for bit, and in another process: LoRA, curves and scores. The first part may look at other pictures."""
+def test_killed_and_resumed_equals_uninterrupted(run_folder, tiny_settings, tmp_path):
+    """Bit for bit, in another process: LoRA, curves and scores.
+
+    The run was killed after the row of its last batch, before the checkpoint: the last one is that of batch 2. What
+    is looked at (logs, pictures) may differ in the rest.
+    """
     out = tmp_path / "run"
-    looks = dataclasses.replace(tiny_settings.eval, seed=5)
-    training.train(dataclasses.replace(tiny_settings, max_batches=1, eval=looks), out)
-    assert [row["step"] for row in rows_of(out)] == [1]
-    summary = training.train(tiny_settings, out, resume=True)
+    shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("3", "*.html", "summary.json", "*.safetensors"))
+    settings = dataclasses.replace(tiny_settings, log=dataclasses.replace(tiny_settings.log, sample_every=0))
+    summary = training.train(settings, out, resume=True)
     assert rows_of(out) == rows_of(run_folder)
     one, other = read_file(out / "lora.safetensors"), read_file(run_folder / "lora.safetensors")
     assert one.keys() == other.keys()
