@@ -14,13 +14,13 @@ def get_config():
     config = to_config(TrainSettings())
     config.model = "embedded"
     config.prompts = "embedded:train"
-    config.prompts_per_batch = 10
-    config.num_epochs = 5  # 46 prompts: 23 batches; far more, and the policy finds what the small judge gets wrong
+    config.prompts_per_batch = 8
+    config.num_epochs = 5  # 46 prompts: 28 batches; far more, and the policy finds what the small judge gets wrong
 
     config.spm.model = "embedded"
 
     config.spo.divert_start_step = 11  # t = 401: above it the preference model knows too little
-    config.spo.threshold = 0.4
+    config.spo.threshold = 0.3
     config.spo.decode_chunk = 64
     config.spo.train_batch_size = 16
     config.spo.learning_rate = 3e-4  # a small model and few steps; the published 6e-5 is for thousands of them

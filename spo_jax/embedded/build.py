@@ -1,7 +1,7 @@
 """Makes the shipped assets: ``python -m spo_jax.embedded.build --work-dir=build/assets``.
 
 Autoencoder, then diffusion model, then preference model, each kept in ``--work-dir`` so that an interrupted build
-goes on where it was; then both folders are written to ``--out``. Fixed seeds. About 24 + 41 + 31 minutes on two
+goes on where it was; then both folders are written to ``--out``. Fixed seeds. About 24 + 41 + 62 minutes on two
 cores that had other work to do.
 """
 

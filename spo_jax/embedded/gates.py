@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from spo_jax.core.batching import in_chunks
-from spo_jax.core.cli import run_command
+from spo_jax.core.cli import define_config, run_command
 from spo_jax.core.files import write_json
 from spo_jax.core.settings import from_config
 from spo_jax.core.typing import Float
@@ -30,6 +29,7 @@ from spo_jax.embedded.preference import draw_preferences, noised, to_batch
 from spo_jax.pipeline.build import load_pipeline
 from spo_jax.pipeline.sample import Sampler, initial_latents
 from spo_jax.rewards.scenes import measure
+from spo_jax.run_folder import Resume
 from spo_jax.spm.model import load_spm
 from spo_jax.spm.train import pair_accuracy, pair_scores
 from spo_jax.spo.settings import TrainSettings
@@ -44,7 +44,7 @@ def run() -> None:
     what = flags.DEFINE_enum("what", "base", list(GATES), "Which gate.")
     pictures = flags.DEFINE_integer("pictures", 1000, "Held-out pictures or pairs.", lower_bound=2)
     out = flags.DEFINE_string("out", "runs/gates", "Folder for the numbers, and for the runs of --what=spo.")
-    config = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Settings of the runs.")
+    config = define_config("configs/tiny.py")
 
     def main(_) -> None:
         settings = from_config(TrainSettings, config.value)
@@ -138,7 +138,8 @@ def spo(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     lines = []
     for seed in SEEDS:
         evaluation = dataclasses.replace(settings.eval, pictures=count, batch=50, prompts="embedded:held_out")
-        summary = train(dataclasses.replace(settings, seed=seed, eval=evaluation), out / f"seed{seed}")
+        seeded = dataclasses.replace(settings, seed=seed, eval=evaluation)
+        summary = train(seeded, out / f"seed{seed}", Resume(if_there=True))
         scores = summary["scores"]
         gain, std = scores["aesthetic"], scores["aesthetic"]["before_std"]
         lines.append(
