@@ -1,6 +1,7 @@
-"""SPO on Stable Diffusion 1.5, the published recipe (arXiv 2406.04314, section 4 and its code).
+r"""SPO on Stable Diffusion 1.5, the published recipe (arXiv 2406.04314, section 4 and its code).
 
-python -m spo_jax.train --config=configs/sd15.py --config.prompts=prompts.json --out=runs/sd15
+python -m spo_jax.train --config=configs/sd15.py --out=runs/sd15 \
+  --config.prompts=prompts.json --config.eval.prompts=validation_prompts.txt
 
 The published run took 48 A100-hours on 4 × A100 80 GB and should reach PickScore 21.43 (base 20.53), HPSv2.1 26.45,
 ImageReward 0.171, Aesthetic 5.887 on 500 validation prompts with 20 DDIM steps and guidance 5. The numbers below are
@@ -48,7 +49,7 @@ def get_config():
     config.spo.weight_decay = 1e-4
     config.spo.max_grad_norm = 1.0  # really applied here; see docs/parity.md
 
-    config.eval.prompts = "prompts.json"
+    config.eval.prompts = "validation_prompts.txt"  # none of those above; the paper's are 500 of Pick-a-Pic v1
     config.eval.pictures = 32
     config.eval.batch = 8
     config.eval.reward = "spm"

@@ -13,14 +13,16 @@ def run() -> None:
     """The command."""
     source = flags.DEFINE_string("run", None, "Run folder, checkpoint folder, or LoRA file.")
     form = flags.DEFINE_enum("format", "diffusers", ["diffusers", "kohya", "merged"], "What to write.")
-    out = flags.DEFINE_string("out", None, "File, or folder for 'merged'.")
+    out = flags.DEFINE_string("out", None, "File ending in .safetensors, or folder for 'merged'.")
     model = flags.DEFINE_string("model", "", "Base model; taken from the run's settings where it has some.")
+    revision = flags.DEFINE_string("revision", "", "Revision of the base model's hub id.")
+    overwrite = flags.DEFINE_bool("overwrite", False, "Replace the file, or the pipeline folder, at --out.")
     flags.mark_flags_as_required(["run", "out"])
 
     def main(_) -> None:
         from spo_jax.exporting import export
 
-        export(source.value, form.value, out.value, model.value)
+        export(source.value, form.value, out.value, model.value, revision.value, overwrite.value)
 
     run_command(main)
 

@@ -77,8 +77,9 @@ def write_report(
       settings: the resolved config, nested or flat.
       rows: what `spo_jax.metrics.read_metrics` returns; may be empty, as may any curve.
       summary: the run's `summary.json`. Its ``scores`` is ``{name: score}``, each score a dict of ``before``,
-        ``before_se``, ``after``, ``after_se``, ``change``, ``change_se`` (standard errors; those of ``change`` paired)
-        and optionally ``meaning`` (a sentence) and ``lower_is_better``. Everything else in it is listed as it is.
+        ``before_se``, ``after``, ``after_se``, ``change``, ``change_se`` (standard errors, None where there are none;
+        those of ``change`` paired) and optionally ``meaning`` (a sentence) and ``lower_is_better``. Everything else in
+        it is listed as it is.
       grids: (caption, before, after), uint8 pictures ``[h w 3]`` of equal prompts and seeds.
 
     Raises:

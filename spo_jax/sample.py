@@ -3,6 +3,8 @@
 PNGs go to ``--out``, with prompt and settings in their text fields.
 """
 
+import math
+
 from absl import flags
 
 from spo_jax.core.cli import run_command
@@ -17,20 +19,24 @@ def run() -> None:
     flags.DEFINE_string("prompt", "", "What to draw.")
     flags.DEFINE_string("prompts", "", "Or a file of prompts: .txt, .json, .jsonl.")
     flags.DEFINE_integer("count", 1, "Pictures per prompt.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of the initial latents.")
+    # Keys are made of 32 bits: a larger seed would be another one's.
+    flags.DEFINE_integer("seed", 0, "Seed of the initial latents.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_integer("steps", 20, "DDIM steps.", lower_bound=1)
     flags.DEFINE_float("guidance", 5.0, "Classifier-free guidance scale.")
     flags.DEFINE_string("init-latents", "", "Initial latents instead of a seed: .npy, [b c h w], a row per picture.")
     flags.DEFINE_integer("batch", 8, "Pictures at a time.", lower_bound=1)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and activations.")
     flags.DEFINE_string("out", "samples", "Folder for the PNGs.")
+    flags.DEFINE_bool("overwrite", False, "Replace PNGs of the same names in --out.")
+    for name in ("guidance", "lora-scale"):
+        flags.register_validator(name, math.isfinite, "expected a finite number")
 
     def main(_) -> None:
         from spo_jax.sampling import sample
 
         values = flags.FLAGS
         names = ("model", "revision", "lora", "lora-scale", "prompt", "prompts", "count", "seed", "steps", "guidance")
-        names += ("init-latents", "batch", "dtype", "out")
+        names += ("init-latents", "batch", "dtype", "out", "overwrite")
         sample(**{name.replace("-", "_"): values[name].value for name in names})
 
     run_command(main)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, write_atomic
+from spo_jax.core.files import check_free, check_writable, write_atomic
 from spo_jax.core.images import to_uint8
 from spo_jax.core.typing import Params
 from spo_jax.data.prompts import load_prompts
@@ -35,6 +35,7 @@ def sample(
     init_latents: str = "",
     batch: int = 8,
     dtype: str = "float32",
+    overwrite: bool = False,
 ) -> list[Path]:
     """Draws pictures with DDIM (eta 0) and writes a PNG each; see the flags of `spo_jax.sample`.
 
@@ -42,10 +43,14 @@ def sample(
       The files, in the order of prompts and counts.
 
     Raises:
-      UserError: no prompt, or a model, adapter or file that cannot be used.
+      UserError: no prompt; a model, adapter or file that cannot be used; a picture is there already, or comes out as
+        numbers that are not finite.
     """
     check_writable(out)
     wanted = [text for text in _prompts(prompt, prompts) for _ in range(count)]
+    files = [Path(out) / f"{index:04d}.png" for index in range(len(wanted))]
+    for path in files:
+        check_free(path, overwrite)
     pipeline = load_pipeline(model, revision=revision or None, dtype=jnp.dtype(dtype))
     adapter, scale = _adapter(pipeline, lora)
     latents = initial_latents(seed, len(wanted), pipeline.latent_shape)
@@ -53,14 +58,18 @@ def sample(
         latents = read_latents(init_latents, pipeline.latent_shape)
         if len(latents) != len(wanted):
             raise UserError(f"--init-latents={init_latents} holds {len(latents)} rows for {len(wanted)} pictures")
+    batch = min(batch, len(wanted))
     sampler = Sampler(pipeline, steps=steps, guidance=guidance, lora_scale=scale * lora_scale, batch=batch)
-    images = to_uint8(sampler(wanted, latents, adapter))
+    images = sampler(wanted, latents, adapter)
+    if not np.isfinite(images).all():  # they would become black pixels
+        raise UserError(
+            f"pictures of --model={model} with --guidance={guidance} are not finite numbers: check the guidance, the "
+            "LoRA and its strength, and try --dtype=float32"
+        )
     settings = {"model": model, "lora": lora, "lora_scale": lora_scale, "steps": steps, "guidance": guidance}
     settings |= {"init_latents": init_latents} if init_latents else {"seed": seed}
-    files = []
-    for index, (text, image) in enumerate(zip(wanted, images, strict=True)):
-        files.append(Path(out) / f"{index:04d}.png")
-        _write_png(files[-1], image, {"prompt": text, "index": index, **settings})
+    for index, (path, text, image) in enumerate(zip(files, wanted, to_uint8(images), strict=True)):
+        _write_png(path, image, {"prompt": text, "index": index, **settings})
     print(f"wrote {len(files)} pictures to {out}")
     return files
 

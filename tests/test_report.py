@@ -11,6 +11,7 @@ from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.report import CHARTS, write_report
+from spo_jax.rewards.paired import paired_scores
 
 HOSTILE = "<script>alert(\"x\")</script> & 'quoted'"
 VOID = {"meta", "link", "img", "br"}
@@ -166,6 +167,13 @@ def test_a_change_is_called_better_or_worse_beyond_two_standard_errors(tmp_path,
     marked = [attributes["class"] for tag, attributes in page.tags if tag == "span"]
     assert marked == ([verdict] if verdict else [])
     assert f"{change:+.4g}" in page.text
+
+
+def test_one_picture_is_neither_better_nor_worse(tmp_path):
+    scores = paired_scores({"s": np.zeros(1)}, {"s": np.ones(1)}, {})
+    page = report(tmp_path, summary={"scores": scores})
+    assert "+1" in page.text and "±" not in page.text
+    assert not any(tag == "span" for tag, _ in page.tags)
 
 
 def test_unwritable_folder_is_a_user_error(tmp_path):

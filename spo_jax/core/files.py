@@ -55,6 +55,16 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise UserError(f"cannot write to {folder}: no permission to write in {nearest}")
 
 
+def check_free(path: str | os.PathLike, overwrite: bool) -> None:
+    """Refuses to replace what is at ``path``, unless the user says so.
+
+    Raises:
+      UserError: there is something, and ``overwrite`` is false.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise UserError(f"{path} exists already: choose another --out, or replace it with --overwrite")
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes ``text`` as UTF-8, whole or not at all (see `write_atomic`)."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -66,14 +76,26 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file, with or without a byte-order mark.
 
     Raises:
       UserError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UserError(f"missing file: {path}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}") from error
+
+
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON file that holds an object, such as a config.
+
+    Raises:
+      UserError: as `read_json`; the file holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

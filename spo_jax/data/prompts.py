@@ -44,7 +44,8 @@ def _entries(path: Path) -> list:
         if not isinstance(entries, list):
             raise UserError(f"{path}: expected a JSON list of prompts, found {type(entries).__name__}")
         return entries
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a byte-order mark before the first prompt
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in lines]
     if path.suffix == ".txt":

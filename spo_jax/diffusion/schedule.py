@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.fields import typed
 from spo_jax.core.typing import Array, Float, Int
 
 # Fields of other samplers' configs that do not touch the process as DDIM runs it. PNDM, Euler, DPM++ and DDIM all
@@ -45,13 +46,13 @@ class ScheduleConfig:
         """Reads a diffusers scheduler config.
 
         Raises:
-          UserError: a value that changes the process and is not implemented, or an unknown field.
+          UserError: a value of another type, or that changes the process and is not implemented; an unknown field.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
+        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
         values = {}
         for key, value in raw.items():
-            if key in names:
-                values[key] = tuple(value) if isinstance(value, list) else value
+            if key in kinds:
+                values[key] = typed(value, kinds[key], f"{where}: {key}")
             elif key in ("clip_sample", "thresholding"):
                 if value:
                     raise UserError(f"{where}: {key} = {value!r} is not implemented, expected false (latent models)")
@@ -118,7 +119,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
     """Cuts the process into ``steps`` steps, as ``DDIMScheduler.set_timesteps``.
 
     Raises:
-      UserError: more steps than training timesteps, or none.
+      UserError: more steps than training timesteps, or none; a step at a timestep that does not exist.
     """
     count = config.num_train_timesteps
     if not 1 <= steps <= count:
@@ -131,6 +132,13 @@ def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
         timesteps = np.linspace(0, count - 1, steps).round()[::-1]
     timesteps = timesteps.astype(np.int32)
     alphas = alphas_cumprod(config)
+    # diffusers fails with an index error at the upper end and reads the last alpha at -1; here both would be silent.
+    if timesteps[0] >= len(alphas) or timesteps[-1] < 0:
+        raise UserError(
+            f"number of sampling steps: {steps}: with {config.timestep_spacing} spacing and steps_offset "
+            f"{config.steps_offset} they run from timestep {timesteps[0]} to {timesteps[-1]}, expected within "
+            f"{len(alphas) - 1} to 0; choose another number of steps"
+        )
     return Schedule(
         alphas_cumprod=alphas,
         timesteps=timesteps,

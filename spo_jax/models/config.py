@@ -5,32 +5,11 @@ is not known: silently different pictures are worse than an error.
 """
 
 import dataclasses
-import types
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from spo_jax.core.errors import UserError
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a field's type; JSON's 1 is also a float, its true is no int."""
-    if isinstance(kind, types.UnionType):
-        return any(_fits(value, choice) for choice in get_args(kind))
-    if get_origin(kind) is tuple:
-        items = get_args(kind)
-        items = items[:1] * len(value) if isinstance(value, tuple) and items[-1] is Ellipsis else items
-        return isinstance(value, tuple) and 0 < len(value) == len(items) and all(map(_fits, value, items))
-    if kind in (int, float):
-        return isinstance(value, int | kind) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
-
-def _kind_name(kind: Any) -> str:
-    return kind.__name__ if kind in (int, float, bool, str) else str(kind)
+from spo_jax.core.fields import frozen, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +30,9 @@ class _Config:
         values = {}
         for key, value in raw.items():
             if key in kinds:
-                if not _fits(_frozen(value), kinds[key]):
-                    raise UserError(
-                        f"{where}: {key} = {value!r} is not implemented (expected {_kind_name(kinds[key])})"
-                    )
-                values[key] = float(value) if kinds[key] is float else _frozen(value)
+                values[key] = typed(value, kinds[key], f"{where}: {key}")
             elif key in cls.FIXED:
-                if _frozen(value) not in cls.FIXED[key]:
+                if frozen(value) not in cls.FIXED[key]:
                     allowed = ", ".join(map(repr, cls.FIXED[key]))
                     raise UserError(f"{where}: {key} = {value!r} is not implemented (known: {allowed})")
             elif not key.startswith("_") and key not in cls.IGNORED:
@@ -338,7 +313,5 @@ class CLIPConfig:
             if not isinstance(raw.get(name), Mapping):
                 raise UserError(f"{where}: field {key!r} is missing: expected the config of a CLIPModel")
             configs[key] = config.from_dict(raw[name], f"{where}: {name}")
-        width = raw.get("projection_dim", 512)
-        if not _fits(width, int):
-            raise UserError(f"{where}: projection_dim = {width!r} is not implemented (expected int)")
+        width = typed(raw.get("projection_dim", 512), int, f"{where}: projection_dim")
         return cls(configs["text_config"], configs["vision_config"], width, time_conditioned)

@@ -7,8 +7,9 @@ import numpy as np
 from spo_jax.core.typing import Float
 
 
-def _standard_error(values: Float[np.ndarray, " n"]) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+def _standard_error(values: Float[np.ndarray, " n"]) -> float | None:
+    """None for one value, which says nothing about its spread."""
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def paired_scores(
@@ -24,7 +25,8 @@ def paired_scores(
       meanings: a sentence per score, for the report.
 
     Returns:
-      Per score: before, before_se, before_std, after, after_se, change, change_se, meaning, lower_is_better.
+      Per score: before, before_se, before_std, after, after_se, change, change_se, meaning, lower_is_better. The
+      standard errors (``_se``) are None for a single picture.
     """
     scores = {}
     for name, first in before.items():

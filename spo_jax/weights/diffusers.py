@@ -56,7 +56,8 @@ def write_component(
     """Writes ``config.json`` and the weights of one component, as ``save_pretrained`` names them.
 
     Args:
-      folder: ``<pipeline>/unet`` or the like; made if missing.
+      folder: ``<pipeline>/unet`` or the like, the component's own; made if missing. Weights of the same name are
+        replaced, their shards included.
       config: the component's config in its library's own form.
       state: torch names and layouts, from `rules.to_state` or `clip.text_state`.
       kind: whose names the files get.
@@ -66,6 +67,6 @@ def write_component(
     Raises:
       UserError: the folder cannot be written.
     """
-    folder = Path(folder)
-    store.write_state(folder / store.weights_name(kind, variant), state, max_shard_bytes=max_shard_bytes)
-    write_json(folder / "config.json", dict(config))
+    path = Path(folder) / store.weights_name(kind, variant)
+    store.remove_older(path, keep=store.write_state(path, state, max_shard_bytes=max_shard_bytes))
+    write_json(path.parent / "config.json", dict(config))

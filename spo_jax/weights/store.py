@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import read_json, write_atomic, write_json
+from spo_jax.core.files import read_json_object, write_atomic, write_json
 from spo_jax.weights.messages import explain_unreadable, shorten
 from spo_jax.weights.torch_zip import read_torch_zip
 
@@ -144,8 +144,7 @@ def _with_safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _read_shards(index: Path) -> State:
-    content = read_json(index)
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map")
     shards = sorted({str(name) for name in weight_map.values()})
@@ -170,15 +169,17 @@ def write_state(
     state: Mapping[str, Any],
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
-) -> None:
+) -> set[str]:
     """Writes safetensors that torch, diffusers and transformers read, each file whole or not at all.
 
     Args:
-      path: ``.../diffusion_pytorch_model.safetensors`` or the like; shards and their index are named after it, and
-        shards of an earlier writing are removed.
+      path: ``.../diffusion_pytorch_model.safetensors`` or the like; shards and their index are named after it.
       state: torch names to arrays (numpy or jax), torch's layouts.
       metadata: more text for the header, beside ``format: pt``.
       max_shard_bytes: cut into shards of at most this size (one tensor is never cut); None writes one file.
+
+    Returns:
+      The names of the files, all in the folder of ``path``.
 
     Raises:
       UserError: the files cannot be written.
@@ -192,13 +193,21 @@ def write_state(
     else:
         names = [f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards, strict=True):
-        write_atomic(path.parent / name, lambda temporary, shard=shard: save_file(shard, temporary, metadata=header))
+        write_atomic(path.parent / name, lambda temporary, shard=shard: _save(shard, temporary, header))
+    if len(shards) == 1:
+        return set(names)
     index = _index_name(path.name)
-    if len(shards) > 1:
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)}
-        total = sum(array.nbytes for array in arrays.values())
-        write_json(path.parent / index, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    _remove_older(path, keep={*names, *([index] if len(shards) > 1 else [])})
+    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)}
+    total = sum(array.nbytes for array in arrays.values())
+    write_json(path.parent / index, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    return {*names, index}
+
+
+def _save(state: State, path: Path, header: Mapping[str, str]) -> None:
+    try:
+        save_file(state, path, metadata=dict(header))
+    except SafetensorError as error:  # also of a full disk
+        raise OSError(str(error)) from error
 
 
 def _contiguous(value: Any) -> np.ndarray:
@@ -225,8 +234,15 @@ def _index_name(name: str) -> str:
     return _with_variant(f"{stem}.safetensors.index.json", variant or None)
 
 
-def _remove_older(path: Path, keep: set[str]) -> None:
-    # diffusers prefers an index to a single file: left-overs of another sharding would shadow what was written.
+def remove_older(path: Path, keep: set[str]) -> None:
+    """Removes an earlier writing to ``path``, in another number of shards, from a component's folder.
+
+    diffusers prefers an index to a single file: left-overs would shadow what was written.
+
+    Args:
+      path: as for `write_state`.
+      keep: what `write_state` returned.
+    """
     shard = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}\.safetensors")
     for entry in path.parent.iterdir():
         ours = entry.name in (path.name, _index_name(path.name)) or shard.fullmatch(entry.name)

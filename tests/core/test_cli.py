@@ -12,7 +12,7 @@ COMMAND = """
 import sys
 from absl import flags
 from spo_jax.core.cli import define_config, run_command
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import Preempted, UserError
 
 config = define_config()
 act = flags.DEFINE_string("act", "", "What happens.")
@@ -22,6 +22,8 @@ def main(_):
         raise UserError("no such star:\\n  red")
     if act.value == "fault":
         raise ValueError("ours")
+    if act.value == "preempted":
+        raise Preempted("saved")
     if act.value == "interrupt":
         raise KeyboardInterrupt
     print(config.value.size, config.value.inner.rate)
@@ -67,6 +69,17 @@ def test_done(command):
     assert (status, stdout) == (0, "4 2.0\n")
 
 
+def test_help_is_about_this_command(command):
+    status, stdout, _ = command("--help")
+    assert status == 0 and "--act: What happens." in stdout and "--config: Config file" in stdout
+    assert "--logtostderr" not in stdout
+
+
+def test_preempted(command):
+    status, _, stderr = command("--config=good.py", "--act=preempted")
+    assert (status, stderr) == (75, "saved\n")
+
+
 def test_a_mistake(command):
     assert_one_line(command("--config=good.py", "--act=mistake"), "error: no such star: red\n")
 
@@ -86,8 +99,10 @@ def test_a_fault_and_an_interruption(command):
         ([], ["--config must have a value"]),
         (["--config=absent.py"], ["--config=absent.py: no such file"]),
         (["--config=absent.py", "--config.size=3"], ["--config=absent.py: no such file"]),
-        (["--config=good.py", "--config.sise=3"], ["--config has no field 'sise'", 'Did you mean "size"']),
-        (["--config=good.py", "--config.iner.rate=3"], ["--config has no field 'iner'"]),
+        (["--config=good.py", "--config.sise=3"], ["--config has no field sise: did you mean size?"]),
+        (["--config=good.py", "--config.iner.rate=3"], ["no field iner.rate: did you mean inner.rate?"]),
+        (["--config=good.py", "--config.rate=3"], ["--config has no field rate: did you mean inner.rate?"]),
+        (["--config=good.py", "--config.xyzzy=3"], ["--config has no field xyzzy\n"]),
         (["--config=good.py", "--config.size=big"], ["--config.size=big", "'big'"]),
         (["--config=good.py", "--config.inner=3"], ["--config.inner=3", "not a dict"]),
     ],

@@ -6,7 +6,15 @@ import stat
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, read_json, write_atomic, write_json, write_text
+from spo_jax.core.files import (
+    check_free,
+    check_writable,
+    read_json,
+    read_json_object,
+    write_atomic,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path):
@@ -55,6 +63,27 @@ def test_unreadable_json_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"{'missing file' if content is None else 'cannot read'}.*a.json"):
         read_json(path)
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json_object(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(("content", "found"), [("[]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")])
+def test_an_object_is_asked_for(tmp_path, content, found):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=f"a.json: expected a JSON object, found {found}"):
+        read_json_object(tmp_path / "a.json")
+
+
+def test_what_is_there_is_kept_unless_told(tmp_path):
+    path = tmp_path / "a"
+    check_free(path, overwrite=False)
+    path.symlink_to(tmp_path / "nowhere")
+    check_free(path, overwrite=True)
+    with pytest.raises(UserError, match=f"{path} exists already: .*--overwrite"):
+        check_free(path, overwrite=False)
 
 
 def test_check_writable_makes_nothing(tmp_path):

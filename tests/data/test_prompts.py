@@ -27,6 +27,14 @@ def test_every_form(tmp_path, name, content):
     assert load_prompts(tmp_path / name) == PROMPTS
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("p.txt", "a red star"), ("p.json", '["a red star"]'), ("p.jsonl", '"a red star"')]
+)
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert load_prompts(tmp_path / name) == ["a red star"]
+
+
 def test_embedded_lists_part_the_world():
     train, held_out = load_prompts("embedded:train"), load_prompts("embedded:held_out")
     assert not set(train) & set(held_out)

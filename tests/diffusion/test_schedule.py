@@ -21,9 +21,11 @@ def pair(**fields):
 @pytest.mark.parametrize("steps", [1, 7, 20, 50, 1000])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_timesteps(spacing, steps, offset):
-    if spacing == "leading" and steps == 1000 and offset:
-        return  # diffusers would start at t = 1000, which does not exist
     theirs, config = pair(**SD15 | {"timestep_spacing": spacing, "steps_offset": offset})
+    if spacing == "leading" and steps == 1000 and offset:  # diffusers starts at t = 1000, which does not exist
+        with pytest.raises(UserError, match="steps: 1000: with leading spacing and steps_offset 1 they .* 1000 to 1,"):
+            make_schedule(config, steps)
+        return
     theirs.set_timesteps(steps)
     schedule = make_schedule(config, steps)
     assert schedule.timesteps.dtype == np.int32
@@ -67,6 +69,10 @@ def test_alphas(fields):
         ({"clip_sample": True}, "clip_sample = True is not implemented"),
         ({"thresholding": True}, "thresholding = True is not implemented"),
         ({"new_field": 1}, "unknown field 'new_field'"),
+        ({"beta_start": "0.001"}, r"beta_start = '0.001' is not implemented \(expected float\)"),
+        ({"num_train_timesteps": None}, r"num_train_timesteps = None is not implemented \(expected int\)"),
+        ({"trained_betas": ["much"]}, r"trained_betas = \['much'\] is not implemented"),
+        ({"set_alpha_to_one": "no"}, r"set_alpha_to_one = 'no' is not implemented \(expected bool\)"),
     ],
 )
 def test_what_is_not_implemented_is_refused(fields, message):
@@ -83,3 +89,17 @@ def test_fields_of_other_samplers_are_read_over():
 def test_a_number_of_steps_that_cannot_be(steps):
     with pytest.raises(UserError, match=f"steps: {steps}, expected 1 to 1000"):
         make_schedule(ScheduleConfig.from_dict(SD15), steps)
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps"),
+    [
+        ({"timestep_spacing": "trailing"}, 61),  # rounding makes diffusers' range one longer
+        ({"steps_offset": -1}, 20),
+        ({"trained_betas": [0.1, 0.2]}, 20),
+    ],
+)
+def test_timesteps_that_do_not_exist(fields, steps):
+    """An index beyond the end would be clamped, and one below 0 counted from the end, without a word."""
+    with pytest.raises(UserError, match=f"steps: {steps}: with .* expected within .* to 0"):
+        make_schedule(ScheduleConfig.from_dict(SD15 | fields), steps)

@@ -9,6 +9,7 @@ import pytest
 from spo_jax.core.errors import UserError
 from spo_jax.exporting import export
 from spo_jax.pipeline.build import ASSETS
+from spo_jax.sampling import sample
 
 TINY = "--config=configs/tiny.py"
 LOG_LINE = re.compile(r"[IW]\d{4} ")  # absl's: "I1121 05:44:00 ..."
@@ -159,6 +160,11 @@ def test_output_below_a_regular_file(refused, tmp_path, run_folder, name):
         (["--prompt=a", "--lora=absent.safetensors"], ["missing file: absent.safetensors"]),
         (["--prompt=a", "--init-latents=absent.npy"], ["cannot read initial latents from absent.npy"]),
         (["--prompt=a", "--steps=0"], ["--steps"]),
+        (["--prompt=a", "--steps=1000"], ["steps: 1000: with leading spacing", "1000 to 1, expected within 999 to 0"]),
+        (["--prompt=a", "--seed=-1"], ["--seed=-1"]),
+        (["--prompt=a", "--seed=4294967296"], ["--seed=4294967296", "4294967295"]),
+        (["--prompt=a", "--guidance=nan"], ["--guidance=nan: expected a finite number"]),
+        (["--prompt=a", "--lora-scale=inf"], ["--lora-scale=inf: expected a finite number"]),
         (["--prompt=a", "--dtype=float16"], ["--dtype", "float32|bfloat16"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
@@ -177,7 +183,39 @@ def test_latents_for_another_number_of_pictures(refused, tmp_path, embedded):
 def test_flags_of_export(refused, tmp_path, run_folder):
     flags = (f"--run={run_folder}", "--format=onnx", f"--out={tmp_path}/out")
     refused("export", *flags, parts=["--format=onnx", "diffusers|kohya|merged"])
-    refused("export", f"--run={tmp_path}/absent", f"--out={tmp_path}/out", parts=[f"{tmp_path}/absent: no run here"])
+    flags = (f"--run={tmp_path}/absent", f"--out={tmp_path}/out.safetensors")
+    refused("export", *flags, parts=[f"{tmp_path}/absent: no run here"])
+
+
+@pytest.mark.parametrize(
+    ("form", "out", "overwrite", "message"),
+    [
+        ("diffusers", "new", False, "--out=.*new: the name of a LoRA file has to end in .safetensors"),
+        ("kohya", "new.bin", True, "--out=.*new.bin: the name of a LoRA file has to end in .safetensors"),
+        ("kohya", "old.safetensors", False, "old.safetensors exists already"),
+        ("merged", "old", False, "old exists already"),
+        ("merged", "old", True, "old is no pipeline's folder"),
+    ],
+)
+def test_where_nothing_is_exported_to(tmp_path, form, out, overwrite, message):
+    """Told before anything is read: there is no such run."""
+    (tmp_path / "old.safetensors").write_text("kept")
+    (tmp_path / "old").mkdir()
+    with pytest.raises(UserError, match=message):
+        export(tmp_path / "absent", form, tmp_path / out, overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "old.safetensors"]
+    assert (tmp_path / "old.safetensors").read_text() == "kept"
+
+
+def test_pictures_of_an_earlier_call_are_kept(tmp_path):
+    """Told before anything is read: there is no such model. A picture that would not be touched is no obstacle."""
+    (tmp_path / "0001.png").write_text("kept")
+    with pytest.raises(UserError, match="0001.png exists already: .*--overwrite"):
+        sample(model="no/such/model", prompt="a", count=2, out=tmp_path)
+    for how in ({"count": 1}, {"count": 2, "overwrite": True}):
+        with pytest.raises(UserError, match="no such file or folder: no/such/model"):
+            sample(model="no/such/model", prompt="a", out=tmp_path, **how)
+    assert (tmp_path / "0001.png").read_text() == "kept"
 
 
 def test_what_cannot_be_exported(tmp_path, run_folder):
@@ -188,5 +226,5 @@ def test_what_cannot_be_exported(tmp_path, run_folder):
         (run_folder / "lora.safetensors", "name its base model with --model"),
     ):
         with pytest.raises(UserError, match=message):
-            export(source, "diffusers", tmp_path / "out")
+            export(source, "diffusers", tmp_path / "out.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

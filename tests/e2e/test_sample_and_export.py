@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spo_jax import exporting, sampling
 from spo_jax.core.errors import UserError
 from spo_jax.exporting import export
-from spo_jax.pipeline.build import ASSETS
-from spo_jax.pipeline.sample import initial_latents
+from spo_jax.pipeline.build import ASSETS, load_pipeline
+from spo_jax.pipeline.sample import Sampler, initial_latents
 from spo_jax.sampling import sample
 from spo_jax.weights.lora import read_lora
 
@@ -35,7 +36,8 @@ def draw(tmp_path_factory, latents):
 
     def pictures(model="embedded", lora="", **changes):
         inputs = dict(prompts=str(folder / "prompts.txt"), init_latents=str(folder / "latents.npy"), batch=2)
-        return pixels(sample(model=str(model), lora=str(lora), out=folder / "out", **SETTINGS, **inputs, **changes))
+        given = dict(model=str(model), lora=str(lora), out=folder / "out", overwrite=True)
+        return pixels(sample(**given, **SETTINGS, **inputs, **changes))
 
     return pictures
 
@@ -77,6 +79,9 @@ def test_a_merged_pipeline_gives_the_same_pictures(run_folder, adapted, draw, la
     np.testing.assert_allclose(adapted, theirs, atol=CLOSE)
     with pytest.raises(UserError, match="merged exists already"):
         export(run_folder, "merged", tmp_path / "merged")
+    (tmp_path / "merged" / "unet" / "config.json").unlink()
+    export(run_folder, "merged", tmp_path / "merged", overwrite=True)
+    assert (tmp_path / "merged" / "unet" / "config.json").is_file()
 
 
 def modules(path):
@@ -96,9 +101,39 @@ def test_a_checkpoint_or_a_file_may_be_exported(run_folder, embedded, tmp_path):
         assert not (two[name] == b).all()
 
 
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, ("embedded", "v1")),
+        ({"revision": "v2"}, ("embedded", "v2")),
+        ({"model": str(FOLDER)}, (str(FOLDER), None)),
+        ({"model": str(FOLDER), "revision": "v2"}, (str(FOLDER), "v2")),
+    ],
+    ids=["the run's", "another revision", "another model", "both"],
+)
+def test_a_run_s_revision_is_of_the_run_s_model(run_folder, tmp_path, monkeypatch, given, asked):
+    saved, calls = exporting.Checkpointer.read_meta, []
+
+    def read_meta(self, step):
+        meta = saved(self, step)
+        return meta | {"settings": meta["settings"] | {"revision": "v1"}}
+
+    def load(model, revision):
+        calls.append((model, revision))
+        return load_pipeline(model)
+
+    monkeypatch.setattr(exporting.Checkpointer, "read_meta", read_meta)
+    monkeypatch.setattr(exporting, "load_pipeline", load)
+    export(run_folder, "diffusers", tmp_path / "lora.safetensors", **given)
+    assert calls == [asked]
+
+
 def test_the_commands(run_folder, adapted, command, tmp_path):
     """As a user gives them: export, then pictures with the settings written into them."""
-    process = command("export", f"--run={run_folder}", "--format=kohya", f"--out={tmp_path}/kohya.safetensors")
+    (tmp_path / "kohya.safetensors").write_text("older")
+    process = command(
+        "export", f"--run={run_folder}", "--format=kohya", f"--out={tmp_path}/kohya.safetensors", "--overwrite"
+    )
     assert process.returncode == 0 and f"wrote {tmp_path}/kohya.safetensors" in process.stdout, process.stderr[-4000:]
     process = command(
         "sample", "--prompt=ein grüner Mond", f"--lora={tmp_path}/kohya.safetensors", "--lora-scale=0.5", "--count=2",
@@ -127,3 +162,21 @@ def test_seeds_and_counts(tmp_path):
     first, second, *_ = pixels(files)
     other = pixels(draw("b", prompt="a red star", seed=1))[0]
     assert (first != second).any() and (first != other).any() and (second != other).any()
+
+
+def test_numbers_that_are_not_finite_are_no_pictures(tmp_path):
+    """They would be written as black ones."""
+    with pytest.raises(UserError, match=r"--guidance=1e\+38 are not finite numbers: check the guidance, the LoRA"):
+        sample(model="embedded", prompt="a red star", out=tmp_path, steps=2, guidance=1e38)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (2, 2), (3, 2)])
+def test_a_batch_is_no_larger_than_what_is_wanted(tmp_path, monkeypatch, count, batch):
+    class Recorder(Sampler):
+        def draw(self, condition, init_latents, lora=None):
+            assert self.batch == batch
+            return np.zeros((len(init_latents), 4, 4, 3), np.float32)
+
+    monkeypatch.setattr(sampling, "Sampler", Recorder)
+    assert len(sample(model="embedded", prompt="a red star", out=tmp_path, count=count, batch=2, steps=2)) == count

@@ -68,6 +68,10 @@ def edited(name, **fields):
     return edit
 
 
+def written(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
 def removed(name):
     def remove(folder):
         path = folder / name
@@ -86,8 +90,12 @@ def cut_off(folder):
     [
         (removed("model_index.json"), r"folder: no model_index.json here; expected a diffusers pipeline folder"),
         (edited("model_index.json", _class_name="FluxPipeline"), r"model_index.json: _class_name is 'FluxPipeline'"),
-        (lambda folder: (folder / "model_index.json").write_text("[]"), r"model_index.json: _class_name is None"),
-        (lambda folder: (folder / "model_index.json").write_text("{"), r"cannot read .*model_index.json as JSON"),
+        (written("model_index.json", "[]"), r"folder/model_index.json: expected a JSON object, found list"),
+        (written("model_index.json", "{"), r"cannot read .*model_index.json as JSON"),
+        (written("unet/config.json", "[]"), r"folder/unet/config.json: expected a JSON object, found list"),
+        (edited("unet/config.json", sample_size=None), r"folder/unet/config.json: sample_size is missing"),
+        (written("scheduler/scheduler_config.json", "[]"), r"scheduler_config.json: expected a JSON object"),
+        (edited("scheduler/scheduler_config.json", beta_start="0.001"), r"scheduler_config.json: beta_start = '0.001'"),
         (removed("unet"), r"missing file: .*folder/unet/config.json"),
         (removed("vae/config.json"), r"missing file: .*folder/vae/config.json"),
         (removed("text_encoder/model.safetensors"), r"folder/text_encoder holds no weights: expected model.s"),
@@ -99,7 +107,8 @@ def cut_off(folder):
         (cut_off, r"cannot read .*folder/unet/diffusion_pytorch_model.safetensors as safetensors"),
     ],
     ids=[
-        "no index", "another class", "a list", "half an index", "no unet", "no config", "no weights", "no tokenizer",
+        "no index", "another class", "a list", "half an index", "a UNet's list", "no size", "a scheduler's list",
+        "a string", "no unet", "no config", "no weights", "no tokenizer",
         "no scheduler", "unknown schedule", "not implemented", "other shapes", "cut off",
     ],
 )  # fmt: skip

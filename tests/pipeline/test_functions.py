@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from spo_jax.core.trees import take_rows
 from spo_jax.models.lora import init_lora
 from spo_jax.pipeline.build import ASSETS
 from spo_jax.pipeline.functions import Conditioning, Guidance, bind_denoise, decode, encode_image
@@ -70,9 +71,9 @@ def test_decode_and_encode(embedded, pipe):
 
 
 def test_rows_and_copies_of_a_conditioning():
-    """Copies go prompt by prompt within each copy, as a pool [k b ...] is laid out."""
+    """The copies of a prompt stand together, so that they stay on its device."""
     condition = Conditioning(jnp.arange(3.0).reshape(3, 1, 1), None, jnp.arange(18.0).reshape(3, 6))
-    assert condition.rows(np.array([2, 0])).states.ravel().tolist() == [2, 0]
+    assert take_rows(condition, np.array([2, 0])).states.ravel().tolist() == [2, 0]
     repeated = condition.repeated(2)
-    assert repeated.states.ravel().tolist() == [0, 1, 2, 0, 1, 2]
+    assert repeated.states.ravel().tolist() == [0, 0, 1, 1, 2, 2]
     assert repeated.pooled is None and repeated.time_ids.shape == (6, 6)

@@ -1,5 +1,9 @@
 """Our pictures are diffusers', with and without an adapter."""
 
+import dataclasses
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +16,7 @@ from spo_jax.pipeline.build import ASSETS, load_pipeline
 from spo_jax.pipeline.export import write_merged
 from spo_jax.pipeline.sample import Sampler, initial_latents, read_latents
 from spo_jax.weights.lora import LoRA, write_lora
+from spo_jax.weights.store import read_state, write_state
 
 FOLDER = ASSETS / "pipeline"
 PROMPTS = ["a red star", "a blue moon", "an orange heart"]
@@ -81,6 +86,74 @@ def test_a_merged_folder_is_the_adapted_pipeline(embedded, adapted, lora, latent
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
 
 
+CHECKER = {
+    "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "requires_safety_checker": True,
+}
+
+
+@pytest.fixture
+def hub_base(embedded, tmp_path):
+    """The pipeline as the hub's fp16 ones are fetched: one naming, and an index that names a checker not fetched."""
+    folder = tmp_path / "base"
+    shutil.copytree(FOLDER, folder)
+    for weights in folder.glob("*/*.safetensors"):
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | CHECKER))
+    return dataclasses.replace(embedded.pipeline, folder=folder)
+
+
+def test_a_merged_hub_base_loads_in_diffusers(hub_base, adapted, lora, latents, diffusers_pictures, tmp_path):
+    out = tmp_path / "merged"
+    write_merged(out, hub_base, jax.tree.map(jnp.asarray, lora.tree), ALPHA / RANK)
+    np.testing.assert_allclose(adapted, diffusers_pictures(out, PROMPTS, latents, **SETTINGS), atol=2 / 255)
+    assert not list(out.glob("*/*fp16*"))
+    index = json.loads((out / "model_index.json").read_text())
+    assert {name: index[name] for name in CHECKER} == {
+        "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False
+    }  # fmt: skip
+
+
+def test_a_merged_folder_keeps_what_is_there(hub_base, lora, tmp_path):
+    """A safety checker, and shards of a variant, which their index names."""
+    for name in ("safety_checker", "feature_extractor"):
+        (hub_base.folder / name).mkdir()
+        (hub_base.folder / name / "config.json").write_text("{}")
+    vae = hub_base.folder / "vae"
+    state = read_state(vae, "diffusers")
+    (vae / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    write_state(vae / "diffusion_pytorch_model.fp16.safetensors", state, max_shard_bytes=200_000)
+    out = tmp_path / "merged"
+    write_merged(out, hub_base, jax.tree.map(jnp.asarray, lora.tree), ALPHA / RANK)
+    index = json.loads((out / "model_index.json").read_text())
+    assert {name: index[name] for name in CHECKER} == CHECKER
+    assert (out / "vae" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    assert len(list((out / "vae").glob("*-of-*.safetensors"))) > 1
+    copied = read_state(out / "vae", "diffusers")
+    assert copied.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(copied[name], array)
+
+
+def test_only_a_pipeline_is_overwritten_and_never_the_base(embedded, lora, tmp_path):
+    out, tree = tmp_path / "out", jax.tree.map(jnp.asarray, lora.tree)
+    out.mkdir()
+    (out / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="out exists already: .*--overwrite"):
+        write_merged(out, embedded.pipeline, tree, 1.0)
+    with pytest.raises(UserError, match="out is no pipeline's folder"):
+        write_merged(out, embedded.pipeline, tree, 1.0, overwrite=True)
+    assert (out / "letter.txt").read_text() == "dear"
+    (out / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="out is the base model itself"):
+        write_merged(out, dataclasses.replace(embedded.pipeline, folder=out), tree, 1.0, overwrite=True)
+    write_merged(out, embedded.pipeline, tree, 1.0, overwrite=True)
+    assert not (out / "letter.txt").exists() and (out / "unet" / "config.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_picture_does_not_depend_on_its_neighbours(sampler, latents, base):
     alone = unit(sampler(PROMPTS[1:2], latents[1:2]))
     assert alone.shape == (1, *base.shape[1:])
@@ -110,9 +183,30 @@ def test_latents_that_do_not_fit(tmp_path):
         np.save(path, array)
         with pytest.raises(UserError, match=r"latents.npy: .*expected floats \[b, \(4, 3, 5\) as c, h, w\]"):
             read_latents(path, (3, 5, 4))
-    (tmp_path / "latents.npy").write_bytes(b"no array")
-    with pytest.raises(UserError, match="cannot read initial latents"):
+    np.save(path, np.full((2, 4, 3, 5), np.nan))
+    with pytest.raises(UserError, match="latents.npy: holds numbers that are not finite"):
         read_latents(path, (3, 5, 4))
     np.savez(tmp_path / "several.npz", a=np.zeros(3))
     with pytest.raises(UserError, match="holds several arrays"):
         read_latents(str(tmp_path / "several.npz"), (3, 5, 4))
+
+
+def npy_header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no array",
+        b"PK\x03\x04 cut off",
+        npy_header("{"),
+        npy_header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**30},), }}"),
+    ],
+    ids=["no array", "half a zip", "half a header", "more than memory"],
+)
+def test_files_that_are_no_array(tmp_path, content):
+    """numpy answers each of them with an error of another kind."""
+    (tmp_path / "latents.npy").write_bytes(content)
+    with pytest.raises(UserError, match="cannot read initial latents from .*latents.npy"):
+        read_latents(str(tmp_path / "latents.npy"), (3, 5, 4))

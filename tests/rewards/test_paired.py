@@ -20,4 +20,5 @@ def test_pairing_cancels_what_pictures_share():
 
 def test_one_picture_has_no_error_to_speak_of():
     score = paired_scores({"a": np.ones(1)}, {"a": np.zeros(1)}, {}, ("a",))["a"]
-    assert score["change"] == -1 and score["change_se"] == 0 and score["lower_is_better"]
+    assert score["change"] == -1 and score["lower_is_better"]
+    assert score["before_se"] is score["after_se"] is score["change_se"] is None

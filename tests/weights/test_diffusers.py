@@ -104,6 +104,24 @@ def test_a_component_of_ours_computes_the_same_in_diffusers(
     assert difference == 0 if variant is None else difference < 1e-2
 
 
+def test_a_component_written_again_leaves_nothing_of_the_earlier_writing(tmp_path: Path) -> None:
+    """diffusers would read the older index before the newer file."""
+    array, other = np.ones(4, np.float32), "other-00001-of-00002.safetensors"
+    (tmp_path / other).write_bytes(b"not ours")
+    write_component(tmp_path, {}, {"a": array, "b": array}, max_shard_bytes=1)
+    write_component(tmp_path, {}, {"b": array})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json", "diffusion_pytorch_model.safetensors", other
+    ]  # fmt: skip
+    write_component(tmp_path, {}, {"a": array, "b": array, "c": array}, max_shard_bytes=1)
+    assert sorted(path.name for path in tmp_path.glob("diffusion*")) == [
+        *(f"diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
+        "diffusion_pytorch_model.safetensors.index.json",
+    ]
+    index = json.loads((tmp_path / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 3 * array.nbytes
+
+
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "unet").write_text("a file")
     with pytest.raises(UserError, match=rf"cannot write {tmp_path}/unet/diffusion_pytorch_model.safetensors"):

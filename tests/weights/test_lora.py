@@ -129,6 +129,17 @@ def lora_shapes(lora: LoRA) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lora.tree)
 
 
+@pytest.mark.parametrize("layout", ["diffusers", "kohya"])
+def test_a_lora_file_leaves_a_model_beside_it_alone(tmp_path: Path, unet: Any, shape_tree: Any, layout: str) -> None:
+    """Whoever names the file like a model's must not lose the model's shards."""
+    unet.save_pretrained(tmp_path, max_shard_size="200KB")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) > 3
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    write_lora(path, _random_lora(shape_tree(unet)), layout)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before | {path: path.read_bytes()}
+
+
 def test_keys_and_header_of_the_diffusers_layout(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
     lora = _random_lora(shape_tree(unet), rank=4, alpha=8)
     write_lora(tmp_path / "x.safetensors", lora)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-import shutil
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,9 @@ def test_damaged_safetensors_are_refused_by_name(tmp_path: Path, damage: Any, re
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
     state = {name: np.full((10,), i, np.float32) for i, name in enumerate("abcd")}
-    store.write_state(tmp_path / "model.safetensors", state, max_shard_bytes=80)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    written = store.write_state(tmp_path / "model.safetensors", state, max_shard_bytes=80)
+    assert written == {path.name for path in tmp_path.iterdir()}
+    assert sorted(written) == [
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
@@ -211,6 +212,22 @@ def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
         store.write_state(path / "model.safetensors", {"a": BASE})
 
 
+def test_a_full_disk_is_a_user_error_and_leaves_the_older_file(tmp_path: Path) -> None:
+    """The limit on file size makes the operating system refuse the bytes, as a full disk does."""
+    path = tmp_path / "model.safetensors"
+    store.write_state(path, {"a": BASE})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=rf"^cannot write {path}: .*File too large"):
+            store.write_state(path, {"a": np.zeros(100_000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_our_shards_load_in_diffusers_and_transformers(
     tmp_path: Path, unet: Any, text_encoder: Any, torch_arrays: Any, variant: str | None
@@ -223,17 +240,3 @@ def test_our_shards_load_in_diffusers_and_transformers(
         assert len(list(folder.glob("*-of-*.safetensors"))) > 1
         loaded = cls.from_pretrained(folder, variant=variant)
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
-
-
-def test_another_sharding_leaves_nothing_of_the_earlier_one(sharded: Path) -> None:
-    keep = {"b": BASE}
-    shutil.copy(sharded / "model-00001-of-00002.safetensors", sharded / "other-00001-of-00002.safetensors")
-    store.write_state(sharded / "model.safetensors", keep)
-    assert sorted(path.name for path in sharded.iterdir()) == ["model.safetensors", "other-00001-of-00002.safetensors"]
-    store.write_state(sharded / "model.safetensors", {"a": BASE, "b": BASE, "c": BASE}, max_shard_bytes=1)
-    assert sorted(path.name for path in sharded.glob("model*")) == [
-        *(f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
-        "model.safetensors.index.json",
-    ]
-    total = json.loads((sharded / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
-    assert total == 3 * BASE.nbytes
