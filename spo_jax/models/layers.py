@@ -1,34 +1,12 @@
 """Blocks that the UNet and the autoencoders share, NHWC. Names are diffusers' own, so that weights map by rule."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from spo_jax.core.typing import Array, DType, Float, Num
+from spo_jax.models.attention import dot_product_attention
 from spo_jax.models.lora import LoRADense
-
-
-def attention_implementation(head_dim: int, dtype: DType) -> str:
-    """``"cudnn"`` (flash attention) where device, dtype and head size allow it, else ``"xla"``.
-
-    cuDNN takes 16-bit floats and head sizes divisible by 8 up to 128, on Hopper and newer up to 256.
-    """
-    device = jax.devices()[0]
-    if device.platform != "gpu" or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8:
-        return "xla"
-    hopper = float(getattr(device, "compute_capability", "0")) >= 9.0
-    return "cudnn" if head_dim <= (256 if hopper else 128) else "xla"
-
-
-def dot_product_attention(
-    q: Float[Array, "b l d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int, is_causal: bool = False
-) -> Float[Array, "b l d"]:
-    """Multi-head attention on flat heads, scaled by 1/sqrt(head size); the softmax is in float32."""
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)  # noqa: E731
-    implementation = attention_implementation(q.shape[-1] // heads, q.dtype)
-    out = jax.nn.dot_product_attention(split(q), split(k), split(v), is_causal=is_causal, implementation=implementation)
-    return out.reshape(q.shape)
 
 
 def sinusoidal_embedding(

@@ -1,6 +1,4 @@
-"""What the networks are made of: choice of the attention kernel, sinusoids, resampling, padding."""
-
-from types import SimpleNamespace
+"""What the networks are made of: attention layers, sinusoids, resampling, padding."""
 
 import jax
 import jax.numpy as jnp
@@ -16,35 +14,6 @@ from diffusers.models.upsampling import Upsample2D
 from spo_jax.models import layers
 
 TOLERANCE = 1e-5  # of the largest value: single layers lose less than whole networks
-
-
-def test_attention_is_plain_on_the_cpu():
-    for dtype in (jnp.float32, jnp.bfloat16):
-        assert layers.attention_implementation(64, dtype) == "xla"
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype", "head_dim", "expected"),
-    [
-        ("8.0", jnp.bfloat16, 40, "cudnn"),
-        ("8.0", jnp.float16, 128, "cudnn"),
-        ("8.0", jnp.bfloat16, 160, "xla"),  # SD 1.5's lowest level
-        ("9.0", jnp.bfloat16, 160, "cudnn"),
-        ("10.0", jnp.bfloat16, 256, "cudnn"),
-        ("9.0", jnp.bfloat16, 512, "xla"),  # the autoencoder's one head
-        ("9.0", jnp.bfloat16, 44, "xla"),
-        ("9.0", jnp.float32, 64, "xla"),
-    ],
-)
-def test_attention_on_gpus_follows_cudnn(monkeypatch, capability, dtype, head_dim, expected):
-    device = SimpleNamespace(platform="gpu", compute_capability=capability)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert layers.attention_implementation(head_dim, dtype) == expected
-
-
-def test_attention_on_tpus_is_plain(monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="tpu")])
-    assert layers.attention_implementation(64, jnp.bfloat16) == "xla"
 
 
 @pytest.mark.parametrize("upcast", [False, True])
