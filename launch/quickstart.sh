@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 
+active_before=${VIRTUAL_ENV:-}
 activate python3.13 python3.12 python3.11 python3 python
 install_package ""
 
@@ -21,3 +22,6 @@ python -m spo_jax.train --config=configs/tiny.py "$@" --out="$out"
 echo
 echo "Done. Open $out/report.html for pictures, scores and curves before and after;"
 echo "$out/lora.safetensors is the LoRA (diffusers loads it), $out/summary.json holds the numbers."
+if [[ -z $active_before ]]; then
+  echo "For commands of your own: source .venv/bin/activate"
+fi

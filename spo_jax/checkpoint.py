@@ -1,5 +1,6 @@
 """Checkpoints of a run: orbax underneath, damage found and named before anything is trusted."""
 
+import itertools
 import json
 import os
 import re
@@ -127,11 +128,20 @@ class Checkpointer:
         except Damaged as error:
             raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
 
+    def read_latest_meta(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and meta of the latest checkpoint whose meta can be read; None when there is none."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self.read_meta(step)
+            except UserError:  # damaged; `restore_latest` takes it for none either
+                continue
+        return None
+
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]]:
         """Reads the latest checkpoint that is whole as (step, state, meta).
 
-        Damaged ones after it are named in the log and renamed to ``<step>.damaged``, so that the run can save that
-        step again and nothing is lost.
+        Damaged ones after it are named in the log and renamed to ``<step>.damaged`` (``<step>.damaged.2``, …), so that
+        the run can save that step again and nothing is lost.
 
         Raises:
           UserError: there is no checkpoint, none is whole, or the tree of one is another one than ``like``.
@@ -149,6 +159,12 @@ class Checkpointer:
             return step, state, meta
         named = ", ".join(str(step) for step in steps)
         raise UserError(f"every checkpoint in {self.folder} is damaged (steps {named}); the log says how")
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for the last save and frees the threads; raises as `wait` does."""
@@ -185,9 +201,8 @@ class Checkpointer:
 
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps if jax.process_index() == 0 else []:
-            target = self.folder / f"{step}.damaged"
-            if target.exists():
-                target.rmtree()
+            names = (f"{step}.damaged" + (f".{number}" if number > 1 else "") for number in itertools.count(1))
+            target = next(self.folder / name for name in names if not (self.folder / name).exists())
             (self.folder / str(step)).rename(target)
         if steps:
             self._manager.reload()

@@ -9,21 +9,17 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from tensorboardX import SummaryWriter
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_text
 from spo_jax.core.typing import UInt8
 
-try:
-    from tensorboardX import SummaryWriter
-except ImportError:  # JSONL alone is enough for reports and tests
-    SummaryWriter = None
-
 FILE_NAME = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl` and, where tensorboardX is installed, `tensorboard/` in one folder.
+    """Writes `metrics.jsonl` and `tensorboard/` in one folder.
 
     A name ``group/series`` is a line ``series`` in the chart ``group``. Only one process may write to a folder.
     Write the row of a step before saving the checkpoint of that step, then a killed and resumed run has no gaps.
@@ -32,28 +28,30 @@ class MetricsWriter:
       folder: made when missing.
       resume_step: the step whose checkpoint was restored: rows after it are dropped, since they will be written
         again. None starts new curves; rows that are there are dropped.
+      active: whether to write at all; of several processes one does.
 
     Raises:
       UserError: the folder cannot be written, or the file to go on with is damaged.
     """
 
-    def __init__(self, folder: str | os.PathLike, resume_step: int | None = None):
+    def __init__(self, folder: str | os.PathLike, resume_step: int | None = None, active: bool = True):
         self.path = Path(folder) / FILE_NAME
+        self._file = self._board = None
+        if not active:
+            return
         rows = []
         if resume_step is not None and self.path.exists():
             rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         write_text(self.path, "".join(_line(row) for row in rows))
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = None
-        if SummaryWriter is not None:
-            # purge_step makes TensorBoard hide what the run before wrote for this and later steps.
-            purge = 0 if resume_step is None else resume_step + 1
-            self._board = SummaryWriter(
-                str(Path(folder) / "tensorboard"),
-                purge_step=purge,
-                flush_secs=10,
-                filename_suffix=f".{purge}",  # names hold seconds only: a quick resume must not overwrite
-            )
+        # purge_step makes TensorBoard hide what the run before wrote for this and later steps.
+        purge = 0 if resume_step is None else resume_step + 1
+        self._board = SummaryWriter(
+            str(Path(folder) / "tensorboard"),
+            purge_step=purge,
+            flush_secs=10,
+            filename_suffix=f".{purge}",  # names hold seconds only: a quick resume must not overwrite
+        )
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Adds one row: ``scalars`` are Python, numpy or JAX scalars; NaN and infinity become null in the file.
@@ -61,6 +59,8 @@ class MetricsWriter:
         Raises:
           UserError: the disk refuses the line.
         """
+        if self._file is None:
+            return
         row = {"step": step} | {name: _scalar(value) for name, value in scalars.items()}
         try:
             self._file.write(_line(row))
@@ -80,7 +80,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -103,6 +104,8 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, int | float | None]]
         lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: byte {error.start} is not UTF-8") from error
     if lines and not lines[-1].endswith("\n"):
         logging.warning("%s: skipping line %d, which was cut off", path, len(lines))
         lines.pop()

@@ -1,237 +1,129 @@
 """A training run from settings to report: builds, evaluates, trains, evaluates, exports."""
 
-import dataclasses
-import importlib.metadata
-import itertools
-import math
 import os
-import platform
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
-from PIL import Image
+from jax.sharding import Mesh
 
 from spo_jax.checkpoint import Checkpointer
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, write_atomic, write_json
-from spo_jax.core.images import image_grid, to_uint8
-from spo_jax.core.typing import Float, Params
+from spo_jax.core.files import write_json
+from spo_jax.core.trees import take_rows
+from spo_jax.core.typing import Key
 from spo_jax.data.prompts import load_prompts
-from spo_jax.metrics import MetricsWriter, read_metrics
+from spo_jax.evaluation import Evaluation, versions
+from spo_jax.metrics import MetricsWriter
 from spo_jax.models.lora import init_lora
+from spo_jax.parallel.mesh import check_divides, make_mesh
+from spo_jax.parallel.processes import is_writer
+from spo_jax.parallel.sharding import make
 from spo_jax.pipeline.build import load_pipeline
-from spo_jax.pipeline.sample import Sampler, initial_latents
-from spo_jax.report import write_report
-from spo_jax.rewards.evaluate import make_judge
-from spo_jax.rewards.paired import paired_scores
+from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, run_meta
 from spo_jax.spm.model import load_spm
-from spo_jax.spo.loop import Outlets, run_batches
+from spo_jax.spo.loop import Outlets, batch_rows, run_batches
 from spo_jax.spo.programs import Networks, compile_programs
 from spo_jax.spo.resampler import judged_timesteps
 from spo_jax.spo.settings import TrainSettings
 from spo_jax.spo.train import TrainState, init_state, make_optimiser
-from spo_jax.weights.lora import LoRA, write_lora
-
-GRID_COLUMNS = 8
-# May differ between a run and its resumption: they do not change the numbers.
-_FREE_FIELDS = ("log", "eval", "max_batches", "num_epochs")
+from spo_jax.weights.lora import write_lora
 
 
-def train(settings: TrainSettings, out: str | os.PathLike, resume: bool = False) -> dict:
+def train(settings: TrainSettings, out: str | os.PathLike, resume: Resume | None = None) -> dict:
     """Runs SPO and leaves LoRA, curves, grids, summary and report in ``out``.
 
     Args:
-      resume: go on from the last checkpoint in ``out``.
+      resume: what to do with a run that is in ``out`` already; by default it is refused.
 
     Returns:
       The content of ``summary.json``.
 
     Raises:
       UserError: a setting, file or folder that does not work, or numbers that are no longer finite.
+      Preempted: SIGTERM came; the run has been saved.
     """
     begin, out = time.perf_counter(), Path(out)
-    _check_folder(out, resume, settings)
     prompts, eval_prompts = load_prompts(settings.prompts), load_prompts(settings.eval.prompts)
-    logging.info("reading %s and %s", settings.model, settings.spm.model)
-    dtype = jnp.dtype(settings.dtype)
-    pipeline = load_pipeline(settings.model, revision=settings.revision or None, dtype=dtype, remat=settings.remat)
-    spm = load_spm(settings.spm.model, tokenizer=settings.spm.tokenizer or None, dtype=dtype)
-    networks = Networks.build(pipeline, spm, settings.spo, settings.lora.scale)
+    resuming = open_folder(out, resume or Resume(), settings, prompts)
+    mesh = make_mesh(settings.mesh)
+    check_divides("prompts_per_batch", settings.prompts_per_batch, mesh)
+    check_divides("spo.train_batch_size", settings.spo.train_batch_size, mesh)
+    with jax.set_mesh(mesh):
+        return _train(settings, out, resuming, mesh, prompts, eval_prompts, begin)
 
-    run_key = jax.random.key(settings.seed)
-    lora = init_lora(jax.random.fold_in(run_key, 0), pipeline.params["unet"], settings.lora.rank)
-    state = init_state(lora, make_optimiser(settings.spo))
+
+def _train(
+    settings: TrainSettings, out: Path, resuming: bool, mesh: Mesh, prompts: list[str], eval_prompts: list[str],
+    begin: float,
+) -> dict:  # fmt: skip
+    networks = load_networks(settings, mesh)
+    init_key, train_key = make(lambda: _keys(settings.seed), mesh)
+    state = fresh_state(settings, networks, init_key)
 
     evaluation = Evaluation(networks, settings, eval_prompts, out)
-    before = evaluation.pictures(lora)
+    before = evaluation.pictures(state.lora)
     scores_before = evaluation.measure(before)
     frozen, inputs = networks.frozen(), networks.inputs(prompts)
-    first = inputs.rows(np.arange(settings.prompts_per_batch) % len(prompts))
     logging.info("compiling the rollout and the update")
-    programs = compile_programs(networks, state, frozen, first)
+    programs = compile_programs(networks, state, frozen, take_rows(inputs, batch_rows(settings, len(prompts), 0)))
     logging.info("compiled in %.1f s", programs.compile_seconds)
-    checkpointer = Checkpointer(out / "checkpoints", keep=settings.log.keep_checkpoints)
-    start, state = _restore(checkpointer, state) if resume else (0, state)
-    with MetricsWriter(out, resume_step=start if resume else None) as writer:
-        outlets = Outlets(writer, checkpointer, evaluation.grid_writer(writer), {"settings": _plain(settings)})
-        timesteps = judged_timesteps(settings.spo, networks.schedule)
-        train_key = jax.random.fold_in(run_key, 1)
-        state = run_batches(settings, programs, frozen, inputs, timesteps, state, train_key, start, outlets)
-    checkpointer.close()
+    log = settings.log
+    with Checkpointer(out / CHECKPOINTS, keep=log.keep_checkpoints, keep_every=log.keep_every or None) as checkpointer:
+        start, state = _restore(checkpointer, state, settings.total_batches(len(prompts))) if resuming else (0, state)
+        with MetricsWriter(out, resume_step=start if resuming else None, active=is_writer()) as writer:
+            outlets = Outlets(writer, checkpointer, evaluation.grid_writer(writer), run_meta(settings, prompts))
+            timesteps = judged_timesteps(settings.spo, networks.schedule)
+            state = run_batches(settings, programs, frozen, inputs, timesteps, state, train_key, start, outlets)
+    if is_writer():
+        metadata = {"base_model": settings.model, "method": "SPO"}
+        write_lora(out / "lora.safetensors", settings.lora.adapter(state.lora), metadata=metadata)
 
     after = evaluation.pictures(state.lora)
     summary = evaluation.compare(scores_before, evaluation.measure(after)) | {
         "batches": settings.total_batches(len(prompts)),
         "compile_seconds": round(programs.compile_seconds, 2),
         "wall_seconds": round(time.perf_counter() - begin, 2),
-        "versions": versions(),
+        "versions": versions(mesh),
     }
-    _export(out, settings, state.lora)
-    write_json(out / "summary.json", summary)
-    _write_report(out, settings, summary, evaluation, before, after)
-    _print_scores(summary, out)
+    if is_writer():
+        write_json(out / "summary.json", summary)
+        evaluation.write_report(summary, before, after)
+        _print_scores(summary, out)
     return summary
 
 
-class Evaluation:
-    """Pictures of the evaluation prompts from fixed noise, their scores, and grids."""
-
-    def __init__(self, networks: Networks, settings: TrainSettings, prompts: list[str], out: Path):
-        self.settings, self.out = settings, out
-        config = settings.eval
-        self.prompts = list(itertools.islice(itertools.cycle(prompts), config.pictures))
-        self.latents = initial_latents(config.seed, config.pictures, networks.pipeline.latent_shape)
-        self.sampler = Sampler(
-            networks.pipeline,
-            steps=config.steps,
-            guidance=config.guidance_scale,
-            lora_scale=settings.lora.scale,
-            batch=min(config.batch, config.pictures),
-        )
-        self.judge = make_judge(config.reward, networks.spm)
-
-    def pictures(self, lora: Params) -> Float[np.ndarray, "b H W 3"]:
-        """One picture per prompt, not clipped. The fresh adapter is the base model: its B is zero."""
-        return self.sampler(self.prompts, self.latents, lora)
-
-    def measure(self, pictures: Float[np.ndarray, "b H W 3"]) -> dict[str, Float[np.ndarray, " b"]]:
-        """Scores of `pictures` by name."""
-        return self.judge.measure(pictures, self.prompts)
-
-    def compare(self, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict:
-        """What `summary.json` holds of two `measure`s: means, changes and their standard errors."""
-        scores = paired_scores(before, after, self.judge.meanings, self.judge.lower_is_better)
-        return {"pictures": len(self.prompts), "scores": scores}
-
-    def grid_writer(self, writer: MetricsWriter):
-        """What the loop calls with (batch, adapter): the first pictures, as a grid in ``samples/`` and TensorBoard."""
-        count = min(self.settings.log.sample_pictures, len(self.prompts))
-
-        def write(batch: int, lora: Params) -> None:
-            images = self.sampler(self.prompts[:count], self.latents[:count], lora)
-            grid = image_grid(to_uint8(images), GRID_COLUMNS)
-            write_atomic(self.out / "samples" / f"{batch:06d}.png", lambda path: Image.fromarray(grid).save(path))
-            writer.write_images(batch, {"samples": grid})
-
-        return write
+def _restore(checkpointer: Checkpointer, state: TrainState, total: int) -> tuple[int, TrainState]:
+    """Number of batches done and state, from the last whole checkpoint."""
+    done, state, _ = checkpointer.restore_latest(state)
+    if done > total:
+        raise UserError(f"--resume: {checkpointer.folder / str(done)} is past the {total} batches that are asked for")
+    logging.info("resuming after batch %d", done)
+    return done, state
 
 
-def versions() -> dict[str, str]:
-    """Of Python, the libraries that decide numbers, and the device."""
-    names = ("spo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    device = jax.devices()[0]
-    return {"python": platform.python_version(), **found, "device": f"{jax.device_count()} x {device.device_kind}"}
+def load_networks(settings: TrainSettings, mesh: Mesh) -> Networks:
+    """Pipeline and preference model of a run, their weights on the mesh."""
+    logging.info("reading %s and %s", settings.model, settings.spm.model)
+    shared = {"dtype": jnp.dtype(settings.dtype), "mesh": mesh}
+    pipeline = load_pipeline(settings.model, revision=settings.revision or None, remat=settings.remat, **shared)
+    spm = load_spm(settings.spm.model, tokenizer=settings.spm.tokenizer or None, **shared)
+    return Networks.build(pipeline, spm, settings.spo, settings.lora.scale, mesh)
 
 
-def _check_folder(out: Path, resume: bool, settings: TrainSettings) -> None:
-    """Refuses what would fail after minutes of work: another run's folder, a run that is not there or has other
-    settings, a folder that cannot be written."""
-    folder = out / "checkpoints"
-    held = folder.is_dir() and any(folder.iterdir())
-    if held and not resume:
-        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
-    if resume and not held:
-        raise UserError(f"--resume: no checkpoint in {folder}; leave --resume out to start a run there")
-    check_writable(out)
-    if resume:
-        _check_settings(folder, settings)
+def fresh_state(settings: TrainSettings, networks: Networks, key: Key) -> TrainState:
+    """The state before the first batch, whole on every device."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), networks.pipeline.params["unet"])
+    optimiser = make_optimiser(settings.spo)
+    return make(lambda key: init_state(init_lora(key, shapes, settings.lora.rank), optimiser), networks.mesh, key)
 
 
-def _check_settings(folder: Path, settings: TrainSettings) -> None:
-    checkpointer = Checkpointer(folder, read_only=True)
-    step = checkpointer.latest_step()
-    try:
-        saved = checkpointer.read_meta(step)["settings"] if step is not None else None
-    except UserError:
-        saved = None  # damaged: restoring says so, and takes the one before, which has the same settings
-    finally:
-        checkpointer.close()
-    wanted = _plain(settings)
-    differing = sorted(key for key in wanted if key not in _FREE_FIELDS and saved and saved.get(key) != wanted[key])
-    if differing:
-        told = "; ".join(_difference(key, saved.get(key), wanted[key]) for key in differing)
-        raise UserError(f"--resume: the checkpoint {folder / str(step)} has other settings: {told}")
-
-
-def _plain(settings: TrainSettings) -> dict:
-    return dataclasses.asdict(settings)
-
-
-def _restore(checkpointer: Checkpointer, state: TrainState) -> tuple[int, TrainState]:
-    """Batch and state of the last whole checkpoint."""
-    step, restored, _ = checkpointer.restore_latest(state)
-    logging.info("resuming after batch %d", step)
-    return step, restored
-
-
-def _difference(name: str, saved: Any, wanted: Any) -> str:
-    """``spo.beta was 10.0, now 5.0``, and so on for every field below ``name`` that differs."""
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        differing = (key for key in wanted if saved.get(key) != wanted[key])
-        return ", ".join(_difference(f"{name}.{key}", saved.get(key), wanted[key]) for key in differing)
-    return f"{name} was {saved!r}, now {wanted!r}"
-
-
-def _export(out: Path, settings: TrainSettings, lora: Params) -> None:
-    rank = settings.lora.rank
-    adapter = LoRA(jax.device_get(lora), settings.lora.scale * rank, rank)
-    write_lora(out / "lora.safetensors", adapter, metadata={"base_model": settings.model, "method": "SPO"})
-
-
-def _write_report(out: Path, settings: TrainSettings, summary: dict, evaluation: Evaluation, before, after) -> None:
-    count = min(settings.log.sample_pictures, len(before))
-    grids = []
-    for first in range(0, len(before), count)[:3]:
-        cut = slice(first, first + count)
-        pair = (image_grid(_enlarged(to_uint8(images[cut])), GRID_COLUMNS) for images in (before, after))
-        names = ", ".join(dict.fromkeys(evaluation.prompts[cut]))
-        grids.append((f"Same prompts, same noise: {names}", *pair))
-    write_report(
-        out / "report.html",
-        title="SPO run",
-        settings=_plain(settings),
-        rows=read_metrics(out / "metrics.jsonl"),
-        summary=summary,
-        grids=grids,
-    )
-
-
-def _enlarged(images: np.ndarray) -> np.ndarray:
-    """Small pictures in whole multiples, so that people see pixels and not a browser's blur."""
-    factor = max(1, math.floor(96 / images.shape[1]))
-    return images.repeat(factor, 1).repeat(factor, 2)
+def _keys(seed: int) -> tuple[Key, Key]:
+    """For the adapter's first weights, and for the batches."""
+    key = jax.random.key(seed)
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
 def _print_scores(summary: dict, out: Path) -> None:

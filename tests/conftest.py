@@ -65,11 +65,13 @@ def tiny_settings() -> Any:
 
     With a threshold of 0 every pair is valid, however the shipped weights were trained.
     """
+    from spo_jax.parallel.mesh import MeshSettings
     from spo_jax.spo.settings import EvalSettings, LogSettings, SPOSettings, TrainSettings
 
     return TrainSettings(
         prompts_per_batch=2,
         max_batches=3,
+        mesh=MeshSettings(data=1),
         spo=SPOSettings(
             num_steps=5,
             divert_start_step=2,

@@ -1,5 +1,6 @@
 """What every command does with a user's mistake: one line, status 2, no traceback."""
 
+import difflib
 import logging as stdlib_logging
 import sys
 import traceback
@@ -8,15 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import Preempted, UserError
+from spo_jax.core.trees import flatten
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Parses absl flags and runs ``main``; never returns.
 
-    Exit status: 0 done, 1 a fault of ours (with traceback), 2 a user's mistake (one line on stderr), 130 interrupted.
+    Exit status: 0 done, 1 a fault of ours (with traceback), 2 a user's mistake (one line on stderr), 75 preempted and
+    saved (EX_TEMPFAIL: start it again), 130 interrupted.
     """
 
     def guarded(argv):
@@ -33,6 +36,9 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             guarded(argv)
         except UserError as error:
             _stop(str(error))
+        except Preempted as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(75)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -40,16 +46,17 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     app.run(reporting, argv=argv, flags_parser=_parse_flags)
 
 
-def define_config() -> flags.FlagHolder:
-    """The required flag ``--config=FILE.py``, whose fields ``--config.FIELD=VALUE`` overrides.
+def define_config(default: str | None = None) -> flags.FlagHolder:
+    """The flag ``--config=FILE.py``, required without a default; ``--config.FIELD=VALUE`` overrides its fields.
 
     The holder's value is what the file's ``get_config()`` returns. A file that is missing or fails is a `UserError`
     while the flags are parsed.
     """
-    holder = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/tiny.py.")
+    holder = config_flags.DEFINE_config_file("config", default, "Config file, e.g. configs/tiny.py.")
     flag = flags.FLAGS["config"]
     flag.parser = _ConfigFileParser(flag.parser)
-    flags.mark_flag_as_required("config")
+    if default is None:
+        flags.mark_flag_as_required("config")
     return holder
 
 
@@ -58,6 +65,7 @@ class _ConfigFileParser(flags.ArgumentParser):
 
     def __init__(self, inner: flags.ArgumentParser):
         self._inner = inner
+        self.fields: list[str] = []
 
     def parse(self, path: str) -> Any:
         file = path.split(":", 1)[0]
@@ -66,10 +74,11 @@ class _ConfigFileParser(flags.ArgumentParser):
         try:
             config = self._inner.parse(path)
             getattr(config, "keys", None)  # an OSError of the file's is kept back until something is read
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise UserError(f"--config={path}: {_told_of(error, file)}") from error
         if config is None:
             raise UserError(f"--config={path}: get_config() returned nothing")
+        self.fields = list(flatten(config.to_dict(), ".")) if isinstance(config, ConfigDict) else []
         return config
 
 
@@ -92,7 +101,11 @@ def _told_of(error: BaseException, file: str) -> str:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but that its complaints look like all others."""
+    """absl's parser, but that its complaints look like all others, and that help is about this command's flags."""
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        modules = (flags.FLAGS.module_help(name) for name in (sys.argv[0], __name__))
+        print(sys.modules["__main__"].__doc__, *modules, sep="\n")
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
     except UserError as error:
@@ -100,15 +113,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except flags.Error as error:
         _stop(f"{error} (--help lists the flags)")
     except (AttributeError, KeyError) as error:
-        _stop(_no_such_field(error))
+        _stop(_no_such_field(error, argv))
 
 
-def _no_such_field(error: BaseException) -> str:
-    """ml_collections' KeyError is about the field; those around it repeat it, one with a similar name."""
-    chain = _chain(error)
-    lines = [line for link in chain for line in str(link.args[0]).splitlines()]
-    hints = [line for line in lines if line.startswith("Did you mean")]
-    return ": ".join([f"--config has no field {chain[-1].args[0]!r}", *hints[:1]])
+def _no_such_field(error: BaseException, argv: Sequence[str]) -> str:
+    """Names the override that fails, and the field that it may have meant: by its whole name, or by its last part."""
+    known = flags.FLAGS["config"].parser.fields
+    given = [flag.removeprefix("--config.").split("=")[0] for flag in argv if flag.startswith("--config.")]
+    unknown = next((field for field in given if field not in known), _chain(error)[-1].args[0])
+    by_end = {field.rsplit(".", 1)[-1]: field for field in known}
+    near = difflib.get_close_matches(unknown, known, 1, 0.8)
+    near = near or [by_end[end] for end in difflib.get_close_matches(unknown.rsplit(".", 1)[-1], by_end, 1)]
+    return f"--config has no field {unknown}" + (f": did you mean {near[0]}?" if near else "")
 
 
 def _stop(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The one error that means "the user can mend this"."""
+"""Ends of a command that are no fault of the program's."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The message is one line: what is wrong, where (file, field or key), what was expected, what to do next.
     Commands print it after ``error:`` and exit with status 2; nothing else is shown.
     """
+
+
+class Preempted(Exception):
+    """The machine is about to be taken away, and the run has been saved; commands exit with status 75."""

@@ -3,7 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from flax import traverse_util
+
+from spo_jax.core.typing import Array, Int
 
 
 def flatten(tree: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
@@ -14,3 +18,8 @@ def flatten(tree: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
 def unflatten(flat: Mapping[str, Any], sep: str = "/") -> dict[str, Any]:
     """``{"a/b": 1}`` -> ``{"a": {"b": 1}}``, the inverse of `flatten`."""
     return traverse_util.unflatten_dict(dict(flat), sep=sep)
+
+
+def take_rows(tree: Any, index: Int[Array | np.ndarray, " n"]) -> Any:
+    """Rows ``index`` of every array of ``tree``."""
+    return jax.tree.map(lambda x: x[index], tree)

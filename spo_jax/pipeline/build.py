@@ -5,13 +5,15 @@ import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spo_jax.core.batching import in_chunks
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import read_json
+from spo_jax.core.files import read_json_object
 from spo_jax.core.typing import Array, DType, Int, Params
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.diffusion.schedule import ScheduleConfig
@@ -20,6 +22,8 @@ from spo_jax.models.config import CLIPTextConfig, TinyVAEConfig, UNetConfig, VAE
 from spo_jax.models.tiny_vae import AutoencoderTiny
 from spo_jax.models.unet import UNet2DConditionModel
 from spo_jax.models.vae import AutoencoderKL
+from spo_jax.parallel.mesh import gathered
+from spo_jax.parallel.sharding import place_weights
 from spo_jax.pipeline.functions import Conditioning
 from spo_jax.weights import clip as clip_weights
 from spo_jax.weights import diffusers as diffusers_weights
@@ -55,15 +59,21 @@ class Pipeline:
         height, width = (size, size) if isinstance(size, int) else size
         return height, width, self.unet.config.in_channels
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels at that size."""
+        height, width, _ = self.latent_shape
+        return height * self.vae.config.downscale, width * self.vae.config.downscale
+
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """Text states of prompts; computed once per prompt and kept by the caller."""
+        """Text states of prompts, on the host; computed once per prompt and kept by the caller."""
         encode = functools.partial(_encode_text, self.text_encoder, self.params["text_encoder"])
         return in_chunks(encode, self.tokenizer(prompts), TEXT_CHUNK)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_text(text_encoder: CLIPTextModel, params: Params, ids: Int[Array, "b l"]) -> Conditioning:
-    return Conditioning(text_encoder.apply({"params": params}, ids)[0].last)
+    return gathered(Conditioning(text_encoder.apply({"params": params}, ids)[0].last))
 
 
 def resolve(model: str | os.PathLike, revision: str | None = None) -> Path:
@@ -76,7 +86,12 @@ def resolve(model: str | os.PathLike, revision: str | None = None) -> Path:
 
 
 def load_pipeline(
-    model: str | os.PathLike, *, revision: str | None = None, dtype: DType = jnp.float32, remat: bool = False
+    model: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    dtype: DType = jnp.float32,
+    remat: bool = False,
+    mesh: Mesh | None = None,
 ) -> Pipeline:
     """Reads a Stable Diffusion pipeline in diffusers layout.
 
@@ -84,6 +99,7 @@ def load_pipeline(
       model: folder, hub id, or ``"embedded"``.
       dtype: of weights and activations.
       remat: gradient checkpointing in the UNet.
+      mesh: where the weights go; without one, to the first device.
 
     Raises:
       UserError: what is missing or does not fit, with file and field.
@@ -92,15 +108,14 @@ def load_pipeline(
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise UserError(f"{folder}: no model_index.json here; expected a diffusers pipeline folder or a hub id of one")
-    index = read_json(index_file)
-    kind = index.get("_class_name") if isinstance(index, dict) else None
+    kind = read_json_object(index_file).get("_class_name")
     if kind != "StableDiffusionPipeline":
         raise UserError(f"{index_file}: _class_name is {kind!r}, expected 'StableDiffusionPipeline'")
-    config = lambda name: (read_json(folder / name / "config.json"), str(folder / name / "config.json"))  # noqa: E731
-    unet = UNet2DConditionModel(UNetConfig.from_dict(*config("unet")), remat, dtype)
-    vae = AutoencoderKL(VAEConfig.from_dict(*config("vae")), dtype)
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(*config("text_encoder")), dtype=dtype)
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
+    unet = UNet2DConditionModel(_read_config(UNetConfig, folder / "unet"), remat, dtype)
+    if unet.config.sample_size is None:
+        raise UserError(f"{folder / 'unet' / 'config.json'}: sample_size is missing: it is the size of the pictures")
+    vae = AutoencoderKL(_read_config(VAEConfig, folder / "vae"), dtype)
+    text_encoder = CLIPTextModel(_read_config(CLIPTextConfig, folder / "text_encoder"), dtype=dtype)
     shapes = {"unet": unet_shapes(unet), "vae": vae_shapes(vae), "text_encoder": text_shapes(text_encoder)}
     return Pipeline(
         folder=folder,
@@ -108,16 +123,22 @@ def load_pipeline(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=Tokenizer(folder / "tokenizer"),
-        scheduler=ScheduleConfig.from_dict(read_json(scheduler_file), str(scheduler_file)),
-        # On the device once and for all: numpy arrays would travel there with every call.
-        params=jax.device_put(
+        scheduler=_read_config(ScheduleConfig, folder / "scheduler", "scheduler_config.json"),
+        # On the devices once and for all: numpy arrays would travel there with every call.
+        params=place_weights(
             {
                 "unet": diffusers_weights.load_unet(folder / "unet", shapes["unet"], dtype=dtype),
                 "vae": diffusers_weights.load_vae(folder / "vae", shapes["vae"], dtype=dtype),
                 "text_encoder": clip_weights.load_text(folder / "text_encoder", shapes["text_encoder"], dtype=dtype),
-            }
+            },
+            mesh,
+            title=str(model),
         ),
     )
+
+
+def _read_config(cls: Any, folder: Path, name: str = "config.json") -> Any:
+    return cls.from_dict(read_json_object(folder / name), str(folder / name))
 
 
 def unet_shapes(unet: UNet2DConditionModel) -> Params:
@@ -143,13 +164,15 @@ def text_shapes(text_encoder: CLIPTextModel) -> Params:
     return jax.eval_shape(text_encoder.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
 
 
-def load_tiny_vae(model: str | os.PathLike, dtype: DType = jnp.float32) -> tuple[AutoencoderTiny, Params]:
+def load_tiny_vae(
+    model: str | os.PathLike, dtype: DType = jnp.float32, mesh: Mesh | None = None
+) -> tuple[AutoencoderTiny, Params]:
     """Reads a distilled autoencoder (AutoencoderTiny) from a folder or a hub id.
 
     Raises:
       UserError: as `load_pipeline`.
     """
     folder = resolve(model)
-    config_file = folder / "config.json"
-    vae = AutoencoderTiny(TinyVAEConfig.from_dict(read_json(config_file), str(config_file)), dtype)
-    return vae, jax.device_put(diffusers_weights.load_vae(folder, vae_shapes(vae), dtype=dtype))
+    vae = AutoencoderTiny(_read_config(TinyVAEConfig, folder), dtype)
+    weights = diffusers_weights.load_vae(folder, vae_shapes(vae), dtype=dtype)
+    return vae, place_weights(weights, mesh, title=str(model))

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.guidance import guided
@@ -27,13 +26,9 @@ class Conditioning(NamedTuple):
     pooled: Float[Array, "b p"] | None = None
     time_ids: Float[Array, "b 6"] | None = None
 
-    def rows(self, index: Int[Array | np.ndarray, " n"]) -> "Conditioning":
-        """The conditioning of the prompts ``index``."""
-        return jax.tree.map(lambda x: jnp.asarray(x)[index], self)
-
     def repeated(self, copies: int) -> "Conditioning":
-        """All prompts, ``copies`` times over (copy-major, as the pool is laid out)."""
-        return jax.tree.map(lambda x: jnp.tile(x, (copies,) + (1,) * (x.ndim - 1)), self)
+        """Every prompt ``copies`` times, one after the other."""
+        return jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), self)
 
 
 class Guidance(NamedTuple):
@@ -66,12 +61,15 @@ def denoise(
     def predict(x, t, condition: Conditioning):
         return unet.apply(variables, x, t, *condition)
 
-    flat = x.reshape(-1, *x.shape[-3:])
-    rows = len(guidance.condition.states)
-    condition = guidance.condition.repeated(len(flat) // rows)
+    # The prompts' axis first and slowest: where it is cut over devices, all copies of a prompt stay on one.
+    by_prompt = jnp.moveaxis(x, -4, 0)
+    flat = by_prompt.reshape(-1, *x.shape[-3:])
+    copies = len(flat) // len(by_prompt)
+    condition = guidance.condition.repeated(copies)
     unconditional = guidance.unconditional.repeated(len(flat) // len(guidance.unconditional.states))
     t = jnp.broadcast_to(t, flat.shape[:1])
-    return guided(predict, flat, t, condition, unconditional, guidance.scale).reshape(x.shape)
+    out = guided(predict, flat, t, condition, unconditional, guidance.scale)
+    return jnp.moveaxis(out.reshape(by_prompt.shape), 0, -4)
 
 
 def decode(

@@ -8,29 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Array, Float, Params
 from spo_jax.diffusion.schedule import Schedule, make_schedule
 from spo_jax.diffusion.solvers import ddim_sample
+from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 from spo_jax.pipeline.build import Pipeline
 from spo_jax.pipeline.functions import Conditioning, Guidance, bind_denoise, decode
 
 
 class Sampler:
-    """Draws pictures with DDIM, eta 0.
+    """Draws pictures with DDIM, eta 0; on a mesh, every device its part of them.
 
     Args:
       steps: sampling steps. guidance: scale w. lora_scale: alpha / r times the strength of the adapter.
-      batch: pictures at a time; fewer are padded, so that there is one program.
+      batch: pictures at a time; fewer are padded, so that there is one program. Rounded up to a multiple of the
+        devices of the mesh in context.
     """
 
     def __init__(self, pipeline: Pipeline, *, steps: int, guidance: float, lora_scale: float = 1.0, batch: int = 16):
-        self.pipeline, self.batch = pipeline, batch
+        self.pipeline, self.batch = pipeline, batch + -batch % devices_in_context()
+        self._unconditional = pipeline.encode_prompts([""])
         self._schedule = make_schedule(pipeline.scheduler, steps)
         self._program = jax.jit(functools.partial(_sample, pipeline, self._schedule, guidance, lora_scale))
-
-    def encode(self, prompts: Sequence[str]) -> tuple[Conditioning, Conditioning]:
-        """Conditioning of the prompts, and of the empty prompt."""
-        return self.pipeline.encode_prompts(prompts), self.pipeline.encode_prompts([""])
 
     def __call__(
         self, prompts: Sequence[str], init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
@@ -41,13 +41,18 @@ class Sampler:
           init_latents: noise of unit variance, a row per prompt (see `initial_latents`).
           lora: adapter tree; None is the base model.
         """
-        condition, unconditional = self.encode(prompts)
-        out = []
-        for start in range(0, len(prompts), self.batch):
-            rows = np.minimum(np.arange(start, start + self.batch), len(prompts) - 1)
-            latents = jnp.asarray(init_latents[rows])
-            images = self._program(self.pipeline.params, lora, condition.rows(rows), unconditional, latents)
-            out.append(np.asarray(images)[: len(prompts) - start])
+        return self.draw(self.pipeline.encode_prompts(prompts), init_latents, lora)
+
+    def draw(
+        self, condition: Conditioning, init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
+    ) -> Float[np.ndarray, "b H W 3"]:
+        """The same from prompts that are encoded already."""
+        count, out = len(init_latents), []
+        for start in range(0, count, self.batch):
+            rows = np.minimum(np.arange(start, start + self.batch), count - 1)
+            arguments = (take_rows(condition, rows), self._unconditional, init_latents[rows])
+            images = self._program(self.pipeline.params, lora, *arguments)
+            out.append(np.asarray(images)[: count - start])
         return np.concatenate(out)
 
 
@@ -55,10 +60,11 @@ def _sample(
     pipeline: Pipeline, schedule: Schedule, guidance: float, lora_scale: float, params, lora, condition, unconditional,
     latents,
 ) -> Float[Array, "b H W 3"]:  # fmt: skip
+    condition, latents = spread((condition, latents))
     denoise = bind_denoise(
         pipeline.unet, params["unet"], lora, Guidance(condition, unconditional, guidance), lora_scale
     )
-    return decode(pipeline.vae, params["vae"], ddim_sample(denoise, schedule, latents)).astype(jnp.float32)
+    return gathered(decode(pipeline.vae, params["vae"], ddim_sample(denoise, schedule, latents)).astype(jnp.float32))
 
 
 def initial_latents(seed: int, count: int, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
@@ -71,15 +77,18 @@ def read_latents(path: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "b
     """Initial latents from a .npy file, in torch's layout [b c h w] as diffusers' ``latents=`` takes them.
 
     Raises:
-      UserError: no such file, not an array of numbers, or another shape than the model's.
+      UserError: no such file, not an array of numbers, another shape than the model's, or numbers not finite.
     """
     try:
         latents = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header ends in any of a dozen, from BadZipFile to MemoryError
         raise UserError(f"cannot read initial latents from {path}: {error}") from error
     if not isinstance(latents, np.ndarray):  # an .npz file
         raise UserError(f"{path} holds several arrays, expected one (numpy.save)")
     expected = (shape[2], shape[0], shape[1])
     if latents.ndim != 4 or latents.shape[1:] != expected or not np.issubdtype(latents.dtype, np.floating):
         raise UserError(f"{path}: {latents.dtype}{list(latents.shape)}, expected floats [b, {expected} as c, h, w]")
-    return np.moveaxis(latents, 1, -1).astype(np.float32)
+    latents = np.moveaxis(latents, 1, -1).astype(np.float32)
+    if not np.isfinite(latents).all():
+        raise UserError(f"{path}: holds numbers that are not finite, expected noise of unit variance")
+    return latents

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spo_jax.core.errors import UserError
 from spo_jax.data import scenes
 
 _TILTS = np.arange(-30, 31, 5, dtype=np.float32)  # degrees; the world tilts by 18 at most
@@ -194,6 +195,14 @@ def accuracy(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str]) -> 
     wanted_colour, wanted_shape = _indices(prompts)
     right = {"colour": colour == wanted_colour, "shape": shape == wanted_shape}
     return right | {"all": right["colour"] & right["shape"]}
+
+
+def check(prompts: Collection[str], size: tuple[int, int]) -> None:
+    """Raises a `UserError` if pictures of (height, width) for these prompts cannot be judged."""
+    _indices(prompts)
+    if size != (scenes.SIZE, scenes.SIZE):
+        expected = f"{scenes.SIZE} x {scenes.SIZE} pixels of the embedded world"
+        raise UserError(f"eval.reward 'scenes' judges the {expected}, not {size[0]} x {size[1]}; take 'spm'")
 
 
 def out_of_range_share(images: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, " b"]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
@@ -15,6 +16,7 @@ from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.models.clip import CLIPModel
 from spo_jax.models.config import CLIPConfig
 from spo_jax.models.presets import CLIP_H
+from spo_jax.parallel.sharding import place_weights
 from spo_jax.pipeline.build import ASSETS, EMBEDDED
 from spo_jax.weights import clip as clip_weights
 from spo_jax.weights import hub
@@ -30,13 +32,18 @@ class SPM:
 
 
 def load_spm(
-    model: str | os.PathLike, *, tokenizer: str | os.PathLike | None = None, dtype: DType = jnp.float32
+    model: str | os.PathLike,
+    *,
+    tokenizer: str | os.PathLike | None = None,
+    dtype: DType = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> SPM:
     """Reads a step-aware preference model in transformers' CLIPModel layout (with the SPO authors' key names).
 
     Args:
       model: folder, weights file, hub id, one file of a hub repository (``owner/name/file``), or ``"embedded"``.
       tokenizer: folder or hub id of its tokenizer when ``model`` does not hold one.
+      mesh: where the weights go; without one, to the first device.
 
     Raises:
       UserError: what is missing or does not fit.
@@ -46,7 +53,7 @@ def load_spm(
     # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
     config = read_json(config_file) if config_file.is_file() or path.is_dir() else CLIP_H
     clip = CLIPModel(CLIPConfig.from_dict(config, str(config_file), time_conditioned=True), dtype=dtype)
-    params = jax.device_put(clip_weights.load_clip(path, clip_shapes(clip), dtype=dtype))
+    params = place_weights(clip_weights.load_clip(path, clip_shapes(clip), dtype=dtype), mesh, title=str(model))
     return SPM(clip, params, Tokenizer(_tokenizer_folder(path, tokenizer)))
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from spo_jax.checkpoint import Checkpointer
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import Preempted, UserError
+from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Array, Int, Key, Params
 from spo_jax.metrics import MetricsWriter
+from spo_jax.parallel.preemption import PreemptionNotice
 from spo_jax.spo.programs import Frozen, Inputs, Programs
 from spo_jax.spo.settings import TrainSettings
-from spo_jax.spo.train import TrainState
+from spo_jax.spo.train import UPDATE_METRICS, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,25 +62,37 @@ def run_batches(
     Every batch draws from ``fold_in(key, batch)``, so a run that is resumed draws what it would have drawn.
 
     Raises:
-      UserError: a loss or gradient that is not finite; the last good checkpoint is named.
+      UserError: a loss or gradient that is not finite (the last good checkpoint is named); no valid pair in the run.
+      Preempted: SIGTERM came; the batch has been finished and saved.
     """
     count = len(inputs.text)
     total = settings.total_batches(count)
-    with tqdm(total=total, initial=start, desc="SPO", unit="batch") as bar:
+    with PreemptionNotice() as notice, tqdm(total=total, initial=start, desc="SPO", unit="batch") as bar:
         for batch in range(start, total):
-            rows = inputs.rows(batch_rows(settings, count, batch))
-            state, row = run_batch(programs, frozen, rows, judged_timesteps, state, jax.random.fold_in(key, batch))
+            rows = programs.feed(take_rows(inputs, batch_rows(settings, count, batch)))
+            state, row = run_batch(programs, frozen, rows, judged_timesteps, state, _fold_in(key, np.int32(batch)))
             _stop_if_not_finite(row, batch + 1, outlets.checkpointer)
             # The row before the checkpoint of the same batch: a killed run may have a row too many, never a gap.
             outlets.writer.write(batch + 1, row)
             if _due(settings.log.sample_every, batch + 1, total):
                 outlets.sample(batch + 1, state.lora)
-            if _due(settings.log.checkpoint_every, batch + 1, total):
+            stop = notice.came(batch + 1) and batch + 1 < total
+            if stop or _due(settings.log.checkpoint_every, batch + 1, total):
                 outlets.checkpointer.save(batch + 1, state, outlets.meta)
-            bar.set_postfix(loss=f"{row['loss']:.3f}", valid=f"{row['valid_share']:.0%}", refresh=False)
+            bar.set_postfix(loss=f"{row.get('loss', math.nan):.3f}", valid=f"{row['valid_share']:.0%}", refresh=False)
             bar.update()
+            if stop:
+                outlets.checkpointer.wait()
+                raise Preempted(f"stopped by SIGTERM and saved after batch {batch + 1} of {total}: go on with --resume")
     outlets.checkpointer.wait()
+    if not int(state.step):
+        raise UserError(f"no pair was valid in {total} batches: nothing was learnt; lower config field spo.threshold")
     return state
+
+
+# Jitted, for keys that lie on the devices of several processes.
+_fold_in = jax.jit(jax.random.fold_in)
+_split = jax.jit(lambda key: tuple(jax.random.split(key)))
 
 
 def _due(every: int, batch: int, total: int) -> bool:
@@ -94,7 +108,7 @@ def run_batch(
     key: Key,
 ) -> tuple[TrainState, dict[str, float]]:
     """One rollout and one update pass, and the row for the curves; ``state`` is donated."""
-    collect_key, update_key = jax.random.split(key)
+    collect_key, update_key = _split(key)
     begin = time.perf_counter()
     pairs, rollout = jax.block_until_ready(programs.collect(state.lora, frozen, inputs, collect_key))
     middle = time.perf_counter()
@@ -114,7 +128,10 @@ def run_batch(
 def _flat_row(metrics: dict[str, Array], judged_timesteps: Int[np.ndarray, " s"]) -> dict[str, float]:
     """Scalars as they are; vectors over the judgements as one entry per timestep."""
     row = {}
-    for name, value in jax.device_get(metrics).items():
+    values = jax.device_get(metrics)
+    if not values["valid_pairs"]:  # nothing was trained on: there is no loss, and a curve of zeros would look like one
+        values = {name: value for name, value in values.items() if name not in UPDATE_METRICS}
+    for name, value in values.items():
         if value.ndim == 0:
             row[name] = value.item()
         else:
@@ -123,7 +140,7 @@ def _flat_row(metrics: dict[str, Array], judged_timesteps: Int[np.ndarray, " s"]
 
 
 def _stop_if_not_finite(row: dict[str, float], batch: int, checkpointer: Checkpointer) -> None:
-    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(row[name])]
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(row.get(name, 0.0))]
     bad += [name for name, value in row.items() if name.startswith("spm_score") and not math.isfinite(value)]
     if bad:
         checkpointer.wait()

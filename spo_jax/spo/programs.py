@@ -8,13 +8,17 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from spo_jax.core.batching import in_chunks
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Array, Float, Int, Key, Params
+from spo_jax.core.trees import take_rows
+from spo_jax.core.typing import Array, Float, Key, Params
 from spo_jax.diffusion.schedule import Schedule, make_schedule
 from spo_jax.models.tiny_vae import AutoencoderTiny
 from spo_jax.models.vae import AutoencoderKL
+from spo_jax.parallel.mesh import gathered, over_batch, replicated
+from spo_jax.parallel.sharding import place
 from spo_jax.pipeline.build import TEXT_CHUNK, Pipeline, load_tiny_vae
 from spo_jax.pipeline.functions import Conditioning, Guidance, bind_denoise, decode, denoise
 from spo_jax.spm.model import SPM
@@ -35,18 +39,14 @@ class Frozen(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What is known of the prompts, computed once for all of them; a batch is some of the rows.
+    """What is known of the prompts, computed once for all of them and kept on the host; a batch is some of the rows.
 
     Attributes:
       condition: the pipeline's text states. text: the preference model's unit text features.
     """
 
     condition: Conditioning
-    text: Float[Array, "b p"]
-
-    def rows(self, index: Int[Array | np.ndarray, " n"]) -> "Inputs":
-        """The inputs of the prompts ``index``."""
-        return jax.tree.map(lambda x: x[index], self)
+    text: Float[Array | np.ndarray, "b p"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +56,13 @@ class Programs:
     Attributes:
       collect: (lora, frozen, inputs, key) to (pairs, metrics).
       update: (state, frozen, inputs, pairs, key) to (state, metrics); the state is donated.
+      feed: a batch's rows of the inputs from the host to where the programs want them.
       compile_seconds: for both.
     """
 
     collect: Callable[..., tuple[Pairs, dict[str, Array]]]
     update: Callable[..., tuple[TrainState, dict[str, Array]]]
+    feed: Callable[[Inputs], Inputs]
     compile_seconds: float
 
 
@@ -75,34 +77,47 @@ class Networks:
     schedule: Schedule
     settings: SPOSettings
     lora_scale: float
+    mesh: Mesh | None = None
 
     @classmethod
-    def build(cls, pipeline: Pipeline, spm: SPM, settings: SPOSettings, lora_scale: float) -> "Networks":
-        """Reads the distilled decoder if one is asked for.
+    def build(
+        cls, pipeline: Pipeline, spm: SPM, settings: SPOSettings, lora_scale: float, mesh: Mesh | None = None
+    ) -> "Networks":
+        """Reads the distilled decoder if one is asked for; ``mesh`` is where the weights of the others lie.
 
         Raises:
-          UserError: the decoder cannot be read, or the pipeline's schedule has a step without likelihood.
+          UserError: the decoder cannot be read or is for other latents, or the pipeline's schedule has a step without
+            likelihood.
         """
         decoder, params = pipeline.vae, pipeline.params["vae"]
         if settings.decoder != "vae":
-            decoder, params = load_tiny_vae(settings.decoder, dtype=pipeline.vae.dtype)
+            decoder, params = load_tiny_vae(settings.decoder, dtype=pipeline.vae.dtype, mesh=mesh)
+        wanted, found = pipeline.unet.config.in_channels, decoder.config.latent_channels
+        if wanted != found:
+            where = f"config field spo.decoder = {settings.decoder!r}"
+            raise UserError(f"{where}: decodes latents of {found} channels, but the UNet makes {wanted}")
         schedule = make_schedule(pipeline.scheduler, settings.num_steps)
         if schedule.timesteps[-1] <= 0:  # from t = 0 to t = 0: a standard deviation of 0, and everything turns NaN
             file = pipeline.folder / "scheduler" / "scheduler_config.json"
             expected = "expected 'leading' spacing with steps_offset 1, or 'trailing'"
             raise UserError(f"{file}: the last sampling step is at t = 0 and has no likelihood; {expected}")
-        return cls(pipeline, spm, decoder, params, schedule, settings, lora_scale)
+        return cls(pipeline, spm, decoder, params, schedule, settings, lora_scale, mesh)
 
     def frozen(self) -> Frozen:
         """The weights that the programs take."""
-        pipeline = self.pipeline
-        return Frozen(pipeline.params["unet"], self.decoder_params, self.spm.params, pipeline.encode_prompts([""]))
+        empty = self.pipeline.encode_prompts([""])
+        unconditional = place(empty, replicated(self.mesh)) if self.mesh else jax.device_put(empty)
+        return Frozen(self.pipeline.params["unet"], self.decoder_params, self.spm.params, unconditional)
 
     def inputs(self, prompts: Sequence[str]) -> Inputs:
         """Encodes all prompts for both models, once."""
-        encode = jax.jit(functools.partial(text_features, self.spm.clip, self.spm.params))
-        text = in_chunks(encode, self.spm.tokenizer(prompts), TEXT_CHUNK)
+        encode = jax.jit(lambda params, ids: gathered(text_features(self.spm.clip, params, ids)))
+        text = in_chunks(functools.partial(encode, self.spm.params), self.spm.tokenizer(prompts), TEXT_CHUNK)
         return Inputs(self.pipeline.encode_prompts(prompts), text)
+
+    def feed(self, rows: Inputs) -> Inputs:
+        """A batch's rows from the host to the devices, every prompt to the one that it is the work of."""
+        return place(rows, over_batch(self.mesh)) if self.mesh else jax.device_put(rows)
 
     def collect(self, lora: Params, frozen: Frozen, inputs: Inputs, key: Key) -> tuple[Pairs, dict[str, Array]]:
         """A rollout of the policy and its pairs (see `spo_jax.spo.train.collect`)."""
@@ -122,25 +137,45 @@ class Networks:
     ) -> tuple[TrainState, dict[str, Array]]:
         """The training batches of a rollout's pairs (see `spo_jax.spo.train.update`)."""
 
+        condition = gathered(inputs.condition)  # small, and any pair may be trained on by any device
+
         def predict(lora, x, t, row):
-            guidance = Guidance(inputs.condition.rows(row), frozen.unconditional, self.settings.guidance_scale)
+            guidance = Guidance(take_rows(condition, row), frozen.unconditional, self.settings.guidance_scale)
             return denoise(self.pipeline.unet, frozen.unet, lora, guidance, x, t, self.lora_scale)
 
         return update(state, predict, self.schedule, self.settings, pairs, key)
 
 
 def compile_programs(networks: Networks, state: TrainState, frozen: Frozen, inputs: Inputs) -> Programs:
-    """Compiles both programs for the shapes of ``inputs``, a batch of prompts."""
-    start, key = time.perf_counter(), jax.random.key(0)
-    shapes = lambda tree: jax.tree.map(_shape, tree)  # noqa: E731
-    arguments: tuple[Any, ...] = shapes((state.lora, frozen, inputs, key))
-    collect_program = jax.jit(networks.collect).lower(*arguments)
-    pairs = shapes(collect_program.out_info[0])
-    update_program = jax.jit(networks.update, donate_argnums=0).lower(
-        shapes(state), arguments[1], arguments[2], pairs, arguments[3]
+    """Compiles both programs.
+
+    Args:
+      state, frozen: arrays, or shapes with shardings; on a mesh the programs expect both where they lie here.
+      inputs: a batch of prompts, anywhere; the programs expect what `Networks.feed` makes of it.
+    """
+    start, mesh = time.perf_counter(), networks.mesh
+    key, everywhere = jax.random.key(0), None
+    if mesh:
+        everywhere = replicated(mesh)
+        key, inputs = _shapes(key, everywhere), _shapes(inputs, over_batch(mesh))
+    state, frozen, inputs, key = _shapes((state, frozen, inputs, key))
+    # What comes back (pairs, metrics, the state) is whole on every device.
+    collect_program = jax.jit(networks.collect, out_shardings=everywhere).lower(state.lora, frozen, inputs, key)
+    pairs = _shapes(collect_program.out_info[0], everywhere)
+    update_program = jax.jit(networks.update, donate_argnums=0, out_shardings=everywhere).lower(
+        state, frozen, inputs, pairs, key
     )
-    return Programs(collect_program.compile(), update_program.compile(), time.perf_counter() - start)
+    compiled = collect_program.compile(), update_program.compile()
+    return Programs(*compiled, networks.feed, time.perf_counter() - start)
 
 
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+def _shapes(tree: Any, sharding: NamedSharding | None = None) -> Any:
+    """Shapes of arrays, with the sharding given or, on a mesh, their own."""
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        own = getattr(x, "sharding", None)
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding or (own if isinstance(own, NamedSharding) else None)
+        )
+
+    return jax.tree.map(shape, tree)

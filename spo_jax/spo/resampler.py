@@ -22,6 +22,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Key
 from spo_jax.diffusion.ddim import predict_x0, step_moments
 from spo_jax.diffusion.schedule import Schedule
+from spo_jax.parallel.mesh import devices_in_context, spread
 
 # (latents [... b h w c], timestep) to guided noise prediction; leading axes before b are copies of the prompts.
 Denoise = Callable[[Float[Array, "*k b h w c"], Int[Array, ""]], Float[Array, "*k b h w c"]]
@@ -132,10 +133,10 @@ def draw(key: Key, config: ResamplerConfig, batch: int, latent_shape: tuple[int,
     first, k = config.divert_start_step, config.num_candidates
     records = config.num_steps - first
     return Draws(
-        init_latents=jax.random.normal(init, (batch, *latent_shape)),
-        shared=jax.random.normal(shared, (first, batch, *latent_shape)),
-        pool=jax.random.normal(pool, (records, k, batch, *latent_shape)),
-        choice=jax.random.randint(choice, (records - 1, batch), 0, k),
+        init_latents=spread(jax.random.normal(init, (batch, *latent_shape))),
+        shared=spread(jax.random.normal(shared, (first, batch, *latent_shape)), axis=1),
+        pool=spread(jax.random.normal(pool, (records, k, batch, *latent_shape)), axis=2),
+        choice=spread(jax.random.randint(choice, (records - 1, batch), 0, k), axis=1),
     )
 
 
@@ -197,18 +198,24 @@ def _pick(candidates: Float[Array, "k b h w c"], choice: Int[Array, " b"]) -> Fl
 
 
 def judge(score: Score, trajectory: Trajectory, chunk: int) -> Float[Array, "s k b"]:
-    """Scores all judged latents, ``chunk`` at a time: the decoded pictures are the peak of memory.
+    """Scores all judged latents, ``chunk`` at a time on every device: the decoded pictures are the peak of memory.
 
     The scores do not depend on ``chunk`` but for float rounding.
     """
-    judged = trajectory.judged
-    s, k, b = judged.shape[:3]
-    latents = judged.reshape(s * k * b, *judged.shape[3:])
-    t = jnp.repeat(jnp.asarray(trajectory.judged_timesteps), k * b)
-    rows = jnp.tile(jnp.arange(b), s * k)
-    chunk = min(chunk, s * k * b)
-    padding = -(s * k * b) % chunk
-    padded = lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, axis=0)])  # noqa: E731
-    chunks = jax.tree.map(lambda x: padded(x).reshape(-1, chunk, *x.shape[1:]), (latents, t, rows))
-    scores = jax.lax.map(lambda chunk: score(*chunk), chunks)
-    return scores.reshape(-1)[: s * k * b].reshape(s, k, b)
+    judged = jnp.moveaxis(trajectory.judged, 2, 0)
+    b, s, k = judged.shape[:3]
+    devices = devices_in_context()
+    each = b * s * k // devices
+    chunk = min(chunk, each)
+
+    def cut(x):  # [b s k …] -> [chunks, devices · chunk …]; prompts are cut over devices, and stay where they are
+        x = x.reshape(devices, each, *x.shape[3:])
+        x = jnp.concatenate([x, jnp.repeat(x[:, :1], -each % chunk, axis=1)], axis=1)
+        x = jnp.moveaxis(x.reshape(devices, -1, chunk, *x.shape[2:]), 1, 0)
+        return spread(x.reshape(len(x), -1, *x.shape[3:]), axis=1)
+
+    t = jnp.broadcast_to(jnp.asarray(trajectory.judged_timesteps)[None, :, None], (b, s, k))
+    rows = jnp.broadcast_to(jnp.arange(b)[:, None, None], (b, s, k))
+    scores = jax.lax.map(lambda chunk: score(*chunk), (cut(judged), cut(t), cut(rows)))
+    scores = jnp.moveaxis(scores.reshape(-1, devices, chunk), 0, 1).reshape(devices, -1)[:, :each]
+    return jnp.moveaxis(scores.reshape(b, s, k), 0, 2)

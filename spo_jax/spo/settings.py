@@ -1,10 +1,25 @@
 """Every setting of a training run, as frozen dataclasses; config files fill them, commands read them."""
 
 import dataclasses
+import math
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.typing import Params
+from spo_jax.parallel.mesh import MeshSettings
+from spo_jax.parallel.sharding import to_host
 from spo_jax.spo.resampler import ResamplerConfig
 from spo_jax.spo.train import UpdateConfig
+from spo_jax.weights.lora import LoRA
+
+
+def _check_finite(field: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"config field {field} = {value}: expected a finite number")
+
+
+def _check_seed(field: str, value: int) -> None:
+    if not 0 <= value < 2**32:  # jax keeps the lower 32 bits: larger ones would be other seeds' twins
+        raise UserError(f"config field {field} = {value}: expected 0 to 4294967295")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +29,7 @@ class SPOSettings(ResamplerConfig, UpdateConfig):
     Attributes:
       threshold: a pair is kept if softmax over the best and the worst score differs by more.
       guidance_scale: classifier-free guidance w, in sampling and in training alike.
-      decode_chunk: pictures decoded and judged at a time; the peak of memory.
+      decode_chunk: pictures that a device decodes and judges at a time; the peak of memory.
       decoder: ``vae`` for the pipeline's own, or folder or hub id of a distilled one (AutoencoderTiny).
     """
 
@@ -26,6 +41,7 @@ class SPOSettings(ResamplerConfig, UpdateConfig):
     def __post_init__(self):
         ResamplerConfig.__post_init__(self)
         UpdateConfig.__post_init__(self)
+        _check_finite("spo.guidance_scale", self.guidance_scale)
         if not 0 <= self.threshold < 1:
             raise UserError(f"config field spo.threshold = {self.threshold}: expected 0 to below 1")
         if self.decode_chunk < 1:
@@ -40,6 +56,7 @@ class LoRASettings:
     alpha: float = 0.0
 
     def __post_init__(self):
+        _check_finite("lora.alpha", self.alpha)
         if self.rank < 1 or self.alpha < 0:
             raise UserError(f"config fields lora.rank = {self.rank}, lora.alpha = {self.alpha}: expected positive")
 
@@ -47,6 +64,10 @@ class LoRASettings:
     def scale(self) -> float:
         """alpha / r."""
         return (self.alpha or self.rank) / self.rank
+
+    def adapter(self, tree: Params) -> LoRA:
+        """The trained tree, from wherever it lies, as what LoRA files hold."""
+        return LoRA(to_host(tree), self.scale * self.rank, self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +80,17 @@ class SPMSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    """How often (in batches of prompts) grids are drawn and checkpoints saved; 0 is never, but at the end."""
+    """How often (in batches of prompts) grids are drawn and checkpoints saved; 0 is never, but at the end.
+
+    Attributes:
+      keep_checkpoints: the latest ones that stay. keep_every: those of multiples of it stay as well; 0 is none.
+    """
 
     sample_every: int = 50
     sample_pictures: int = 16
     checkpoint_every: int = 50
     keep_checkpoints: int = 3
+    keep_every: int = 0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -93,8 +119,11 @@ class EvalSettings:
     def __post_init__(self):
         if self.reward not in ("scenes", "spm"):
             raise UserError(f"config field eval.reward = {self.reward!r}: expected 'scenes' or 'spm'")
-        if self.pictures < 1 or self.batch < 1:
-            raise UserError(f"config fields eval.pictures = {self.pictures}, eval.batch = {self.batch}: expected >= 1")
+        _check_finite("eval.guidance_scale", self.guidance_scale)
+        _check_seed("eval.seed", self.seed)
+        for field in ("pictures", "batch", "steps"):
+            if getattr(self, field) < 1:
+                raise UserError(f"config field eval.{field} = {getattr(self, field)}: expected 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +148,7 @@ class TrainSettings:
     prompts_per_batch: int = 10
     num_epochs: int = 10
     max_batches: int = 0
+    mesh: MeshSettings = MeshSettings()
     lora: LoRASettings = LoRASettings()
     spm: SPMSettings = SPMSettings()
     spo: SPOSettings = SPOSettings()
@@ -128,7 +158,8 @@ class TrainSettings:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"config field dtype = {self.dtype!r}: expected 'float32' or 'bfloat16'")
-        for field, least in (("prompts_per_batch", 1), ("num_epochs", 1), ("max_batches", 0), ("seed", 0)):
+        _check_seed("seed", self.seed)
+        for field, least in (("prompts_per_batch", 1), ("num_epochs", 1), ("max_batches", 0)):
             if getattr(self, field) < least:
                 raise UserError(f"config field {field} = {getattr(self, field)}: expected {least} or more")
 

@@ -1,6 +1,7 @@
 """The two steps of SPO training, each one compiled program: collect pairs with the policy, then update the policy."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,9 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.ddim import log_prob, predict_x0, step_moments
 from spo_jax.diffusion.schedule import Schedule
+from spo_jax.parallel.mesh import gathered, spread
 from spo_jax.spo import pairs as pairs_lib
 from spo_jax.spo.objective import spo_loss
 from spo_jax.spo.pairs import Pairs
@@ -50,11 +53,15 @@ class UpdateConfig:
     def __post_init__(self):
         for field in dataclasses.fields(UpdateConfig):
             value, zero_allowed = getattr(self, field.name), field.name in ("adam_beta1", "weight_decay")
-            if not (value > 0 or (value == 0 and zero_allowed)):
-                expected = "0 or more" if zero_allowed else "more than 0"
+            if not math.isfinite(value) or value < 0 or (value == 0 and not zero_allowed):
+                expected = "0 or more" if zero_allowed else "more than 0, and finite"
                 raise UserError(f"config field spo.{field.name} = {value}: expected {expected}")
         if not self.eps < 1:
             raise UserError(f"config field spo.eps = {self.eps}: expected less than 1, for the ratio stays positive")
+
+
+# Means over training batches; without one they are 0 and say nothing.
+UPDATE_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose", "grad_norm")
 
 
 class TrainState(NamedTuple):
@@ -110,7 +117,8 @@ def collect(
     trajectory = rollout(denoise, config, schedule, draws)
     scores = judge(score, trajectory, chunk)
     verdict = pairs_lib.rank(scores, threshold)
-    pairs = pairs_lib.make_pairs(trajectory, verdict, make_plan(config))
+    # Valid pairs of all devices are shuffled together: every device gets all of them, and takes its part of a batch.
+    pairs = gathered(pairs_lib.make_pairs(trajectory, verdict, make_plan(config)))
     metrics = {
         "valid_share": pairs.valid.mean(dtype=jnp.float32),
         "valid_pairs": pairs.valid.sum(),
@@ -128,12 +136,15 @@ def pair_log_probs(predict: Callable, schedule: Schedule, eta: float, batch: Pai
       predict: (x [n h w c], t [n], row [n]) to guided prediction, of the policy or of the reference.
     """
     members = batch.x_t.shape[1]
-    fold = lambda x: jnp.moveaxis(x, 1, 0).reshape(-1, *x.shape[2:])  # noqa: E731  [n m …] -> [m·n …]
-    x, t, row = fold(batch.x_t), jnp.tile(batch.t, members), jnp.tile(batch.row, members)
+    x, t, row = _folded(batch.x_t), jnp.repeat(batch.t, members), jnp.repeat(batch.row, members)
     x0, eps = predict_x0(schedule, x, predict(x, t, row), t)
     mean, std = step_moments(schedule, x0, eps, t, eta)
-    unfold = lambda x: jnp.moveaxis(x.reshape(members, -1, *x.shape[1:]), 0, 1)  # noqa: E731
+    unfold = lambda x: x.reshape(-1, members, *x.shape[1:])  # noqa: E731
     return log_prob(batch.x_prev, unfold(mean), unfold(std))
+
+
+def _folded(x: Float[Array, "n m *rest"]) -> Float[Array, "nm *rest"]:
+    return x.reshape(-1, *x.shape[2:])
 
 
 def batch_loss(
@@ -205,11 +216,10 @@ def update(
         state, sums = carry
         rows = jax.lax.dynamic_slice(order, (index * size,), (size,))
         weight = (index * size + jnp.arange(size) < count).astype(jnp.float32)
-        batch = jax.tree.map(lambda x: x[rows], pairs)
+        batch = spread(take_rows(pairs, rows))
         state, metrics, _ = train_batch(state, predict, schedule, config, batch, weight)
         return state, jax.tree.map(jnp.add, sums, metrics)
 
-    names = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose", "grad_norm")
-    state, sums = jax.lax.fori_loop(0, batches, body, (state, dict.fromkeys(names, jnp.zeros(()))))
+    state, sums = jax.lax.fori_loop(0, batches, body, (state, dict.fromkeys(UPDATE_METRICS, jnp.zeros(()))))
     metrics = jax.tree.map(lambda total: total / jnp.maximum(batches, 1), sums)
     return state, {**metrics, "train_batches": batches}

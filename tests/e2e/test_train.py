@@ -13,6 +13,7 @@ from PIL import Image
 from spo_jax import training
 from spo_jax.core.errors import UserError
 from spo_jax.metrics import read_metrics
+from spo_jax.run_folder import Resume
 from spo_jax.weights.lora import read_lora
 from spo_jax.weights.store import read_file
 
@@ -76,7 +77,7 @@ def test_the_report_needs_no_other_file(run_folder):
 def test_what_the_user_sees(run_folder):
     shown, log = ((run_folder / name).read_text() for name in ("stdout.txt", "stderr.txt"))
     assert "4 pairs of pictures" in shown and "aesthetic" in shown and f"{run_folder}/report.html" in shown
-    assert "3/3" in log and "batch/s" in log or "s/batch" in log
+    assert "3/3" in log and ("batch/s" in log or "s/batch" in log)
     assert "Traceback" not in log and "Warning" not in log
 
 
@@ -89,7 +90,7 @@ def test_killed_and_resumed_equals_uninterrupted(run_folder, tiny_settings, tmp_
     out = tmp_path / "run"
     shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns("3", "*.html", "summary.json", "*.safetensors"))
     settings = dataclasses.replace(tiny_settings, log=dataclasses.replace(tiny_settings.log, sample_every=0))
-    summary = training.train(settings, out, resume=True)
+    summary = training.train(settings, out, Resume(required=True))
     assert rows_of(out) == rows_of(run_folder)
     one, other = read_file(out / "lora.safetensors"), read_file(run_folder / "lora.safetensors")
     assert one.keys() == other.keys()
@@ -106,12 +107,19 @@ def test_a_run_is_not_resumed_with_other_settings(run_folder, tiny_settings):
         "seed": 1,
     }
     with pytest.raises(UserError) as caught:
-        training.train(dataclasses.replace(tiny_settings, **changes), run_folder, resume=True)
+        training.train(dataclasses.replace(tiny_settings, **changes), run_folder, Resume(required=True))
     message = str(caught.value)
     for part in ("checkpoints/3 has other settings", "spo.num_steps was 5, now 6", "spo.beta was 10.0, now 5.0"):
         assert part in message
     assert "lora.rank was 4, now 8" in message and "seed was 0, now 1" in message
     assert "eval" not in message
+    assert files_in(run_folder) == before
+
+
+def test_a_run_that_has_done_more_than_is_asked_for_is_refused(run_folder, tiny_settings):
+    before = files_in(run_folder)
+    with pytest.raises(UserError, match="checkpoints/3 is past the 1 batches that are asked for"):
+        training.train(dataclasses.replace(tiny_settings, max_batches=1), run_folder, Resume(required=True))
     assert files_in(run_folder) == before
 
 

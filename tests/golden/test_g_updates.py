@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.core.trees import flatten
+from spo_jax.core.trees import flatten, take_rows
 from spo_jax.pipeline.functions import Conditioning, Guidance, denoise
 from spo_jax.spo.pairs import Pairs
 from spo_jax.spo.train import UpdateConfig, init_state, make_optimiser, pair_log_probs, train_batch
@@ -49,7 +49,7 @@ class Step:
         return Guidance(*one, float(a["hp/guidance_scale"]))
 
     def predict(self, lora, x, t, row):
-        guidance = self.guidance._replace(condition=self.guidance.condition.rows(row))
+        guidance = self.guidance._replace(condition=take_rows(self.guidance.condition, row))
         scale = float(self.arrays["hp/lora_alpha"] / self.arrays["hp/lora_rank"])
         return denoise(self.pipe.unet, self.pipe.unet_params, lora, guidance, x, t, scale)
 

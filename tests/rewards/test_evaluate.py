@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from spo_jax.core.errors import UserError
 from spo_jax.data import scenes
 from spo_jax.rewards.evaluate import make_judge
 from spo_jax.spm.model import load_spm
@@ -22,6 +23,15 @@ def test_scenes_judge_reads_ground_truth(drawn):
     assert values["accuracy/all"].mean() > 0.95 and values["out_of_range"].max() == 0
     wrong = judge.measure(images, prompts[1:] + prompts[:1])
     assert wrong["accuracy/all"].mean() < 0.1
+
+
+def test_what_the_scenes_judge_cannot_judge_is_refused_before_anything_is_drawn():
+    check = make_judge("scenes", load_spm("embedded")).check
+    check(["a red star"], (32, 32))
+    with pytest.raises(UserError, match="judges the 32 x 32 pixels of the embedded world, not 512 x 512; take 'spm'"):
+        check(["a red star"], (512, 512))
+    with pytest.raises(UserError, match="outside the embedded world"):
+        check(["a photograph of a cat"], (32, 32))
 
 
 def test_spm_judge_does_not_depend_on_the_batch(drawn):

@@ -1,12 +1,15 @@
 """The loop over batches, with programs that only write down what they were given."""
 
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spo_jax.checkpoint import Checkpointer
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import Preempted, UserError
 from spo_jax.metrics import MetricsWriter, read_metrics
 from spo_jax.pipeline.functions import Conditioning
 from spo_jax.spo.loop import Outlets, batch_rows, run_batches
@@ -36,21 +39,23 @@ def test_a_batch_is_a_function_of_its_number_and_the_seed():
 class Recorder:
     """Programs that write down prompts and keys; the adapter counts the updates."""
 
-    def __init__(self, bad=None):
-        self.bad, self.seen = bad or {}, []
+    def __init__(self, bad=None, learns=True):
+        self.bad, self.seen, self.learns = bad or {}, [], learns
 
     def collect(self, lora, frozen, inputs, key):
         count = float(lora["a"][0])
         self.seen.append((inputs.text[:, 0].tolist(), jax.random.key_data(key).tolist()))
         scores = jnp.array([1.0, self.bad.get(("spm_score", count), 2.0)])
         pairs = Pairs(*jnp.zeros((4, 12)), valid=jnp.arange(12) < 6)
-        return pairs, {"valid_pairs": jnp.int32(6), "valid_share": jnp.float32(0.5), "spm_score": scores}
+        valid = jnp.int32(self.bad.get(("valid_pairs", count), 6))
+        return pairs, {"valid_pairs": valid, "valid_share": jnp.float32(0.5), "spm_score": scores}
 
     def update(self, state, frozen, inputs, pairs, key):
         count = float(state.lora["a"][0])
         self.seen[-1] += (jax.random.key_data(key).tolist(),)
         metrics = {"loss": jnp.float32(self.bad.get(("loss", count), 0.7)), "grad_norm": jnp.float32(1.0)}
-        return state._replace(lora=jax.tree.map(lambda x: x + 1, state.lora), step=state.step + 2), metrics
+        step = state.step + 2 * self.learns
+        return state._replace(lora=jax.tree.map(lambda x: x + 1, state.lora), step=step), metrics
 
 
 def run(folder, recorder, total, start=0, state=None, **log):
@@ -59,7 +64,7 @@ def run(folder, recorder, total, start=0, state=None, **log):
     state = state or init_state({"a": jnp.zeros(1)}, make_optimiser(UpdateConfig()))
     frozen = Frozen({}, {}, {}, Conditioning(jnp.zeros((1, 1, 1))))
     inputs = Inputs(Conditioning(jnp.zeros((PROMPTS, 1, 1))), jnp.arange(float(PROMPTS)).reshape(-1, 1))
-    programs, grids = Programs(recorder.collect, recorder.update, 0.0), []
+    programs, grids = Programs(recorder.collect, recorder.update, lambda rows: rows, 0.0), []
     checkpointer = Checkpointer(folder / "checkpoints", keep=10)
     with MetricsWriter(folder, resume_step=start or None) as writer:
         outlets = Outlets(writer, checkpointer, lambda batch, lora: grids.append((batch, float(lora["a"][0]))), {})
@@ -115,6 +120,35 @@ def test_numbers_that_are_not_finite_stop_the_run_and_the_last_good_checkpoint_i
         run(tmp_path, Recorder(bad), 6, checkpoint_every=2)
     assert checkpoints_in(tmp_path) == [2]
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_batch_without_valid_pairs_has_no_loss_to_show(tmp_path):
+    run(tmp_path, Recorder({("valid_pairs", 1.0): 0}), 3)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert ["loss" in row for row in rows] == [True, False, True]
+    assert rows[1]["valid_pairs"] == 0 and "grad_norm" not in rows[1] and "spm_score/t0501" in rows[1]
+
+
+def test_a_run_without_any_valid_pair_is_no_success(tmp_path):
+    with pytest.raises(UserError, match="no pair was valid in 2 batches: .* lower config field spo.threshold"):
+        run(tmp_path, Recorder({("valid_pairs", 0.0): 0, ("valid_pairs", 1.0): 0}, learns=False), 2)
+
+
+def test_sigterm_between_two_batches_saves_and_stops(tmp_path):
+    """`Preempted` after the batch in which the signal came; afterwards the signal does again what it did before."""
+    before = signal.getsignal(signal.SIGTERM)
+    told = Recorder()
+    collect = told.collect
+
+    def telling(lora, *rest):
+        if float(lora["a"][0]) == 2.0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return collect(lora, *rest)
+
+    told.collect = telling
+    with pytest.raises(Preempted, match="saved after batch 3 of 6"):
+        run(tmp_path, told, 6, checkpoint_every=0)
+    assert checkpoints_in(tmp_path) == [3] and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_no_checkpoint_to_name(tmp_path):

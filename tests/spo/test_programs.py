@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.trees import take_rows
 from spo_jax.data.scenes import TRAIN_PROMPTS
 from spo_jax.models.lora import init_lora
 from spo_jax.pipeline import functions
@@ -28,7 +29,7 @@ def run(embedded, tiny_settings):
         return init_state(init_lora(jax.random.key(0), unet, 4), make_optimiser(tiny_settings.spo))
 
     frozen, inputs = networks.frozen(), networks.inputs(TRAIN_PROMPTS[:4])
-    programs = compile_programs(networks, state(), frozen, inputs.rows(np.arange(2)))
+    programs = compile_programs(networks, state(), frozen, take_rows(inputs, np.arange(2)))
     timesteps = judged_timesteps(tiny_settings.spo, networks.schedule)
     return SimpleNamespace(
         networks=networks, state=state, frozen=frozen, inputs=inputs, programs=programs, timesteps=timesteps
@@ -36,7 +37,7 @@ def run(embedded, tiny_settings):
 
 
 def batch(run, state, number):
-    rows, key = run.inputs.rows(np.array([number % 4, (number + 1) % 4])), jax.random.key(1)
+    rows, key = take_rows(run.inputs, np.array([number % 4, (number + 1) % 4])), jax.random.key(1)
     return run_batch(run.programs, run.frozen, rows, run.timesteps, state, jax.random.fold_in(key, number))
 
 
@@ -68,11 +69,11 @@ def test_after_the_first_batch_nothing_is_compiled(run, compilations):
 
 def test_another_shape_is_an_error_and_no_compilation(run):
     with pytest.raises(TypeError, match="compiled"):
-        run.programs.collect(run.state().lora, run.frozen, run.inputs.rows(np.arange(3)), jax.random.key(0))
+        run.programs.collect(run.state().lora, run.frozen, take_rows(run.inputs, np.arange(3)), jax.random.key(0))
 
 
 def test_the_programs_are_functions_of_their_arguments(run):
-    arguments = (run.frozen, run.inputs.rows(np.arange(2)))
+    arguments = (run.frozen, take_rows(run.inputs, np.arange(2)))
     (one, _), (again, _), (other, _) = (
         run.programs.collect(run.state().lora, *arguments, jax.random.key(seed)) for seed in (0, 0, 1)
     )
@@ -84,8 +85,8 @@ def test_the_programs_are_functions_of_their_arguments(run):
 
 
 def test_no_array_leaves_or_enters_while_they_run(run):
-    arguments, keys = (run.frozen, run.inputs.rows(np.arange(2))), jax.random.split(jax.random.key(0))
-    state, keys = run.state(), (keys[0], keys[1])
+    inputs, keys = run.programs.feed(take_rows(run.inputs, np.arange(2))), jax.random.split(jax.random.key(0))
+    arguments, state, keys = (run.frozen, inputs), run.state(), (keys[0], keys[1])
     with jax.transfer_guard("disallow"):
         pairs, _ = run.programs.collect(state.lora, *arguments, keys[0])
         run.programs.update(state, *arguments, pairs, keys[1])
@@ -93,7 +94,7 @@ def test_no_array_leaves_or_enters_while_they_run(run):
 
 def test_the_state_is_donated(run):
     state = run.state()
-    arguments = (run.frozen, run.inputs.rows(np.arange(2)))
+    arguments = (run.frozen, take_rows(run.inputs, np.arange(2)))
     pairs, _ = run.programs.collect(state.lora, *arguments, jax.random.key(0))
     run.programs.update(state, *arguments, pairs, jax.random.key(1))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.lora, state.opt_state)))
@@ -110,7 +111,7 @@ def test_as_few_copies_of_the_unet_as_can_be(run, monkeypatch):
 
     guided = functions.guided
     monkeypatch.setattr(functions, "guided", counting)
-    inputs, state = run.inputs.rows(np.arange(2)), run.state()
+    inputs, state = take_rows(run.inputs, np.arange(2)), run.state()
     pairs, _ = jax.eval_shape(run.networks.collect, state.lora, run.frozen, inputs, jax.random.key(0))
     assert sorted(sizes) == [2, 4]  # two prompts; two candidates of each
     sizes.clear()
@@ -120,7 +121,7 @@ def test_as_few_copies_of_the_unet_as_can_be(run, monkeypatch):
 
 def test_a_fresh_adapter_is_the_reference(run):
     """In the very first training batch; any after it has moved."""
-    arguments = (run.frozen, run.inputs.rows(np.arange(2)))
+    arguments = (run.frozen, take_rows(run.inputs, np.arange(2)))
     pairs, _ = run.programs.collect(run.state().lora, *arguments, jax.random.key(0))
     one_batch = pairs._replace(valid=jnp.arange(6) < 3)
     state, metrics = run.programs.update(run.state(), *arguments, one_batch, jax.random.key(1))

@@ -85,7 +85,14 @@ def test_an_alpha_of_zero_means_the_rank():
         (lambda: TrainSettings(prompts_per_batch=0), "prompts_per_batch = 0: expected 1 or more"),
         (lambda: TrainSettings(num_epochs=0), "num_epochs = 0: expected 1 or more"),
         (lambda: TrainSettings(max_batches=-1), "max_batches = -1: expected 0 or more"),
-        (lambda: TrainSettings(seed=-1), "seed = -1: expected 0 or more"),
+        (lambda: TrainSettings(seed=-1), "seed = -1: expected 0 to 4294967295"),
+        (lambda: TrainSettings(seed=2**32), "seed = 4294967296: expected 0 to"),
+        (lambda: EvalSettings(seed=-1), "eval.seed = -1: expected 0 to"),
+        (lambda: EvalSettings(steps=0), "eval.steps = 0: expected 1 or more"),
+        (lambda: EvalSettings(guidance_scale=float("nan")), "eval.guidance_scale = nan: expected a finite number"),
+        (lambda: SPOSettings(guidance_scale=float("inf")), "spo.guidance_scale = inf: expected a finite number"),
+        (lambda: SPOSettings(learning_rate=float("inf")), "spo.learning_rate = inf: expected more than 0, and finite"),
+        (lambda: LoRASettings(4, float("nan")), "lora.alpha = nan: expected a finite number"),
     ],
 )
 def test_values_that_cannot_be(build, message):

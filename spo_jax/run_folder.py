@@ -1,0 +1,101 @@
+"""The folder of a run: whether a run may start in it, or go on there."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from spo_jax.checkpoint import Checkpointer
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_writable
+from spo_jax.metrics import FILE_NAME as METRICS
+from spo_jax.metrics import read_metrics
+from spo_jax.spo.settings import TrainSettings
+
+CHECKPOINTS = "checkpoints"
+# May differ between a run and its resumption: they do not change the numbers.
+FREE_FIELDS = ("log", "eval", "max_batches", "num_epochs", "mesh")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """What to do with a run that is there already.
+
+    Attributes:
+      required: go on with it; one that is not there is an error. if_there: go on with it, or start one.
+      changed: go on even if settings or prompts are not what they were.
+    """
+
+    required: bool = False
+    if_there: bool = False
+    changed: bool = False
+
+
+def open_folder(out: Path, resume: Resume, settings: TrainSettings, prompts: Sequence[str]) -> bool:
+    """Refuses what would fail after minutes of work: another run's folder, a run that is not there or has other
+    settings or prompts, a folder that cannot be written.
+
+    Returns:
+      Whether there is a run to go on with. One that was killed before its first checkpoint is none.
+
+    Raises:
+      UserError: as told above.
+    """
+    folder = out / CHECKPOINTS
+    held = _latest_step(folder)
+    if resume.required and held is None:
+        raise UserError(f"--resume: no checkpoint in {folder}; leave --resume out to start a run there")
+    if held is not None and not (resume.required or resume.if_there):
+        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+    check_writable(out)
+    if held is not None:
+        _check_meta(folder, run_meta(settings, prompts), resume.changed)
+        if (out / METRICS).exists():
+            read_metrics(out / METRICS)
+    return held is not None
+
+
+def run_meta(settings: TrainSettings, prompts: Sequence[str]) -> dict[str, Any]:
+    """What every checkpoint holds beside its state: the resolved config, and a digest of the prompts."""
+    digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+    return {"settings": dataclasses.asdict(settings), "prompts": digest}
+
+
+def _latest_step(folder: Path) -> int | None:
+    if not folder.is_dir():
+        return None
+    with Checkpointer(folder, read_only=True) as checkpointer:
+        return checkpointer.latest_step()
+
+
+def _check_meta(folder: Path, wanted: dict[str, Any], changed: bool) -> None:
+    with Checkpointer(folder, read_only=True) as checkpointer:
+        found = checkpointer.read_latest_meta()
+    if found is None:
+        return  # restoring says how each of them is damaged
+    step, saved = found
+    one, other = saved["settings"], wanted["settings"]
+    told = [
+        _difference(key, one.get(key), other[key])
+        for key in sorted(other)
+        if key not in FREE_FIELDS and one.get(key) != other[key]
+    ]
+    if saved.get("prompts", wanted["prompts"]) != wanted["prompts"]:
+        told.append(f"the prompts in {other['prompts']} are not the same")
+    if told and changed:
+        logging.warning("going on from %s with changes: %s", folder / str(step), "; ".join(told))
+    elif told:
+        hint = "go on with the old ones, or tell with --resume-with-changes that this is meant"
+        raise UserError(f"--resume: the checkpoint {folder / str(step)} has other settings: {'; '.join(told)}; {hint}")
+
+
+def _difference(name: str, saved: Any, wanted: Any) -> str:
+    """``spo.beta was 10.0, now 5.0``, and so on for every field below ``name`` that differs."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        differing = (key for key in wanted if saved.get(key) != wanted[key])
+        return ", ".join(_difference(f"{name}.{key}", saved.get(key), wanted[key]) for key in differing)
+    return f"{name} was {saved!r}, now {wanted!r}"

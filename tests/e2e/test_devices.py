@@ -1,0 +1,110 @@
+"""The same run on one device and on eight, however they are laid out, and in two processes."""
+
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from spo_jax.core.trees import flatten, take_rows
+from spo_jax.data.scenes import TRAIN_PROMPTS
+from spo_jax.metrics import read_metrics
+from spo_jax.parallel.mesh import MeshSettings, make_mesh
+from spo_jax.parallel.sharding import to_host
+from spo_jax.spo.programs import compile_programs
+from spo_jax.training import fresh_state, load_networks
+from spo_jax.weights.store import read_file
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUTS = {"data=8": MeshSettings(8, 1), "fsdp=8": MeshSettings(1, 8), "data=2, fsdp=4": MeshSettings(2, 4)}
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings):
+    """Eight prompts at a time, three training batches a rollout."""
+    spo = dataclasses.replace(tiny_settings.spo, train_batch_size=8, threshold=0.02, learning_rate=1e-3)
+    return dataclasses.replace(tiny_settings, prompts_per_batch=8, spo=spo, mesh=MeshSettings())
+
+
+def assert_same_adapter(found, wanted):
+    """1e-5 for the adapter as a whole; 1e-4 for single matrices: AdamW divides by the size of gradients, so entries
+    whose gradient is about 0 follow its rounding."""
+    assert found.keys() == wanted.keys()
+    off = lambda keys: np.sqrt(sum(np.square(found[key] - wanted[key]).sum() for key in keys))  # noqa: E731
+    size = lambda keys: np.sqrt(sum(np.square(wanted[key]).sum() for key in keys))  # noqa: E731
+    assert off(wanted) <= 1e-5 * size(wanted)
+    for key in wanted:
+        assert off([key]) <= 1e-4 * size([key]), key
+
+
+def one_batch(settings, layout):
+    """Pairs and state after one rollout and one update pass on a mesh of that layout."""
+    mesh = make_mesh(layout)
+    with jax.set_mesh(mesh):
+        networks = load_networks(settings, mesh)
+        state, frozen = fresh_state(settings, networks, jax.random.key(0)), networks.frozen()
+        rows = take_rows(networks.inputs(list(TRAIN_PROMPTS[:8])), np.arange(8))
+        programs = compile_programs(networks, state, frozen, rows)
+        inputs, keys = programs.feed(rows), jax.random.split(jax.random.key(1))
+        pairs, metrics = programs.collect(state.lora, frozen, inputs, keys[0])
+        pairs = to_host(pairs)
+        state, update = programs.update(state, frozen, inputs, pairs, keys[1])
+    return SimpleNamespace(pairs=pairs, metrics=to_host({**metrics, **update}), state=state, frozen=frozen)
+
+
+@pytest.fixture(scope="module")
+def alone(settings):
+    return one_batch(settings, MeshSettings(1, 1))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_on_eight_devices_is_a_batch_on_one(settings, alone, layout):
+    """Decisions equal; latents and the adapter to float32 rounding, whose order the layout changes."""
+    spread = one_batch(settings, LAYOUTS[layout])
+    for field in ("t", "row", "valid"):
+        np.testing.assert_array_equal(getattr(spread.pairs, field), getattr(alone.pairs, field))
+    for field in ("x_t", "x_prev"):  # another winner or loser would be off by the noise, about 1
+        np.testing.assert_allclose(getattr(spread.pairs, field), getattr(alone.pairs, field), atol=1e-4)
+    assert 8 < alone.pairs.valid.sum() < 24 and alone.metrics["train_batches"] == spread.metrics["train_batches"] == 3
+    np.testing.assert_allclose(spread.metrics["loss"], alone.metrics["loss"], rtol=1e-5)
+    assert_same_adapter(flatten(to_host(spread.state.lora)), flatten(to_host(alone.state.lora)))
+
+
+def test_with_fsdp_a_device_holds_a_part_of_the_frozen_weights_and_all_of_the_adapter(settings):
+    spread = one_batch(settings, LAYOUTS["fsdp=8"])
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+    held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert held(spread.frozen.unet) < size(spread.frozen.unet) / 6
+    assert held(spread.state) == size(spread.state)
+
+
+def test_two_processes_make_the_run_of_one(command, config_file, tmp_path):
+    """Over loopback, a device each; one writes."""
+    flags = [f"--config={config_file}", "--config.mesh.data=-1", "--config.max_batches=2"]
+    flags += ["--config.spo.learning_rate=1e-3"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+
+    def start(out, *more):
+        line = [sys.executable, "-m", "spo_jax.train", *flags, f"--out={tmp_path / out}", *more]
+        return subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+    together = [f"--coordinator-address={address}", "--num-processes=2"]
+    processes = [start("two", *together, f"--process-id={index}") for index in range(2)]
+    for process in processes:
+        assert process.wait(timeout=600) == 0, process.stderr.read()[-4000:]
+    one = start("one")
+    assert one.wait(timeout=600) == 0, one.stderr.read()[-4000:]
+
+    assert_same_adapter(*(read_file(tmp_path / name / "lora.safetensors") for name in ("two", "one")))
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert [[row["step"] for row in part] for part in rows] == [[1, 2]] * 2  # a row each, though two processes ran
+    assert [row["valid_pairs"] for row in rows[0]] == [row["valid_pairs"] for row in rows[1]]
