@@ -45,6 +45,8 @@ def open_folder(out: Path, resume: Resume, settings: TrainSettings, prompts: Seq
     Raises:
       UserError: as told above.
     """
+    if out.parts and out.parts[0].endswith(":"):
+        raise UserError(f"--out={out}: buckets cannot be written to; mount the bucket, or use a shared disk")
     folder = out / CHECKPOINTS
     held = _latest_step(folder)
     if resume.required and held is None:

@@ -1,6 +1,7 @@
 """Whether a run may start in a folder or go on there: every kind of folder, without a model."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
@@ -25,6 +26,11 @@ def held(tmp_path):
 
 def opened(folder, resume=Resume(), settings=SETTINGS, prompts=PROMPTS):  # noqa: B008
     return open_folder(folder, resume, settings, prompts)
+
+
+def test_a_bucket_is_refused_and_not_taken_for_a_folder():
+    with pytest.raises(UserError, match="--out=gs:/bucket/run: buckets cannot be written to; mount the bucket"):
+        opened(Path("gs://bucket/run"))
 
 
 def test_an_empty_folder_starts_a_run(tmp_path):

@@ -83,7 +83,7 @@ def run_batches(
             bar.update()
             if stop:
                 outlets.checkpointer.wait()
-                raise Preempted(f"stopped by SIGTERM and saved after batch {batch + 1} of {total}: go on with --resume")
+                raise Preempted(f"stopped by SIGTERM and saved after batch {batch + 1} of {total}; --resume goes on")
     outlets.checkpointer.wait()
     if not int(state.step):
         raise UserError(f"no pair was valid in {total} batches: nothing was learnt; lower config field spo.threshold")

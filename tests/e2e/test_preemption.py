@@ -92,7 +92,7 @@ def test_sigterm_finishes_the_batch_saves_and_exits_with_75(started, whole, tmp_
     _, log = process.communicate(timeout=300)
     assert process.returncode == 75, log[-4000:]
     saved = max(int(path.name) for path in (out / "checkpoints").iterdir())
-    assert f"stopped by SIGTERM and saved after batch {saved} of 6: go on with --resume" in log
+    assert f"stopped by SIGTERM and saved after batch {saved} of 6; --resume goes on" in log
     assert rows_in(out) == saved and not (out / "summary.json").exists()
     process = started(out, "--resume")
     assert process.wait(timeout=300) == 0, process.stderr.read()[-4000:]

