@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from spo_jax.core.files import write_text
@@ -24,7 +25,11 @@ CHARTS = {
     "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
     "valid_share": ("Share of valid pairs", "pools whose best and worst candidate differ clearly enough to learn from"),
     "spm_score": ("Preference score by timestep", "mean score of the sampled candidates by the step-aware model"),
+    "valid_share_at": ("Share of valid pairs by timestep", ""),
+    "spm_gap": ("Gap of preference scores by timestep", "mean distance of best and worst candidate of a pool"),
     "grad_norm": ("Gradient norm", "global, before clipping"),
+    "valid_pairs": ("Valid pairs of a batch", ""),
+    "train_batches": ("Training batches of a batch of prompts", "as many as its valid pairs fill"),
     "seconds": ("Seconds per batch", "where the time goes"),
     "pairs_per_second": ("Pairs per second", ""),
 }
@@ -43,9 +48,9 @@ p, figcaption { color: var(--soft); margin: 0 0 .75rem; max-width: 48rem }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: 1rem; overflow-x: auto }
 .facts { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0 0; padding: 0; list-style: none }
 .facts li { background: var(--card); border: 1px solid var(--line); border-radius: 1rem; padding: .1rem .75rem }
-.charts, .pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)) }
+.charts { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)) }
 .charts img, .pair img { width: 100%; height: auto; display: block }
-.pair + .pair { margin-top: 1rem }
+.pair { margin-bottom: 2rem } .pair figure { margin-top: .5rem }
 .small { image-rendering: pixelated }
 figure { margin: 0 } figure figcaption { margin: 0; font-size: .9rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
@@ -162,9 +167,9 @@ def _grid(caption: str, before: np.ndarray, after: np.ndarray) -> str:
         source = _data_uri("image/png", _png(picture))
         figures.append(
             f"<figure class='card'><img class='{css}' alt='{alt}' src='{source}'>"
-            f"<figcaption>{html.escape(caption)}: {when}</figcaption></figure>"
+            f"<figcaption>{when} training</figcaption></figure>"
         )
-    return f"<div class='pair'>{''.join(figures)}</div>"
+    return f"<div class='pair'><h3>{html.escape(caption)}</h3>{''.join(figures)}</div>"
 
 
 def _charts(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -201,6 +206,8 @@ def _chart(lines: Mapping[str, tuple[list, list]]) -> bytes:
     if len(names) > 1:
         axes.legend(fontsize=7, frameon=False, ncols=-(-len(names) // 10), loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set_xlabel("batch", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

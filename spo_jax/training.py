@@ -129,8 +129,6 @@ def _keys(seed: int) -> tuple[Key, Key]:
 def _print_scores(summary: dict, out: Path) -> None:
     print(f"\n{summary['pictures']} pairs of pictures, same prompts and noise:")
     for name, score in summary["scores"].items():
-        print(
-            f"  {name:16s} {score['before']:8.4f} -> {score['after']:8.4f}   "
-            f"change {score['change']:+.4f} ± {score['change_se']:.4f}"
-        )
+        error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
+        print(f"  {name:16s} {score['before']:8.4f} -> {score['after']:8.4f}   change {score['change']:+.4f}{error}")
     print(f"{summary['wall_seconds']:.0f} s in all; see {out / 'report.html'}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import read_json
+from spo_jax.core.files import read_json_object
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import DType, Key, Params
 from spo_jax.data.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ def load_spm(
     path = _resolve(str(model))
     config_file = (path if path.is_dir() else path.parent) / "config.json"
     # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
-    config = read_json(config_file) if config_file.is_file() or path.is_dir() else CLIP_H
+    config = read_json_object(config_file) if config_file.is_file() or path.is_dir() else CLIP_H
     clip = CLIPModel(CLIPConfig.from_dict(config, str(config_file), time_conditioned=True), dtype=dtype)
     params = place_weights(clip_weights.load_clip(path, clip_shapes(clip), dtype=dtype), mesh, title=str(model))
     return SPM(clip, params, Tokenizer(_tokenizer_folder(path, tokenizer)))
