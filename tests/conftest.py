@@ -14,6 +14,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # torch takes its number of threads from here: its reference networks are tiny, and its threads would fight with JAX's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Tests compile far more than they compute: LLVM's optimisations cost more than they bring. Child processes inherit it.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

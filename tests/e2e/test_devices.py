@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,16 +10,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from spo_jax.core.trees import flatten, take_rows
 from spo_jax.data.scenes import TRAIN_PROMPTS
+from spo_jax.embedded.base import UNET
 from spo_jax.metrics import read_metrics
+from spo_jax.models.unet import UNet2DConditionModel
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import to_host
+from spo_jax.pipeline.build import ASSETS
 from spo_jax.spo.programs import compile_programs
 from spo_jax.training import fresh_state, load_networks
+from spo_jax.weights.diffusers import write_component
+from spo_jax.weights.rules import to_state
 from spo_jax.weights.store import read_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,21 +33,38 @@ LAYOUTS = {"data=8": MeshSettings(8, 1), "fsdp=8": MeshSettings(1, 8), "data=2, 
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_settings):
+def model(tmp_path_factory):
+    """The embedded pipeline with an untrained UNet of one level, which compiles in half the time."""
+    folder = tmp_path_factory.mktemp("model") / "pipeline"
+    shutil.copytree(ASSETS / "pipeline", folder, ignore=shutil.ignore_patterns("unet"))
+    config = dataclasses.replace(
+        UNET, block_out_channels=(32,), down_block_types=UNET.down_block_types[:1],
+        up_block_types=UNET.up_block_types[:1],
+    )  # fmt: skip
+    unet, key = UNet2DConditionModel(config), jax.random.key(7)
+    arguments = jnp.zeros((1, 8, 8, 16)), jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
+    params = jax.jit(unet.init)(key, *arguments)["params"]
+    as_diffusers = {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
+    write_component(folder / "unet", dataclasses.asdict(config) | as_diffusers, to_state(params))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_settings, model):
     """Eight prompts at a time, three training batches a rollout."""
-    spo = dataclasses.replace(tiny_settings.spo, train_batch_size=8, threshold=0.02, learning_rate=1e-3)
-    return dataclasses.replace(tiny_settings, prompts_per_batch=8, spo=spo, mesh=MeshSettings())
+    spo = dataclasses.replace(tiny_settings.spo, train_batch_size=8, learning_rate=1e-3)
+    return dataclasses.replace(tiny_settings, model=str(model), prompts_per_batch=8, spo=spo, mesh=MeshSettings())
 
 
 def assert_same_adapter(found, wanted):
-    """1e-5 for the adapter as a whole; 1e-4 for single matrices: AdamW divides by the size of gradients, so entries
+    """1e-5 for the adapter as a whole; 1e-3 for single matrices: AdamW divides by the size of gradients, so entries
     whose gradient is about 0 follow its rounding."""
     assert found.keys() == wanted.keys()
     off = lambda keys: np.sqrt(sum(np.square(found[key] - wanted[key]).sum() for key in keys))  # noqa: E731
     size = lambda keys: np.sqrt(sum(np.square(wanted[key]).sum() for key in keys))  # noqa: E731
     assert off(wanted) <= 1e-5 * size(wanted)
     for key in wanted:
-        assert off([key]) <= 1e-4 * size([key]), key
+        assert off([key]) <= 1e-3 * size([key]), key
 
 
 def one_batch(settings, layout):
@@ -63,7 +87,12 @@ def alone(settings):
     return one_batch(settings, MeshSettings(1, 1))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+SLOW = {"data=8", "fsdp=8"}  # the mixed layout, which is both, is always run
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
+)
 def test_a_batch_on_eight_devices_is_a_batch_on_one(settings, alone, layout):
     """Decisions equal; latents and the adapter to float32 rounding, whose order the layout changes."""
     spread = one_batch(settings, LAYOUTS[layout])
@@ -71,22 +100,22 @@ def test_a_batch_on_eight_devices_is_a_batch_on_one(settings, alone, layout):
         np.testing.assert_array_equal(getattr(spread.pairs, field), getattr(alone.pairs, field))
     for field in ("x_t", "x_prev"):  # another winner or loser would be off by the noise, about 1
         np.testing.assert_allclose(getattr(spread.pairs, field), getattr(alone.pairs, field), atol=1e-4)
-    assert 8 < alone.pairs.valid.sum() < 24 and alone.metrics["train_batches"] == spread.metrics["train_batches"] == 3
+    assert alone.metrics["train_batches"] == spread.metrics["train_batches"] == 3
     np.testing.assert_allclose(spread.metrics["loss"], alone.metrics["loss"], rtol=1e-5)
     assert_same_adapter(flatten(to_host(spread.state.lora)), flatten(to_host(alone.state.lora)))
 
 
 def test_with_fsdp_a_device_holds_a_part_of_the_frozen_weights_and_all_of_the_adapter(settings):
-    spread = one_batch(settings, LAYOUTS["fsdp=8"])
+    spread = one_batch(settings, LAYOUTS["data=2, fsdp=4"])
     size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
     held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert held(spread.frozen.unet) < size(spread.frozen.unet) / 6
+    assert held(spread.frozen.unet) < size(spread.frozen.unet) / 3
     assert held(spread.state) == size(spread.state)
 
 
-def test_two_processes_make_the_run_of_one(command, config_file, tmp_path):
+def test_two_processes_make_the_run_of_one(model, config_file, tmp_path):
     """Over loopback, a device each; one writes."""
-    flags = [f"--config={config_file}", "--config.mesh.data=-1", "--config.max_batches=2"]
+    flags = [f"--config={config_file}", f"--config.model={model}", "--config.mesh.data=-1", "--config.max_batches=2"]
     flags += ["--config.spo.learning_rate=1e-3"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

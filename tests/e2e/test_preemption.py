@@ -16,6 +16,7 @@ import pytest
 from spo_jax.metrics import read_metrics
 from spo_jax.weights.store import read_file
 
+pytestmark = pytest.mark.slow  # a dozen starts of the command; tests/spo/test_loop.py has the signal in one process
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -99,7 +100,7 @@ def test_sigterm_finishes_the_batch_saves_and_exits_with_75(started, whole, tmp_
     assert_equal_runs(out, undisturbed(whole, started))
 
 
-@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [2, 20])
 def test_sigkill_at_any_moment_loses_nothing_that_was_saved(started, whole, tmp_path, moments):
     """Killed again and again, from the first checkpoint on; every time `--auto-resume` goes on."""
     draw, out = random.Random(moments), tmp_path / "run"
