@@ -2,7 +2,7 @@
 
 python -m spo_jax.train --config=configs/tiny.py --out=runs/tiny
 
-Two CPU cores, about two and a half minutes. It must print an aesthetic of about 0.38 -> 0.49 (see the README).
+Two CPU cores, about two minutes. It must print an aesthetic of about 0.38 -> 0.49 (see the README).
 """
 
 from spo_jax.core.settings import to_config

@@ -16,7 +16,7 @@ if [[ -d $out && " $* " != *" --resume"* ]]; then
   mv "$out" "$older"
 fi
 
-echo "Training: SPO on the embedded pipeline, about three minutes on two cores"
+echo "Training: SPO on the embedded pipeline, about two minutes on two cores"
 python -m spo_jax.train --config=configs/tiny.py "$@" --out="$out"
 
 echo
