@@ -1,0 +1,213 @@
+"""Ours against a plain loop in PyTorch and diffusers: ``python -m benchmarks.against_torch --size=tiny``.
+
+Both train whole batches from the same weights, with the same settings, dtype, sizes of randomness and number of
+threads, each in a process of its own; both are warmed up, and then a batch of the one follows a batch of the other, so
+that whatever else the machine does meets both. What the peer is: `benchmarks.torch_peer`.
+"""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from tqdm import tqdm
+
+from benchmarks.contender import MOST_BATCHES
+from spo_jax.core.cli import run_command
+from spo_jax.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDES = ("ours", "theirs")
+
+
+class Contender:
+    """A side in a process of its own, on the processor's cores that it is given."""
+
+    def __init__(self, side: str, arguments: dict[str, Any], threads: int):
+        line = [sys.executable, "-m", "benchmarks.contender", json.dumps({"side": side, **arguments})]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",  # the side whose turn it is not must sleep, not spin
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # one accelerator, two processes
+        }
+        self._side = side
+        with _only_on(threads):
+            self._process = subprocess.Popen(
+                line, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        self.about = self._answer()["ready"]
+
+    def batch(self) -> dict[str, float]:
+        """Runs one batch; its row."""
+        print(file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process, by the end of its input."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._side} ended with status {self._process.wait()}; see above")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise UserError(f"{self._side}: {answer['error']}")
+        return answer
+
+
+@contextlib.contextmanager
+def _only_on(threads: int) -> Iterator[None]:
+    """What is started here stays on the first ``threads`` cores: XLA and torch make as many threads as they see."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:threads])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@contextlib.contextmanager
+def _contenders(arguments: dict[str, dict[str, Any]], threads: int) -> Iterator[dict[str, Contender]]:
+    """Both sides, ours first: it writes the weights that the other reads."""
+    sides: dict[str, Contender] = {}
+    try:
+        for side in SIDES:
+            sides[side] = Contender(side, arguments[side], threads)
+        yield sides
+    finally:
+        for side in sides.values():
+            side.close()
+
+
+def compare(
+    size: str,
+    overrides: Sequence[str] = (),
+    decoder: str = "vae",
+    device: str = "cpu",
+    threads: int = 1,
+    checkpointing: bool = False,
+    warmup: int = 1,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Runs both in turn.
+
+    Args:
+      device: ``cpu`` or ``cuda``, of torch; ours is jax's own choice. checkpointing: of the peer's gradients.
+
+    Returns:
+      ``about`` both sides, and ``results``.
+
+    Raises:
+      UserError: a setting that does not work, or too little memory, on either side.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = {
+            "ours": {"size": size, "overrides": list(overrides), "decoder": decoder, "folder": folder},
+            "theirs": {"folder": folder, "device": device, "threads": threads, "checkpointing": checkpointing},
+        }
+        rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+        with _contenders(arguments, threads) as contenders:
+            for number in tqdm(range(warmup + repeats), desc="batches of both", unit="pair"):
+                for side in SIDES:
+                    row = contenders[side].batch()
+                    if number >= warmup:
+                        rows[side].append(row)
+            about = {side: contenders[side].about for side in SIDES}
+    return {"about": about, "results": results(rows, prompts_of(size, overrides))}
+
+
+def prompts_of(size: str, overrides: Sequence[str]) -> int:
+    """Prompts of a batch."""
+    from benchmarks.subjects import read_settings
+
+    return read_settings(size, overrides).prompts_per_batch
+
+
+def results(rows: dict[str, list[dict[str, float]]], prompts: int) -> dict[str, Any]:
+    """Speeds and memory of both sides, and ratios: more than 1 is better for ours.
+
+    Speeds are those of the median batch; pairs, whose number differs from batch to batch, are summed.
+    """
+    sides = {side: _side(rows[side], prompts) for side in SIDES}
+    ours, theirs = (sides[side] for side in SIDES)
+    over = lambda name: ours[name] / theirs[name] if theirs[name] else None  # noqa: E731
+    ratios = {
+        "trajectories_per_second": over("trajectories_per_second"),
+        "pairs_per_second": over("pairs_per_second"),
+        "rollout_speed": theirs["seconds_rollout"] / ours["seconds_rollout"],
+        "update_speed_per_pair": over("update_pairs_per_second"),
+        "peak_memory": theirs["peak_memory_bytes"] / ours["peak_memory_bytes"],
+    }
+    return {**sides, "ratios": ratios}
+
+
+def _side(rows: list[dict[str, float]], prompts: int) -> dict[str, Any]:
+    column = lambda name: [row[name] for row in rows]  # noqa: E731
+    rollout, update, pairs = column("seconds_rollout"), column("seconds_update"), column("valid_pairs")
+    whole = [a + b for a, b in zip(rollout, update, strict=True)]
+    return {
+        "seconds": statistics.median(whole),
+        "seconds_rollout": statistics.median(rollout),
+        "seconds_update": statistics.median(update),
+        "seconds_all": whole,
+        "valid_pairs": statistics.mean(pairs),
+        "trajectories_per_second": prompts / statistics.median(whole),
+        "pairs_per_second": sum(pairs) / sum(whole),
+        "update_pairs_per_second": sum(pairs) / sum(update),
+        "loss": statistics.mean(column("loss")),
+        "peak_memory_bytes": max(column("peak_memory_bytes")),
+    }
+
+
+def run() -> None:
+    """The command."""
+    from benchmarks.common import define_flags
+
+    values = define_flags(repeats=5)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = flags.DEFINE_integer("threads", cores, "Cores that each side may use.", lower_bound=1)
+    checkpointing = flags.DEFINE_bool("peer_checkpointing", False, "Gradient checkpointing of the peer, if it must.")
+
+    def main(_: Sequence[str]) -> None:
+        import jax
+
+        from benchmarks.common import record, save
+        from benchmarks.subjects import read_settings
+        from spo_jax.core.files import check_writable
+        from spo_jax.parallel.mesh import make_mesh
+
+        value = {key: flag.value for key, flag in values.items()}
+        check_writable(value["out"])
+        if value["warmup"] + value["repeats"] > MOST_BATCHES:
+            raise UserError(f"--repeats={value['repeats']}: expected at most {MOST_BATCHES} batches in all")
+        settings = read_settings(value["size"], value["set"])
+        device = "cpu" if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" else "cuda"
+        names = ("size", "decoder", "warmup", "repeats")
+        common = {name: value[name] for name in names} | {"overrides": value["set"], "threads": threads.value}
+        found = compare(device=device, checkpointing=checkpointing.value, **common)
+        head = {"threads": threads.value, "sides": found["about"]}
+        with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+            result = record(
+                "against_torch", settings, value["size"], value["decoder"], found["results"], **head
+            )  # fmt: skip
+        save(value["out"], result)
+
+    run_command(main)
+
+
+if __name__ == "__main__":
+    run()

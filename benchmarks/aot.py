@@ -1,0 +1,219 @@
+"""Will it fit? Compiles a run's two programs for a TPU topology that is not here: memory, operations, bytes moved.
+
+python -m benchmarks.aot --config=configs/sd15.py --topology=v5e:2x4
+
+The programs are the run's own, at the published batch for every device; their arguments are shapes, so no weight is
+read or made. Everything is of one chip. Arguments are all that lies there while a program runs: also weights that only
+the other one uses; the total adds those that neither does (the text encoder), temporaries, results and the program.
+
+``collect`` is a whole rollout with its judgement; ``update`` has a loop over training batches, as many as there are
+valid pairs for, and its operations are those of ONE of them.
+
+Operations are counted from the layers, and by XLA: the body of every loop once, and nothing in kernels that do not
+tell (the backward pass of flash attention). So XLA's operations and bytes are of one turn of each loop. Its forecast
+of seconds comes out negative for programs with kernels and is left out. The seconds here are a bound: what the layers'
+operations take at the chip's peak, which no program reaches.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags, logging
+from jax.stages import Lowered
+from ml_collections import config_flags
+
+from benchmarks.flops import count
+from benchmarks.memory import is_out_of_memory
+from benchmarks.shapes import RunShapes, run_shapes
+from benchmarks.topologies import GIB, Chip, chip_of, find_topology
+from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.files import check_writable, read_json, write_json, write_text
+from spo_jax.core.settings import from_config
+from spo_jax.parallel.mesh import make_mesh, replicated
+from spo_jax.spo.settings import TrainSettings
+
+RESULTS = "benchmarks/results"
+_USABLE = 0.98  # of the memory: the compiler finds 15.75 of a v5e's 16 GiB
+
+
+def measure(settings: TrainSettings, topology: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Compiles the programs of a run for ``topology``, one after the other.
+
+    Yields:
+      (program, its numbers for one chip): bytes, operations, seconds; ``error`` if the compiler finds no room.
+
+    Raises:
+      UserError: no such topology, or no TPU compiler here; a model that is not known; batches that do not divide.
+    """
+    devices = find_topology(topology)
+    mesh, chip = make_mesh(settings.mesh, devices), chip_of(devices[0])
+    run = run_shapes(settings, mesh)
+    with jax.set_mesh(mesh):
+        for name, (lowered, flops) in lower(run).items():
+            logging.info("compiling %s for %d chips %s; up to an hour at full size", name, mesh.size, chip.name)
+            counted = {"flops_layers": flops / mesh.size, "seconds_at_peak": flops / mesh.size / chip.peak_flops}
+            yield name, _compiled(lowered, chip, _beside(run)) | counted
+
+
+def lower(run: RunShapes) -> dict[str, tuple[Lowered, float]]:
+    """Both programs as `spo_jax.spo.programs.compile_programs` lowers them, with the operations of their layers.
+
+    But for ``keep_unused``: arguments that a program does not read lie in memory as well.
+    """
+    networks, everywhere = run.networks, replicated(run.networks.mesh)
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)  # noqa: E731
+    key = place(jax.eval_shape(lambda: jax.random.key(0)))
+    collect = jax.jit(networks.collect, out_shardings=everywhere, keep_unused=True)
+    update = jax.jit(networks.update, donate_argnums=0, out_shardings=everywhere, keep_unused=True)
+    arguments = (run.state.lora, run.frozen, run.inputs, key)
+    lowered = collect.lower(*arguments)
+    more = (run.state, run.frozen, run.inputs, jax.tree.map(place, lowered.out_info[0]), key)
+    return {
+        "collect": (lowered, count(collect, *arguments)),
+        "update": (update.lower(*more), count(update, *more, while_trips=1)),
+    }
+
+
+def _beside(run: RunShapes) -> int:
+    """Bytes of the weights on a chip that are no argument of the programs."""
+    taken = {id(x) for x in jax.tree.leaves(run.frozen)}
+    leaves = [x for x in jax.tree.leaves(run.networks.pipeline.params) if id(x) not in taken]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def _compiled(lowered: Lowered, chip: Chip, beside: int) -> dict[str, Any]:
+    """Bytes, operations and compile seconds; or what the compiler says when it finds no room."""
+    begin = time.perf_counter()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        message = str(error).splitlines()[0][:400]
+        return {"fits": False, "error": message, "compile_seconds": time.perf_counter() - begin}
+    seconds, memory, cost = time.perf_counter() - begin, program.memory_analysis(), program.cost_analysis()
+    parts = ("argument", "temp", "output", "alias", "generated_code")
+    sizes = {f"{part}_bytes": getattr(memory, f"{part}_size_in_bytes") for part in parts}
+    # What is donated is argument and output in one place.
+    total = beside + sum(sizes.values()) - 2 * sizes["alias_bytes"]
+    return {
+        "fits": total <= _USABLE * chip.hbm,
+        "total_bytes": total,
+        "beside_bytes": beside,
+        **sizes,
+        "flops_xla_loops_once": cost["flops"],
+        "bytes_moved_loops_once": cost["bytes accessed"],
+        "compile_seconds": seconds,
+    }
+
+
+def record(settings: TrainSettings, config: str, topology: str) -> dict[str, Any]:
+    """What a results file holds, before its programs are compiled."""
+    devices = find_topology(topology)
+    return {
+        "benchmark": "aot",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": config,
+        "topology": topology,
+        "chip": dataclasses.asdict(chip_of(devices[0])),
+        "chips": make_mesh(settings.mesh, devices).size,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
+        "settings": dataclasses.asdict(settings),
+        "programs": {},
+    }
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Records as a Markdown table, a row per program."""
+    head = (
+        "config", "topology", "batch of a chip", "program", "arguments", "temporaries", "total of HBM", "TFLOP",
+        "seconds at peak", "GB moved, loops once", "compile seconds",
+    )  # fmt: skip
+    rows = [head, ("---",) * len(head)]
+    for found in records:
+        start = found["config"], found["topology"], _batch(found)
+        rows += [(*start, name, *_cells(program, found["chip"])) for name, program in found["programs"].items()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _batch(found: dict[str, Any]) -> str:
+    """What decides the memory: 10 prompts, 10 pairs, 4 decoded, bfloat16, remat."""
+    settings, chips = found["settings"], found["chips"]
+    spo = settings["spo"]
+    parts = (
+        f"{settings['prompts_per_batch'] // chips} prompts",
+        f"{spo['train_batch_size'] // chips} pairs",
+        f"{spo['decode_chunk']} decoded",
+        settings["dtype"],
+        *(["remat"] if settings["remat"] else []),
+    )
+    return ", ".join(parts)
+
+
+def _cells(program: dict[str, Any], chip: dict[str, Any]) -> tuple[str, ...]:
+    room = f"of {chip['hbm'] / GIB:.0f} GiB"
+    memory, moved = ("-", "-", f"does not fit {room[3:]}"), "-"
+    if "error" not in program:
+        gib = {part: f"{program[f'{part}_bytes'] / GIB:.2f}" for part in ("argument", "temp", "total")}
+        share = f"{program['total_bytes'] / chip['hbm']:.0%}"
+        memory = (f"{gib['argument']} GiB", f"{gib['temp']} GiB", f"{gib['total']} {room} ({share})")
+        moved = f"{program['bytes_moved_loops_once'] / 1e9:.3g}"
+    work = f"{program['flops_layers'] / 1e12:.4g}", f"{program['seconds_at_peak']:.3g}"
+    return *memory, *work, moved, f"{program['compile_seconds']:.0f}"
+
+
+def save(folder: Path, found: dict[str, Any]) -> Path:
+    """Writes a record, and all records of the folder as ``aot.md``."""
+    path = folder / f"aot-{found['config']}-{found['topology'].replace(':', '-')}.json"
+    write_json(path, found)
+    records = [read_json(file) for file in sorted(folder.glob("aot-*.json"))]
+    write_text(folder / "aot.md", f"{_ABOUT}\n{table(records)}")
+    return path
+
+
+_ABOUT = """# Compiled for TPUs, without one
+
+Written by `python -m benchmarks.aot`; its docstring says what the columns are. All of one chip; operations and seconds
+of `collect` are of a whole rollout, of `update` of one training batch.
+"""
+
+
+def run() -> None:
+    """The command."""
+    config = define_config()
+    topology = flags.DEFINE_string("topology", "v5e:2x4", "TPU generation and shape: v5e:2x4, v6e:2x4, v5p:2x2x1, …")
+    prompts = flags.DEFINE_integer("prompts-per-device", 10, "Prompts of a rollout, per chip.", lower_bound=1)
+    pairs = flags.DEFINE_integer("pairs-per-device", 10, "Pairs of a training batch, per chip.", lower_bound=1)
+    out = flags.DEFINE_string("out", RESULTS, "Folder of the results.")
+
+    def main(_: Sequence[str]) -> None:
+        jax.config.update("jax_platforms", "cpu")  # no accelerator of this machine is asked for anything
+        jax.config.update("jax_enable_compilation_cache", False)  # seconds of compiling are a result
+        check_writable(out.value)
+        settings = from_config(TrainSettings, config.value)
+        chips = make_mesh(settings.mesh, find_topology(topology.value)).size
+        settings = dataclasses.replace(
+            settings,
+            prompts_per_batch=prompts.value * chips,
+            spo=dataclasses.replace(settings.spo, train_batch_size=pairs.value * chips),
+        )
+        name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+        found = record(settings, name, topology.value)
+        for program, numbers in measure(settings, topology.value):
+            found["programs"][program] = numbers
+            path = save(Path(out.value), found)
+        print(table([found]), end="")
+        print(f"written to {path}")
+
+    run_command(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,71 @@
+"""TPUs that programs can be compiled for without one: topologies by name, and what their chips have.
+
+The compiler is in the ``libtpu`` wheel. It is asked through `jax.experimental.topologies`, whose devices make a mesh
+like any others; only running on them is impossible.
+"""
+
+import dataclasses
+import importlib.util
+import os
+
+import jax
+from jax.experimental import topologies
+
+from benchmarks.flops import peak_flops
+from spo_jax.core.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip's memory in bytes, and its maker's figures: bytes per second of it, 16-bit operations per second."""
+
+    name: str
+    hbm: int
+    bandwidth: float
+    peak_flops: float
+
+
+# Google Cloud's data sheets: GiB, GB/s. A device kind is the first name that it starts with.
+_CHIPS = (
+    ("TPU v6", "v6e", 32, 1640),
+    ("TPU v5 lite", "v5e", 16, 819),
+    ("TPU v5", "v5p", 95, 2765),
+    ("TPU v4", "v4", 32, 1228),
+)
+
+
+def find_topology(name: str) -> list[jax.Device]:
+    """The devices of a TPU topology.
+
+    Args:
+      name: generation and shape, e.g. ``v5e:2x4``, ``v5p:2x2x1``.
+
+    Raises:
+      UserError: there is no TPU compiler here, or it does not know the name.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is not installed; expected the wheel libtpu: pip install 'jax[tpu]'")
+    # Without these the library looks for the TPU machine that it is on: asks a server, warns, locks a file.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any will do: the name decides
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--topology={name}: {reason}; expected such as v5e:2x4, v6e:2x4, v5p:2x2x1") from error
+
+
+def chip_of(device: jax.Device) -> Chip:
+    """What the device's chip has.
+
+    Raises:
+      UserError: a generation that is not in the table.
+    """
+    for kind, name, gib, bandwidth in _CHIPS:
+        if device.device_kind.startswith(kind):
+            return Chip(name, gib * GIB, bandwidth * 1e9, peak_flops(device))
+    raise UserError(f"--topology: {device.device_kind} is not in the table of chips in {__name__}")

@@ -1,0 +1,290 @@
+"""SPO for Stable Diffusion 1.5 in PyTorch, diffusers, transformers and peft, the way its reference computes it.
+
+What `benchmarks.against_torch` measures ours against. A plain Python loop: a deep copy of the UNet as reference,
+winner and loser evaluated apart although they share x_t, the preference model's text features recomputed for every
+candidate at every step, prompts encoded for every batch, every pool decoded at once. Without waste beyond that: no
+gradients where none are needed, torch's own fused attention, AdamW and norm clip; 16-bit weights with float32 LoRA
+under autocast. It computes what ours computes: fed the same draws and order, latents, scores and losses agree
+(tests/benchmarks/test_torch_peer.py). Only the recipe of SD 1.5, where every pool shares one parent, is here.
+
+Layouts are torch's: latents [b c h w], pools [k b c h w].
+"""
+
+import copy
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import transformers
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from spo_jax.core.errors import UserError
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+TIME_FEATURES = 256
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """All randomness of a rollout: x_T [b ...], noises [d b ...] and [r k b ...], picks [r-1 b]."""
+
+    init_latents: Tensor
+    shared: Tensor
+    pool: Tensor
+    choice: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The valid pairs of a rollout, and their prompts' text states."""
+
+    x_t: Tensor
+    win: Tensor
+    lose: Tensor
+    t: Tensor
+    states: Tensor
+
+    def rows(self, index: Tensor) -> "Pairs":
+        """Some of the pairs."""
+        return Pairs(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+
+
+class PreferenceModel(nn.Module):
+    """transformers' CLIPModel with the vision tower of the step-aware preference model: adaptive norms told of t."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__()
+        self.clip = clip = transformers.CLIPModel(transformers.CLIPConfig(**config))
+        width = clip.config.vision_config.hidden_size
+        modulation = lambda chunks: nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))  # noqa: E731
+        clip.t_embedder = nn.Module()
+        clip.t_embedder.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        for layer in clip.vision_model.encoder.layers:
+            layer.adaLN_modulation = modulation(6)
+        clip.vision_model.adaLN_modulation = modulation(2)
+
+    def forward(self, images: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Scores of pictures [n 3 H W] in [-1, 1] at timesteps [n] for tokens [n l]; float32 [n]."""
+        image = F.normalize(self._image_features(self._pixels(images), t).float(), dim=-1)
+        text = self.clip.text_model(input_ids=ids).pooler_output
+        text = F.normalize(self.clip.text_projection(text).float(), dim=-1)
+        return self.clip.logit_scale.float().exp() * (image * text).sum(-1)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        side = self.clip.config.vision_config.image_size
+        images = F.interpolate(images.float(), size=(side, side), mode="bicubic", align_corners=False)
+        mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        return ((images / 2 + 0.5).clamp(0, 1) - mean) / std
+
+    def _image_features(self, pixels: Tensor, t: Tensor) -> Tensor:
+        vision, dtype = self.clip.vision_model, self.clip.visual_projection.weight.dtype
+        c = self.clip.t_embedder.mlp(_sinusoid(t).to(dtype))
+        x = vision.pre_layrnorm(vision.embeddings(pixels.to(dtype)))
+        for layer in vision.encoder.layers:
+            chunks = layer.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = chunks
+            h = layer.layer_norm1(x) * (1 + scale_a) + shift_a
+            x = x + gate_a * layer.self_attn(hidden_states=h, attention_mask=None)[0]
+            x = x + gate_m * layer.mlp(layer.layer_norm2(x) * (1 + scale_m) + shift_m)
+        shift, scale = vision.adaLN_modulation(c).chunk(2, dim=-1)
+        return self.clip.visual_projection(vision.post_layernorm(x[:, 0]) * (1 + scale) + shift)
+
+
+def _sinusoid(t: Tensor) -> Tensor:
+    half = TIME_FEATURES // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Peer:
+    """Models, adapter and optimiser of a run.
+
+    Args:
+      folder: what `benchmarks.contender.write_models` left.
+      device: ``cpu`` or ``cuda``. checkpointing: of the policy's gradients.
+
+    Raises:
+      UserError: settings of a recipe that is not here.
+    """
+
+    def __init__(self, folder: Path, device: str, checkpointing: bool = False):
+        settings = _read(folder / "settings.json")
+        _check_recipe(settings)
+        self.spo, self.device = SimpleNamespace(**settings["spo"]), device
+        self.dtype = getattr(torch, settings["dtype"])
+        load = {"torch_dtype": self.dtype, "local_files_only": True}
+        decoder = _read(folder / "vae" / "config.json")["_class_name"]
+        self.unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **load)
+        self.vae = getattr(diffusers, decoder).from_pretrained(folder / "vae", **load)
+        self.text_encoder = transformers.CLIPTextModel.from_pretrained(
+            folder / "text_encoder", dtype=self.dtype, local_files_only=True
+        )
+        self.spm = PreferenceModel(_read(folder / "spm" / "config.json")).to(self.dtype)
+        # Kept in float32, as ours: bfloat16 would move every score by a percent.
+        self.spm.clip.logit_scale.data = self.spm.clip.logit_scale.data.float()
+        self.spm.clip.load_state_dict(safetensors.torch.load_file(folder / "spm" / "model.safetensors"))
+        for module in (self.unet, self.vae, self.text_encoder, self.spm):
+            module.to(device).eval().requires_grad_(False)
+        self.reference = copy.deepcopy(self.unet)
+        self.lora = self._add_lora(folder / "lora.safetensors", **settings["lora"])
+        if checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.optimiser = torch.optim.AdamW(
+            self.lora.values(), lr=self.spo.learning_rate, betas=(self.spo.adam_beta1, self.spo.adam_beta2),
+            eps=self.spo.adam_epsilon, weight_decay=self.spo.weight_decay,
+        )  # fmt: skip
+        scheduler = diffusers.DDIMScheduler.from_config(_read(folder / "scheduler" / "scheduler_config.json"))
+        scheduler.set_timesteps(self.spo.num_steps)
+        self.timesteps = [int(t) for t in scheduler.timesteps]
+        self.velocity = scheduler.config.prediction_type == "v_prediction"
+        self.alphas = scheduler.alphas_cumprod.to(device)
+        self.stride = scheduler.config.num_train_timesteps // self.spo.num_steps
+        ids = np.load(folder / "ids.npz")
+        self.ids, self.empty, self.spm_ids = (
+            torch.from_numpy(ids[name]).long().to(device) for name in ("text", "empty", "spm")
+        )
+        size = self.unet.config.sample_size
+        self.latent_shape = (self.unet.config.in_channels, size, size)
+
+    def _add_lora(self, file: Path, rank: int, alpha: float) -> dict[str, nn.Parameter]:
+        """Adds the adapter with the weights of ``file``; its parameters by their names there."""
+        self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS))
+        halves = {"lora_A.default": "lora.down", "lora_B.default": "lora.up"}
+        lora = {
+            "unet." + re.sub(r"lora_[AB]\.default", lambda found: halves[found[0]], name): parameter
+            for name, parameter in self.unet.named_parameters()
+            if parameter.requires_grad
+        }
+        stored = safetensors.torch.load_file(file)
+        if stored.keys() != lora.keys():
+            raise ValueError(f"{file} and peft name different weights: {sorted(stored.keys() ^ lora.keys())[:4]}")
+        for name, parameter in lora.items():
+            parameter.data = stored[name].to(self.device)  # float32; peft would take the dtype of the frozen weights
+        return lora
+
+    def draw(self, generator: torch.Generator) -> Draws:
+        """The randomness of a rollout."""
+        b, k, first = len(self.ids), self.spo.num_candidates, self.spo.divert_start_step
+        records = self.spo.num_steps - first
+        normal = lambda *axes: torch.randn(  # noqa: E731
+            (*axes, b, *self.latent_shape), generator=generator, device=self.device
+        )
+        choice = torch.randint(0, k, (records - 1, b), generator=generator, device=self.device)
+        return Draws(normal(), normal(first), normal(records, k), choice)
+
+    @torch.no_grad()
+    def sample(self, draws: Draws) -> tuple[Pairs, Tensor, Tensor]:
+        """A rollout of the policy: (valid pairs, scores [s k b], final latents [k b ...])."""
+        k, first = self.spo.num_candidates, self.spo.divert_start_step
+        states, empty = (self.text_encoder(input_ids=ids).last_hidden_state for ids in (self.ids, self.empty))
+        b = len(states)
+        x, found, scores = draws.init_latents, [], []
+        pool = parent = None
+        for i, t in enumerate(self.timesteps):
+            copies = 1 if pool is None else k
+            x0, mean, std = self._moments(self.unet, x, t, states.repeat(copies, 1, 1), empty)
+            if i < first:
+                x = mean + std * draws.shared[i]
+                continue
+            if pool is not None:
+                scores.append(self._scores(x0, t).view(k, b))
+                found.append(self._pairs(parent, pool, scores[-1], self.timesteps[i - 1], states))
+                picked = draws.choice[i - first - 1], torch.arange(b, device=self.device)
+                parent, mean = pool[picked], mean.view_as(pool)[picked]
+            else:
+                parent = x
+            pool = mean[None] + std * draws.pool[i - first]
+            x = pool.flatten(0, 1)
+        scores.append(self._scores(x, 0).view(k, b))
+        found.append(self._pairs(parent, pool, scores[-1], self.timesteps[-1], states))
+        pairs = Pairs(*(torch.cat([getattr(p, field.name) for p in found]) for field in dataclasses.fields(Pairs)))
+        return pairs, torch.stack(scores), pool
+
+    def _scores(self, latents: Tensor, t: int) -> Tensor:
+        images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype)).sample
+        n = len(latents)
+        ids = self.spm_ids.repeat(n // len(self.spm_ids), 1)
+        return self.spm(images, torch.full((n,), t, device=self.device), ids)
+
+    def _pairs(self, parent: Tensor, pool: Tensor, scores: Tensor, t: int, states: Tensor) -> Pairs:
+        order = scores.argsort(dim=0, descending=True, stable=True)
+        row = torch.arange(len(states), device=self.device)
+        win, lose = order[0], order[-1]
+        valid = torch.tanh((scores[win, row] - scores[lose, row]) / 2) > self.spo.threshold
+        kept = torch.full((len(states),), t, device=self.device)
+        return Pairs(parent[valid], pool[win, row][valid], pool[lose, row][valid], kept[valid], states[valid])
+
+    def train(self, pairs: Pairs, order: Tensor) -> list[Tensor]:
+        """An optimiser step for every training batch of the pairs, taken in ``order``; the losses."""
+        with torch.no_grad():
+            empty = self.text_encoder(input_ids=self.empty).last_hidden_state
+        losses = []
+        for index in order.split(self.spo.train_batch_size):
+            loss = self.loss(pairs.rows(index), empty)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.lora.values(), self.spo.max_grad_norm)
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            losses.append(loss.detach())
+        return losses
+
+    def loss(self, batch: Pairs, empty: Tensor) -> Tensor:
+        """-log σ(β (log r_w - log r_l)), averaged; winner and loser each with a pass of policy and reference."""
+        log_ratios = []
+        for member in (batch.win, batch.lose):
+            with torch.no_grad():
+                reference = self._log_prob(self.reference, batch, member, empty)
+            ratio = torch.exp(self._log_prob(self.unet, batch, member, empty) - reference)
+            log_ratios.append(torch.log(ratio.clamp(1 - self.spo.eps, 1 + self.spo.eps)))
+        return -F.logsigmoid(self.spo.beta * (log_ratios[0] - log_ratios[1])).mean()
+
+    def _log_prob(self, unet: nn.Module, batch: Pairs, member: Tensor, empty: Tensor) -> Tensor:
+        _, mean, std = self._moments(unet, batch.x_t, batch.t, batch.states, empty)
+        log_prob = -((member - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
+        return log_prob.mean(dim=(1, 2, 3))
+
+    def _moments(
+        self, unet: nn.Module, x: Tensor, t: Tensor | int, states: Tensor, empty: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x0, mean and standard deviation of the step from ``t``, under guidance; float32."""
+        autocast = torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        t = torch.as_tensor(t, device=self.device)
+        with autocast:
+            both = unet(
+                torch.cat([x, x]).to(self.dtype), t.expand(len(x)).repeat(2),
+                encoder_hidden_states=torch.cat([empty.expand_as(states), states]),
+            ).sample.float()  # fmt: skip
+        without, with_text = both.chunk(2)
+        prediction = without + self.spo.guidance_scale * (with_text - without)
+        column = lambda values: values.view(-1, 1, 1, 1)  # noqa: E731  one timestep for all, or one per row
+        a_t, a_prev = column(self.alphas[t]), column(self.alphas[(t - self.stride).clamp(min=0)])
+        if self.velocity:
+            x0, eps = a_t.sqrt() * x - (1 - a_t).sqrt() * prediction, a_t.sqrt() * prediction + (1 - a_t).sqrt() * x
+        else:
+            x0, eps = (x - (1 - a_t).sqrt() * prediction) / a_t.sqrt(), prediction
+        std = self.spo.eta * ((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)).sqrt()
+        return x0, a_prev.sqrt() * x0 + (1 - a_prev - std**2).sqrt() * eps, std
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _check_recipe(settings: Mapping[str, Any]) -> None:
+    fixed = {"num_inner_step": 0, "branch_at_last_step": True, "gradient_accumulation_steps": 1}
+    for field, value in fixed.items():
+        if settings["spo"][field] != value:
+            raise UserError(f"--set=spo.{field}: the peer in PyTorch only knows {value}, the recipe of SD 1.5")

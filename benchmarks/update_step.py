@@ -1,0 +1,50 @@
+"""The training batches of one rollout as one program: ``python -m benchmarks.update_step --size=sd15``.
+
+The pairs are made up and all of them valid, so that the work does not depend on what a judge finds.
+"""
+
+from typing import Any
+
+from benchmarks.common import command, compiled, peak_memory, spread_of, timed, utilisation
+from benchmarks.flops import count, xla_flops
+from benchmarks.subjects import Subject
+
+
+def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
+    """Seconds of the whole pass and of a training batch, pairs per second, operations, memory.
+
+    The share of the peak (mfu) does not count what gradient checkpointing computes a second time.
+    """
+    settings, pairs, (key,) = subject.settings, subject.made_up_pairs(), subject.keys(1)
+    state = subject.fresh_state()
+    arguments = (subject.frozen, subject.inputs, pairs, key)
+    program, compile_seconds = compiled(subject.networks.update, state, *arguments, donate=(0,))
+
+    def step():
+        nonlocal state
+        state, metrics = program(state, *arguments)
+        return metrics
+
+    seconds = spread_of(timed(step, warmup, repeats, "update"))
+    n = len(pairs.valid)
+    batches = -(-n // settings.spo.train_batch_size)
+    counted = (subject.fresh_state(), *arguments)
+    flops = count(subject.without_remat().networks.update, *counted, while_trips=batches)
+    return {
+        "pairs": n,
+        "training_batches": batches,
+        "seconds": seconds,
+        "seconds_per_training_batch": seconds["median"] / batches,
+        "compile_seconds": compile_seconds,
+        "pairs_per_second": n / seconds["median"],
+        "flops_layers": flops,
+        "flops_layers_recomputed_too": count(subject.networks.update, *counted, while_trips=batches),
+        "flops_layers_loops_once": count(subject.networks.update, *counted, loops_once=True),
+        "flops_xla_loops_once": xla_flops(program),
+        **utilisation(flops, seconds["median"], settings.dtype),
+        **peak_memory(),
+    }
+
+
+if __name__ == "__main__":
+    command("update_step", measure)

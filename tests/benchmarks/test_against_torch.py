@@ -1,0 +1,63 @@
+"""The comparison: its sums by hand, and both sides as they are run, in this process."""
+
+import jax
+import pytest
+
+from benchmarks import against_torch, contender
+from benchmarks.against_torch import Contender, results
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json, write_json
+
+
+def row(rollout, update, pairs, memory):
+    return {
+        "seconds_rollout": rollout, "seconds_update": update, "valid_pairs": pairs, "loss": 0.5,
+        "peak_memory_bytes": memory,
+    }  # fmt: skip
+
+
+def test_ratios():
+    """More than 1 is better for ours; the median batch and the sum of pairs count."""
+    ours = [row(1.0, 1.0, 10, 100), row(1.0, 1.0, 10, 120), row(9.0, 1.0, 10, 110)]
+    theirs = [row(4.0, 2.0, 12, 300), row(4.0, 2.0, 12, 240), row(4.0, 2.0, 12, 240)]
+    found = results({"ours": ours, "theirs": theirs}, prompts=4)
+    assert found["ours"]["trajectories_per_second"] == 2.0
+    assert found["theirs"]["pairs_per_second"] == 2.0
+    assert found["ratios"] == {
+        "trajectories_per_second": pytest.approx(3.0),
+        "pairs_per_second": pytest.approx(30 / 14 / 2.0),
+        "rollout_speed": 4.0,
+        "update_speed_per_pair": pytest.approx(10.0 / 6.0),
+        "peak_memory": 300 / 120,
+    }
+
+
+@pytest.mark.slow
+def test_both_sides(tmp_path, one_device, micro_settings):
+    """Ours leaves what theirs reads; both train on every pair of a rollout, the peer also in bfloat16."""
+    with jax.set_mesh(one_device):
+        ours = contender.ours("micro", micro_settings, "vae", tmp_path)
+        rows = [ours.batch()]
+    theirs = contender.theirs(tmp_path, "cpu", threads=1, checkpointing=False)
+    write_json(tmp_path / "settings.json", {**read_json(tmp_path / "settings.json"), "dtype": "bfloat16"})
+    half = contender.theirs(tmp_path, "cpu", threads=1, checkpointing=True)
+    rows += [theirs.batch(), half.batch()]
+    for found in rows:
+        assert found["valid_pairs"] == 2 * 3
+        assert found["seconds_rollout"] > 0 and found["seconds_update"] > 0
+        assert found["loss"] == pytest.approx(0.693, abs=0.02)  # log 2 at the start
+    assert theirs.about["versions"].keys() == {"torch", "diffusers", "transformers", "peft"}
+    assert ours.about["compile_seconds"] > 0
+
+
+def test_a_sides_mistake_is_told(tmp_path):
+    """Through the other process: what the peer cannot do is one line here."""
+    other_recipe = {"num_inner_step": 3, "branch_at_last_step": True, "gradient_accumulation_steps": 1}
+    write_json(tmp_path / "settings.json", {"spo": other_recipe})
+    arguments = {"folder": str(tmp_path), "device": "cpu", "threads": 1, "checkpointing": False}
+    with pytest.raises(UserError, match="theirs: --set=spo.num_inner_step: the peer in PyTorch only knows 0"):
+        Contender("theirs", arguments, threads=1)
+
+
+def test_prompts_are_the_settings():
+    assert against_torch.prompts_of("micro", ["prompts_per_batch=6"]) == 6

@@ -1,0 +1,178 @@
+"""Compiling for TPUs without one: the shapes are the run's own, and the compiler's numbers are told rightly."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import aot
+from benchmarks.shapes import run_shapes
+from benchmarks.topologies import GIB, chip_of, find_topology
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import write_json
+from spo_jax.data.scenes import TRAIN_PROMPTS
+from spo_jax.parallel.mesh import make_mesh, over_batch
+from spo_jax.pipeline.build import ASSETS, load_pipeline
+from spo_jax.spm.model import load_spm
+from spo_jax.spo.programs import Networks
+from spo_jax.spo.settings import SPMSettings, SPOSettings, TrainSettings
+from spo_jax.training import fresh_state
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, wheel libtpu, is not here"
+)
+SMALL = SPOSettings(num_steps=3, divert_start_step=1, num_candidates=2, decode_chunk=2, train_batch_size=8)
+
+
+def told(tree):
+    """Shapes, types and places of a tree's leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): (x.shape, x.dtype, x.sharding.spec) for path, x in leaves}
+
+
+def test_shapes_are_those_of_a_run_that_is_loaded():
+    """Weights, adapter, optimiser and inputs of the embedded pipeline, cut over 8 devices as fsdp."""
+    settings = TrainSettings(dtype="bfloat16", prompts_per_batch=8, spo=SMALL)
+    mesh = make_mesh(dataclasses.replace(settings.mesh, data=2, fsdp=4))
+    dtype = jnp.dtype(settings.dtype)
+    pipeline, spm = load_pipeline("embedded", dtype=dtype, mesh=mesh), load_spm("embedded", dtype=dtype, mesh=mesh)
+    loaded = Networks.build(pipeline, spm, settings.spo, 1.0, mesh)
+    inputs = loaded.feed(loaded.inputs(TRAIN_PROMPTS[:8]))
+
+    shapes = run_shapes(settings, mesh)
+    assert told(shapes.frozen) == told(loaded.frozen())
+    assert told(shapes.inputs) == told(inputs)
+    assert told(shapes.state) == told(fresh_state(settings, loaded, jax.random.key(0)))
+    assert inputs.text.sharding == over_batch(mesh)  # and not all of it whole everywhere
+    assert any("fsdp" in spec for _, _, spec in told(shapes.frozen).values())
+
+
+def test_published_models_are_known_without_a_download():
+    """859.5 M parameters of the UNet, and those of CLIP ViT-H/14 with the SPM's modulation."""
+    settings = TrainSettings(
+        model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+        prompts_per_batch=8,
+        spm=SPMSettings(model="owner/name/sd-v1-5_step-aware_preference_model.bin"),
+        spo=dataclasses.replace(SMALL, decoder="madebyollin/taesd"),
+    )
+    run = run_shapes(settings, make_mesh())
+    parameters = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))  # noqa: E731
+    assert parameters(run.frozen.unet) == 859_520_964
+    assert parameters(run.frozen.decoder) == 2_445_063
+    assert parameters(run.frozen.spm) > 986_000_000
+    assert run.inputs.condition.states.shape == (8, 77, 768)
+    assert run.networks.settings.decoder == "madebyollin/taesd"
+
+
+def test_unknown_models_and_uneven_batches_are_refused():
+    with pytest.raises(UserError, match="field model = 'owner/name': its networks are not known here"):
+        run_shapes(TrainSettings(model="owner/name", prompts_per_batch=8, spo=SMALL), make_mesh())
+    with pytest.raises(UserError, match="prompts_per_batch = 10: expected a multiple of the 8 devices"):
+        run_shapes(TrainSettings(spo=SMALL), make_mesh())
+
+
+def test_without_the_compiler_the_wheel_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"expected the wheel libtpu: pip install 'jax\[tpu\]'"):
+        find_topology("v5e:2x4")
+
+
+@needs_compiler
+def test_topologies():
+    chips = {name: chip_of(find_topology(name)[0]) for name in ("v5e:2x4", "v6e:2x4", "v5p:2x2x1")}
+    assert [(chip.name, chip.hbm / GIB) for chip in chips.values()] == [("v5e", 16), ("v6e", 32), ("v5p", 95)]
+    assert [chip.peak_flops for chip in chips.values()] == [197e12, 918e12, 459e12]
+    with pytest.raises(UserError, match="--topology=v99:2x2: .*expected such as v5e:2x4"):
+        find_topology("v99:2x2")
+
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    """Configs, and no weights, of a pipeline and a preference model that compile in half a minute."""
+    unet = {
+        "block_out_channels": [32],
+        "cross_attention_dim": 32,
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "attention_head_dim": 2,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "sample_size": 8,
+    }
+    vae = {
+        "block_out_channels": [16],
+        "down_block_types": ["DownEncoderBlock2D"],
+        "up_block_types": ["UpDecoderBlock2D"],
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    }
+    layers = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = {**layers, "vocab_size": 99, "max_position_embeddings": 8, "projection_dim": 32}
+    spm = {"projection_dim": 32, "text_config": text, "vision_config": {**layers, "image_size": 32, "patch_size": 16}}
+    scheduler = json.loads((ASSETS / "pipeline" / "scheduler" / "scheduler_config.json").read_text())
+    files = {
+        "model_index": {},
+        "unet/config": unet,
+        "vae/config": vae,
+        "text_encoder/config": text,
+        "scheduler/scheduler_config": scheduler,
+        "spm/config": spm,
+    }
+    for name, content in files.items():
+        write_json(tmp_path / f"{name}.json", content)
+    return tmp_path
+
+
+@needs_compiler
+def test_both_programs_compile_for_a_tpu(tiny_folder):
+    """Whole programs; weights are on every chip, and a chip has an eighth of the work."""
+    settings = TrainSettings(
+        model=str(tiny_folder),
+        dtype="bfloat16",
+        prompts_per_batch=8,
+        spm=SPMSettings(model=str(tiny_folder / "spm")),
+        spo=SMALL,
+    )
+    programs = dict(aot.measure(settings, "v5e:2x4"))
+    assert list(programs) == ["collect", "update"]
+    run = run_shapes(settings, make_mesh())
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.frozen))
+    for program in programs.values():
+        assert program["fits"] and weights < program["argument_bytes"] < program["total_bytes"] < 0.1 * GIB
+        # XLA counts small things too, and each loop's body once; it would be 8 times as much if all chips did all.
+        assert 0.1 < program["flops_xla_loops_once"] / program["flops_layers"] < 2
+        np.testing.assert_allclose(program["seconds_at_peak"], program["flops_layers"] / 197e12)
+    assert programs["update"]["alias_bytes"] > 0  # the state is donated
+
+
+def program(total, **more):
+    parts = dict.fromkeys(("output_bytes", "alias_bytes", "generated_code_bytes"), 0)
+    sizes = {"argument_bytes": 4 * GIB, "temp_bytes": total - 4 * GIB, "total_bytes": total, **parts}
+    costs = {"flops_layers": 2.5e12, "seconds_at_peak": 0.0127, "bytes_moved_loops_once": 65e9, "compile_seconds": 61.4}
+    return {"fits": True, **sizes, **costs, **more}
+
+
+def test_results_are_kept_and_tabled(tmp_path):
+    """A file per config and topology, one table of all of them; what does not fit says so."""
+    chip = {"name": "v5e", "hbm": 16 * GIB, "bandwidth": 819e9, "peak_flops": 197e12}
+    settings = dataclasses.asdict(
+        TrainSettings(dtype="bfloat16", remat=True, prompts_per_batch=80, spo=SPOSettings(train_batch_size=80))
+    )
+    found = {"config": "sd15", "topology": "v5e:2x4", "chips": 8, "chip": chip, "settings": settings}
+    told_no = {"fits": False, "error": "Ran out of memory", "flops_layers": 1e12, "seconds_at_peak": 0.5}
+    first = found | {"programs": {"collect": program(12 * GIB), "update": {**told_no, "compile_seconds": 7.0}}}
+    second = found | {"config": "other", "programs": {"collect": program(6 * GIB)}}
+    assert aot.save(tmp_path, first).name == "aot-sd15-v5e-2x4.json"
+    aot.save(tmp_path, second)
+    rows = [row for row in (tmp_path / "aot.md").read_text().splitlines() if row.startswith("|")]
+    start = "v5e:2x4 | 10 prompts, 10 pairs, 16 decoded, bfloat16, remat"
+    assert rows[2:] == [
+        f"| other | {start} | collect | 4.00 GiB | 2.00 GiB | 6.00 of 16 GiB (38%) | 2.5 | 0.0127 | 65 | 61 |",
+        f"| sd15 | {start} | collect | 4.00 GiB | 8.00 GiB | 12.00 of 16 GiB (75%) | 2.5 | 0.0127 | 65 | 61 |",
+        f"| sd15 | {start} | update | - | - | does not fit 16 GiB | 1 | 0.5 | - | 7 |",
+    ]

@@ -1,0 +1,110 @@
+"""What the scripts share: the clock, the results, and what a user does wrong."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from benchmarks import common
+from benchmarks.memory import process_peak, reset_process_peak
+from benchmarks.subjects import build, read_settings
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_warm_up_runs_are_not_on_the_clock():
+    calls = []
+    seconds = common.timed(lambda: calls.append(0), warmup=2, repeats=3, title="test")
+    assert len(calls) == 5 and len(seconds) == 3
+    assert common.spread_of([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "all": [3.0, 1.0, 2.0]}
+
+
+def test_the_clock_waits_for_results():
+    """Dispatching takes microseconds, this product much longer."""
+    x = jax.numpy.ones((1500, 1500))
+    product = jax.jit(lambda x: x @ x @ x)
+    product(x)
+    (seconds,) = common.timed(lambda: product(x), warmup=0, repeats=1, title="test")
+    assert seconds > 2e-3
+
+
+def test_utilisation(one_device, monkeypatch):
+    monkeypatch.setattr(common, "peak_flops", lambda device: 100.0)
+    with jax.set_mesh(one_device):
+        assert common.utilisation(80.0, 2.0, "bfloat16") == {"flops_per_second": 40.0, "mfu": 0.4}
+        assert common.utilisation(80.0, 2.0, "float32")["mfu"] is None
+
+
+def test_a_peak_of_memory_can_be_started_anew():
+    block = bytearray(64 << 20)
+    block[::4096] = b"x" * len(block[::4096])
+    high = process_peak()
+    assert high > 64 << 20
+    del block
+    if reset_process_peak():
+        assert process_peak() <= high
+
+
+def test_too_little_memory_is_the_users_to_mend():
+    with pytest.raises(UserError, match="does not fit in the memory of cpu.*prompts_per_batch=N.*RESOURCE_EXHAUSTED"):
+        with common.memory_explained():
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmore lines")
+    with pytest.raises(RuntimeError, match="another"), common.memory_explained():
+        raise RuntimeError("another")
+
+
+def test_what_is_written(one_device, tmp_path, capsys):
+    with jax.set_mesh(one_device):
+        found = common.record("rollout", read_settings("tiny"), "tiny", "tiny", {"peak_memory_bytes": 2**30}, threads=2)
+    path = common.save(tmp_path, found)
+    assert path == tmp_path / "rollout-tiny-tiny-decoder-cpu.json"
+    held = read_json(path)
+    assert held["date"].endswith("+00:00") and held["versions"]["jax"] == jax.__version__
+    assert held["device"]["platform"] == "cpu" and held["device"]["count"] == 1
+    assert held["settings"]["spo"]["num_steps"] == 20 and held["threads"] == 2
+    assert held["results"] == {"peak_memory_bytes": 2**30}
+    assert "1.00 GiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("huge",), "--size=huge: expected one of micro, tiny, small, sd15"),
+        (("tiny", ["spo.decode_chunk"]), "--set=spo.decode_chunk: expected FIELD=VALUE"),
+        (("tiny", ["spo.dekode_chunk=2"]), "--set=spo.dekode_chunk=2: there is no field 'spo.dekode_chunk'"),
+        (("tiny", ["spo.decode_chunk.x=2"]), "there is no field 'spo.decode_chunk.x'"),
+        (("tiny", ["spo.decode_chunk=many"]), "spo.decode_chunk = 'many': expected int"),
+        (("tiny", ["spo.decode_chunk=0"]), "spo.decode_chunk = 0: expected at least 1"),
+    ],
+)
+def test_wrong_settings(arguments, message):
+    with pytest.raises(UserError) as error:
+        read_settings(*arguments)
+    assert message in str(error.value)
+
+
+def test_settings_of_sizes():
+    tiny, small, sd15 = (read_settings(size, ["seed=3"], devices=2) for size in ("tiny", "small", "sd15"))
+    assert (tiny.model, tiny.seed) == ("embedded", 3) and tiny.spo.threshold > 0
+    assert (small.spo.threshold, small.prompts_per_batch, small.dtype) == (0.0, 8, "float32")
+    assert (sd15.prompts_per_batch, sd15.spo.train_batch_size, sd15.dtype, sd15.remat) == (20, 20, "bfloat16", True)
+
+
+def test_wrong_decoder_and_batch(one_device):
+    with jax.set_mesh(one_device), pytest.raises(UserError, match="--decoder=small: expected one of vae, tiny"):
+        build("micro", read_settings("micro"), "small")
+    with pytest.raises(UserError, match="prompts_per_batch = 3.*2 devices"):
+        with jax.set_mesh(common.make_mesh(devices=jax.devices()[:2])):
+            build("micro", read_settings("micro", ["prompts_per_batch=3"]))
+
+
+def test_a_script_tells_a_mistake_in_one_line(tmp_path):
+    line = [sys.executable, "-m", "benchmarks.rollout", "--size=huge", f"--out={tmp_path}"]
+    child = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    assert child.returncode == 2
+    assert child.stderr == "error: --size=huge: expected one of micro, tiny, small, sd15\n"
