@@ -7,7 +7,7 @@ read or made. Everything is of one chip. Arguments are all that lies there while
 the other one uses; the total adds those that neither does (the text encoder), temporaries, results and the program.
 
 ``collect`` is a whole rollout with its judgement; ``update`` has a loop over training batches, as many as there are
-valid pairs for, and its operations are those of ONE of them.
+valid pairs for, and its operations are those of ONE of them, all its chunks.
 
 Operations are counted from the layers, and by XLA: the body of every loop once, and nothing in kernels that do not
 tell (the backward pass of flash attention). So XLA's operations and bytes are of one turn of each loop. Its forecast
@@ -32,6 +32,7 @@ from ml_collections import config_flags
 from benchmarks.flops import count
 from benchmarks.memory import is_out_of_memory
 from benchmarks.shapes import RunShapes, run_shapes
+from benchmarks.subjects import chunks_of
 from benchmarks.topologies import GIB, Chip, chip_of, find_topology
 from spo_jax.core.cli import define_config, run_command
 from spo_jax.core.files import check_writable, read_json, write_json, write_text
@@ -75,9 +76,10 @@ def lower(run: RunShapes) -> dict[str, tuple[Lowered, float]]:
     arguments = (run.state.lora, run.frozen, run.inputs, key)
     lowered = collect.lower(*arguments)
     more = (run.state, run.frozen, run.inputs, jax.tree.map(place, lowered.out_info[0]), key)
+    trips = (1, chunks_of(networks.settings, networks.settings.train_batch_size))
     return {
         "collect": (lowered, count(collect, *arguments)),
-        "update": (update.lower(*more), count(update, *more, while_trips=1)),
+        "update": (update.lower(*more), count(update, *more, while_trips=trips)),
     }
 
 
@@ -144,12 +146,12 @@ def table(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _batch(found: dict[str, Any]) -> str:
-    """What decides the memory: 10 prompts, 10 pairs, 4 decoded, bfloat16, remat."""
+    """What decides the memory: 10 prompts, 10 pairs by 5, 4 decoded, bfloat16, remat."""
     settings, chips = found["settings"], found["chips"]
     spo = settings["spo"]
     parts = (
         f"{settings['prompts_per_batch'] // chips} prompts",
-        f"{spo['train_batch_size'] // chips} pairs",
+        f"{spo['train_batch_size'] // chips} pairs by {min(spo['train_chunk'], spo['train_batch_size'] // chips)}",
         f"{spo['decode_chunk']} decoded",
         settings["dtype"],
         *(["remat"] if settings["remat"] else []),

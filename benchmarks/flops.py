@@ -9,7 +9,7 @@ XLA's own count looks at the optimised program. It knows element-wise work as we
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -48,22 +48,23 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for name, peak in PEAKS if name in device.device_kind), None)
 
 
-def count(function: Callable, *args: Any, while_trips: float = 1, loops_once: bool = False) -> float:
+def count(function: Callable, *args: Any, while_trips: Sequence[float] = (), loops_once: bool = False) -> float:
     """Operations of ``function(*args)``; nothing is computed, and the arguments may be shapes.
 
     Args:
-      while_trips: how often loops run whose length is not known before (the update's, over training batches).
+      while_trips: how often loops run whose length is not known before, outermost first (the update's: over training
+        batches, and in each over its chunks); 1 for those beyond.
       loops_once: count the body of every loop once, as XLA does.
     """
     closed = jax.make_jaxpr(function)(*args)
-    return _count(closed.jaxpr, while_trips, loops_once)
+    return _count(closed.jaxpr, tuple(while_trips), loops_once)
 
 
-def _count(jaxpr: core.Jaxpr, trips: float, once: bool) -> float:
+def _count(jaxpr: core.Jaxpr, trips: tuple[float, ...], once: bool) -> float:
     return sum(_of_equation(equation, trips, once) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation: Any, trips: float, once: bool) -> float:
+def _of_equation(equation: Any, trips: tuple[float, ...], once: bool) -> float:
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         return _dot(equation)
@@ -72,18 +73,19 @@ def _of_equation(equation: Any, trips: float, once: bool) -> float:
     attention = next((factor for start, factor in _CUDNN_ATTENTION.items() if name.startswith(start)), None)
     if attention is not None:
         return attention * _attention_product(equation)
-    inner = [_count(jaxpr, trips, once) for jaxpr in _inner(params)]
+    trip, *deeper = trips if name == "while" and trips else (1, *trips)
+    inner = [_count(jaxpr, tuple(deeper), once) for jaxpr in _inner(params)]
     if name == "cond":  # one branch runs; they cost the same wherever this package branches
         return max(inner)
-    return _times(name, params, trips, once) * sum(inner)
+    return _times(name, params, trip, once) * sum(inner)
 
 
-def _times(name: str, params: dict[str, Any], trips: float, once: bool) -> float:
+def _times(name: str, params: dict[str, Any], trip: float, once: bool) -> float:
     """How often the body of an equation runs."""
     if name == "scan":
         return 1 if once else params["length"]
     if name == "while":
-        return 1 if once else trips
+        return 1 if once else trip
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
     if name == "shard_map":  # its body is one device's share; the name of the axes changes with jax's versions

@@ -26,7 +26,7 @@ from spo_jax.models.config import CLIPConfig, CLIPTextConfig, TinyVAEConfig, UNe
 from spo_jax.models.tiny_vae import AutoencoderTiny
 from spo_jax.models.unet import UNet2DConditionModel
 from spo_jax.models.vae import AutoencoderKL
-from spo_jax.parallel.mesh import check_divides, replicated
+from spo_jax.parallel.mesh import check_divides, devices_in_context, replicated
 from spo_jax.parallel.sharding import make, place, place_weights
 from spo_jax.pipeline.build import Pipeline, load_pipeline, text_shapes, unet_shapes, vae_shapes
 from spo_jax.spm.model import SPM, clip_shapes, load_spm
@@ -34,7 +34,7 @@ from spo_jax.spo.pairs import Pairs
 from spo_jax.spo.programs import Frozen, Inputs, Networks
 from spo_jax.spo.resampler import judged_timesteps
 from spo_jax.spo.settings import TrainSettings
-from spo_jax.spo.train import TrainState
+from spo_jax.spo.train import TrainState, UpdateConfig
 from spo_jax.training import fresh_state
 
 PUBLISHED_PER_DEVICE = 10  # prompts, and pairs of a training batch
@@ -238,3 +238,10 @@ def random_params(shapes: Params, dtype: Any, seed: int) -> Params:
         value = np.asarray(value)
         flat[path] = value.astype(dtype) if value.ndim else value
     return unflatten(flat)
+
+
+def chunks_of(config: UpdateConfig, pairs: int) -> int:
+    """How many chunks an update computes for ``pairs`` valid ones, on the mesh in context."""
+    size, chunk = config.train_batch_size, config.chunk(devices_in_context())
+    full, rest = divmod(pairs, size)
+    return full * -(-size // chunk) + -(-rest // chunk)

@@ -7,7 +7,7 @@ import jax
 
 from benchmarks.common import command, peak_memory, spread_of, timed, utilisation
 from benchmarks.flops import count, xla_flops
-from benchmarks.subjects import Subject
+from benchmarks.subjects import Subject, chunks_of
 from spo_jax.core.typing import Key
 from spo_jax.spo.loop import run_batch
 from spo_jax.spo.programs import compile_programs
@@ -30,7 +30,8 @@ def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
     counted = rows[warmup:]
     middle = lambda name: statistics.median(row[name] for row in counted)  # noqa: E731
     pairs, batches = (statistics.mean(row[name] for row in counted) for name in ("valid_pairs", "train_batches"))
-    flops = _flops(subject, keys[0], batches)
+    chunks = statistics.mean(chunks_of(settings.spo, int(row["valid_pairs"])) for row in counted)
+    flops = _flops(subject, keys[0], chunks)
     total = flops["flops_rollout"] + flops["flops_update"]
     return {
         "batches": len(counted),
@@ -49,14 +50,14 @@ def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def _flops(subject: Subject, key: Key, batches: float) -> dict[str, float]:
-    """From the layers, for the training batches that there were; nothing counted twice (see update_step)."""
+def _flops(subject: Subject, key: Key, chunks: float) -> dict[str, float]:
+    """From the layers, for the chunks of training batches that there were; nothing counted twice (see update_step)."""
     state, networks = subject.fresh_state(), subject.without_remat().networks
     inputs = (subject.frozen, subject.inputs)
     pairs = jax.eval_shape(networks.collect, state.lora, *inputs, key)[0]
     return {
         "flops_rollout": count(networks.collect, state.lora, *inputs, key),
-        "flops_update": count(networks.update, state, *inputs, pairs, key, while_trips=batches),
+        "flops_update": count(networks.update, state, *inputs, pairs, key, while_trips=(1, chunks)),
     }
 
 

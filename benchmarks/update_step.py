@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common import command, compiled, peak_memory, spread_of, timed, utilisation
 from benchmarks.flops import count, xla_flops
-from benchmarks.subjects import Subject
+from benchmarks.subjects import Subject, chunks_of
 
 
 def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
@@ -28,8 +28,9 @@ def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
     seconds = spread_of(timed(step, warmup, repeats, "update"))
     n = len(pairs.valid)
     batches = -(-n // settings.spo.train_batch_size)
+    trips = (1, chunks_of(settings.spo, n))
     counted = (subject.fresh_state(), *arguments)
-    flops = count(subject.without_remat().networks.update, *counted, while_trips=batches)
+    flops = count(subject.without_remat().networks.update, *counted, while_trips=trips)
     return {
         "pairs": n,
         "training_batches": batches,
@@ -38,7 +39,7 @@ def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
         "compile_seconds": compile_seconds,
         "pairs_per_second": n / seconds["median"],
         "flops_layers": flops,
-        "flops_layers_recomputed_too": count(subject.networks.update, *counted, while_trips=batches),
+        "flops_layers_recomputed_too": count(subject.networks.update, *counted, while_trips=trips),
         "flops_layers_loops_once": count(subject.networks.update, *counted, loops_once=True),
         "flops_xla_loops_once": xla_flops(program),
         **utilisation(flops, seconds["median"], settings.dtype),

@@ -37,10 +37,11 @@ def get_config():
     config.spo.num_inner_step = 0
     config.spo.branch_at_last_step = True
     config.spo.threshold = 0.3
-    config.spo.decode_chunk = 16
+    config.spo.decode_chunk = 4
     config.spo.beta = 10.0
     config.spo.eps = 0.1
     config.spo.train_batch_size = 40
+    config.spo.train_chunk = 10
     config.spo.gradient_accumulation_steps = 1
     config.spo.learning_rate = 6e-5
     config.spo.adam_beta1 = 0.9

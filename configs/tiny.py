@@ -21,8 +21,9 @@ def get_config():
 
     config.spo.divert_start_step = 11  # t = 401: above it the preference model knows too little
     config.spo.threshold = 0.3
-    config.spo.decode_chunk = 64
+    config.spo.decode_chunk = 96
     config.spo.train_batch_size = 16
+    config.spo.train_chunk = 4  # batches are rarely full, and what is not there is not computed
     config.spo.learning_rate = 3e-4  # a small model and few steps; the published 6e-5 is for thousands of them
     config.lora.rank = 8
 

@@ -5,7 +5,7 @@ from flax import linen as nn
 
 from spo_jax.core.typing import Array, DType, Float
 from spo_jax.models.config import TinyVAEConfig
-from spo_jax.models.layers import conv, upsample_nearest
+from spo_jax.models.layers import UpsampledConv, conv
 
 
 class _Block(nn.Module):
@@ -53,12 +53,11 @@ class _Decoder(nn.Module):
             for offset in range(blocks):
                 x = _Block(width, self.dtype, name=f"layers_{layer + offset}")(x)
             layer += blocks
-            if not last:
-                x = upsample_nearest(x)
-                layer += 1
-            features = config.out_channels if last else width
-            x = conv(features, 3, self.dtype, f"layers_{layer}", use_bias=last)(x)
-            layer += 1
+            if last:
+                x = conv(config.out_channels, 3, self.dtype, f"layers_{layer}")(x)
+            else:  # two layers there: upsampling, and the convolution
+                x = UpsampledConv(width, use_bias=False, dtype=self.dtype, name=f"layers_{layer + 1}")(x)
+                layer += 2
         return x * 2 - 1
 
 

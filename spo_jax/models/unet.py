@@ -7,12 +7,12 @@ from spo_jax.core.typing import Array, DType, Float, Num
 from spo_jax.models.config import UNetConfig, per_block
 from spo_jax.models.layers import (
     Downsample,
+    GroupNorm,
     ResnetBlock,
     SpatialTransformer,
     TimestepEmbedding,
     Upsample,
     conv,
-    group_norm,
     sinusoidal_embedding,
 )
 
@@ -138,7 +138,7 @@ class UNet2DConditionModel(nn.Module):
             rest = len(skips) - (block.layers + 1)
             size = skips[rest - 1].shape[1:3] if index > 0 else None
             x, skips = block(x, skips[rest:], temb, context, size), skips[:rest]
-        x = nn.silu(group_norm(config.norm_num_groups, config.norm_eps, self.dtype, "conv_norm_out")(x))
+        x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
         return conv(config.out_channels, config.conv_out_kernel, self.dtype, "conv_out")(x)
 
     def _time_embedding(self, t, pooled, time_ids):

@@ -8,11 +8,11 @@ from spo_jax.core.typing import Array, DType, Float, Key
 from spo_jax.models.config import VAEConfig
 from spo_jax.models.layers import (
     Downsample,
+    GroupNorm,
     ResnetBlock,
     Upsample,
     conv,
     dot_product_attention,
-    group_norm,
 )
 
 _EPS = 1e-6  # diffusers fixes the autoencoder's norms at 1e-6, whatever the UNet has.
@@ -27,7 +27,7 @@ class _SpatialAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         dense = lambda name: nn.Dense(x.shape[-1], dtype=self.dtype, name=name)  # noqa: E731
-        h = group_norm(self.groups, _EPS, self.dtype, "group_norm")(x).reshape(x.shape[0], -1, x.shape[-1])
+        h = GroupNorm(self.groups, _EPS, self.dtype, name="group_norm")(x).reshape(x.shape[0], -1, x.shape[-1])
         h = dot_product_attention(dense("to_q")(h), dense("to_k")(h), dense("to_v")(h), heads=1)
         return x + dense("to_out_0")(h).reshape(x.shape)
 
@@ -79,7 +79,7 @@ class _Encoder(nn.Module):
             down = "down" if index < len(widths) - 1 else None
             x = _Level(width, config.layers_per_block, config, down, self.dtype, name=f"down_blocks_{index}")(x)
         x = _MidBlock(config, self.dtype, name="mid_block")(x)
-        x = nn.silu(group_norm(config.norm_num_groups, _EPS, self.dtype, "conv_norm_out")(x))
+        x = nn.silu(GroupNorm(config.norm_num_groups, _EPS, self.dtype, name="conv_norm_out")(x))
         return conv(2 * config.latent_channels, 3, self.dtype, "conv_out")(x)
 
 
@@ -95,7 +95,7 @@ class _Decoder(nn.Module):
         for index, width in enumerate(widths):
             up = "up" if index < len(widths) - 1 else None
             x = _Level(width, config.layers_per_block + 1, config, up, self.dtype, name=f"up_blocks_{index}")(x)
-        x = nn.silu(group_norm(config.norm_num_groups, _EPS, self.dtype, "conv_norm_out")(x))
+        x = nn.silu(GroupNorm(config.norm_num_groups, _EPS, self.dtype, name="conv_norm_out")(x))
         return conv(config.out_channels, 3, self.dtype, "conv_out")(x)
 
 

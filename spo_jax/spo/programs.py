@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -15,6 +16,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Array, Float, Key, Params
 from spo_jax.diffusion.schedule import Schedule, make_schedule
+from spo_jax.models.lora import merge
 from spo_jax.models.tiny_vae import AutoencoderTiny
 from spo_jax.models.vae import AutoencoderKL
 from spo_jax.parallel.mesh import gathered, over_batch, replicated
@@ -123,7 +125,8 @@ class Networks:
         """A rollout of the policy and its pairs (see `spo_jax.spo.train.collect`)."""
         settings = self.settings
         guidance = Guidance(inputs.condition, frozen.unconditional, settings.guidance_scale)
-        policy = bind_denoise(self.pipeline.unet, frozen.unet, lora, guidance, self.lora_scale)
+        unet, lora = self._policy(frozen.unet, lora)
+        policy = bind_denoise(self.pipeline.unet, unet, lora, guidance, self.lora_scale)
 
         def score(latents, t, row):
             images = decode(self.decoder, frozen.decoder, latents)
@@ -131,6 +134,15 @@ class Networks:
 
         draws = draw(key, settings, len(inputs.text), self.pipeline.latent_shape)
         return collect(policy, score, settings, self.schedule, draws, settings.threshold, settings.decode_chunk)
+
+    def _policy(self, unet: Params, lora: Params) -> tuple[Params, Params | None]:
+        """Weights of a policy that stays as it is for a while: in one piece, if that costs no digits.
+
+        Added to 16-bit weights the adapter's small steps would be lost, so there it stays apart.
+        """
+        if self.pipeline.unet.dtype != jnp.float32:
+            return unet, lora
+        return merge(unet, lora, self.lora_scale), None
 
     def update(
         self, state: TrainState, frozen: Frozen, inputs: Inputs, pairs: Pairs, key: Key

@@ -35,7 +35,7 @@ class SPOSettings(ResamplerConfig, UpdateConfig):
 
     threshold: float = 0.3
     guidance_scale: float = 5.0
-    decode_chunk: int = 16
+    decode_chunk: int = 4
     decoder: str = "vae"
 
     def __post_init__(self):

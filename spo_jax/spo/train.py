@@ -14,7 +14,7 @@ from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.ddim import log_prob, predict_x0, step_moments
 from spo_jax.diffusion.schedule import Schedule
-from spo_jax.parallel.mesh import gathered, spread
+from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 from spo_jax.spo import pairs as pairs_lib
 from spo_jax.spo.objective import spo_loss
 from spo_jax.spo.pairs import Pairs
@@ -34,6 +34,7 @@ class UpdateConfig:
       beta, eps: strength and clip range of the objective.
       eta: stochasticity of the steps whose likelihood is compared; the rollout's.
       train_batch_size: pairs per training batch, over all devices.
+      train_chunk: pairs that a device has in memory at a time; gradients of a batch add up, but for float rounding.
       gradient_accumulation_steps: training batches per optimiser step.
       max_grad_norm: clip of the global norm. The reference names 1.0 and clips nothing, by a slip.
     """
@@ -42,6 +43,7 @@ class UpdateConfig:
     eps: float = 0.1
     eta: float = 1.0
     train_batch_size: int = 10
+    train_chunk: int = 10
     gradient_accumulation_steps: int = 1
     learning_rate: float = 6e-5
     adam_beta1: float = 0.9
@@ -59,9 +61,14 @@ class UpdateConfig:
         if not self.eps < 1:
             raise UserError(f"config field spo.eps = {self.eps}: expected less than 1, for the ratio stays positive")
 
+    def chunk(self, devices: int) -> int:
+        """Pairs that are in memory at a time, on all devices together."""
+        return min(self.train_chunk * devices, self.train_batch_size)
+
 
 # Means over training batches; without one they are 0 and say nothing.
-UPDATE_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose", "grad_norm")
+_LOSS_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
+UPDATE_METRICS = (*_LOSS_METRICS, "grad_norm")
 
 
 class TrainState(NamedTuple):
@@ -155,16 +162,16 @@ def batch_loss(
     batch: Pairs,
     weight: Float[Array, " n"],
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Mean SPO loss over the pairs of weight 1, and the metrics of the curves.
+    """Sum of the pairs' SPO losses times their weights, and the metrics of the curves, summed likewise.
 
     Args:
       predict: policy with an adapter, reference with None: the same base weights.
-      weight: 1 for pairs to train on, 0 for the rest of the batch.
+      weight: for a mean over a training batch, one over the number of its pairs; 0 for rows that are not trained on.
     """
     policy = pair_log_probs(lambda *args: predict(lora, *args), schedule, config.eta, batch)
     reference = pair_log_probs(lambda *args: predict(None, *args), schedule, config.eta, batch)
     out = spo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=config.beta, eps=config.eps)
-    mean = lambda values: jnp.sum(values * weight) / jnp.maximum(weight.sum(), 1)  # noqa: E731
+    mean = lambda values: jnp.sum(values * weight)  # noqa: E731
     outside = lambda ratio: (jnp.abs(ratio - 1) > config.eps).astype(jnp.float32)  # noqa: E731
     loss = mean(out.loss)
     return loss, {
@@ -176,21 +183,48 @@ def batch_loss(
     }
 
 
+def batch_gradients(
+    lora: Params,
+    predict: Predict,
+    schedule: Schedule,
+    config: UpdateConfig,
+    pairs: Pairs,
+    rows: Int[Array, " n"],
+    count: Int[Array, ""],
+) -> tuple[dict[str, Array], Params]:
+    """Gradients of the mean loss over the first ``count`` of the ``rows`` of ``pairs``, and the mean metrics.
+
+    ``config.train_chunk`` of them are in a device's memory at a time, and chunks beyond ``count`` are not computed.
+    """
+    chunk = config.chunk(devices_in_context())
+    rows = jnp.concatenate([rows, jnp.zeros(-len(rows) % chunk, rows.dtype)])
+    gradient = jax.grad(batch_loss, has_aux=True)
+
+    def body(index, sums):
+        weight = (index * chunk + jnp.arange(chunk) < count) / jnp.maximum(count, 1)
+        batch = spread(take_rows(pairs, jax.lax.dynamic_slice(rows, (index * chunk,), (chunk,))))
+        gradients, metrics = gradient(lora, predict, schedule, config, batch, weight)
+        return jax.tree.map(jnp.add, sums, (metrics, gradients))
+
+    zeros = dict.fromkeys(_LOSS_METRICS, jnp.zeros(())), jax.tree.map(jnp.zeros_like, lora)
+    return jax.lax.fori_loop(0, -(-count // chunk), body, zeros)
+
+
 def train_batch(
     state: TrainState,
     predict: Predict,
     schedule: Schedule,
     config: UpdateConfig,
-    batch: Pairs,
-    weight: Float[Array, " n"],
+    pairs: Pairs,
+    rows: Int[Array, " n"],
+    count: Int[Array, ""],
 ) -> tuple[TrainState, dict[str, Array], Params]:
-    """One training batch: loss, gradients of the adapter alone, optimiser.
+    """One training batch: loss, gradients of the adapter alone (see `batch_gradients`), optimiser.
 
     Returns:
       (state, metrics with the gradients' global norm before the clip, gradients).
     """
-    gradient = jax.value_and_grad(batch_loss, has_aux=True)
-    (_, metrics), gradients = gradient(state.lora, predict, schedule, config, batch, weight)
+    metrics, gradients = batch_gradients(state.lora, predict, schedule, config, pairs, rows, count)
     updates, opt_state = make_optimiser(config).update(gradients, state.opt_state, state.lora)
     metrics["grad_norm"] = optax.global_norm(gradients)
     return TrainState(optax.apply_updates(state.lora, updates), opt_state, state.step + 1), metrics, gradients
@@ -215,9 +249,8 @@ def update(
     def body(index, carry):
         state, sums = carry
         rows = jax.lax.dynamic_slice(order, (index * size,), (size,))
-        weight = (index * size + jnp.arange(size) < count).astype(jnp.float32)
-        batch = spread(take_rows(pairs, rows))
-        state, metrics, _ = train_batch(state, predict, schedule, config, batch, weight)
+        left = jnp.minimum(count - index * size, size)
+        state, metrics, _ = train_batch(state, predict, schedule, config, pairs, rows, left)
         return state, jax.tree.map(jnp.add, sums, metrics)
 
     state, sums = jax.lax.fori_loop(0, batches, body, (state, dict.fromkeys(UPDATE_METRICS, jnp.zeros(()))))

@@ -63,8 +63,9 @@ class Step:
 
     def run(self, max_grad_norm, steps):
         """States, metrics and gradients of ``steps`` optimiser steps on the same batch."""
-        config, weight = self.config(max_grad_norm), jnp.ones(len(self.pairs.t))
-        step = jax.jit(lambda state: train_batch(state, self.predict, self.pipe.schedule, config, self.pairs, weight))
+        config, n = self.config(max_grad_norm), len(self.pairs.t)
+        arguments = self.predict, self.pipe.schedule, config, self.pairs, jnp.arange(n), jnp.int32(n)
+        step = jax.jit(lambda state: train_batch(state, *arguments))
         lora = jax.tree.map(jnp.asarray, read_lora(self.folder / "lora_init.safetensors").tree)
         states = [init_state(lora, make_optimiser(config))]
         rows = []

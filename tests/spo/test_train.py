@@ -1,5 +1,6 @@
 """The update, with a network so small that every property can be seen."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,16 @@ from spo_jax.diffusion.ddim import predict_x0, step_moments
 from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
 from spo_jax.spo.pairs import Pairs, shuffled_order
 from spo_jax.spo.resampler import ResamplerConfig, draw
-from spo_jax.spo.train import UpdateConfig, batch_loss, collect, init_state, make_optimiser, train_batch, update
+from spo_jax.spo.train import (
+    UpdateConfig,
+    batch_gradients,
+    batch_loss,
+    collect,
+    init_state,
+    make_optimiser,
+    train_batch,
+    update,
+)
 
 CHANNELS = 3
 PROCESS = ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
@@ -60,14 +70,16 @@ def rows(pairs, index):
 
 gradient = jax.jit(
     lambda lora, batch, weight: jax.value_and_grad(batch_loss, has_aux=True)(
-        lora, predict, SCHEDULE, CONFIG, batch, weight
+        lora, predict, SCHEDULE, CONFIG, batch, weight / jnp.maximum(weight.sum(), 1)
     )
 )
 run_update = jax.jit(
     lambda config, state, pairs, key: update(state, predict, SCHEDULE, config, pairs, key), static_argnums=0
 )
 run_batch = jax.jit(
-    lambda config, state, batch: train_batch(state, predict, SCHEDULE, config, batch, jnp.ones(len(batch.t))),
+    lambda config, state, batch: train_batch(
+        state, predict, SCHEDULE, config, batch, jnp.arange(len(batch.t)), jnp.int32(len(batch.t))
+    ),
     static_argnums=0,
 )
 
@@ -136,6 +148,32 @@ def test_the_last_batch_is_the_plain_mean_of_what_it_holds():
     assert metrics["train_batches"] == 2 and state.step == 2
     for name in rows_of_metrics[0]:
         np.testing.assert_allclose(metrics[name], np.mean([row[name] for row in rows_of_metrics]), rtol=1e-5, atol=1e-7)
+
+
+def test_chunks_add_up_to_the_batch():
+    """11 valid pairs of 13 in batches of 8 by 3: the last chunk of the full batch is cut, as is that of the rest."""
+    pairs, key = pairs_of([True] * 6 + [False] * 2 + [True] * 5), jax.random.key(5)
+    whole = UpdateConfig(train_batch_size=8, learning_rate=1e-2)
+    cut = dataclasses.replace(whole, train_chunk=3)
+    one, metrics = run_update(whole, state_of(whole), pairs, key)
+    two, metrics_two = run_update(cut, state_of(cut), pairs, key)
+    assert_close(two, one, rtol=1e-4, atol=1e-6)
+    assert_close(metrics_two, metrics, rtol=1e-5, atol=1e-6)
+    assert metrics["train_batches"] == 2 and metrics["loss"] > 0
+
+
+def test_chunks_without_a_pair_are_not_computed():
+    """A pair of NaN spoils the chunk that it is in, even with weight 0, and no other."""
+    pairs = pairs_of([True] * 6)
+    pairs = pairs._replace(x_t=pairs.x_t.at[5].set(jnp.nan))
+    for chunk, finite in ((3, True), (6, False)):
+        config = UpdateConfig(train_batch_size=6, train_chunk=chunk)
+        metrics, gradients = jax.jit(
+            lambda rows, config=config: batch_gradients(
+                make_lora(), predict, SCHEDULE, config, pairs, rows, jnp.int32(3)
+            )
+        )(jnp.arange(6))
+        assert all(np.isfinite(leaf).all() == finite for leaf in jax.tree.leaves((metrics["loss"], gradients)))
 
 
 def test_two_accumulated_halves_equal_one_batch():
@@ -229,6 +267,7 @@ def test_collect_reports_what_it_found():
         ({"beta": 0.0}, "spo.beta = 0.0: expected more than 0"),
         ({"eps": 1.0}, "spo.eps = 1.0: expected less than 1"),
         ({"train_batch_size": 0}, "spo.train_batch_size = 0"),
+        ({"train_chunk": 0}, "spo.train_chunk = 0"),
         ({"gradient_accumulation_steps": 0}, "spo.gradient_accumulation_steps = 0"),
         ({"learning_rate": -1e-4}, "spo.learning_rate"),
         ({"weight_decay": -1.0}, "spo.weight_decay = -1.0: expected 0 or more"),
