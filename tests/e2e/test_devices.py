@@ -22,8 +22,9 @@ from spo_jax.models.unet import UNet2DConditionModel
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import to_host
 from spo_jax.pipeline.build import ASSETS
+from spo_jax.run_folder import Resume
 from spo_jax.spo.programs import compile_programs
-from spo_jax.training import fresh_state, load_networks
+from spo_jax.training import fresh_state, load_networks, train
 from spo_jax.weights.diffusers import write_component
 from spo_jax.weights.rules import to_state
 from spo_jax.weights.store import read_file
@@ -111,6 +112,21 @@ def test_with_fsdp_a_device_holds_a_part_of_the_frozen_weights_and_all_of_the_ad
     held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert held(spread.frozen.unet) < size(spread.frozen.unet) / 3
     assert held(spread.state) == size(spread.state)
+
+
+@pytest.mark.slow
+def test_a_run_saved_on_eight_devices_goes_on_on_two(settings, tmp_path):
+    """It ends as the run that had eight to the end; adapters to float32 rounding of four batches (see above)."""
+    on = lambda devices, batches: dataclasses.replace(  # noqa: E731
+        settings, max_batches=batches, mesh=MeshSettings(devices, 1)
+    )
+    train(on(8, 4), tmp_path / "eight")
+    train(on(8, 2), tmp_path / "both")
+    train(on(2, 4), tmp_path / "both", Resume(required=True))
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("eight", "both")]
+    assert [[row["valid_pairs"] for row in part] for part in rows] == [[rows[0][0]["valid_pairs"]] * 4] * 2
+    np.testing.assert_allclose(*([row["loss"] for row in part] for part in rows), rtol=1e-4)
+    assert_same_adapter(*(read_file(tmp_path / name / "lora.safetensors") for name in ("both", "eight")))
 
 
 def test_two_processes_make_the_run_of_one(model, config_file, tmp_path):

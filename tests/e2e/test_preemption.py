@@ -1,8 +1,9 @@
-"""A run that is told to go, and one that is killed without a word."""
+"""A run that is told to go, one that is killed without a word, and one whose disk is full."""
 
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from spo_jax.weights.store import read_file
 
 pytestmark = pytest.mark.slow  # a dozen starts of the command; tests/spo/test_loop.py has the signal in one process
 ROOT = Path(__file__).resolve().parents[2]
+BATCHES = 60  # more than twenty kills let pass
 
 
 @pytest.fixture
@@ -30,11 +32,12 @@ def started(config_file):
     }
     running = []
 
-    def start(out, *flags):
+    def start(out, *flags, **options):
         line = [sys.executable, "-m", "spo_jax.train", f"--config={config_file}", f"--out={out}", *flags]
-        line += ["--config.log.checkpoint_every=1", "--config.log.sample_every=0", "--config.max_batches=6"]
+        line += ["--config.log.checkpoint_every=1", "--config.log.sample_every=0", f"--config.max_batches={BATCHES}"]
         line += ["--config.log.keep_checkpoints=2"]
-        running.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+        options |= {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
+        running.append(subprocess.Popen(line, **options))
         return running[-1]
 
     yield start
@@ -82,7 +85,7 @@ def assert_equal_runs(one, other):
     scores = [json.loads((run / "summary.json").read_text())["scores"] for run in (one, other)]
     assert scores[0] == scores[1]
     assert curves(one) == curves(other)
-    assert [row["step"] for row in curves(one)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in curves(one)] == list(range(1, BATCHES + 1))
 
 
 def test_sigterm_finishes_the_batch_saves_and_exits_with_75(started, whole, tmp_path):
@@ -93,32 +96,52 @@ def test_sigterm_finishes_the_batch_saves_and_exits_with_75(started, whole, tmp_
     _, log = process.communicate(timeout=300)
     assert process.returncode == 75, log[-4000:]
     saved = max(int(path.name) for path in (out / "checkpoints").iterdir())
-    assert f"stopped by SIGTERM and saved after batch {saved} of 6; --resume goes on" in log
+    assert f"stopped by SIGTERM and saved after batch {saved} of {BATCHES}; --resume goes on" in log
     assert rows_in(out) == saved and not (out / "summary.json").exists()
     process = started(out, "--resume")
     assert process.wait(timeout=300) == 0, process.stderr.read()[-4000:]
     assert_equal_runs(out, undisturbed(whole, started))
 
 
-@pytest.mark.parametrize("moments", [2, 20])
-def test_sigkill_at_any_moment_loses_nothing_that_was_saved(started, whole, tmp_path, moments):
-    """Killed again and again, from the first checkpoint on; every time `--auto-resume` goes on."""
-    draw, out = random.Random(moments), tmp_path / "run"
-    reached = 0
-    for _ in range(moments):
-        process = started(out, "--auto-resume")
-        begin = rows_in(out)
-        # Mostly while batches run and are saved; now and then while it starts or has finished.
-        target = min(begin + draw.randint(0, 2), 6)
-        wait_for_rows(out, target, process)
-        time.sleep(draw.uniform(0, 0.5))
-        process.kill()
-        process.communicate()
+def kill_at_a_random_moment(process, draw, out):
+    """While it starts, or in the first few batches after that; between batches, in one, or while it saves."""
+    begin, latest = rows_in(out), time.monotonic() + draw.uniform(0, 60)
+    enough = begin + draw.randint(1, 2)
+    while time.monotonic() < latest and rows_in(out) < enough:
+        time.sleep(0.005)
+    time.sleep(draw.uniform(0, 0.1))
+    assert process.poll() is None, process.stderr.read()[-4000:]  # it was killed, it did not end
+    process.kill()
+    process.communicate()
+
+
+def test_sigkill_at_twenty_moments_loses_nothing_that_was_saved(started, whole, tmp_path):
+    """Killed again and again; every time `--auto-resume` goes on."""
+    draw, out, reached = random.Random(0), tmp_path / "run", 0
+    for _ in range(20):
+        kill_at_a_random_moment(started(out, "--auto-resume"), draw, out)
         steps = [int(path.name) for path in out.glob("checkpoints/*") if path.name.isdigit()]
         assert max(steps, default=0) >= reached  # what was saved stays
         reached = max(steps, default=0)
-        if reached == 6:
-            break
+    assert 5 < reached < BATCHES
     process = started(out, "--auto-resume")
+    assert process.wait(timeout=300) == 0, process.stderr.read()[-4000:]
+    assert_equal_runs(out, undisturbed(whole, started))
+
+
+def test_a_full_disk_ends_the_run_with_the_reason_and_leaves_what_was_saved(started, whole, tmp_path):
+    """The limit on file size makes the operating system refuse the bytes, as a full disk does."""
+    out = tmp_path / "run"
+    process = started(out)
+    wait_for_rows(out, 2, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+    before = {path.name for path in (out / "checkpoints").iterdir()}
+    process = started(out, "--resume", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000,) * 2))
+    _, log = process.communicate(timeout=300)
+    assert process.returncode == 2 and "Traceback" not in log, log[-4000:]
+    assert f"cannot write a checkpoint in {out / 'checkpoints'}" in log and "File too large" in log
+    assert {path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit()} == before
+    process = started(out, "--resume")
     assert process.wait(timeout=300) == 0, process.stderr.read()[-4000:]
     assert_equal_runs(out, undisturbed(whole, started))
