@@ -130,7 +130,7 @@ def tiny_folder(tmp_path):
 
 @needs_compiler
 def test_both_programs_compile_for_a_tpu(tiny_folder):
-    """Whole programs; weights are on every chip, and a chip has an eighth of the work."""
+    """Whole programs, at the compiler's least effort; all weights are on every chip, which has an eighth of the work."""
     settings = TrainSettings(
         model=str(tiny_folder),
         dtype="bfloat16",
@@ -138,7 +138,7 @@ def test_both_programs_compile_for_a_tpu(tiny_folder):
         spm=SPMSettings(model=str(tiny_folder / "spm")),
         spo=SMALL,
     )
-    programs = dict(aot.measure(settings, "v5e:2x4"))
+    programs = dict(aot.measure(settings, "v5e:2x4", effort=-1.0))
     assert list(programs) == ["collect", "update"]
     run = run_shapes(settings, make_mesh())
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.frozen))
@@ -154,6 +154,7 @@ def program(total, **more):
     parts = dict.fromkeys(("output_bytes", "alias_bytes", "generated_code_bytes"), 0)
     sizes = {"argument_bytes": 4 * GIB, "temp_bytes": total - 4 * GIB, "total_bytes": total, **parts}
     costs = {"flops_layers": 2.5e12, "seconds_at_peak": 0.0127, "bytes_moved_loops_once": 65e9, "compile_seconds": 61.4}
+    costs["effort"] = -0.5
     return {"fits": True, **sizes, **costs, **more}
 
 
@@ -165,14 +166,16 @@ def test_results_are_kept_and_tabled(tmp_path):
     )
     found = {"config": "sd15", "topology": "v5e:2x4", "chips": 8, "chip": chip, "settings": settings}
     told_no = {"fits": False, "error": "Ran out of memory", "flops_layers": 1e12, "seconds_at_peak": 0.5}
-    first = found | {"programs": {"collect": program(12 * GIB), "update": {**told_no, "compile_seconds": 7.0}}}
+    first = found | {
+        "programs": {"collect": program(12 * GIB), "update": {**told_no, "compile_seconds": 7.0, "effort": 0.0}}
+    }
     second = found | {"config": "other", "programs": {"collect": program(6 * GIB)}}
     assert aot.save(tmp_path, first).name == "aot-sd15-v5e-2x4.json"
     aot.save(tmp_path, second)
     rows = [row for row in (tmp_path / "aot.md").read_text().splitlines() if row.startswith("|")]
-    start = "v5e:2x4 | 10 prompts, 10 pairs, 16 decoded, bfloat16, remat"
+    start = "v5e:2x4 | 10 prompts, 10 pairs by 10, 4 decoded, bfloat16, remat"
     assert rows[2:] == [
-        f"| other | {start} | collect | 4.00 GiB | 2.00 GiB | 6.00 of 16 GiB (38%) | 2.5 | 0.0127 | 65 | 61 |",
-        f"| sd15 | {start} | collect | 4.00 GiB | 8.00 GiB | 12.00 of 16 GiB (75%) | 2.5 | 0.0127 | 65 | 61 |",
-        f"| sd15 | {start} | update | - | - | does not fit 16 GiB | 1 | 0.5 | - | 7 |",
+        f"| other | {start} | collect | 4.00 GiB | 2.00 GiB | 6.00 of 16 GiB (38%) | 2.5 | 0.0127 | 65 | 61 | -0.5 |",
+        f"| sd15 | {start} | collect | 4.00 GiB | 8.00 GiB | 12.00 of 16 GiB (75%) | 2.5 | 0.0127 | 65 | 61 | -0.5 |",
+        f"| sd15 | {start} | update | - | - | does not fit 16 GiB | 1 | 0.5 | - | 7 | 0 |",
     ]
