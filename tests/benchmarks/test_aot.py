@@ -130,7 +130,7 @@ def tiny_folder(tmp_path):
 
 @needs_compiler
 def test_both_programs_compile_for_a_tpu(tiny_folder):
-    """Whole programs, at the compiler's least effort; all weights are on every chip, which has an eighth of the work."""
+    """Whole programs, at the least effort; weights are on every chip, and a chip has an eighth of the work."""
     settings = TrainSettings(
         model=str(tiny_folder),
         dtype="bfloat16",
