@@ -23,7 +23,7 @@ BATCHES = 60  # more than twenty kills let pass
 
 
 @pytest.fixture
-def started(config_file):
+def started(config_file, tmp_path):
     """Starts ``python -m spo_jax.train`` with a checkpoint after every batch; gives the running process."""
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
@@ -35,16 +35,25 @@ def started(config_file):
     def start(out, *flags, **options):
         line = [sys.executable, "-m", "spo_jax.train", f"--config={config_file}", f"--out={out}", *flags]
         line += ["--config.log.checkpoint_every=1", "--config.log.sample_every=0", f"--config.max_batches={BATCHES}"]
-        line += ["--config.log.keep_checkpoints=2"]
-        options |= {"cwd": ROOT, "env": environment, "stderr": subprocess.PIPE, "text": True}
-        running.append(subprocess.Popen(line, **options))
+        line += ["--config.log.keep_checkpoints=2", "--config.spo.learning_rate=1e-3"]
+        log = tmp_path / f"log-{len(running)}"  # a pipe would be full before the run is over
+        with log.open("w") as stderr:
+            running.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=stderr, **options))
+        running[-1].log = log
         return running[-1]
 
     yield start
     for process in running:
         if process.poll() is None:
             process.kill()
-            process.communicate()
+            process.wait()
+
+
+def ended(process, status=0):
+    """Waits for the end, which has to be this one; what was logged."""
+    found, log = process.wait(timeout=600), process.log.read_text()
+    assert found == status, log[-4000:]
+    return log
 
 
 def rows_in(out):
@@ -54,7 +63,7 @@ def rows_in(out):
 
 def wait_for_rows(out, count, process):
     while rows_in(out) < count:
-        assert process.poll() is None, process.stderr.read()[-4000:]
+        assert process.poll() is None, process.log.read_text()[-4000:]
         time.sleep(0.02)
 
 
@@ -72,8 +81,7 @@ def whole(tmp_path_factory, request):
 
 def undisturbed(whole, started):
     if not (whole / "summary.json").exists():
-        process = started(whole)
-        assert process.wait(timeout=600) == 0, process.stderr.read()[-4000:]
+        ended(started(whole))
     return whole
 
 
@@ -93,13 +101,11 @@ def test_sigterm_finishes_the_batch_saves_and_exits_with_75(started, whole, tmp_
     process = started(out)
     wait_for_rows(out, 2, process)
     process.send_signal(signal.SIGTERM)
-    _, log = process.communicate(timeout=300)
-    assert process.returncode == 75, log[-4000:]
+    log = ended(process, 75)
     saved = max(int(path.name) for path in (out / "checkpoints").iterdir())
     assert f"stopped by SIGTERM and saved after batch {saved} of {BATCHES}; --resume goes on" in log
     assert rows_in(out) == saved and not (out / "summary.json").exists()
-    process = started(out, "--resume")
-    assert process.wait(timeout=300) == 0, process.stderr.read()[-4000:]
+    ended(started(out, "--resume"))
     assert_equal_runs(out, undisturbed(whole, started))
 
 
@@ -110,9 +116,9 @@ def kill_at_a_random_moment(process, draw, out):
     while time.monotonic() < latest and rows_in(out) < enough:
         time.sleep(0.005)
     time.sleep(draw.uniform(0, 0.1))
-    assert process.poll() is None, process.stderr.read()[-4000:]  # it was killed, it did not end
+    assert process.poll() is None, process.log.read_text()[-4000:]  # it was killed, it did not end
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def test_sigkill_at_twenty_moments_loses_nothing_that_was_saved(started, whole, tmp_path):
@@ -124,8 +130,7 @@ def test_sigkill_at_twenty_moments_loses_nothing_that_was_saved(started, whole, 
         assert max(steps, default=0) >= reached  # what was saved stays
         reached = max(steps, default=0)
     assert 5 < reached < BATCHES
-    process = started(out, "--auto-resume")
-    assert process.wait(timeout=300) == 0, process.stderr.read()[-4000:]
+    ended(started(out, "--auto-resume"))
     assert_equal_runs(out, undisturbed(whole, started))
 
 
@@ -135,13 +140,12 @@ def test_a_full_disk_ends_the_run_with_the_reason_and_leaves_what_was_saved(star
     process = started(out)
     wait_for_rows(out, 2, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
+    ended(process, 75)
     before = {path.name for path in (out / "checkpoints").iterdir()}
     process = started(out, "--resume", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000,) * 2))
-    _, log = process.communicate(timeout=300)
-    assert process.returncode == 2 and "Traceback" not in log, log[-4000:]
+    log = ended(process, 2)
+    assert "Traceback" not in log
     assert f"cannot write a checkpoint in {out / 'checkpoints'}" in log and "File too large" in log
     assert {path.name for path in (out / "checkpoints").iterdir() if path.name.isdigit()} == before
-    process = started(out, "--resume")
-    assert process.wait(timeout=300) == 0, process.stderr.read()[-4000:]
+    ended(started(out, "--resume"))
     assert_equal_runs(out, undisturbed(whole, started))
