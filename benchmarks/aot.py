@@ -43,6 +43,7 @@ from spo_jax.core.files import check_writable, read_json, write_json, write_text
 from spo_jax.core.settings import from_config
 from spo_jax.parallel.mesh import make_mesh, replicated
 from spo_jax.spo.settings import TrainSettings
+from spo_jax.spo.train import UpdateConfig
 
 RESULTS = "benchmarks/results"
 _USABLE = 0.98  # of the memory: the compiler finds 15.75 of a v5e's 16 GiB
@@ -157,9 +158,10 @@ def _batch(found: dict[str, Any]) -> str:
     """What decides the memory: 10 prompts, 10 pairs by 5, 4 decoded, bfloat16, remat."""
     settings, chips = found["settings"], found["chips"]
     spo = settings["spo"]
+    update = {field.name: spo[field.name] for field in dataclasses.fields(UpdateConfig)}
     parts = (
         f"{settings['prompts_per_batch'] // chips} prompts",
-        f"{spo['train_batch_size'] // chips} pairs by {min(spo['train_chunk'], spo['train_batch_size'] // chips)}",
+        f"{spo['train_batch_size'] // chips} pairs by {UpdateConfig(**update).chunk(chips) // chips}",
         f"{spo['decode_chunk']} decoded",
         settings["dtype"],
         *(["remat"] if settings["remat"] else []),

@@ -92,8 +92,8 @@ def memory_explained() -> Iterator[None]:
         device = jax.devices()[0].device_kind
         raise UserError(
             f"does not fit in the memory of {device}: fewer prompts (--set=prompts_per_batch=N), fewer pictures at a "
-            "time (--set=spo.decode_chunk=N), smaller training batches (--set=spo.train_batch_size=N) or "
-            f"--set=remat=True; it said: {str(error).splitlines()[0][:200]}"
+            "time (--set=spo.decode_chunk=N), fewer pairs at a time (--set=spo.train_chunk=N) or --set=remat=True; it "
+            f"said: {str(error).splitlines()[0][:200]}"
         ) from error
 
 

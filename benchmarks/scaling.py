@@ -160,9 +160,12 @@ def run() -> None:
         check_writable(value["out"])
         size, decoder, runs = value["size"], value["decoder"], (value["warmup"], value["repeats"])
         settings = read_settings(size, [*BASE, *value["set"]])
+        rows: dict[str, list[Point]] = {}
         with memory_explained():
-            rows = {axis: measure(axis, points(axis, size), size, value["set"], decoder, runs) for axis in axes.value}
-        write(value["out"], settings, size, decoder, rows)
+            for axis in axes.value:  # written one by one: an axis takes minutes, and what is measured is kept
+                rows[axis] = measure(axis, points(axis, size), size, value["set"], decoder, runs)
+                path = write(value["out"], settings, size, decoder, rows)
+        print(path.with_suffix(".md").read_text(), end="")
 
     # Before anything touches a device; accelerators are not concerned.
     jax.config.update("jax_num_cpu_devices", DEVICES)
@@ -171,8 +174,8 @@ def run() -> None:
 
 def write(
     folder: str | os.PathLike, settings: TrainSettings, size: str, decoder: str, rows: dict[str, list[Point]]
-) -> None:
-    """JSON, table and plot of the axes' points."""
+) -> Path:
+    """JSON, table and plot of the axes' points; where the JSON is."""
     results = {
         axis: {"points": found, "slope": slope(found, "seconds"), "expected_slope": slope(found, "expected_seconds")}
         for axis, found in rows.items()
@@ -182,8 +185,8 @@ def write(
     path = result_path(folder, found)
     write_text(path.with_suffix(".md"), table(results))
     plot(path.with_suffix(".png"), results, f"{size} on {found['versions']['device']}")
-    print(table(results))
     save(folder, found, tell=False)
+    return path
 
 
 if __name__ == "__main__":

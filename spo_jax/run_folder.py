@@ -17,8 +17,8 @@ from spo_jax.metrics import read_metrics
 from spo_jax.spo.settings import TrainSettings
 
 CHECKPOINTS = "checkpoints"
-# May differ between a run and its resumption: they do not change the numbers.
-FREE_FIELDS = ("log", "eval", "max_batches", "num_epochs", "mesh")
+# May differ between a run and its resumption: they do not change the numbers, but for rounding.
+FREE_FIELDS = ("log", "eval", "max_batches", "num_epochs", "mesh", "spo.decode_chunk", "spo.train_chunk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,19 +80,21 @@ def _check_meta(folder: Path, wanted: dict[str, Any], changed: bool) -> None:
     if found is None:
         return  # restoring says how each of them is damaged
     step, saved = found
-    one, other = saved["settings"], wanted["settings"]
-    told = [
-        _difference(key, one.get(key), other[key])
-        for key in sorted(other)
-        if key not in FREE_FIELDS and one.get(key) != other[key]
-    ]
+    one, other = _bound(saved["settings"]), _bound(wanted["settings"])
+    told = [_difference(key, one.get(key), other[key]) for key in sorted(other) if one.get(key) != other[key]]
     if saved.get("prompts", wanted["prompts"]) != wanted["prompts"]:
-        told.append(f"the prompts in {other['prompts']} are not the same")
+        told.append(f"the prompts in {wanted['settings']['prompts']} are not the same")
     if told and changed:
         logging.warning("going on from %s with changes: %s", folder / str(step), "; ".join(told))
     elif told:
         hint = "go on with the old ones, or tell with --resume-with-changes that this is meant"
         raise UserError(f"--resume: the checkpoint {folder / str(step)} has other settings: {'; '.join(told)}; {hint}")
+
+
+def _bound(settings: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """The fields that must not differ."""
+    bound = {key: value for key, value in settings.items() if path + key not in FREE_FIELDS}
+    return {key: _bound(value, f"{key}.") if isinstance(value, dict) else value for key, value in bound.items()}
 
 
 def _difference(name: str, saved: Any, wanted: Any) -> str:

@@ -63,7 +63,8 @@ def test_other_settings_are_named_and_refused_unless_told(held):
 
 
 def test_what_does_not_change_the_numbers_may_differ(held):
-    other = dataclasses.replace(SETTINGS, mesh=MeshSettings(2), num_epochs=99, max_batches=7)
+    chunks = dataclasses.replace(SETTINGS.spo, decode_chunk=1, train_chunk=1)
+    other = dataclasses.replace(SETTINGS, mesh=MeshSettings(2), num_epochs=99, max_batches=7, spo=chunks)
     assert opened(held, Resume(required=True), other) is True
 
 

@@ -16,18 +16,13 @@ from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 from jax.sharding import PartitionSpec
 
 from spo_jax.core.typing import Array, DType, Float
+from spo_jax.parallel.mesh import platform_in_context
 
 # Compiled for v5e with 20 images, heads of 80: 1,024 tokens take 0.4 GiB in flash attention and 1.0 in plain, forward
 # and backward. 1,024 queries and 77 keys take 0.3 and 0.0: the kernel's layout pads heads of 40 and 80 to 128.
 FLASH_TOKENS = 1024
 _LANES = 128  # Width of the TPU's vector registers: tokens and wide heads come in multiples of it.
 _BLOCK = 512  # Queries and keys that the kernel has on chip at a time: 1 MiB of float32 scores.
-
-
-def attention_platform() -> str:
-    """``"tpu"``, ``"gpu"`` or ``"cpu"``: of the mesh in context, or else of the default device."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return (device or jax.devices()[0]).platform
 
 
 def attention_implementation(head_dim: int, dtype: DType, tokens: int) -> str:
@@ -38,7 +33,7 @@ def attention_implementation(head_dim: int, dtype: DType, tokens: int) -> str:
     Args:
       tokens: queries or keys, whichever are fewer.
     """
-    platform = attention_platform()
+    platform = platform_in_context()
     if platform == "tpu":
         return "flash" if tokens >= FLASH_TOKENS else "xla"
     if platform != "gpu" or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8:

@@ -27,7 +27,7 @@ class GroupNorm(nn.Module):
     """torch's GroupNorm with float32 statistics, in two passes: E[x^2] - E[x]^2 loses digits.
 
     Sums run over pixels first, and then over a group's few channels: the channels stay the innermost axis. flax's
-    reshapes them into groups before, and takes five times as long for pictures of few channels.
+    reshapes them into groups before, and is slower for it on CPUs (`benchmarks.layers`).
     """
 
     groups: int

@@ -1,7 +1,7 @@
 """Low-rank adaptation as its own variable collection.
 
 ``module.apply({"params": base, "lora": tree}, ...)`` is the policy; the same call without ``"lora"`` is the
-reference: one set of base weights. Gradients never see merged ones; a rollout in float32 does (`spo.programs`).
+reference: one set of base weights. Gradients never see merged ones; a rollout on CPUs does (`spo_jax.spo.programs`).
 
 The trainable tree has, for every adapted Dense, ``{"lora_A": Float[in r], "lora_B": Float[r out]}`` in float32.
 The factor alpha / r is not a weight: `scaled` multiplies it into ``lora_B`` on the way into ``apply``.

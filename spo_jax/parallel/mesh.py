@@ -81,6 +81,12 @@ def devices_in_context() -> int:
     return jax.sharding.get_abstract_mesh().size or 1
 
 
+def platform_in_context() -> str:
+    """``"tpu"``, ``"gpu"`` or ``"cpu"``: of the mesh in context, or else of the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device or jax.devices()[0]).platform
+
+
 def spread(tree: PyTree, axis: int = 0) -> PyTree:
     """Inside jit: lays ``axis`` of every array over all devices of the mesh in context; nothing without a mesh."""
     return _constrained(tree, _batch_spec(axis))

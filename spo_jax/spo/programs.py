@@ -19,7 +19,7 @@ from spo_jax.diffusion.schedule import Schedule, make_schedule
 from spo_jax.models.lora import merge
 from spo_jax.models.tiny_vae import AutoencoderTiny
 from spo_jax.models.vae import AutoencoderKL
-from spo_jax.parallel.mesh import gathered, over_batch, replicated
+from spo_jax.parallel.mesh import gathered, over_batch, platform_in_context, replicated
 from spo_jax.parallel.sharding import place
 from spo_jax.pipeline.build import TEXT_CHUNK, Pipeline, load_tiny_vae
 from spo_jax.pipeline.functions import Conditioning, Guidance, bind_denoise, decode, denoise
@@ -136,11 +136,12 @@ class Networks:
         return collect(policy, score, settings, self.schedule, draws, settings.threshold, settings.decode_chunk)
 
     def _policy(self, unet: Params, lora: Params) -> tuple[Params, Params | None]:
-        """Weights of a policy that stays as it is for a while: in one piece, if that costs no digits.
+        """Weights of a policy that stays as it is for a while: in one piece, where that costs no digits.
 
-        Added to 16-bit weights the adapter's small steps would be lost, so there it stays apart.
+        Added to 16-bit weights the adapter's small steps would be lost; accelerators multiply float32 weights in
+        fewer bits as well.
         """
-        if self.pipeline.unet.dtype != jnp.float32:
+        if self.pipeline.unet.dtype != jnp.float32 or platform_in_context() != "cpu":
             return unet, lora
         return merge(unet, lora, self.lora_scale), None
 

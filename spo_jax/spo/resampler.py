@@ -198,7 +198,7 @@ def _pick(candidates: Float[Array, "k b h w c"], choice: Int[Array, " b"]) -> Fl
 
 
 def judge(score: Score, trajectory: Trajectory, chunk: int) -> Float[Array, "s k b"]:
-    """Scores all judged latents, ``chunk`` at a time on every device: the decoded pictures are the peak of memory.
+    """Scores all judged latents, ``chunk`` at a time on every device, for decoded pictures are large.
 
     The scores do not depend on ``chunk`` but for float rounding.
     """

@@ -29,7 +29,7 @@ class SPOSettings(ResamplerConfig, UpdateConfig):
     Attributes:
       threshold: a pair is kept if softmax over the best and the worst score differs by more.
       guidance_scale: classifier-free guidance w, in sampling and in training alike.
-      decode_chunk: pictures that a device decodes and judges at a time; the peak of memory.
+      decode_chunk: pictures that a device decodes and judges at a time: their memory.
       decoder: ``vae`` for the pipeline's own, or folder or hub id of a distilled one (AutoencoderTiny).
     """
 

@@ -62,12 +62,13 @@ class UpdateConfig:
             raise UserError(f"config field spo.eps = {self.eps}: expected less than 1, for the ratio stays positive")
 
     def chunk(self, devices: int) -> int:
-        """Pairs that are in memory at a time, on all devices together."""
-        return min(self.train_chunk * devices, self.train_batch_size)
+        """Pairs that are in memory at a time, on all devices together: of a batch that has to be cut, equal parts."""
+        parts = math.ceil(self.train_batch_size / (self.train_chunk * devices))
+        return math.ceil(self.train_batch_size / (parts * devices)) * devices
 
 
-# Means over training batches; without one they are 0 and say nothing.
 _LOSS_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
+# Means over training batches; without one they are 0 and say nothing.
 UPDATE_METRICS = (*_LOSS_METRICS, "grad_norm")
 
 
@@ -171,15 +172,15 @@ def batch_loss(
     policy = pair_log_probs(lambda *args: predict(lora, *args), schedule, config.eta, batch)
     reference = pair_log_probs(lambda *args: predict(None, *args), schedule, config.eta, batch)
     out = spo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=config.beta, eps=config.eps)
-    mean = lambda values: jnp.sum(values * weight)  # noqa: E731
+    total = lambda values: jnp.sum(values * weight)  # noqa: E731
     outside = lambda ratio: (jnp.abs(ratio - 1) > config.eps).astype(jnp.float32)  # noqa: E731
-    loss = mean(out.loss)
+    loss = total(out.loss)
     return loss, {
         "loss": loss,
-        "ratio/win": mean(out.ratio_win),
-        "ratio/lose": mean(out.ratio_lose),
-        "clip_fraction/win": mean(outside(out.ratio_win)),
-        "clip_fraction/lose": mean(outside(out.ratio_lose)),
+        "ratio/win": total(out.ratio_win),
+        "ratio/lose": total(out.ratio_lose),
+        "clip_fraction/win": total(outside(out.ratio_win)),
+        "clip_fraction/lose": total(outside(out.ratio_lose)),
     }
 
 

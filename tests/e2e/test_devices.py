@@ -52,9 +52,9 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(tiny_settings, model):
-    """Eight prompts at a time, three training batches a rollout."""
-    spo = dataclasses.replace(tiny_settings.spo, train_batch_size=8, learning_rate=1e-3)
-    return dataclasses.replace(tiny_settings, model=str(model), prompts_per_batch=8, spo=spo, mesh=MeshSettings())
+    """Sixteen prompts at a time, three training batches a rollout; two chunks each on eight devices, sixteen on one."""
+    spo = dataclasses.replace(tiny_settings.spo, train_batch_size=16, train_chunk=1, learning_rate=1e-3)
+    return dataclasses.replace(tiny_settings, model=str(model), prompts_per_batch=16, spo=spo, mesh=MeshSettings())
 
 
 def assert_same_adapter(found, wanted):
@@ -74,7 +74,7 @@ def one_batch(settings, layout):
     with jax.set_mesh(mesh):
         networks = load_networks(settings, mesh)
         state, frozen = fresh_state(settings, networks, jax.random.key(0)), networks.frozen()
-        rows = take_rows(networks.inputs(list(TRAIN_PROMPTS[:8])), np.arange(8))
+        rows = take_rows(networks.inputs(list(TRAIN_PROMPTS[:16])), np.arange(16))
         programs = compile_programs(networks, state, frozen, rows)
         inputs, keys = programs.feed(rows), jax.random.split(jax.random.key(1))
         pairs, metrics = programs.collect(state.lora, frozen, inputs, keys[0])

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from spo_jax.models import attention
+from spo_jax.parallel.mesh import platform_in_context
 
 TOLERANCE = 1e-5
 MESH = ("data", "fsdp"), (AxisType.Auto,) * 2
@@ -68,7 +69,7 @@ def test_long_attention_on_tpus_is_flash(monkeypatch):
 def test_the_mesh_in_context_decides_and_not_the_host(tpu_mesh):
     """Programs for TPUs are compiled on hosts without one."""
     assert jax.default_backend() == "cpu"
-    assert attention.attention_platform() == "tpu"
+    assert platform_in_context() == "tpu"
     q, text = jnp.zeros((8, 1024, 16)), jnp.zeros((8, 77, 16))
     traced = lambda k: str(jax.make_jaxpr(lambda q, k: attention.dot_product_attention(q, k, k, 2))(q, k))  # noqa: E731
     assert "pallas_call" in traced(q)
@@ -129,7 +130,7 @@ def test_dot_product_attention_is_the_same_on_all_platforms(monkeypatch, referen
     """Flat heads through the kernel and back."""
     q, k, v = (reference.normal(seed, 1, 1024, 16) for seed in range(3))
     plain = attention.dot_product_attention(q, k, v, 2)
-    monkeypatch.setattr(attention, "attention_platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "platform_in_context", lambda: "tpu")
     assert reference.relative_error(attention.dot_product_attention(q, k, v, 2), plain) < TOLERANCE
 
 

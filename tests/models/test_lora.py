@@ -107,7 +107,7 @@ def test_remat_changes_nothing(adapted, reference):
     (out, gradients), (remat_out, remat_gradients) = net.run(False), net.run(True)
     assert reference.relative_error(remat_out, out) < 1e-5
     errors = [reference.relative_error(remat_gradients[path], gradients[path]) for path in gradients]
-    assert max(errors) < 1e-4  # sums are cut otherwise where blocks are fused otherwise
+    assert max(errors) < 1e-4 and np.median(errors) < 3e-5  # blocks are fused otherwise, so sums are cut otherwise
     blocks = (1 + 1) + 2 + (2 + 2) + (1 + 1 + 2)  # resnets down, in the middle and up; transformer blocks
     for remat, expected in ((False, 0), (True, blocks)):
         module = UNet2DConditionModel(net.ours.config, remat)

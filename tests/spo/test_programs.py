@@ -119,6 +119,19 @@ def test_as_few_copies_of_the_unet_as_can_be(run, monkeypatch):
     assert sizes == [4, 4]  # pairs share x_t: one row a pair
 
 
+def test_the_policy_is_in_one_piece_only_where_that_costs_no_digits(run, monkeypatch):
+    """float32 on a CPU; bfloat16 weights, and accelerators, keep the adapter apart."""
+    networks, unet, lora = run.networks, run.frozen.unet, run.state().lora
+    merged, none = networks._policy(unet, lora)
+    assert none is None and merged is not unet
+    rounded = dataclasses.replace(networks.pipeline, unet=networks.pipeline.unet.clone(dtype=jnp.bfloat16))
+    apart = dataclasses.replace(networks, pipeline=rounded)._policy(unet, lora)
+    assert apart[0] is unet and apart[1] is lora
+    monkeypatch.setattr("spo_jax.spo.programs.platform_in_context", lambda: "tpu")
+    apart = networks._policy(unet, lora)
+    assert apart[0] is unet and apart[1] is lora
+
+
 def test_a_fresh_adapter_is_the_reference(run):
     """In the very first training batch; any after it has moved."""
     arguments = (run.frozen, take_rows(run.inputs, np.arange(2)))

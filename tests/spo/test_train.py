@@ -162,6 +162,12 @@ def test_chunks_add_up_to_the_batch():
     assert metrics["train_batches"] == 2 and metrics["loss"] > 0
 
 
+def test_chunks_are_equal_parts():
+    """24 by at most 10 a device: three of 8 on one device, two of 12 on two; never more than the batch."""
+    config = UpdateConfig(train_batch_size=24, train_chunk=10)
+    assert [config.chunk(devices) for devices in (1, 2, 4, 8)] == [8, 12, 24, 24]
+
+
 def test_chunks_without_a_pair_are_not_computed():
     """A pair of NaN spoils the chunk that it is in, even with weight 0, and no other."""
     pairs = pairs_of([True] * 6)
