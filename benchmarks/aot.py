@@ -201,8 +201,9 @@ def run() -> None:
     """The command."""
     config = define_config()
     topology = flags.DEFINE_string("topology", "v5e:2x4", "TPU generation and shape: v5e:2x4, v6e:2x4, v5p:2x2x1, …")
-    prompts = flags.DEFINE_integer("prompts-per-device", 10, "Prompts of a rollout, per chip.", lower_bound=1)
-    pairs = flags.DEFINE_integer("pairs-per-device", 10, "Pairs of a training batch, per chip.", lower_bound=1)
+    per_chip = "; by default a fourth of the config's, for the recipes are those of 4 devices."
+    prompts = flags.DEFINE_integer("prompts-per-device", None, f"Prompts of a rollout, per chip{per_chip}", lower_bound=1)
+    pairs = flags.DEFINE_integer("pairs-per-device", None, f"Pairs of a training batch, per chip{per_chip}", lower_bound=1)
     effort = flags.DEFINE_float("effort", 0.0, "Of the compiler: less than 0 is quicker.", -1.0, 1.0)
     out = flags.DEFINE_string("out", RESULTS, "Folder of the results.")
 
@@ -214,8 +215,10 @@ def run() -> None:
         chips = make_mesh(settings.mesh, find_topology(topology.value)).size
         settings = dataclasses.replace(
             settings,
-            prompts_per_batch=prompts.value * chips,
-            spo=dataclasses.replace(settings.spo, train_batch_size=pairs.value * chips),
+            prompts_per_batch=(prompts.value or -(-settings.prompts_per_batch // 4)) * chips,
+            spo=dataclasses.replace(
+                settings.spo, train_batch_size=(pairs.value or -(-settings.spo.train_batch_size // 4)) * chips
+            ),
         )
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         found = record(settings, name, topology.value)

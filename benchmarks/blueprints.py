@@ -4,6 +4,7 @@
 ``tiny``  the pipeline shipped in the package, with its weights
 ``small`` random weights, some ten times the work of tiny; Stable Diffusion's structure at a sixth of its width
 ``sd15``  random weights, Stable Diffusion 1.5 and CLIP ViT-H/14 at their true sizes
+``sdxl``  random weights, SDXL with the autoencoder that needs no float32, and CLIP ViT-H/14
 """
 
 import dataclasses
@@ -13,12 +14,12 @@ from spo_jax.core.files import read_json
 from spo_jax.models import presets
 from spo_jax.pipeline.build import ASSETS
 
-SIZES = ("micro", "tiny", "small", "sd15")
+SIZES = ("micro", "tiny", "small", "sd15", "sdxl")
 
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """Configs of one size: UNet, autoencoder, text encoder, preference model, distilled decoder, schedule."""
+    """Configs of one size: UNet, autoencoder, text encoders, preference model, distilled decoder, schedule."""
 
     unet: dict[str, Any]
     vae: dict[str, Any]
@@ -26,6 +27,7 @@ class Blueprint:
     spm: dict[str, Any]
     tiny_vae: dict[str, Any]
     scheduler: dict[str, Any]
+    text_encoder_2: dict[str, Any] | None = None
 
 
 # Stable Diffusion's, but that what the networks predict is taken as a velocity: random noise predictions would blow the
@@ -46,7 +48,7 @@ _SCHEDULER = {
 
 def blueprint(size: str) -> Blueprint:
     """The models of a size, one of `SIZES`."""
-    return {"micro": _micro, "tiny": _tiny, "small": _small, "sd15": _sd15}[size]()
+    return {"micro": _micro, "tiny": _tiny, "small": _small, "sd15": _sd15, "sdxl": _sdxl}[size]()
 
 
 def _tiny() -> Blueprint:
@@ -127,6 +129,12 @@ def _sd15() -> Blueprint:
         tiny_vae=presets.TAESD,
         scheduler=_SCHEDULER,
     )
+
+
+def _sdxl() -> Blueprint:
+    vae = {**presets.SDXL_VAE, "force_upcast": False}  # as that of the recipe, madebyollin/sdxl-vae-fp16-fix
+    parts = {"unet": presets.SDXL_UNET, "text_encoder": presets.SDXL_TEXT_1, "text_encoder_2": presets.SDXL_TEXT_2}
+    return dataclasses.replace(_sd15(), vae=vae, **parts)
 
 
 def _tiny_vae(vae: dict[str, Any]) -> dict[str, Any]:

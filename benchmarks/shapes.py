@@ -1,12 +1,11 @@
 """A training run as shapes with shardings: all that its programs are compiled from, and not one array.
 
-Configs come from the package or from local folders. Those of Stable Diffusion 1.5, of the published preference models
-and of TAESD are known, so that nothing has to be downloaded.
+Configs come from the package or from local folders. Those of Stable Diffusion 1.5, of SDXL and the autoencoder of its
+recipe, of the published preference models and of TAESD are known, so that nothing has to be downloaded.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +14,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from benchmarks.blueprints import Blueprint, blueprint
-from benchmarks.subjects import RandomTokenizer
+from benchmarks.subjects import RandomTokenizer, bundle, modules_of, weight_shapes
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.core.typing import DType, Params
-from spo_jax.diffusion.schedule import ScheduleConfig
-from spo_jax.models.clip import CLIPModel, CLIPTextModel
-from spo_jax.models.config import CLIPConfig, CLIPTextConfig, TinyVAEConfig, UNetConfig, VAEConfig
+from spo_jax.models.clip import CLIPModel
+from spo_jax.models.config import CLIPConfig, TinyVAEConfig
 from spo_jax.models.tiny_vae import AutoencoderTiny
-from spo_jax.models.unet import UNet2DConditionModel
-from spo_jax.models.vae import AutoencoderKL
 from spo_jax.parallel.mesh import check_divides, over_batch, replicated
 from spo_jax.parallel.sharding import shardings
-from spo_jax.pipeline.build import EMBEDDED, Pipeline, text_shapes, unet_shapes, vae_shapes
+from spo_jax.pipeline.build import EMBEDDED, Pipeline, encode_text, vae_shapes
 from spo_jax.pipeline.functions import Conditioning
 from spo_jax.spm.model import SPM, clip_shapes
 from spo_jax.spm.score import text_features
@@ -36,7 +32,8 @@ from spo_jax.spo.settings import TrainSettings
 from spo_jax.spo.train import TrainState
 from spo_jax.training import fresh_state
 
-_SD15 = re.compile(r"/stable-diffusion-v1-[1-5]$")  # hub ids
+# Hub ids.
+_KNOWN = {"sd15": re.compile(r"/stable-diffusion-v1-[1-5]$"), "sdxl": re.compile(r"/stable-diffusion-xl-base-1\.0$")}
 
 
 class RunShapes(NamedTuple):
@@ -61,42 +58,56 @@ def run_shapes(settings: TrainSettings, mesh: Mesh) -> RunShapes:
     networks = _networks(settings, configs, mesh)
     pipeline, spm = networks.pipeline, networks.spm
     state = jax.eval_shape(lambda key: fresh_state(settings, networks, key), jax.random.key(0))
-    encode = lambda params, ids: pipeline.text_encoder.apply({"params": params}, ids)[0].last  # noqa: E731
-    states = _encoded(encode, pipeline.params["text_encoder"], pipeline.tokenizer.length)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state)
+    condition = _condition(pipeline)
     features = lambda params, ids: text_features(spm.clip, params, ids)  # noqa: E731
-    text = _encoded(features, spm.params, spm.tokenizer.length)
+    text = jax.eval_shape(features, spm.params, _tokens(spm.tokenizer.length))
 
-    def rows(count: int, one: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((count, *one.shape[1:]), one.dtype, sharding=sharding)
+    def rows(count: int, one: Any, sharding: Sharding) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding), one)
 
+    unconditional = rows(1, condition, replicated(mesh))
     return RunShapes(
         networks,
-        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), state),
-        Frozen(
-            pipeline.params["unet"],
-            networks.decoder_params,
-            spm.params,
-            Conditioning(rows(1, states, replicated(mesh))),
-        ),
-        Inputs(Conditioning(rows(prompts, states, over_batch(mesh))), rows(prompts, text, over_batch(mesh))),
+        state,
+        Frozen(pipeline.params["unet"], networks.decoder_params, spm.params, unconditional),
+        Inputs(rows(prompts, condition, over_batch(mesh)), rows(prompts, text, over_batch(mesh))),
     )
+
+
+def _condition(pipeline: Pipeline) -> Conditioning:
+    """What the UNet is told of one prompt."""
+    names = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.params]
+    encoders, params = (tuple(get(name) for name in names) for get in (pipeline.__getattribute__, pipeline.params.get))
+    encode = lambda params, ids: encode_text(encoders, params, ids)  # noqa: E731
+    found = jax.eval_shape(encode, params, _tokens(len(names), pipeline.tokenizer.length))
+    if pipeline.kind == "sdxl":
+        found = found._replace(time_ids=jax.ShapeDtypeStruct((1, 6), jnp.float32))
+    return found
+
+
+def _tokens(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *shape), jnp.int32)
 
 
 def _configs(settings: TrainSettings) -> Blueprint:
     """Of the settings' models."""
     known, model = blueprint("sd15"), Path(settings.model)
+    size = next((size for size, pattern in _KNOWN.items() if pattern.search(settings.model)), None)
     if settings.model == EMBEDDED:
         found = blueprint("tiny")
     elif (model / "model_index.json").is_file():
-        parts = {name: read_json(model / name / "config.json") for name in ("unet", "vae", "text_encoder")}
+        names = ("unet", "vae", "text_encoder", "text_encoder_2")
+        files = {name: model / name / "config.json" for name in names}
+        parts = {name: read_json(file) for name, file in files.items() if file.is_file() or name != "text_encoder_2"}
         scheduler = read_json(model / "scheduler" / "scheduler_config.json")
         found = dataclasses.replace(known, **parts, scheduler=scheduler)
-    elif _SD15.search(settings.model):
-        found = known
+    elif size:
+        found = blueprint(size)
     else:
         raise UserError(
             f"config field model = {settings.model!r}: its networks are not known here; expected 'embedded', the hub "
-            "id of Stable Diffusion 1.5, or a local folder in diffusers layout (its configs are enough)"
+            "id of Stable Diffusion 1.5 or SDXL, or a local folder in diffusers layout (its configs are enough)"
         )
     # A preference model or a distilled decoder without a config beside it has the published one, as in loading.
     spm = blueprint("tiny").spm if settings.spm.model == EMBEDDED else _beside(settings.spm.model, known.spm)
@@ -111,23 +122,9 @@ def _beside(model: str, default: dict[str, Any]) -> dict[str, Any]:
 def _networks(settings: TrainSettings, configs: Blueprint, mesh: Mesh) -> Networks:
     dtype, spo = jnp.dtype(settings.dtype), settings.spo
     weights = lambda shapes: _weights(shapes, dtype, mesh)  # noqa: E731
-    unet = UNet2DConditionModel(UNetConfig.from_dict(configs.unet), settings.remat, dtype)
-    vae = AutoencoderKL(VAEConfig.from_dict(configs.vae), dtype)
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs.text_encoder), dtype=dtype)
+    modules = modules_of(configs, dtype, settings.remat)
+    pipeline = bundle(configs, modules, {name: weights(tree) for name, tree in weight_shapes(modules).items()})
     clip = CLIPModel(CLIPConfig.from_dict(configs.spm, time_conditioned=True), dtype=dtype)
-    pipeline = Pipeline(
-        folder=Path(settings.model),
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=RandomTokenizer(configs.text_encoder),  # asked for nothing but the number of tokens
-        scheduler=ScheduleConfig.from_dict(configs.scheduler),
-        params={
-            "unet": weights(unet_shapes(unet)),
-            "vae": weights(vae_shapes(vae)),
-            "text_encoder": weights(text_shapes(text_encoder)),
-        },
-    )
     spm = SPM(clip, weights(clip_shapes(clip)), RandomTokenizer(configs.spm["text_config"]))
     built = Networks.build(pipeline, spm, dataclasses.replace(spo, decoder="vae"), settings.lora.scale, mesh)
     if spo.decoder == "vae":
@@ -143,8 +140,3 @@ def _weights(shapes: Params, dtype: DType, mesh: Mesh) -> Params:
         return jax.ShapeDtypeStruct(shape.shape, dtype if shape.shape else shape.dtype, sharding=sharding)
 
     return jax.tree.map(weight, shapes, shardings(shapes, mesh))
-
-
-def _encoded(encode: Callable, params: Params, length: int) -> jax.ShapeDtypeStruct:
-    """What ``encode`` makes of one prompt's tokens."""
-    return jax.eval_shape(encode, params, jax.ShapeDtypeStruct((1, length), jnp.int32))

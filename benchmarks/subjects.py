@@ -37,7 +37,7 @@ from spo_jax.spo.settings import TrainSettings
 from spo_jax.spo.train import TrainState, UpdateConfig
 from spo_jax.training import fresh_state
 
-PUBLISHED_PER_DEVICE = 10  # prompts, and pairs of a training batch
+PUBLISHED_PER_DEVICE = {"sd15": 10, "sdxl": 2}  # prompts, and pairs of a training batch
 FEWER_PROMPTS = {"micro": 2, "small": 4}
 DECODERS = ("vae", "tiny")
 
@@ -117,9 +117,9 @@ class RandomTokenizer(Tokenizer):
 def read_settings(size: str, overrides: Sequence[str] = (), devices: int = 1) -> TrainSettings:
     """The settings of a size with fields changed.
 
-    tiny: ``configs/tiny.py``. The others: ``configs/sd15.py`` with the published batch per device (small and micro:
-    float32 and fewer prompts). Random weights judge at random, so there the threshold is 0: every pair is valid, the
-    most work that an update can have.
+    tiny and sdxl: their configs. The others: ``configs/sd15.py``. All but tiny with the published batch per device, small
+    and micro in float32 and with fewer prompts. Random weights judge at random, so there the threshold is 0: every pair
+    is valid, the most work that an update can have.
 
     Args:
       overrides: ``FIELD=VALUE`` each, e.g. ``spo.decode_chunk=8``.
@@ -129,11 +129,12 @@ def read_settings(size: str, overrides: Sequence[str] = (), devices: int = 1) ->
     """
     if size not in SIZES:
         raise UserError(f"--size={size}: expected one of {', '.join(SIZES)}")
-    config = importlib.import_module(f"configs.{'tiny' if size == 'tiny' else 'sd15'}").get_config().unlock()
+    recipe = size if size in ("tiny", "sdxl") else "sd15"
+    config = importlib.import_module(f"configs.{recipe}").get_config().unlock()
     if size != "tiny":
         config.spo.threshold = 0.0
         config.prompts = "embedded:train"  # only how many there are matters: the tokens are random
-        config.prompts_per_batch = config.spo.train_batch_size = PUBLISHED_PER_DEVICE * devices
+        config.prompts_per_batch = config.spo.train_batch_size = PUBLISHED_PER_DEVICE[recipe] * devices
     if size in FEWER_PROMPTS:
         config.dtype, config.remat = "float32", False
         config.prompts_per_batch = config.spo.train_batch_size = FEWER_PROMPTS[size] * devices
@@ -193,19 +194,43 @@ def build(size: str, settings: TrainSettings, decoder: str = "vae") -> Subject:
 
 
 def _random_pipeline(configs: Blueprint, dtype: Any, remat: bool, mesh: Mesh) -> Pipeline:
-    unet = UNet2DConditionModel(UNetConfig.from_dict(configs.unet), remat, dtype)
-    vae = AutoencoderKL(VAEConfig.from_dict(configs.vae), dtype)
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs.text_encoder), dtype=dtype)
-    shapes = {"unet": unet_shapes(unet), "vae": vae_shapes(vae), "text_encoder": text_shapes(text_encoder)}
-    params = {name: random_params(tree, dtype, seed) for seed, (name, tree) in enumerate(shapes.items())}
+    modules = modules_of(configs, dtype, remat)
+    trees = enumerate(weight_shapes(modules).items())
+    params = {name: random_params(tree, dtype, seed) for seed, (name, tree) in trees}
+    return bundle(configs, modules, place_weights(params, mesh))
+
+
+def modules_of(configs: Blueprint, dtype: Any, remat: bool) -> dict[str, Any]:
+    """The networks of a pipeline."""
+    text_encoder = lambda config, **more: CLIPTextModel(CLIPTextConfig.from_dict(config), dtype=dtype, **more)  # noqa: E731
+    modules = {
+        "unet": UNet2DConditionModel(UNetConfig.from_dict(configs.unet), remat, dtype),
+        "vae": AutoencoderKL(VAEConfig.from_dict(configs.vae), dtype),
+        "text_encoder": text_encoder(configs.text_encoder),
+    }
+    if configs.text_encoder_2:
+        modules["text_encoder_2"] = text_encoder(configs.text_encoder_2, projection=True)
+    return modules
+
+
+def weight_shapes(modules: Mapping[str, Any]) -> dict[str, Params]:
+    """Shapes of their weights."""
+    of = {"unet": unet_shapes, "vae": vae_shapes, "text_encoder": text_shapes, "text_encoder_2": text_shapes}
+    return {name: of[name](module) for name, module in modules.items()}
+
+
+def bundle(configs: Blueprint, modules: Mapping[str, Any], params: Params) -> Pipeline:
+    """A pipeline that was read from nowhere."""
+    second = {}
+    if "text_encoder_2" in modules:
+        second = {"tokenizer_2": RandomTokenizer(configs.text_encoder_2), "zero_unconditional": True}
     return Pipeline(
         folder=Path("random-weights"),
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
         tokenizer=RandomTokenizer(configs.text_encoder),
         scheduler=ScheduleConfig.from_dict(configs.scheduler),
-        params=place_weights(params, mesh),
+        params=params,
+        **modules,
+        **second,
     )
 
 

@@ -108,7 +108,10 @@ def load_networks(settings: TrainSettings, mesh: Mesh) -> Networks:
     """Pipeline and preference model of a run, their weights on the mesh."""
     logging.info("reading %s and %s", settings.model, settings.spm.model)
     shared = {"dtype": jnp.dtype(settings.dtype), "mesh": mesh}
-    pipeline = load_pipeline(settings.model, revision=settings.revision or None, remat=settings.remat, **shared)
+    pipeline = load_pipeline(
+        settings.model, revision=settings.revision or None, remat=settings.remat, vae=settings.vae, base=settings.base,
+        **shared,
+    )  # fmt: skip
     spm = load_spm(settings.spm.model, tokenizer=settings.spm.tokenizer or None, **shared)
     return Networks.build(pipeline, spm, settings.spo, settings.lora.scale, mesh)
 

@@ -63,6 +63,14 @@ def embedded() -> Any:
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny SDXL pipeline with random weights (see `tests/sdxl.py`); tests only read it."""
+    from tests.sdxl import write_tiny_sdxl
+
+    return write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny_sdxl")
+
+
+@pytest.fixture(scope="session")
 def tiny_settings() -> Any:
     """A run of seconds on the embedded pipeline; one for all tests, so that its programs are compiled once.
 
@@ -91,13 +99,17 @@ def tiny_settings() -> Any:
 
 @pytest.fixture(scope="session")
 def diffusers_pictures() -> Callable[..., Any]:
-    """Pictures [b H W 3] in [0, 1] as diffusers draws them from a pipeline's folder, and perhaps a LoRA file."""
+    """Pictures [b H W 3] in [0, 1] as diffusers draws them from a pipeline's folder, and perhaps a LoRA file.
+
+    With DDIM, whatever sampler the pipeline ships.
+    """
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DDIMScheduler, DiffusionPipeline
 
     @functools.cache
     def load(folder: Path) -> Any:
-        pipe = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

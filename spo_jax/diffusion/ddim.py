@@ -33,12 +33,25 @@ def predict_x0(
     Returns:
       (x0, eps), float32; x0 = (x - sqrt(1-ᾱ) eps) / sqrt(ᾱ) for epsilon, as diffusers' DDIM for the other types.
     """
-    x, prediction = x.astype(jnp.float32), prediction.astype(jnp.float32)
     a_t = _column(jnp.asarray(schedule.alphas_cumprod)[t], x)
-    root, noise_root = jnp.sqrt(a_t), jnp.sqrt(1 - a_t)
-    if schedule.prediction_type == "epsilon":
+    return split_prediction(schedule.prediction_type, x, prediction, jnp.sqrt(a_t), jnp.sqrt(1 - a_t))
+
+
+def split_prediction(
+    prediction_type: str,
+    x: Float[Array, "*b h w c"],
+    prediction: Float[Array, "*b h w c"],
+    root: Float[Array, "..."],
+    noise_root: Float[Array, "..."],
+) -> tuple[Float[Array, "*b h w c"], Float[Array, "*b h w c"]]:
+    """`predict_x0` of latents ``x = root · x0 + noise_root · eps``.
+
+    Only epsilon divides by ``root``, which is 0 where the signal-to-noise ratio is; `make_schedule` refuses that.
+    """
+    x, prediction = x.astype(jnp.float32), prediction.astype(jnp.float32)
+    if prediction_type == "epsilon":
         return (x - noise_root * prediction) / root, prediction
-    if schedule.prediction_type == "v_prediction":
+    if prediction_type == "v_prediction":
         return root * x - noise_root * prediction, root * prediction + noise_root * x
     return prediction, (x - root * prediction) / noise_root
 
@@ -59,7 +72,8 @@ def step_moments(
     a_t, a_prev = _column(alphas[t], x0), _column(alphas[schedule.previous(t)], x0)
     variance = (1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)
     std = eta * jnp.sqrt(variance)
-    mean = jnp.sqrt(a_prev) * x0 + jnp.sqrt(1 - a_prev - std**2) * eps
+    # From pure noise (ᾱ_t = 0) with eta 1 nothing of eps is left, and rounding may take the root's argument below 0.
+    mean = jnp.sqrt(a_prev) * x0 + jnp.sqrt(jnp.maximum(1 - a_prev - std**2, 0)) * eps
     return mean, std
 
 

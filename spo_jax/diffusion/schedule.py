@@ -13,7 +13,7 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.fields import typed
-from spo_jax.core.typing import Array, Float, Int
+from spo_jax.core.typing import Array, Float, Int, Num
 
 # Fields of other samplers' configs that do not touch the process as DDIM runs it. PNDM, Euler, DPM++ and DDIM all
 # appear in published folders.
@@ -28,7 +28,10 @@ _IGNORED = frozenset({
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """diffusers' DDIMScheduler config; defaults are DDIMScheduler's own."""
+    """diffusers' DDIMScheduler config; defaults are DDIMScheduler's own.
+
+    ``timestep_spacing`` may be absent: diffusers' samplers differ in their default, "leading" being DDIM's.
+    """
 
     num_train_timesteps: int = 1000
     beta_start: float = 0.0001
@@ -38,7 +41,7 @@ class ScheduleConfig:
     set_alpha_to_one: bool = True
     steps_offset: int = 0
     prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
+    timestep_spacing: str | None = None
     rescale_betas_zero_snr: bool = False
 
     @classmethod
@@ -64,7 +67,7 @@ class ScheduleConfig:
             ("prediction_type", ("epsilon", "v_prediction", "sample")),
             ("timestep_spacing", ("leading", "trailing", "linspace")),
         ):
-            if getattr(config, field) not in allowed:
+            if field in raw and getattr(config, field) not in allowed:
                 raise UserError(f"{where}: {field} = {getattr(config, field)!r}, expected one of {', '.join(allowed)}")
         return config
 
@@ -115,34 +118,61 @@ def _zero_terminal_snr(betas: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"
     return np.concatenate([1 - cumprod[:1], 1 - cumprod[1:] / cumprod[:-1]]).astype(np.float32)
 
 
-def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
-    """Cuts the process into ``steps`` steps, as ``DDIMScheduler.set_timesteps``.
+def spaced_timesteps(config: ScheduleConfig, steps: int, spacing: str) -> Float[np.ndarray, " s"]:
+    """Timesteps of ``steps`` sampling steps, descending, not rounded (linspace's are fractions).
 
     Raises:
-      UserError: more steps than training timesteps, or none; a step at a timestep that does not exist.
+      UserError: more steps than training timesteps, or none.
     """
     count = config.num_train_timesteps
     if not 1 <= steps <= count:
         raise UserError(f"number of sampling steps: {steps}, expected 1 to {count}")
-    if config.timestep_spacing == "leading":
-        timesteps = np.arange(steps)[::-1] * (count // steps) + config.steps_offset
-    elif config.timestep_spacing == "trailing":
-        timesteps = np.round(np.arange(count, 0, -count / steps)) - 1
-    else:
-        timesteps = np.linspace(0, count - 1, steps).round()[::-1]
-    timesteps = timesteps.astype(np.int32)
-    alphas = alphas_cumprod(config)
+    if spacing == "leading":
+        return np.arange(steps)[::-1] * float(count // steps) + config.steps_offset
+    if spacing == "trailing":
+        return np.round(np.arange(count, 0, -count / steps)) - 1
+    return np.linspace(0, count - 1, steps)[::-1]
+
+
+def check_timesteps(
+    config: ScheduleConfig, steps: int, spacing: str, alphas: Float[np.ndarray, " T"], timesteps: Num[np.ndarray, " s"]
+) -> None:
+    """Refuses timesteps that do not exist, and those from which there is no way to the picture.
+
+    Raises:
+      UserError: a timestep outside of the process; one without signal for a network that predicts the noise.
+    """
     # diffusers fails with an index error at the upper end and reads the last alpha at -1; here both would be silent.
-    if timesteps[0] >= len(alphas) or timesteps[-1] < 0:
+    if timesteps[0] > len(alphas) - 1 or timesteps[-1] < 0:
         raise UserError(
-            f"number of sampling steps: {steps}: with {config.timestep_spacing} spacing and steps_offset "
-            f"{config.steps_offset} they run from timestep {timesteps[0]} to {timesteps[-1]}, expected within "
+            f"number of sampling steps: {steps}: with {spacing} spacing and steps_offset "
+            f"{config.steps_offset} they run from timestep {timesteps[0]:g} to {timesteps[-1]:g}, expected within "
             f"{len(alphas) - 1} to 0; choose another number of steps"
         )
+    silent = timesteps[alphas[np.round(timesteps).astype(int)] == 0]
+    if config.prediction_type == "epsilon" and len(silent):
+        raise UserError(
+            f"scheduler config: prediction_type 'epsilon' with rescale_betas_zero_snr: latents are pure noise at "
+            f"timestep {silent[0]:g}, and the noise says nothing of the picture; expected prediction_type "
+            "'v_prediction', or rescale_betas_zero_snr false"
+        )
+
+
+def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
+    """Cuts the process into ``steps`` steps, as ``DDIMScheduler.set_timesteps``.
+
+    Raises:
+      UserError: more steps than training timesteps, or none; a step at a timestep that does not exist, or that has no
+        signal (zero terminal SNR) where the network predicts the noise.
+    """
+    spacing = config.timestep_spacing or "leading"
+    timesteps = spaced_timesteps(config, steps, spacing).round().astype(np.int32)
+    alphas = alphas_cumprod(config)
+    check_timesteps(config, steps, spacing, alphas, timesteps)
     return Schedule(
         alphas_cumprod=alphas,
         timesteps=timesteps,
-        stride=count // steps,
+        stride=config.num_train_timesteps // steps,
         prediction_type=config.prediction_type,
         final_alpha_cumprod=1.0 if config.set_alpha_to_one else float(alphas[0]),
     )

@@ -1,4 +1,4 @@
-"""Deterministic sampling for people's pictures, equal to diffusers' schedulers."""
+"""Deterministic sampling for people's pictures, equal to diffusers' schedulers: one scan, whatever the solver is."""
 
 from collections.abc import Callable
 
@@ -6,29 +6,36 @@ import jax
 import jax.numpy as jnp
 
 from spo_jax.core.typing import Array, Float, Num
-from spo_jax.diffusion.ddim import predict_x0
-from spo_jax.diffusion.schedule import Schedule
+from spo_jax.diffusion.ddim import split_prediction
+from spo_jax.diffusion.steps import SolverSteps
 
 
-def ddim_sample(
+def solve(
     denoise: Callable[[Float[Array, "b h w c"], Num[Array, ""]], Float[Array, "b h w c"]],
-    schedule: Schedule,
+    steps: SolverSteps,
     x: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """DDIM with eta 0 (diffusers' ``DDIMScheduler``), one scan.
+    """x' = α' x0 + σ' eps + e (x0 - x0 of the step before), over the rows of the table (`solver_steps`).
 
-    Unlike SPO's own steps, the last one goes to the schedule's final ᾱ, which is 1 where ``set_alpha_to_one``.
+    Here α = √ᾱ and σ = √(1-ᾱ). Latents stay as the network takes them, of about unit variance. diffusers' Euler holds
+    x / √ᾱ: it multiplies the initial noise (``init_noise_sigma``) and divides before every call of the network
+    (``scale_model_input``), which cancels but for ``steps.initial_scale``.
 
     Args:
       denoise: (latents, timestep) to guided prediction.
-      x: initial latents at the first timestep, of unit variance.
+      x: initial latents, of unit variance for every solver.
+
+    Returns:
+      Finished latents, float32.
     """
-    alphas = jnp.asarray(schedule.alphas_cumprod)
+    columns = (steps.signal, steps.noise, steps.next_signal, steps.next_noise, steps.extrapolation)
 
-    def step(x, t):
-        x0, eps = predict_x0(schedule, x, denoise(x, t), t)
-        before = t - schedule.stride
-        a_prev = jnp.where(before >= 0, alphas[jnp.maximum(before, 0)], schedule.final_alpha_cumprod)
-        return jnp.sqrt(a_prev) * x0 + jnp.sqrt(1 - a_prev) * eps, None
+    def step(carry, row):
+        x, before = carry
+        t, signal, noise, next_signal, next_noise, extrapolation = row
+        x0, eps = split_prediction(steps.prediction_type, x, denoise(x, t), signal, noise)
+        return (next_signal * x0 + next_noise * eps + extrapolation * (x0 - before), x0), None
 
-    return jax.lax.scan(step, x.astype(jnp.float32), jnp.asarray(schedule.timesteps))[0]
+    x = steps.initial_scale * x.astype(jnp.float32)
+    rows = tuple(map(jnp.asarray, (steps.timesteps, *columns)))
+    return jax.lax.scan(step, (x, jnp.zeros_like(x)), rows)[0][0]

@@ -1,20 +1,26 @@
-"""A whole pipeline folder with an adapter in its weights."""
+"""A whole pipeline with an adapter in its weights, as a folder or as one file."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, read_json_object, write_json
+from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Params
 from spo_jax.models.lora import merge
 from spo_jax.pipeline.build import Pipeline
 from spo_jax.weights import store
+from spo_jax.weights.architecture import Kind
+from spo_jax.weights.clip import text_state
 from spo_jax.weights.diffusers import write_component
 from spo_jax.weights.rules import to_state
+from spo_jax.weights.single_file import write_single_file
 
 _INDEX = "model_index.json"
 
@@ -31,7 +37,7 @@ def check_folder(out: Path, overwrite: bool) -> None:
 
 
 def write_merged(out: Path, pipeline: Pipeline, lora: Params, scale: float, overwrite: bool = False) -> None:
-    """Copies the pipeline's folder and replaces the UNet's weights by the merged ones, float32.
+    """Copies the pipeline's folder, of SD or SDXL, and replaces the UNet's weights by the merged ones, float32.
 
     diffusers loads the copy without a ``variant=``. It appears whole or not at all; what it was copied from stays as
     it is.
@@ -40,13 +46,16 @@ def write_merged(out: Path, pipeline: Pipeline, lora: Params, scale: float, over
       overwrite: replace the pipeline that is at ``out``.
 
     Raises:
-      UserError: as `check_folder`; ``out`` is what would be copied; it cannot be written.
+      UserError: as `check_folder`; ``out`` is what would be copied; the pipeline was read from a single file; ``out``
+        cannot be written (what was there stays).
     """
     check_folder(out, overwrite)
+    if not pipeline.folder.is_dir():
+        raise UserError(f"{pipeline.folder} is a single file, not a folder to copy: export with --format=single-file")
     if out.resolve() == pipeline.folder.resolve():
         raise UserError(f"{out} is the base model itself: choose another --out")
     unet_config = read_json_object(pipeline.folder / "unet" / "config.json")
-    state = to_state(merge(pipeline.params["unet"], lora, scale), np.float32)
+    state = _merged_unet(pipeline, lora, scale, np.float32)
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +66,72 @@ def write_merged(out: Path, pipeline: Pipeline, lora: Params, scale: float, over
         _drop_absent(copy)
         for folder in [entry for entry in copy.iterdir() if entry.is_dir()]:
             _drop_variant(folder)
-        if out.exists():
-            os.replace(out, temporary / "older")
-        os.replace(copy, out)
+        _swap(copy, out, temporary / "older")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
+        if temporary is not None and (out.exists() or not (temporary / "older").exists()):
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(new: Path, out: Path, older: Path) -> None:
+    """Puts ``new`` at ``out``; what is there is moved to ``older``, and back if that fails."""
+    if not out.exists():
+        os.replace(new, out)
+        return
+    os.replace(out, older)
+    try:
+        os.replace(new, out)
+    except OSError:
+        os.replace(older, out)
+        raise
+
+
+def write_merged_file(
+    out: Path, pipeline: Pipeline, lora: Params, scale: float, dtype: str = "float32", overwrite: bool = False
+) -> None:
+    """One ``.safetensors`` for the web UIs: the UNet with the adapter, autoencoder and text encoders.
+
+    It appears whole or not at all. Beside the pipeline's own weights no more than those of the file are held.
+
+    Args:
+      dtype: of the numbers in the file: ``float16`` halves it.
+      overwrite: replace the file that is at ``out``.
+
+    Raises:
+      UserError: ``out`` is taken, is what the pipeline was read from, or cannot be written; weights beyond the range
+        of ``dtype``.
+    """
+    check_free(out, overwrite)
+    if out.resolve() == pipeline.folder.resolve():
+        raise UserError(f"{out} is the base model itself: choose another --out")
+    numbers = np.dtype(dtype)
+    with np.errstate(over="ignore"):  # told by name when it is written
+        components = {
+            name: text_state(params, numbers) if name.startswith("text_encoder") else to_state(params, numbers)
+            for name, params in pipeline.params.items()
+            if name != "unet"
+        }
+        components["unet"] = _merged_unet(pipeline, lora, scale, numbers)
+    write_single_file(out, _file_kind(pipeline), components, dataclasses.asdict(pipeline.scheduler))
+
+
+def _merged_unet(pipeline: Pipeline, lora: Params, scale: float, dtype: Any) -> dict[str, np.ndarray]:
+    """The UNet with the adapter under torch's names, merged tensor by tensor: one more copy of 10 GB is enough."""
+    state: dict[str, np.ndarray] = {}
+    halves = flatten(lora)
+    for path, leaf in flatten(pipeline.params["unet"]).items():
+        names = [f"{path.removesuffix('/kernel')}/lora_{half}" for half in "AB"]
+        adapter = {name: halves[name] for name in names if path.endswith("/kernel") and name in halves}
+        state |= to_state(merge(unflatten({path: leaf}), unflatten(adapter), scale), dtype)
+    return state
+
+
+def _file_kind(pipeline: Pipeline) -> Kind:
+    if pipeline.kind == "sdxl":
+        return "sdxl"
+    # OpenCLIP's text tower, with which SD 2.x came, has the exact GELU.
+    return "sd21" if pipeline.text_encoder.config.hidden_act == "gelu" else "sd15"
 
 
 def _skip_unet_weights(folder: str, names: list[str]) -> list[str]:

@@ -1,11 +1,12 @@
 """What a pipeline does, as pure functions of its parameters."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from spo_jax.core.typing import Array, Float, Int, Key, Params
+from spo_jax.core.typing import Array, Float, Key, Num, Params
 from spo_jax.diffusion.guidance import guided
 from spo_jax.models.lora import scaled
 from spo_jax.models.tiny_vae import AutoencoderTiny
@@ -31,6 +32,26 @@ class Conditioning(NamedTuple):
         return jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), self)
 
 
+@dataclasses.dataclass(frozen=True)
+class SizeConditions:
+    """What SDXL is told of a picture's size, in pixels; diffusers' `_get_add_time_ids`.
+
+    Attributes:
+      original: (height, width) of the picture before it was cut; small ones ask for a blurred picture.
+      crop: (top, left) of the cut; (0, 0) asks for a centred subject.
+      target: (height, width) of the cut, as a rule those of the picture to be made.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+
+    @property
+    def time_ids(self) -> tuple[float, ...]:
+        """The six numbers in the order in which the UNet takes them."""
+        return tuple(float(x) for x in (*self.original, *self.crop, *self.target))
+
+
 class Guidance(NamedTuple):
     """A prompt's conditioning with its unconditional twin (b rows, or one row for all) and the guidance scale."""
 
@@ -45,7 +66,7 @@ def denoise(
     lora: Params | None,
     guidance: Guidance,
     x: Float[Array, "*k b h w c"],
-    t: Int[Array, "*b"],
+    t: Num[Array, "*b"],
     lora_scale: float = 1.0,
 ) -> Float[Array, "*k b h w c"]:
     """Guided prediction of the UNet.

@@ -32,7 +32,7 @@ from spo_jax.spo.train import TrainState, collect, update
 
 
 class Frozen(NamedTuple):
-    """All weights that do not train, and the empty prompt's conditioning: arguments of the programs, not constants."""
+    """All weights that do not train, and the unconditional input: arguments of the programs, not constants."""
 
     unet: Params
     decoder: Params
@@ -93,22 +93,22 @@ class Networks:
         """
         decoder, params = pipeline.vae, pipeline.params["vae"]
         if settings.decoder != "vae":
-            decoder, params = load_tiny_vae(settings.decoder, dtype=pipeline.vae.dtype, mesh=mesh)
+            decoder, params = load_tiny_vae(settings.decoder, dtype=pipeline.unet.dtype, mesh=mesh)
         wanted, found = pipeline.unet.config.in_channels, decoder.config.latent_channels
         if wanted != found:
             where = f"config field spo.decoder = {settings.decoder!r}"
             raise UserError(f"{where}: decodes latents of {found} channels, but the UNet makes {wanted}")
         schedule = make_schedule(pipeline.scheduler, settings.num_steps)
         if schedule.timesteps[-1] <= 0:  # from t = 0 to t = 0: a standard deviation of 0, and everything turns NaN
-            file = pipeline.folder / "scheduler" / "scheduler_config.json"
+            file = (pipeline.base or pipeline.folder) / "scheduler" / "scheduler_config.json"
             expected = "expected 'leading' spacing with steps_offset 1, or 'trailing'"
             raise UserError(f"{file}: the last sampling step is at t = 0 and has no likelihood; {expected}")
         return cls(pipeline, spm, decoder, params, schedule, settings, lora_scale, mesh)
 
     def frozen(self) -> Frozen:
         """The weights that the programs take."""
-        empty = self.pipeline.encode_prompts([""])
-        unconditional = place(empty, replicated(self.mesh)) if self.mesh else jax.device_put(empty)
+        row = self.pipeline.encode_unconditional()
+        unconditional = place(row, replicated(self.mesh)) if self.mesh else jax.device_put(row)
         return Frozen(self.pipeline.params["unet"], self.decoder_params, self.spm.params, unconditional)
 
     def inputs(self, prompts: Sequence[str]) -> Inputs:

@@ -131,7 +131,10 @@ class TrainSettings:
     """A run.
 
     Attributes:
-      model: Stable Diffusion folder, hub id (at ``revision``) or ``embedded``.
+      model: Stable Diffusion or SDXL: folder, hub id (at ``revision``), ``embedded``, or a checkpoint in one file.
+      base: folder or hub id that lends a checkpoint in one file its tokenizers and scheduler; empty is the published
+        model of its architecture.
+      vae: folder or hub id of an autoencoder instead of the model's own; empty is its own.
       dtype: of frozen weights and activations, ``float32`` or ``bfloat16``; LoRA and optimiser are float32.
       remat: gradient checkpointing of the UNet.
       prompts: prompt file, or ``embedded:train`` or ``embedded:held_out``.
@@ -141,6 +144,8 @@ class TrainSettings:
 
     model: str = "embedded"
     revision: str = ""
+    base: str = ""
+    vae: str = ""
     dtype: str = "float32"
     remat: bool = False
     seed: int = 0

@@ -103,8 +103,8 @@ def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None =
       of a smaller rank are filled up with zeros.
 
     Raises:
-      UserError: no LoRA file, text-encoder parts, convolutions, modules that the model has not, halves without their
-        partner, shapes that do not fit.
+      UserError: no LoRA file, a LoRA of SDXL for SD 1.x or 2.x or the reverse, text-encoder parts, convolutions,
+        modules that the model has not, halves without their partner, shapes that do not fit.
     """
     path = _lora_file(Path(path))
     state, metadata = store.read_file(path), store.read_metadata(path)
@@ -121,31 +121,38 @@ def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None =
 
 
 def write_lora(
-    path: str | os.PathLike, lora: LoRA, format: str = "diffusers", metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike,
+    lora: LoRA,
+    format: str = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+    module_shapes: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a LoRA that ``pipe.load_lora_weights`` reads with the right scale, alpha included.
 
     Args:
       path: the file to write; diffusers looks for ``pytorch_lora_weights.safetensors`` when given a folder.
       lora: the updates, written in float32.
-      format: ``diffusers``, or ``kohya`` for the web UIs.
+      format: ``diffusers``, or ``kohya`` for the web UIs (of SDXL with SGM's block names).
       metadata: more text for the header.
+      module_shapes: the tree of the LoRA's model, as in `read_lora`. Kohya's format counts SDXL's blocks in it; a LoRA
+        on all attentions shows them by itself.
 
     Raises:
       UserError: the file cannot be written.
       ValueError: another format.
     """
+    if format not in ("diffusers", "kohya"):
+        raise ValueError(f"format {format!r}: expected diffusers or kohya")
     state: dict[str, np.ndarray] = {}
+    flat_names = kohya.file_names(lora.modules(), None if module_shapes is None else _targets(module_shapes))
     for name, (lora_a, lora_b) in lora.modules().items():
         down, up = np.asarray(lora_a, np.float32).T, np.asarray(lora_b, np.float32).T
         if format == "kohya":
-            flat = kohya.kohya_name(name)
+            flat = flat_names[name]
             state |= {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}
             state[f"{flat}.alpha"] = np.float32(lora.alpha)
-        elif format == "diffusers":
-            state |= {f"unet.{name}.lora.down.weight": down, f"unet.{name}.lora.up.weight": up}
         else:
-            raise ValueError(f"format {format!r}: expected diffusers or kohya")
+            state |= {f"unet.{name}.lora.down.weight": down, f"unet.{name}.lora.up.weight": up}
     header = dict(metadata or {})
     if format == "diffusers":
         header[METADATA_KEY] = _adapter_metadata(lora)
@@ -267,6 +274,7 @@ def _check_targets(
     for key in strangers:
         text = key.startswith(_TEXT_ENCODERS)
         problems["parts of a text encoder" if text else "tensors that are no LoRA weights"].append(key)
+    _check_architecture(path, [*modules, *strangers], targets)
     for name, module in modules.items():
         problem = _problem(name, module, targets)
         if problem is not None:
@@ -274,6 +282,12 @@ def _check_targets(
     found = [f"{len(names)} {problem}: {shorten(names)}" for problem, names in problems.items() if names]
     if found:
         raise UserError(f"{path}: only LoRA on linear layers of the UNet can be used; found {'; '.join(found)}")
+
+
+def _check_architecture(path: Path, names: list[str], targets: Mapping[str, Any] | None) -> None:
+    theirs, ours = kohya.architecture(names), kohya.architecture(targets or ())
+    if theirs and ours and theirs != ours:
+        raise UserError(f"{path} is a LoRA of {theirs}, and this model is {ours}: choose a LoRA of the same kind")
 
 
 def _problem(name: str, module: _Module, targets: Mapping[str, Any] | None) -> str | None:

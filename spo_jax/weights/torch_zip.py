@@ -1,7 +1,7 @@
 """Reads torch's zip files (``.bin``, ``.pt``, ``.ckpt``) without torch and without running what is in them.
 
 Mirrors ``torch.load(weights_only=True)`` for plain state dicts: the pickle may name a dict class, the rebuild of a
-tensor and four storage types; every other name is refused before anything is called.
+tensor and five storage types; every other name is refused before anything is called.
 """
 
 import collections
@@ -23,6 +23,7 @@ _STORAGE_DTYPES = {
     "torch.HalfStorage": np.dtype(np.float16),
     "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
     "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),  # counters, such as that of a checkpoint's moving average
 }
 
 
@@ -33,7 +34,7 @@ def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
       path: a file that holds ``{name: tensor}``, or such a dict under the key ``state_dict``.
 
     Returns:
-      Contiguous arrays of float32, float16, bfloat16 or int64.
+      Contiguous arrays of float32, float16, bfloat16, int64 or int32.
 
     Raises:
       UserError: the file is not such a zip, is damaged, holds anything but tensors of these types, or names any

@@ -66,6 +66,7 @@ def test_alphas(fields):
         ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule = 'squaredcos_cap_v2', expected one of linear"),
         ({"prediction_type": "flow"}, "prediction_type = 'flow'"),
         ({"timestep_spacing": "karras"}, "timestep_spacing = 'karras'"),
+        ({"timestep_spacing": None}, "timestep_spacing = None"),
         ({"clip_sample": True}, "clip_sample = True is not implemented"),
         ({"thresholding": True}, "thresholding = True is not implemented"),
         ({"new_field": 1}, "unknown field 'new_field'"),
@@ -103,3 +104,21 @@ def test_timesteps_that_do_not_exist(fields, steps):
     """An index beyond the end would be clamped, and one below 0 counted from the end, without a word."""
     with pytest.raises(UserError, match=f"steps: {steps}: with .* expected within .* to 0"):
         make_schedule(ScheduleConfig.from_dict(SD15 | fields), steps)
+
+
+ZERO_SNR = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+def test_noise_prediction_without_signal_is_refused():
+    """x0 = (x - noise) / 0. Networks that predict v or the picture may start there, and so may leading spacing."""
+    message = "scheduler config: prediction_type 'epsilon' with rescale_betas_zero_snr: .* at timestep 999, .*'v_pred"
+    with pytest.raises(UserError, match=message):
+        make_schedule(ScheduleConfig.from_dict(ZERO_SNR), 20)
+    for fields in ({"prediction_type": "v_prediction"}, {"prediction_type": "sample"}, {"timestep_spacing": "leading"}):
+        make_schedule(ScheduleConfig.from_dict(ZERO_SNR | fields), 20)
+
+
+def test_a_spacing_that_is_not_given_is_ddims():
+    config = ScheduleConfig.from_dict(SD15)
+    assert make_schedule(config, 20).timesteps.tolist() == list(range(951, 0, -50))
+    assert config.timestep_spacing is None

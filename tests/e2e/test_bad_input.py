@@ -166,11 +166,41 @@ def test_output_below_a_regular_file(refused, tmp_path, run_folder, name):
         (["--prompt=a", "--guidance=nan"], ["--guidance=nan: expected a finite number"]),
         (["--prompt=a", "--lora-scale=inf"], ["--lora-scale=inf: expected a finite number"]),
         (["--prompt=a", "--dtype=float16"], ["--dtype", "float32|bfloat16"]),
+        (["--prompt=a", "--solver=heun"], ["--solver=heun", "ddim|euler|dpm++"]),
+        (["--prompt=a", "--karras"], ["Karras noise levels are for the solvers euler and dpm++"]),
+        (["--prompt=a", "--height=20"], ["--height=20: expected a multiple of 8", "try 16 or 24"]),
+        (["--prompt=a", "--width=0"], ["--width=0"]),
+        (["--prompt=a", "--crop=0x0"], ["--crop: ", "takes no size conditions, only SDXL models do"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )
 def test_flags_of_sample(refused, tmp_path, flags, parts):
     refused("sample", *flags, f"--out={tmp_path}/pictures", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("original_size", "1024"),
+        ("original_size", "0x64"),
+        ("target_size", "64x-1"),
+        ("target_size", "64×64"),
+        ("crop", "-1x0"),
+        ("crop", "0x0x0"),
+    ],
+)
+def test_sizes_that_are_none(tmp_path, flag, text):
+    """Told before anything is read: there is no such model."""
+    name, meaning = flag.replace("_", "-"), "TOPxLEFT" if flag == "crop" else "HEIGHTxWIDTH"
+    with pytest.raises(UserError, match=f"--{name}={text}: expected {meaning} in pixels, such as"):
+        sample(model="no/such/model", prompt="a", out=tmp_path, **{flag: text})
+
+
+def test_latents_of_another_size(tmp_path, embedded):
+    h, w, c = embedded.pipeline.latent_shape
+    np.save(tmp_path / "latents.npy", np.zeros((1, c, h, w), np.float32))
+    with pytest.raises(UserError, match=r"latents.npy: float32.* expected floats \[b, \(16, 8, 16\) as c, h, w\]"):
+        sample(model="embedded", prompt="a", out=tmp_path, width=64, init_latents=str(tmp_path / "latents.npy"))
 
 
 def test_latents_for_another_number_of_pictures(refused, tmp_path, embedded):

@@ -118,7 +118,7 @@ def test_a_run_s_revision_is_of_the_run_s_model(run_folder, tmp_path, monkeypatc
         meta = saved(self, step)
         return meta | {"settings": meta["settings"] | {"revision": "v1"}}
 
-    def load(model, revision):
+    def load(model, revision, base):
         calls.append((model, revision))
         return load_pipeline(model)
 
@@ -144,7 +144,24 @@ def test_the_commands(run_folder, adapted, command, tmp_path):
     picture = Image.open(tmp_path / "pictures" / "0001.png")
     assert picture.size == (32, 32) and picture.mode == "RGB"
     expected = dict(prompt="ein grüner Mond", index="1", model="embedded", lora=f"{tmp_path}/kohya.safetensors")
-    assert picture.text == expected | dict(lora_scale="0.5", steps="2", guidance="3.0", seed="7")
+    expected |= dict(lora_scale="0.5", solver="ddim", karras="False", steps="2", guidance="3.0", seed="7")
+    assert picture.text == expected | dict(height="32", width="32")
+
+
+def test_solver_and_size_of_pictures(tmp_path):
+    how = dict(solver="dpm++", karras=True, steps=2, height=24, width=40)
+    [path] = sample(model="embedded", prompt="a red star", out=tmp_path, **how)
+    picture = Image.open(path)
+    assert picture.size == (40, 24)
+    assert {name: picture.text[name] for name in how} == {name: str(value) for name, value in how.items()}
+
+
+def test_size_conditions_of_pictures(tiny_sdxl, tmp_path):
+    """What is not given is the pictures' size, uncropped."""
+    how = dict(model=str(tiny_sdxl), prompt="a red star", steps=1, height=32, width=64)
+    [path] = sample(out=tmp_path, original_size="16x24", **how)
+    told = [Image.open(path).text[name] for name in ("original_size", "crop", "target_size")]
+    assert told == ["16x24", "0x0", "32x64"]
 
 
 def test_the_strength_of_a_lora(run_folder, draw, base, adapted):

@@ -103,13 +103,14 @@ def cut_off(folder):
         (removed("scheduler/scheduler_config.json"), r"missing file: .*folder/scheduler/scheduler_config.json"),
         (edited("scheduler/scheduler_config.json", beta_schedule="x"), r"scheduler_config.json: beta_schedule = 'x'"),
         (edited("unet/config.json", dual_cross_attention=True), r"folder/unet/config.json.*dual_cross_attention"),
-        (edited("vae/config.json", latent_channels=4), r"folder/vae.*encoder.conv_out"),
+        (edited("vae/config.json", latent_channels=4), r"folder/vae/config.json: latent_channels = 4, but the UNet"),
+        (edited("vae/config.json", layers_per_block=3), r"folder/vae: weights do not fit the model: .* missing"),
         (cut_off, r"cannot read .*folder/unet/diffusion_pytorch_model.safetensors as safetensors"),
     ],
     ids=[
         "no index", "another class", "a list", "half an index", "a UNet's list", "no size", "a scheduler's list",
         "a string", "no unet", "no config", "no weights", "no tokenizer",
-        "no scheduler", "unknown schedule", "not implemented", "other shapes", "cut off",
+        "no scheduler", "unknown schedule", "not implemented", "other latents", "other shapes", "cut off",
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_told(tmp_path, damage, message):

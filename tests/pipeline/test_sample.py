@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.models.lora import init_lora
 from spo_jax.pipeline.build import ASSETS, load_pipeline
 from spo_jax.pipeline.export import write_merged
-from spo_jax.pipeline.sample import Sampler, initial_latents, read_latents
+from spo_jax.pipeline.functions import SizeConditions
+from spo_jax.pipeline.sample import Sampler, initial_latents, read_latents, shape_of_latents
 from spo_jax.weights.lora import LoRA, write_lora
 from spo_jax.weights.store import read_state, write_state
 
@@ -158,6 +161,90 @@ def test_a_picture_does_not_depend_on_its_neighbours(sampler, latents, base):
     alone = unit(sampler(PROMPTS[1:2], latents[1:2]))
     assert alone.shape == (1, *base.shape[1:])
     np.testing.assert_allclose(alone[0], base[1], atol=1e-4)
+
+
+def pictures_of_diffusers(folder, scheduler, latents, changes={}, **inputs):  # noqa: B006
+    """[b H W 3] in [0, 1], with another scheduler made from the pipeline's own config, as its users do it."""
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **changes)
+    pipe.set_progress_bar_config(disable=True)
+    latents = torch.from_numpy(np.moveaxis(latents, -1, 1).copy())
+    return pipe(prompt=PROMPTS[: len(latents)], latents=latents, output_type="np", **inputs).images
+
+
+SOLVERS = {"euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
+
+
+@pytest.mark.parametrize(("solver", "karras"), [("euler", False), ("euler", True), ("dpm++", False)])
+def test_pictures_of_other_solvers_are_diffusers(embedded, latents, base, solver, karras):
+    sampler = Sampler(embedded.pipeline, steps=10, guidance=5.0, batch=3, solver=solver, karras=karras)
+    theirs = pictures_of_diffusers(
+        FOLDER, SOLVERS[solver], latents, {"use_karras_sigmas": karras}, num_inference_steps=10, guidance_scale=5.0
+    )
+    ours = unit(sampler(PROMPTS, latents))
+    np.testing.assert_allclose(ours, theirs, atol=2 / 255)
+    assert np.abs(ours - base).max() > 5 / 255
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (48, 32)])
+def test_pictures_that_are_not_square_are_diffusers(embedded, height, width):
+    shape = shape_of_latents(embedded.pipeline, height, width)
+    latents = initial_latents(0, 2, shape)
+    sampler = Sampler(embedded.pipeline, steps=5, guidance=5.0, batch=2, latent_shape=shape)
+    ours = unit(sampler(PROMPTS[:2], latents))
+    assert ours.shape == (2, height, width, 3)
+    theirs = pictures_of_diffusers(
+        FOLDER, DDIMScheduler, latents, num_inference_steps=5, guidance_scale=5.0, height=height, width=width
+    )
+    np.testing.assert_allclose(ours, theirs, atol=2 / 255)
+    with pytest.raises(ValueError, match="latents of .8, 8, 16. for a sampler of"):
+        sampler(PROMPTS[:2], initial_latents(0, 2, embedded.pipeline.latent_shape))
+
+
+def test_sizes_that_cannot_be_halved(embedded):
+    """4 pixels a latent, and a UNet that halves once: multiples of 8."""
+    assert shape_of_latents(embedded.pipeline, None, None) == embedded.pipeline.latent_shape == (8, 8, 16)
+    assert shape_of_latents(embedded.pipeline, None, 64) == (8, 16, 16)
+    with pytest.raises(UserError, match="--height=36: expected a multiple of 8, .*; try 32 or 40$"):
+        shape_of_latents(embedded.pipeline, 36, None)
+    with pytest.raises(UserError, match="--width=7: .*; try 8$"):
+        shape_of_latents(embedded.pipeline, 32, 7)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "euler"])
+def test_pictures_of_a_v_model_with_zero_snr_are_diffusers(latents, tmp_path, solver):
+    """What the scheduler's file says of the process is all that is needed. These weights predict the noise, so the
+    pictures mean little; but noise, read as v, is another picture than noise read as noise, which would be refused."""
+    shutil.copytree(FOLDER, tmp_path / "model")
+    file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    pipeline = load_pipeline(tmp_path / "model")
+    ours = unit(Sampler(pipeline, steps=10, guidance=5.0, batch=3, solver=solver)(PROMPTS, latents))
+    scheduler = {"ddim": DDIMScheduler, **SOLVERS}[solver]
+    theirs = pictures_of_diffusers(
+        tmp_path / "model", scheduler, latents, num_inference_steps=10, guidance_scale=5.0
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+    assert ours.std() > 0.03
+
+
+def test_size_conditions_are_diffusers(tiny_sdxl):
+    """Random weights, in whose pictures the conditions are seen. Without any, they are the pictures' own size."""
+    pipeline = load_pipeline(tiny_sdxl)
+    shape = shape_of_latents(pipeline, 32, 96)
+    latents, drawn = initial_latents(0, 2, shape), []
+    names = {"original": "original_size", "crop": "crops_coords_top_left", "target": "target_size"}
+    for given in ({}, {"original": (40, 72), "crop": (4, 8), "target": (32, 96)}):
+        how = dict(steps=3, guidance=5.0, batch=2, solver="euler", latent_shape=shape)
+        ours = unit(Sampler(pipeline, size=SizeConditions(**given) if given else None, **how)(PROMPTS[:2], latents))
+        theirs = pictures_of_diffusers(
+            tiny_sdxl, EulerDiscreteScheduler, latents, num_inference_steps=3, guidance_scale=5.0,
+            height=32, width=96, **{names[key]: pair for key, pair in given.items()},
+        )  # fmt: skip
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        drawn.append(ours)
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-2
 
 
 def test_the_noise_of_a_picture_does_not_depend_on_their_number():
