@@ -201,9 +201,10 @@ def run() -> None:
     """The command."""
     config = define_config()
     topology = flags.DEFINE_string("topology", "v5e:2x4", "TPU generation and shape: v5e:2x4, v6e:2x4, v5p:2x2x1, …")
-    per_chip = "; by default a fourth of the config's, for the recipes are those of 4 devices."
-    prompts = flags.DEFINE_integer("prompts-per-device", None, f"Prompts of a rollout, per chip{per_chip}", lower_bound=1)
-    pairs = flags.DEFINE_integer("pairs-per-device", None, f"Pairs of a training batch, per chip{per_chip}", lower_bound=1)
+    # Recipes are those of 4 devices.
+    a_fourth = "by default a fourth of the config's"
+    prompts = flags.DEFINE_integer("prompts-per-device", None, f"Prompts of a rollout, per chip; {a_fourth}.", 1)
+    pairs = flags.DEFINE_integer("pairs-per-device", None, f"Pairs of a training batch, per chip; {a_fourth}.", 1)
     effort = flags.DEFINE_float("effort", 0.0, "Of the compiler: less than 0 is quicker.", -1.0, 1.0)
     out = flags.DEFINE_string("out", RESULTS, "Folder of the results.")
 

@@ -117,9 +117,9 @@ class RandomTokenizer(Tokenizer):
 def read_settings(size: str, overrides: Sequence[str] = (), devices: int = 1) -> TrainSettings:
     """The settings of a size with fields changed.
 
-    tiny and sdxl: their configs. The others: ``configs/sd15.py``. All but tiny with the published batch per device, small
-    and micro in float32 and with fewer prompts. Random weights judge at random, so there the threshold is 0: every pair
-    is valid, the most work that an update can have.
+    tiny and sdxl: their configs. The others: ``configs/sd15.py``. All but tiny with the published batch per device;
+    small and micro in float32 and with fewer prompts. Random weights judge at random, so there the threshold is 0:
+    every pair is valid, the most work that an update can have.
 
     Args:
       overrides: ``FIELD=VALUE`` each, e.g. ``spo.decode_chunk=8``.

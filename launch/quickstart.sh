@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs the package and runs SPO on the embedded pipeline: bash launch/quickstart.sh [flags of spo_jax.train]
 #   bash launch/quickstart.sh --config.seed=1
+#   bash launch/quickstart.sh --config=configs/tiny_sdxl.py    SDXL's structure, with random weights
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -16,8 +17,14 @@ if [[ -d $out && " $* " != *" --resume"* ]]; then
   mv "$out" "$older"
 fi
 
-echo "Training: SPO on the embedded pipeline, about two minutes on two cores"
-python -m spo_jax.train --config=configs/tiny.py "$@" --out="$out"
+config=(--config=configs/tiny.py)
+if [[ " $* " == *" --config="* ]]; then config=(); fi
+if [[ " $* " == *" --config=configs/tiny_sdxl.py "* && ! -d build/tiny_sdxl ]]; then
+  python -m spo_jax.embedded.tiny_sdxl --out=build/tiny_sdxl
+fi
+
+echo "Training: about two minutes on two cores"
+python -m spo_jax.train "${config[@]}" "$@" --out="$out"
 
 echo
 echo "Done. Open $out/report.html for pictures, scores and curves before and after;"

@@ -94,7 +94,7 @@ class Pipeline:
         if self.kind == "sdxl":
             ids.append(self.tokenizer_2(prompts))
             encoders, params = (*encoders, self.text_encoder_2), (*params, self.params["text_encoder_2"])
-        encoded = in_chunks(functools.partial(_encode_text, encoders, params), np.stack(ids, axis=1), TEXT_CHUNK)
+        encoded = in_chunks(functools.partial(encode_text, encoders, params), np.stack(ids, axis=1), TEXT_CHUNK)
         return encoded._replace(time_ids=self._time_ids(len(prompts), size))
 
     def encode_unconditional(self, size: SizeConditions | None = None) -> Conditioning:
@@ -118,7 +118,7 @@ class Pipeline:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_text(
+def encode_text(
     encoders: tuple[CLIPTextModel, ...], params: tuple[Params, ...], ids: Int[Array, "b e l"]
 ) -> Conditioning:
     """``ids``: e encoders' tokens of each prompt."""
