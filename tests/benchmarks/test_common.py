@@ -74,7 +74,7 @@ def test_what_is_written(one_device, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("huge",), "--size=huge: expected one of micro, tiny, small, sd15"),
+        (("huge",), "--size=huge: expected one of micro, tiny, small, sd15, sdxl"),
         (("tiny", ["spo.decode_chunk"]), "--set=spo.decode_chunk: expected FIELD=VALUE"),
         (("tiny", ["spo.dekode_chunk=2"]), "--set=spo.dekode_chunk=2: there is no field 'spo.dekode_chunk'"),
         (("tiny", ["spo.decode_chunk.x=2"]), "there is no field 'spo.decode_chunk.x'"),
@@ -107,4 +107,4 @@ def test_a_script_tells_a_mistake_in_one_line(tmp_path):
     line = [sys.executable, "-m", "benchmarks.rollout", "--size=huge", f"--out={tmp_path}"]
     child = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert child.returncode == 2
-    assert child.stderr == "error: --size=huge: expected one of micro, tiny, small, sd15\n"
+    assert child.stderr == "error: --size=huge: expected one of micro, tiny, small, sd15, sdxl\n"
