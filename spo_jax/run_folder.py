@@ -80,7 +80,9 @@ def _check_meta(folder: Path, wanted: dict[str, Any], changed: bool) -> None:
     if found is None:
         return  # restoring says how each of them is damaged
     step, saved = found
-    one, other = _bound(saved["settings"]), _bound(wanted["settings"])
+    # A field that is younger than the checkpoint had its default.
+    one, other = _filled(saved["settings"], dataclasses.asdict(TrainSettings())), wanted["settings"]
+    one, other = _bound(one), _bound(other)
     told = [_difference(key, one.get(key), other[key]) for key in sorted(other) if one.get(key) != other[key]]
     if saved.get("prompts", wanted["prompts"]) != wanted["prompts"]:
         told.append(f"the prompts in {wanted['settings']['prompts']} are not the same")
@@ -89,6 +91,12 @@ def _check_meta(folder: Path, wanted: dict[str, Any], changed: bool) -> None:
     elif told:
         hint = "go on with the old ones, or tell with --resume-with-changes that this is meant"
         raise UserError(f"--resume: the checkpoint {folder / str(step)} has other settings: {'; '.join(told)}; {hint}")
+
+
+def _filled(saved: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """What was saved, and the defaults of what was not."""
+    own = {key: saved.get(key, value) for key, value in default.items()}
+    return {key: _filled(value, default[key]) if isinstance(value, dict) else value for key, value in own.items()}
 
 
 def _bound(settings: dict[str, Any], path: str = "") -> dict[str, Any]:

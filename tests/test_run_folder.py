@@ -68,6 +68,16 @@ def test_what_does_not_change_the_numbers_may_differ(held):
     assert opened(held, Resume(required=True), other) is True
 
 
+def test_a_checkpoint_older_than_a_field_had_its_default(tmp_path):
+    older = run_meta(SETTINGS, PROMPTS)
+    del older["settings"]["vae"], older["settings"]["spo"]["beta"]
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        checkpointer.save(1, {"x": jnp.ones(2)}, older)
+    assert opened(tmp_path, Resume(required=True)) is True
+    with pytest.raises(UserError, match="other settings: vae was '', now 'another'"):
+        opened(tmp_path, Resume(required=True), dataclasses.replace(SETTINGS, vae="another"))
+
+
 def test_other_prompts_under_the_same_name_are_refused(held):
     with pytest.raises(UserError, match="the prompts in embedded:train are not the same"):
         opened(held, Resume(required=True), prompts=["a red star"])
