@@ -1,5 +1,6 @@
 """From a model, an adapter and prompts to PNG files."""
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -125,9 +126,8 @@ def _size_conditions(
         if asked:
             raise UserError(f"{next(iter(asked))}: {pipeline.folder} takes no size conditions, only SDXL models do")
         return None
-    height, width = (side * pipeline.vae.config.downscale for side in shape[:2])
-    defaults = {"--original-size": (height, width), "--crop": (0, 0), "--target-size": (height, width)}
-    return SizeConditions(*(asked.get(flag, default) for flag, default in defaults.items()))
+    fields = {flag.removeprefix("--").removesuffix("-size"): pair for flag, pair in asked.items()}
+    return dataclasses.replace(SizeConditions.uncropped(pipeline.pixels(shape)), **fields)
 
 
 def _check_finite(images: Float[np.ndarray, "b H W 3"], model: str, guidance: float) -> None:

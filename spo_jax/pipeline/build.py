@@ -75,7 +75,11 @@ class Pipeline:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels at that size."""
-        height, width, _ = self.latent_shape
+        return self.pixels(self.latent_shape)
+
+    def pixels(self, latent_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """(height, width) of a picture of latents (h, w, c)."""
+        height, width, _ = latent_shape
         return height * self.vae.config.downscale, width * self.vae.config.downscale
 
     def encode_prompts(self, prompts: Sequence[str], size: SizeConditions | None = None) -> Conditioning:
@@ -113,7 +117,7 @@ class Pipeline:
             if size is not None:
                 raise UserError(f"{self.folder} takes no size conditions: only SDXL models do")
             return None
-        size = size or SizeConditions(self.image_size, (0, 0), self.image_size)
+        size = size or SizeConditions.uncropped(self.image_size)
         return np.tile(np.asarray([size.time_ids], np.float32), (rows, 1))
 
 

@@ -46,6 +46,11 @@ class SizeConditions:
     crop: tuple[int, int]
     target: tuple[int, int]
 
+    @classmethod
+    def uncropped(cls, size: tuple[int, int]) -> "SizeConditions":
+        """Of a whole picture of (height, width)."""
+        return cls(size, (0, 0), size)
+
     @property
     def time_ids(self) -> tuple[float, ...]:
         """The six numbers in the order in which the UNet takes them."""

@@ -48,8 +48,7 @@ class Sampler:
         self.pipeline, self.batch = pipeline, batch + -batch % devices_in_context()
         self.latent_shape = latent_shape or pipeline.latent_shape
         if size is None and pipeline.kind == "sdxl":
-            height, width = (side * pipeline.vae.config.downscale for side in self.latent_shape[:2])
-            size = SizeConditions((height, width), (0, 0), (height, width))
+            size = SizeConditions.uncropped(pipeline.pixels(self.latent_shape))
         self._size = size
         self._unconditional = pipeline.encode_unconditional(size)
         table = solver_steps(pipeline.scheduler, solver, steps, karras)
