@@ -45,8 +45,10 @@ from spo_jax.core.cli import define_config, run_command
 from spo_jax.core.files import check_writable, read_json, write_json, write_text
 from spo_jax.core.settings import from_config
 from spo_jax.parallel.mesh import make_mesh, replicated
+from spo_jax.spm.programs import lower as lower_step
+from spo_jax.spm.programs import step_arguments
 from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spm.update import chunk_size, state_shardings
+from spo_jax.spm.update import chunk_size
 from spo_jax.spo.settings import TrainSettings
 from spo_jax.spo.train import UpdateConfig
 
@@ -103,14 +105,10 @@ def lower(run: RunShapes) -> dict[str, tuple[Lowered, float]]:
 
 
 def lower_spm(run: SPMRunShapes) -> dict[str, tuple[Lowered, float]]:
-    """The training step of a preference model, as `spo_jax.spm.programs.compile_programs` lowers it."""
-    networks, everywhere = run.networks, replicated(run.networks.mesh)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
-    out = state_shardings(run.state, networks.mesh), everywhere
-    step = jax.jit(networks.step, donate_argnums=0, out_shardings=out, keep_unused=True)
-    arguments = (run.state, run.frozen, run.rows, key)
-    return {"step": (step.lower(*arguments), count(networks.step, *arguments))}
+    """The training step of a preference model, as its run lowers it but for ``keep_unused``."""
+    networks, *given = run
+    arguments = step_arguments(networks, *given)
+    return {"step": (lower_step(networks, arguments, keep_unused=True), count(networks.step, *arguments))}
 
 
 def _beside(run: RunShapes) -> int:

@@ -5,10 +5,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import jax
 from tqdm import tqdm
 
 from spo_jax.checkpoint import Checkpointer
 from spo_jax.core.errors import Preempted, UserError
+from spo_jax.core.typing import Key
 from spo_jax.metrics import MetricsWriter
 from spo_jax.parallel.preemption import PreemptionNotice
 
@@ -70,6 +72,12 @@ class Telling:
     shown: Callable[[Row], dict[str, str]]
     watched: Sequence[str]
     hint: str
+
+
+def run_keys(seed: int) -> tuple[Key, Key]:
+    """For the weights that a run starts from and does not read, and for its batches."""
+    key = jax.random.key(seed)
+    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
 def run(

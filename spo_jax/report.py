@@ -222,8 +222,13 @@ def _chart(lines: Mapping[str, tuple[list, list]]) -> bytes:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    return as_svg(figure)
+
+
+def as_svg(figure: Figure) -> bytes:
+    """Equal figures give equal bytes."""
     stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "spo_jax"}):  # equal curves give equal bytes
+    with matplotlib.rc_context({"svg.hashsalt": "spo_jax"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from absl import logging
 
@@ -16,6 +16,7 @@ from spo_jax.metrics import FILE_NAME as METRICS
 from spo_jax.metrics import read_metrics
 
 CHECKPOINTS = "checkpoints"
+State = TypeVar("State")
 
 
 @runtime_checkable
@@ -80,6 +81,23 @@ def run_meta(settings: RunSettings, data: Sequence[str]) -> dict[str, Any]:
     """What every checkpoint holds beside its state: the resolved config, and a digest of the data (of the prompts)."""
     digest = hashlib.sha256(json.dumps(list(data)).encode()).hexdigest()
     return {"settings": dataclasses.asdict(settings), "prompts": digest}
+
+
+def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, State]:
+    """How many batches are done, and the state after them, from the last whole checkpoint.
+
+    Args:
+      state: arrays or shapes of the same tree, lying where it is wanted.
+      total: how many are asked for.
+
+    Raises:
+      UserError: more is done than is asked for; as `Checkpointer.restore_latest`.
+    """
+    done, state, _ = checkpointer.restore_latest(state)
+    if done > total:
+        raise UserError(f"--resume: {checkpointer.folder / str(done)} is past the {total} batches that are asked for")
+    logging.info("resuming after batch %d", done)
+    return done, state
 
 
 def _latest_step(folder: Path) -> int | None:

@@ -16,9 +16,7 @@ from jax.sharding import Mesh
 
 from spo_jax import loop
 from spo_jax.checkpoint import Checkpointer
-from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, write_atomic, write_json
-from spo_jax.core.typing import Key
 from spo_jax.data.loading import LoadedBatch, batches
 from spo_jax.data.preferences import Preferences, open_preferences
 from spo_jax.data.tokenizer import Tokenizer
@@ -28,14 +26,14 @@ from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.parts import local_positions
 from spo_jax.parallel.processes import is_writer
 from spo_jax.parallel.sharding import make, to_host
-from spo_jax.report import write_report
+from spo_jax.report import as_svg, write_report
 from spo_jax.rewards.paired import paired_scores
-from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, run_meta
+from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
 from spo_jax.spm.cache import latent_cache
 from spo_jax.spm.evaluate import Agreement, Evaluator, mean_and_error, summarised
 from spo_jax.spm.initial import Start
 from spo_jax.spm.model import write_spm
-from spo_jax.spm.plot import accuracy_figure, as_svg
+from spo_jax.spm.plot import accuracy_figure
 from spo_jax.spm.programs import Networks, Programs, compile_programs
 from spo_jax.spm.settings import SPMTrainSettings
 from spo_jax.spm.split import Split
@@ -92,7 +90,7 @@ class _Run:
     def __init__(self, settings: SPMTrainSettings, out: Path, mesh: Mesh, train: Preferences, held_out: Preferences):
         self.settings, self.out, self.mesh = settings, out, mesh
         pipeline = load_frozen_pipeline(settings, mesh)
-        init_key, self.train_key = make(lambda: _keys(settings.seed), mesh)
+        init_key, self.train_key = make(lambda: loop.run_keys(settings.seed), mesh)
         self.start = load_clip(settings, settings.init, init_key, mesh, random=settings.init_random)
         self.networks = Networks(pipeline, self.start.clip, settings, mesh)
         tokenizer = Tokenizer(self.start.tokenizer)
@@ -113,7 +111,9 @@ class _Run:
         state = fresh_state(settings, self.start, self.mesh)
         keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None}
         with Checkpointer(self.out / CHECKPOINTS, **keep) as checkpointer:
-            done, state = _restore(checkpointer, state, settings.num_steps) if resuming else (0, state)
+            done = 0
+            if resuming:
+                done, state = restore(checkpointer, state, settings.num_steps)
             with (
                 MetricsWriter(self.out, resume_step=done if resuming else None, active=is_writer()) as writer,
                 contextlib.closing(self._loaded(done)) as loaded,
@@ -261,15 +261,6 @@ def _read_agreement(out: Path, told: str) -> dict | None:
         return {int(t): arrays[t] for t in arrays.files if t != "told"}
 
 
-def _restore(checkpointer: Checkpointer, state: SPMState, total: int) -> tuple[int, SPMState]:
-    """Number of steps done and state, from the last whole checkpoint."""
-    done, state, _ = checkpointer.restore_latest(state)
-    if done > total:
-        raise UserError(f"--resume: {checkpointer.folder / str(done)} is past the {total} steps that are asked for")
-    logging.info("resuming after step %d", done)
-    return done, state
-
-
 def fresh_state(settings: SPMTrainSettings, start: Start, mesh: Mesh) -> SPMState:
     """The state before the first step, cut over the mesh; the weights of ``start`` are used up."""
     optimiser = make_optimiser(settings)
@@ -278,9 +269,3 @@ def fresh_state(settings: SPMTrainSettings, start: Start, mesh: Mesh) -> SPMStat
         lambda params: init_state(params, optimiser), out_shardings=state_shardings(shapes, mesh), donate_argnums=0
     )
     return make_state(start.params)
-
-
-def _keys(seed: int) -> tuple[Key, Key]:
-    """For the weights that the start does not hold, and for the steps."""
-    key = jax.random.key(seed)
-    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)

@@ -10,20 +10,19 @@ from absl import logging
 from jax.sharding import Mesh
 
 from spo_jax.checkpoint import Checkpointer
-from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_json
 from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Key
 from spo_jax.data.prompts import load_prompts
 from spo_jax.evaluation import Evaluation, versions
-from spo_jax.loop import Outlets
+from spo_jax.loop import Outlets, run_keys
 from spo_jax.metrics import MetricsWriter
 from spo_jax.models.lora import init_lora
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.processes import is_writer
 from spo_jax.parallel.sharding import make
 from spo_jax.pipeline.build import load_pipeline
-from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, run_meta
+from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
 from spo_jax.spm.model import load_spm, read_config, resolve_model
 from spo_jax.spo.batch import batch_rows, run_batches
 from spo_jax.spo.programs import Networks, compile_programs
@@ -61,7 +60,7 @@ def _train(
     begin: float,
 ) -> dict:  # fmt: skip
     networks = load_networks(settings, mesh)
-    init_key, train_key = make(lambda: _keys(settings.seed), mesh)
+    init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = fresh_state(settings, networks, init_key)
 
     evaluation = Evaluation(networks, settings, eval_prompts, out)
@@ -73,7 +72,9 @@ def _train(
     logging.info("compiled in %.1f s", programs.compile_seconds)
     log = settings.log
     with Checkpointer(out / CHECKPOINTS, keep=log.keep_checkpoints, keep_every=log.keep_every or None) as checkpointer:
-        start, state = _restore(checkpointer, state, settings.total_batches(len(prompts))) if resuming else (0, state)
+        start, total = 0, settings.total_batches(len(prompts))
+        if resuming:
+            start, state = restore(checkpointer, state, total)
         with MetricsWriter(out, resume_step=start if resuming else None, active=is_writer()) as writer:
             draw = evaluation.grid_writer(writer)
             look = lambda batch, state: draw(batch, state.lora)  # noqa: E731
@@ -99,15 +100,6 @@ def _train(
     return summary
 
 
-def _restore(checkpointer: Checkpointer, state: TrainState, total: int) -> tuple[int, TrainState]:
-    """Number of batches done and state, from the last whole checkpoint."""
-    done, state, _ = checkpointer.restore_latest(state)
-    if done > total:
-        raise UserError(f"--resume: {checkpointer.folder / str(done)} is past the {total} batches that are asked for")
-    logging.info("resuming after batch %d", done)
-    return done, state
-
-
 def load_networks(settings: TrainSettings, mesh: Mesh) -> Networks:
     """Pipeline and preference model of a run, their weights on the mesh."""
     logging.info("reading %s and %s", settings.model, settings.spm.model)
@@ -126,12 +118,6 @@ def fresh_state(settings: TrainSettings, networks: Networks, key: Key) -> TrainS
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), networks.pipeline.params["unet"])
     optimiser = make_optimiser(settings.spo)
     return make(lambda key: init_state(init_lora(key, shapes, settings.lora.rank), optimiser), networks.mesh, key)
-
-
-def _keys(seed: int) -> tuple[Key, Key]:
-    """For the adapter's first weights, and for the batches."""
-    key = jax.random.key(seed)
-    return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
 
 def _print_scores(summary: dict, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Values of JSON files, held to the types of dataclass fields."""
+"""Values of fields: JSON's held to the types of dataclasses, and what several configs have alike."""
 
 import types
 from typing import Any, get_args, get_origin
@@ -38,3 +38,10 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         return isinstance(value, int | kind) and not isinstance(value, bool)
     return isinstance(value, kind)
+
+
+def check_seed(field: str, value: int) -> None:
+    """Raises a `UserError` unless the config field holds one: jax keeps the lower 32 bits, larger ones would be other
+    seeds' twins."""
+    if not 0 <= value < 2**32:
+        raise UserError(f"config field {field} = {value}: expected 0 to 4294967295")

@@ -70,6 +70,18 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
+def shapes_of(tree: PyTree, sharding: NamedSharding | None = None) -> PyTree:
+    """Shapes of arrays (or of shapes), with the sharding given or, on a mesh, their own."""
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        own = getattr(x, "sharding", None)
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding or (own if isinstance(own, NamedSharding) else None)
+        )
+
+    return jax.tree.map(shape, tree)
+
+
 def make(function: Callable[..., PyTree], mesh: Mesh, *arguments: Any) -> PyTree:
     """What ``function`` computes, whole on every device of the mesh; all processes call it alike."""
     return jax.jit(function, out_shardings=replicated(mesh))(*arguments)

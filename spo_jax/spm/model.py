@@ -60,8 +60,17 @@ def load_spm(
     config, where = read_config(path)
     check_kind(path, config, judges)
     clip = CLIPModel(CLIPConfig.from_dict(config, where, time_conditioned=True), dtype=dtype)
-    params = place_weights(clip_weights.load_clip(path, clip_shapes(clip), dtype=dtype), mesh, title=str(model))
-    return SPM(clip, params, Tokenizer(tokenizer_folder(path, tokenizer)))
+    return read_model(path, clip, mesh, str(model), tokenizer_folder(path, tokenizer))
+
+
+def read_model(path: Path, clip: CLIPModel, mesh: Mesh | None, title: str, tokenizer: Path) -> SPM:
+    """The weights of ``clip``, in its dtype, from a folder or file onto the mesh; ``title`` names them in the log.
+
+    Raises:
+      UserError: weights or tokenizer are missing or do not fit.
+    """
+    weights = clip_weights.load_clip(path, clip_shapes(clip), dtype=clip.dtype)
+    return SPM(clip, place_weights(weights, mesh, title=title), Tokenizer(tokenizer))
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], str]:

@@ -1,14 +1,13 @@
 """Accuracy against timestep, for people."""
 
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from spo_jax.core.files import write_atomic
+from spo_jax.report import as_svg
 from spo_jax.spm.evaluate import Agreement, mean_and_error
 
 
@@ -29,14 +28,6 @@ def accuracy_figure(lines: Mapping[str, Agreement]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     return figure
-
-
-def as_svg(figure: Figure) -> bytes:
-    """Equal figures give equal bytes."""
-    stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "spo_jax"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
 
 
 def write_figure(path: str | os.PathLike, figure: Figure) -> None:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
+from jax.stages import Lowered
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Key, Params, UInt8
@@ -20,7 +21,7 @@ from spo_jax.diffusion.schedule import Schedule, make_schedule
 from spo_jax.models.clip import CLIPModel
 from spo_jax.parallel.mesh import gathered, replicated, spread
 from spo_jax.parallel.parts import join_parts
-from spo_jax.parallel.sharding import place
+from spo_jax.parallel.sharding import place, shapes_of
 from spo_jax.pipeline.build import Pipeline, encode_text
 from spo_jax.pipeline.functions import Conditioning, Guidance, SizeConditions, bind_denoise, decode
 from spo_jax.spm.cache import encode_pairs, model_range
@@ -219,21 +220,20 @@ def compile_programs(networks: Networks, state: SPMState, frozen: Frozen, rows: 
       state, frozen, rows: arrays, or shapes with shardings; on a mesh the program expects them where they lie here,
         and the state comes back where it lay.
     """
-    start, mesh = time.perf_counter(), networks.mesh
-    key, out = jax.random.key(0), None
-    shapes = _shapes((state, frozen, rows, key))
-    if mesh:
-        shapes = (*shapes[:3], jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh)))
-        out = (state_shardings(shapes[0], mesh), replicated(mesh))
-    compiled = jax.jit(networks.step, donate_argnums=0, out_shardings=out).lower(*shapes).compile()
+    start = time.perf_counter()
+    compiled = lower(networks, step_arguments(networks, state, frozen, rows)).compile()
     return Programs(compiled, time.perf_counter() - start)
 
 
-def _shapes(tree: Any) -> Any:
-    """Shapes of arrays, with their shardings on a mesh."""
+def step_arguments(networks: Networks, state: SPMState, frozen: Frozen, rows: Rows) -> tuple[Any, ...]:
+    """The shapes of all that `Networks.step` takes."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return *shapes_of((state, frozen, rows)), shapes_of(key, replicated(networks.mesh) if networks.mesh else None)
 
-    def shape(x: Any) -> jax.ShapeDtypeStruct:
-        own = getattr(x, "sharding", None)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=own if isinstance(own, NamedSharding) else None)
 
-    return jax.tree.map(shape, tree)
+def lower(networks: Networks, arguments: tuple[Any, ...], keep_unused: bool = False) -> Lowered:
+    """The training step for `step_arguments`, not compiled yet; the state is donated and comes back where it lay."""
+    mesh, out = networks.mesh, None
+    if mesh:
+        out = (state_shardings(arguments[0], mesh), replicated(mesh))
+    return jax.jit(networks.step, donate_argnums=0, out_shardings=out, keep_unused=keep_unused).lower(*arguments)

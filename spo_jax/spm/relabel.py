@@ -22,17 +22,14 @@ from spo_jax.core.files import read_json_object
 from spo_jax.core.typing import Array, DType, Float, Int, Params, UInt8
 from spo_jax.data.array_file import ArrayFile
 from spo_jax.data.loading import LoadedBatch, PicturePairs
-from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.models.clip import CLIPModel
 from spo_jax.models.config import CLIPConfig
 from spo_jax.parallel.mesh import gathered, spread
 from spo_jax.parallel.parts import join_parts
-from spo_jax.parallel.sharding import place_weights
-from spo_jax.spm.model import SPM, clip_shapes, tokenizer_folder
+from spo_jax.spm.model import SPM, read_model, tokenizer_folder
 from spo_jax.spm.passes import fill
 from spo_jax.spm.score import normalise, text_features, unit_norm
 from spo_jax.weights import hub
-from spo_jax.weights.clip import load_clip
 from spo_jax.weights.digest import weights_digest
 
 FILE = "scores.npy"
@@ -71,9 +68,7 @@ def load_judge(
     path = hub.resolve(model)
     where = path / "config.json"
     clip = CLIPModel(CLIPConfig.from_dict(read_json_object(where), str(where)), dtype=dtype)
-    params = place_weights(load_clip(path, clip_shapes(clip), dtype=dtype), mesh, title=str(model))
-    words = tokenizer_folder(path, tokenizer, "--config.relabel.tokenizer")
-    return SPM(clip, params, Tokenizer(words))
+    return read_model(path, clip, mesh, str(model), tokenizer_folder(path, tokenizer, "--config.relabel.tokenizer"))
 
 
 def new_labels(scores: Float[np.ndarray, "n 2"], margin: float = MARGIN) -> Float[np.ndarray, "n 2"]:

@@ -5,6 +5,7 @@ import math
 from typing import Any, ClassVar
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.fields import check_seed
 from spo_jax.loop import SaveSettings
 from spo_jax.parallel.mesh import MeshSettings
 
@@ -19,11 +20,6 @@ def _check_numbers(settings: Any, group: str, **least: float | int) -> None:
     for field, bound in least.items():
         value = getattr(settings, field)
         _require(math.isfinite(value) and value >= bound, f"{group}{field}", value, f"{bound:g} or more, and finite")
-
-
-def _check_seed(field: str, value: int) -> None:
-    # jax keeps the lower 32 bits: larger ones would be other seeds' twins
-    _require(0 <= value < 2**32, field, value, "0 to 4294967295")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +81,7 @@ class SPMEvalSettings:
         once = known and len(set(self.timesteps)) == len(self.timesteps)
         _require(bool(once), "eval.timesteps", self.timesteps, "whole numbers from 0 on, none of them twice")
         _check_numbers(self, "eval.", pairs=0, batch=1)
-        _check_seed("eval.seed", self.seed)
+        check_seed("eval.seed", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +176,6 @@ class SPMTrainSettings:
         _require(math.isfinite(self.guidance_scale), "guidance_scale", self.guidance_scale, "a finite number")
         expected = f"less than num_steps = {self.num_steps}"
         _require(self.warmup_steps < self.num_steps, "warmup_steps", self.warmup_steps, expected)
-        _check_seed("seed", self.seed)
+        check_seed("seed", self.seed)
         expected = "False, for the latents of mirrored pictures are not in the cache of config field cache_latents"
         _require(not (self.flip and self.cache_latents), "flip", self.flip, expected)

@@ -11,24 +11,16 @@ from spo_jax.data.loading import LoadedBatch
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.pipeline.build import Pipeline
 from spo_jax.spm.programs import Rows
+from spo_jax.spm.relabel import CaptionedPairs
 
 
 @runtime_checkable
-class LabelledPairs(Protocol):
+class LabelledPairs(CaptionedPairs, Protocol):
     """What training has to know of a prepared split: `spo_jax.data.preferences.Preferences`."""
 
-    prompts: tuple[str, ...]
-    prompt: Int[np.ndarray, " n"]
     labels: Float[np.ndarray, "n 2"]
     count: Int[np.ndarray, " n"]
     has_label: Bool[np.ndarray, " n"]
-    digest: str
-
-    def __len__(self) -> int:
-        """The number of pairs."""
-
-    def images(self, row: int) -> tuple[bytes, bytes]:
-        """Both pictures of a pair as they are stored, encoded."""
 
 
 @dataclasses.dataclass(frozen=True)

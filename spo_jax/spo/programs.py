@@ -4,12 +4,12 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from spo_jax.core.batching import in_chunks
 from spo_jax.core.errors import UserError
@@ -20,7 +20,7 @@ from spo_jax.models.lora import merge
 from spo_jax.models.tiny_vae import AutoencoderTiny
 from spo_jax.models.vae import AutoencoderKL
 from spo_jax.parallel.mesh import gathered, over_batch, platform_in_context, replicated
-from spo_jax.parallel.sharding import place
+from spo_jax.parallel.sharding import place, shapes_of
 from spo_jax.pipeline.build import TEXT_CHUNK, Pipeline, load_tiny_vae
 from spo_jax.pipeline.functions import Conditioning, Guidance, bind_denoise, decode, denoise
 from spo_jax.spm.model import SPM
@@ -170,25 +170,13 @@ def compile_programs(networks: Networks, state: TrainState, frozen: Frozen, inpu
     key, everywhere = jax.random.key(0), None
     if mesh:
         everywhere = replicated(mesh)
-        key, inputs = _shapes(key, everywhere), _shapes(inputs, over_batch(mesh))
-    state, frozen, inputs, key = _shapes((state, frozen, inputs, key))
+        key, inputs = shapes_of(key, everywhere), shapes_of(inputs, over_batch(mesh))
+    state, frozen, inputs, key = shapes_of((state, frozen, inputs, key))
     # What comes back (pairs, metrics, the state) is whole on every device.
     collect_program = jax.jit(networks.collect, out_shardings=everywhere).lower(state.lora, frozen, inputs, key)
-    pairs = _shapes(collect_program.out_info[0], everywhere)
+    pairs = shapes_of(collect_program.out_info[0], everywhere)
     update_program = jax.jit(networks.update, donate_argnums=0, out_shardings=everywhere).lower(
         state, frozen, inputs, pairs, key
     )
     compiled = collect_program.compile(), update_program.compile()
     return Programs(*compiled, networks.feed, time.perf_counter() - start)
-
-
-def _shapes(tree: Any, sharding: NamedSharding | None = None) -> Any:
-    """Shapes of arrays, with the sharding given or, on a mesh, their own."""
-
-    def shape(x: Any) -> jax.ShapeDtypeStruct:
-        own = getattr(x, "sharding", None)
-        return jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=sharding or (own if isinstance(own, NamedSharding) else None)
-        )
-
-    return jax.tree.map(shape, tree)

@@ -5,6 +5,7 @@ import math
 from typing import ClassVar
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.fields import check_seed
 from spo_jax.core.typing import Params
 from spo_jax.loop import SaveSettings
 from spo_jax.parallel.mesh import MeshSettings
@@ -17,11 +18,6 @@ from spo_jax.weights.lora import LoRA
 def _check_finite(field: str, value: float) -> None:
     if not math.isfinite(value):
         raise UserError(f"config field {field} = {value}: expected a finite number")
-
-
-def _check_seed(field: str, value: int) -> None:
-    if not 0 <= value < 2**32:  # jax keeps the lower 32 bits: larger ones would be other seeds' twins
-        raise UserError(f"config field {field} = {value}: expected 0 to 4294967295")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +107,7 @@ class EvalSettings:
         if self.reward not in ("scenes", "spm"):
             raise UserError(f"config field eval.reward = {self.reward!r}: expected 'scenes' or 'spm'")
         _check_finite("eval.guidance_scale", self.guidance_scale)
-        _check_seed("eval.seed", self.seed)
+        check_seed("eval.seed", self.seed)
         for field in ("pictures", "batch", "steps"):
             if getattr(self, field) < 1:
                 raise UserError(f"config field eval.{field} = {getattr(self, field)}: expected 1 or more")
@@ -162,7 +158,7 @@ class TrainSettings:
     def __post_init__(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"config field dtype = {self.dtype!r}: expected 'float32' or 'bfloat16'")
-        _check_seed("seed", self.seed)
+        check_seed("seed", self.seed)
         for field, least in (("prompts_per_batch", 1), ("num_epochs", 1), ("max_batches", 0)):
             if getattr(self, field) < least:
                 raise UserError(f"config field {field} = {getattr(self, field)}: expected {least} or more")

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from spo_jax.data.pick_a_pic import PickAPic
+from spo_jax.data.writing import prepare_split, preparing
+
 
 def encode(shade: int = 100, form: str = "jpeg", size: tuple[int, int] = (12, 10), mode: str = "RGB") -> bytes:
     """A plain picture, encoded; noise would only make it longer."""
@@ -59,3 +62,30 @@ def write_parquet() -> Callable[[Path, list[dict[str, Any]]], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def make_source(tmp_path, write_parquet):
+    """Rows of the split ``train`` as a source."""
+
+    def make(rows):
+        write_parquet(tmp_path / "source" / "train.parquet", rows)
+        return PickAPic(tmp_path / "source")
+
+    return make
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Prepares ``train`` into a folder that `data_dir` names, two rows a shard."""
+
+    def run(source, **options):
+        with preparing(tmp_path / "out"):
+            return prepare_split(source, "train", tmp_path / "out", **{"shard": 2} | options)
+
+    return run
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "out"

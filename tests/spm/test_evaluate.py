@@ -9,8 +9,9 @@ from spo_jax.core.errors import UserError
 from spo_jax.data.loading import LoadedBatch
 from spo_jax.data.pictures import decode
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
+from spo_jax.report import as_svg
 from spo_jax.spm.evaluate import Evaluator, agreement, mean_and_error, summarised
-from spo_jax.spm.plot import accuracy_figure, as_svg, write_figure
+from spo_jax.spm.plot import accuracy_figure, write_figure
 from spo_jax.spm.programs import Networks
 from spo_jax.spm.settings import SPMEvalSettings, SPMTrainSettings
 from spo_jax.spm.split import Split
