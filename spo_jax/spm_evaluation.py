@@ -73,7 +73,7 @@ def relabelled(
     ]
 
 
-def evaluate_spm(settings: SPMTrainSettings, spm: str, out: str | os.PathLike, plain: str = "") -> dict:
+def evaluate_spm(settings: SPMTrainSettings, spm: str, out: str | os.PathLike, plain: str = "") -> dict[str, Agreement]:
     """Measures a preference model on the settings' evaluation pairs; ``accuracy.json``, ``.svg``, ``.png`` in ``out``.
 
     Args:
@@ -81,7 +81,7 @@ def evaluate_spm(settings: SPMTrainSettings, spm: str, out: str | os.PathLike, p
       plain: of a plain CLIP, measured on the same pictures; empty is none.
 
     Returns:
-      The content of ``accuracy.json``: line to timestep to accuracy, its standard error and the number of pairs.
+      Line of the plot to timestep to what each pair counts.
 
     Raises:
       UserError: a setting, file or folder that does not work.
@@ -112,17 +112,16 @@ def evaluate_spm(settings: SPMTrainSettings, spm: str, out: str | os.PathLike, p
             measured[line] = Evaluator(networks, networks.frozen(), split, mesh).measure(start.params)
     if is_writer():
         write_accuracy(out, measured)
-    return accuracies(measured)
-
-
-def accuracies(measured: Mapping[str, Agreement]) -> dict:
-    """For JSON: line to timestep to numbers; chance is a half, ties counting so."""
-    return {line: summarised(agreement) for line, agreement in measured.items()} | {"chance": 0.5}
+    return measured
 
 
 def write_accuracy(folder: Path, measured: Mapping[str, Agreement]) -> None:
-    """``accuracy.json``, ``accuracy.svg`` and ``accuracy.png``, and the numbers on the screen."""
-    write_json(folder / "accuracy.json", accuracies(measured))
+    """``accuracy.json``, ``accuracy.svg`` and ``accuracy.png``, and the numbers on the screen.
+
+    JSON: line to timestep to accuracy, its standard error and the number of pairs; chance is a half, ties counting so.
+    """
+    lines = {line: summarised(agreement) for line, agreement in measured.items()}
+    write_json(folder / "accuracy.json", lines | {"chance": 0.5})
     write_figure(folder / "accuracy", accuracy_figure(measured))
     for line, agreement in measured.items():
         print(f"\n{line}:")

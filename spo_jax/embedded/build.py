@@ -1,20 +1,21 @@
 """Makes the shipped assets: ``python -m spo_jax.embedded.build --work-dir=build/assets``.
 
-Autoencoder, then diffusion model, then preference model, each kept in ``--work-dir`` so that an interrupted build
-goes on where it was; then both folders are written to ``--out``. Fixed seeds. About 24 + 41 + 62 minutes on two
-cores that had other work to do.
+Autoencoder, then diffusion model, each kept in ``--work-dir`` so that an interrupted build goes on where it was; their
+folder is written to ``--out``. Then the preference model, by what a user has for that (`spo_jax.prepare`,
+`spo_jax.train_spm` with ``--config``), its run kept likewise. Fixed seeds.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from spo_jax.core.cli import run_command
-from spo_jax.core.files import read_json, write_json
+from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.files import read_json, write_atomic, write_json
+from spo_jax.core.settings import from_config
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Params
 from spo_jax.data import scenes
@@ -22,8 +23,8 @@ from spo_jax.data.scene_tokenizer import END, MAX_LENGTH, vocabulary, write_scen
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.embedded import autoencoder, base, preference
 from spo_jax.models.config import VAEConfig
-from spo_jax.pipeline.build import ASSETS, load_pipeline
-from spo_jax.spm.model import write_spm
+from spo_jax.pipeline.build import ASSETS
+from spo_jax.spm.settings import SPMTrainSettings
 from spo_jax.weights.clip import text_state
 from spo_jax.weights.diffusers import write_component
 from spo_jax.weights.rules import to_state
@@ -34,24 +35,25 @@ def run() -> None:
     """The command."""
     work = flags.DEFINE_string("work-dir", "build/assets", "Folder for the finished stages.")
     out = flags.DEFINE_string("out", str(ASSETS), "Folder for the assets, read by the package.")
+    config = define_config("configs/spm_tiny.py")
 
     def main(_) -> None:
-        build(Path(work.value), Path(out.value))
+        build(Path(work.value), Path(out.value), from_config(SPMTrainSettings, config.value))
 
     run_command(main)
 
 
-def build(work: Path, out: Path) -> None:
-    """Runs the stages that ``work`` does not hold yet and writes the assets."""
+def build(work: Path, out: Path, settings: SPMTrainSettings) -> None:
+    """Runs the stages that ``work`` does not hold yet and writes the assets; ``settings`` of the preference model."""
     vae_config, vae = _autoencoder(work)
     text = base.text_config(len(vocabulary()[0]), MAX_LENGTH, vocabulary()[0][END])
     trained = _stage(work / "base.safetensors", lambda: _train_base(work, vae_config, vae, text))
     _write_pipeline(out / "pipeline", vae_config, vae, text, trained)
-    pipeline = load_pipeline(out / "pipeline")
     clip = preference.clip_config(text.vocab_size, text.max_position_embeddings, text.eos_token_id)
-    spm = _stage(work / "spm.safetensors", lambda: preference.train_preference_model(pipeline, clip))
-    write_spm(out / "spm", clip, spm, dtype=jnp.float16, trained_on=pipeline.kind)
-    write_scene_tokenizer(out / "spm" / "tokenizer")
+    settings = dataclasses.replace(settings, model=str(out / "pipeline"))
+    spm = preference.train_preference_model(settings, clip, work)
+    copy = lambda source, target: write_atomic(Path(target), lambda path: shutil.copyfile(source, path))  # noqa: E731
+    shutil.copytree(spm, out / "spm", dirs_exist_ok=True, copy_function=copy)
 
 
 def _stage(path: Path, train) -> Params:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -24,15 +23,14 @@ from spo_jax.core.files import write_json
 from spo_jax.core.settings import from_config
 from spo_jax.core.typing import Float
 from spo_jax.data import scenes
-from spo_jax.data.scene_pairs import draw_pairs
 from spo_jax.diffusion.schedule import make_schedule
-from spo_jax.embedded.preference import noised, to_batch
 from spo_jax.pipeline.build import load_pipeline
 from spo_jax.pipeline.sample import Sampler, initial_latents
-from spo_jax.rewards.scenes import aesthetic, measure
+from spo_jax.preparing import prepare, scenes_source
+from spo_jax.rewards.scenes import measure
 from spo_jax.run_folder import Resume
-from spo_jax.spm.model import load_spm
-from spo_jax.spm.train import pair_accuracy, pair_scores
+from spo_jax.spm.settings import SPMEvalSettings, SPMTrainSettings
+from spo_jax.spm_evaluation import SPM_LINE, evaluate_spm
 from spo_jax.spo.settings import TrainSettings
 from spo_jax.training import train
 
@@ -116,22 +114,16 @@ def base(settings: TrainSettings, count: int, out: Path) -> list[Line]:
 def spm(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     """Held-out preference pairs at the reported timesteps and at all that the config judges."""
     del out
-    pipeline, model = load_pipeline(settings.model), load_spm(settings.spm.model)
-    preferences = draw_pairs(5678, count, scenes.HELD_OUT_PROMPTS, aesthetic)
-    ids = model.tokenizer(preferences.prompts)
-    schedule = make_schedule(pipeline.scheduler, settings.spo.num_steps)
+    schedule = make_schedule(load_pipeline(settings.model).scheduler, settings.spo.num_steps)
     judged = {0, *schedule.timesteps[settings.spo.divert_start_step :].tolist()}
-    score = jax.jit(lambda batch: pair_scores(model.clip, model.params, batch))
-    lines = []
-    for t in sorted(judged.union(REPORTED_TIMESTEPS)):
-        timesteps = np.full(count, t, np.int32)
-        images = noised(pipeline, preferences, timesteps, seed=t)
-        right, decided = pair_accuracy(
-            score(to_batch(images, timesteps, ids, preferences.labels)), jnp.asarray(preferences.labels)
-        )
-        gate = 0.85 if t == 0 else 0.6 if t in judged else None
-        lines.append(_line(f"pair accuracy at t = {t}", np.asarray(right)[np.asarray(decided) > 0], gate))
-    return lines
+    pairs = out / f"pairs-{count}"
+    prepare(scenes_source(count, count, seed=5678), pairs, [SPMTrainSettings.eval_split])
+    evaluation = SPMEvalSettings(tuple(sorted(judged.union(REPORTED_TIMESTEPS))), batch=50)
+    spm_settings = SPMTrainSettings(model=settings.model, data_dir=str(pairs), chunk=50, eval=evaluation)
+    measured = evaluate_spm(spm_settings, settings.spm.model, out / "spm")[SPM_LINE]
+    gates = {t: 0.85 if t == 0 else 0.6 for t in judged}
+    # Without ties, which the ground truth does not order either; each of them counts a half.
+    return [_line(f"pair accuracy at t = {t}", x[x != 0.5], gates.get(t)) for t, x in measured.items()]
 
 
 def spo(settings: TrainSettings, count: int, out: Path) -> list[Line]:

@@ -54,14 +54,6 @@ def training_pixels(images: Float[Array, "b h w 3"], side: int) -> Float[Array, 
     return normalise(jnp.clip(resize_bicubic(unit, (side, side)), 0, 1))
 
 
-def noised_predictions(
-    key: Key, schedule: Schedule, denoise, decode, latents: Float[Array, "n 2 h w c"], t: Int[Array, " n"]
-) -> Float[Array, "n 2 H W 3"]:
-    """`predictions` with a noise drawn from ``key`` for each pair."""
-    noise = jax.random.normal(key, latents[:, 0].shape)
-    return predictions(noise, schedule, denoise, decode, latents, t)
-
-
 def predictions(
     noise: Float[Array, "n h w c"],
     schedule: Schedule,

@@ -114,21 +114,25 @@ def write_spm(
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(params) if np.ndim(x))
     if largest > float(jnp.finfo(dtype).max):
         raise UserError(f"{folder}: a weight of {largest:g} does not fit {np.dtype(dtype)}; write float32")
-    tower = lambda config, kind: dataclasses.asdict(config) | {"model_type": kind}  # noqa: E731
-    content = {
-        "architectures": ["HFTimeConditionedCLIPModel"],
-        "model_type": "clip",
-        "projection_dim": config.projection_dim,
-        "text_config": tower(config.text, "clip_text_model"),
-        "vision_config": tower(config.vision, "clip_vision_model"),
-        **({TRAINED_ON: trained_on} if trained_on else {}),
-    }
+    content = config_fields(config) | ({TRAINED_ON: trained_on} if trained_on else {})
     # The authors' class holds the network as `self.model`.
     state = {f"model.{name}": value for name, value in to_state(params, np.dtype(dtype)).items()}
     write_component(folder, content, state, kind="transformers")
     for name in _TOKENIZER_FILES if tokenizer is not None else ():
         if (source := tokenizer / name).is_file():
             write_atomic(Path(folder) / "tokenizer" / name, lambda path, source=source: shutil.copyfile(source, path))
+
+
+def config_fields(config: CLIPConfig) -> dict[str, Any]:
+    """What ``config.json`` of a preference model says, as `CLIPConfig.from_dict` reads it."""
+    tower = lambda config, kind: dataclasses.asdict(config) | {"model_type": kind}  # noqa: E731
+    return {
+        "architectures": ["HFTimeConditionedCLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.projection_dim,
+        "text_config": tower(config.text, "clip_text_model"),
+        "vision_config": tower(config.vision, "clip_vision_model"),
+    }
 
 
 # Field of config.json: the kind of pipeline that made the pictures which a model was trained on. Shapes cannot tell.

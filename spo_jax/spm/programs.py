@@ -26,8 +26,8 @@ from spo_jax.pipeline.build import Pipeline, encode_text
 from spo_jax.pipeline.functions import Conditioning, Guidance, SizeConditions, bind_denoise, decode
 from spo_jax.spm.cache import encode_pairs, model_range
 from spo_jax.spm.inputs import Draws, draw, predictions, training_pixels
+from spo_jax.spm.pairs import PairBatch, pair_scores
 from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spm.train import PairBatch, pair_scores
 from spo_jax.spm.update import SPMState, apply_gradients, chunk_size, cut, gradients, joined, state_shardings
 
 

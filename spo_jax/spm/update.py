@@ -14,9 +14,8 @@ from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.models.clip import CLIPModel
 from spo_jax.parallel.mesh import devices_in_context, spread
 from spo_jax.parallel.sharding import shardings
-from spo_jax.spm.loss import pair_losses
+from spo_jax.spm.pairs import PairBatch, pair_accuracy, pair_losses, pair_scores
 from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spm.train import PairBatch, pair_accuracy, pair_scores
 
 # Accuracies are told apart by timestep in so many equal ranges: at high noise there is less to be right about.
 BINS = 5

@@ -1,7 +1,9 @@
 """One run of the training command, and the means to give commands as a user does."""
 
 import dataclasses
+import functools
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +36,25 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
+@pytest.fixture
+def in_processes(tmp_path) -> Callable[..., None]:
+    """Runs ``python -m spo_jax.NAME ARGUMENTS`` in several processes over loopback, a device each; all succeed."""
+    # Not the tests' programs: those are for as many devices as they have.
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run(count: int, name: str, *arguments: Any) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            together = [f"--coordinator-address=127.0.0.1:{free.getsockname()[1]}", f"--num-processes={count}"]
+        line = [sys.executable, "-m", f"spo_jax.{name}", *map(str, arguments)]
+        lines = [[*line, *together, f"--process-id={index}"] for index in range(count)] if count > 1 else [line]
+        start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        for process in [start(line) for line in lines]:
+            assert process.wait(timeout=600) == 0, process.stderr.read()[-4000:]
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def write_config(tmp_path_factory) -> Callable[[Any], Path]:
     """Writes settings as a user's config file."""
@@ -51,6 +72,37 @@ def write_config(tmp_path_factory) -> Callable[[Any], Path]:
 def config_file(tiny_settings, write_config) -> Path:
     """`tiny_settings` as a user's config file."""
     return write_config(tiny_settings)
+
+
+@pytest.fixture(scope="session")
+def spm_settings(tmp_path_factory) -> Any:
+    """A preference model's run of seconds on pairs of the embedded world: 10, so that batches of 4 cross epochs."""
+    from spo_jax import preparing
+    from spo_jax.parallel.mesh import MeshSettings
+    from spo_jax.spm.settings import LoadingSettings, SPMEvalSettings, SPMLogSettings, SPMTrainSettings
+
+    data = tmp_path_factory.mktemp("data")
+    preparing.prepare(preparing.scenes_source(10, 6, 0), data)
+    return SPMTrainSettings(
+        init_random=True,
+        data_dir=str(data),
+        batch_size=4,
+        chunk=4,
+        num_steps=5,
+        warmup_steps=1,
+        learning_rate=1e-2,
+        weight_decay=0.01,
+        mesh=MeshSettings(data=1),
+        loading=LoadingSettings(threads=1),
+        log=SPMLogSettings(checkpoint_every=3, eval_every=4),
+        eval=SPMEvalSettings(timesteps=(0, 501), batch=4),
+    )
+
+
+@pytest.fixture(scope="session")
+def spm_config_file(spm_settings, write_config) -> Path:
+    """`spm_settings` as a user's config file."""
+    return write_config(spm_settings)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,7 @@
 """The same run on one device and on eight, however they are laid out, and in two processes."""
 
 import dataclasses
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -29,7 +24,6 @@ from spo_jax.weights.diffusers import write_component
 from spo_jax.weights.rules import to_state
 from spo_jax.weights.store import read_file
 
-ROOT = Path(__file__).resolve().parents[2]
 LAYOUTS = {"data=8": MeshSettings(8, 1), "fsdp=8": MeshSettings(1, 8), "data=2, fsdp=4": MeshSettings(2, 4)}
 
 
@@ -129,25 +123,12 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two(settings, tmp_path):
     assert_same_adapter(*(read_file(tmp_path / name / "lora.safetensors") for name in ("both", "eight")))
 
 
-def test_two_processes_make_the_run_of_one(model, config_file, tmp_path):
+def test_two_processes_make_the_run_of_one(model, config_file, in_processes, tmp_path):
     """Over loopback, a device each; one writes."""
     flags = [f"--config={config_file}", f"--config.model={model}", "--config.mesh.data=-1", "--config.max_batches=2"]
     flags += ["--config.spo.learning_rate=1e-3"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-
-    def start(out, *more):
-        line = [sys.executable, "-m", "spo_jax.train", *flags, f"--out={tmp_path / out}", *more]
-        return subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-
-    together = [f"--coordinator-address={address}", "--num-processes=2"]
-    processes = [start("two", *together, f"--process-id={index}") for index in range(2)]
-    for process in processes:
-        assert process.wait(timeout=600) == 0, process.stderr.read()[-4000:]
-    one = start("one")
-    assert one.wait(timeout=600) == 0, one.stderr.read()[-4000:]
+    for count, name in ((2, "two"), (1, "one")):
+        in_processes(count, "train", *flags, f"--out={tmp_path / name}")
 
     assert_same_adapter(*(read_file(tmp_path / name / "lora.safetensors") for name in ("two", "one")))
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]

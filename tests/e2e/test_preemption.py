@@ -32,10 +32,12 @@ def started(config_file, tmp_path):
     }
     running = []
 
-    def start(out, *flags):
-        line = [sys.executable, "-m", "spo_jax.train", f"--config={config_file}", f"--out={out}"]
-        line += ["--config.log.checkpoint_every=1", "--config.log.sample_every=0", f"--config.max_batches={BATCHES}"]
-        line += ["--config.log.keep_checkpoints=2", "--config.spo.learning_rate=1e-3", *flags]
+    def start(out, *flags, name="train", config=config_file):
+        line = [sys.executable, "-m", f"spo_jax.{name}", f"--config={config}", f"--out={out}", *flags]
+        line += ["--config.log.checkpoint_every=1", "--config.log.keep_checkpoints=2"]
+        if name == "train":
+            length = [] if any("max_batches" in flag for flag in flags) else [f"--config.max_batches={BATCHES}"]
+            line += ["--config.log.sample_every=0", "--config.spo.learning_rate=1e-3", *length]
         log = tmp_path / f"log-{len(running)}"  # a pipe would be full before the run is over
         with log.open("w") as stderr:
             running.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=stderr))

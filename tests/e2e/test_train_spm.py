@@ -11,55 +11,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spo_jax import preparing, spm_training
+from spo_jax import spm_training
 from spo_jax.core.errors import UserError
 from spo_jax.metrics import read_metrics
-from spo_jax.parallel.mesh import MeshSettings
 from spo_jax.pipeline.build import ASSETS
 from spo_jax.run_folder import Resume
 from spo_jax.spm.model import load_spm
 from spo_jax.spm.score import score_images, text_features
-from spo_jax.spm.settings import LoadingSettings, RelabelSettings, SPMEvalSettings, SPMLogSettings, SPMTrainSettings
+from spo_jax.spm.settings import RelabelSettings, SPMLogSettings
 from spo_jax.weights.store import read_file, write_state
 
-STEPS = 5
+STEPS = 5  # of the config
 TIMING = ("seconds/", "pairs_per_second")
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    """A run of seconds on pairs of the embedded world; 10 of them, so that batches of 4 cross the end of an epoch."""
-    data = tmp_path_factory.mktemp("data")
-    preparing.prepare(preparing.scenes_source(10, 6, 0), data)
-    return SPMTrainSettings(
-        init_random=True,
-        data_dir=str(data),
-        batch_size=4,
-        chunk=4,
-        num_steps=STEPS,
-        warmup_steps=1,
-        learning_rate=1e-2,
-        weight_decay=0.01,
-        mesh=MeshSettings(data=1),
-        loading=LoadingSettings(threads=1),
-        log=SPMLogSettings(checkpoint_every=3, eval_every=4),
-        eval=SPMEvalSettings(timesteps=(0, 501), batch=4),
-    )
-
-
-@pytest.fixture(scope="module")
-def config_file(settings, tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "spm.py"
-    fields = dataclasses.asdict(settings)
-    path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({fields})\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def run_folder(command, config_file, tmp_path_factory):
+def run_folder(command, spm_config_file, tmp_path_factory):
     """What five steps of the command leave behind; tests only read it."""
     out = tmp_path_factory.mktemp("runs") / "spm"
-    process = command("train_spm", f"--config={config_file}", f"--out={out}")
+    process = command("train_spm", f"--config={spm_config_file}", f"--out={out}")
     assert process.returncode == 0, process.stderr[-4000:]
     (out / "stdout.txt").write_text(process.stdout)
     return out
@@ -113,14 +83,14 @@ def test_the_model_is_read_back_and_scores(run_folder):
     assert np.isfinite(early).all() and float(early[0]) != float(late[0])  # it has learnt that there is a timestep
 
 
-def test_killed_and_resumed_equals_uninterrupted(run_folder, settings, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(run_folder, spm_settings, tmp_path):
     """Bit for bit, in another process and in the middle of an epoch: weights, curves, accuracies.
 
     The run was killed after the row of its last step: its last whole checkpoint is that of step 3.
     """
     out = tmp_path / "run"
     shutil.copytree(run_folder, out, ignore=shutil.ignore_patterns(str(STEPS), "*.html", "summary.json", "spm"))
-    summary = spm_training.train_spm(settings, out, Resume(required=True))
+    summary = spm_training.train_spm(spm_settings, out, Resume(required=True))
     assert rows_of(out) == rows_of(run_folder)
     one, other = (read_file(folder / "spm" / "model.safetensors") for folder in (out, run_folder))
     assert one.keys() == other.keys()
@@ -137,8 +107,8 @@ def test_what_was_measured_before_on_other_noises_is_not_paired_with(run_folder)
     assert spm_training._read_agreement(run_folder, told.replace("1234", "5")) is None
 
 
-def test_what_changes_the_numbers_is_not_resumed_with(run_folder, settings):
-    changed = dataclasses.replace(settings, learning_rate=1.0, num_steps=9, chunk=2)
+def test_what_changes_the_numbers_is_not_resumed_with(run_folder, spm_settings):
+    changed = dataclasses.replace(spm_settings, learning_rate=1.0, num_steps=9, chunk=2)
     with pytest.raises(UserError) as caught:
         spm_training.train_spm(changed, run_folder, Resume(required=True))
     message = str(caught.value)
@@ -146,16 +116,30 @@ def test_what_changes_the_numbers_is_not_resumed_with(run_folder, settings):
     assert "chunk" not in message
 
 
-def test_a_split_that_is_not_there_is_named(settings, tmp_path):
+def test_a_split_that_is_not_there_is_named(spm_settings, tmp_path):
     with pytest.raises(UserError, match="no prepared split nothing"):
-        spm_training.train_spm(dataclasses.replace(settings, train_split="nothing"), tmp_path / "run")
+        spm_training.train_spm(dataclasses.replace(spm_settings, train_split="nothing"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-def test_cached_latents_and_new_labels_in_a_run(settings, tmp_path):
+def test_two_processes_make_the_run_of_one(spm_config_file, in_processes, tmp_path):
+    """A device each, weights cut over both; labels, latents and accuracies are made by both, and one writes."""
+    flags = [f"--config={spm_config_file}", "--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.num_steps=3"]
+    flags += ["--config.posterior=mean", f"--config.cache_latents={tmp_path / 'latents'}"]
+    for count, name in ((2, "two"), (1, "one")):
+        in_processes(count, "train_spm", *flags, f"--out={tmp_path / name}")
+    one, two = (read_file(tmp_path / name / "spm" / "model.safetensors") for name in ("one", "two"))
+    off = np.sqrt(sum(np.square(two[name] - one[name]).sum() for name in one))
+    assert off <= 1e-3 * np.sqrt(sum(np.square(x).sum() for x in one.values()))
+    for row, other in zip(*(rows_of(tmp_path / name) for name in ("one", "two")), strict=True):
+        assert row == pytest.approx(other, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_cached_latents_and_new_labels_in_a_run(spm_settings, tmp_path):
     """The posterior's mean from the disk trains to the very same weights; labels of a plain CLIP to others."""
-    mean = dataclasses.replace(settings, posterior="mean", num_steps=2, log=SPMLogSettings(0, eval_every=0))
+    mean = dataclasses.replace(spm_settings, posterior="mean", num_steps=2, log=SPMLogSettings(0, eval_every=0))
     cached = dataclasses.replace(mean, cache_latents=str(tmp_path / "latents"))
     plain = tmp_path / "plain"
     shutil.copytree(ASSETS / "spm", plain)
@@ -176,9 +160,9 @@ def test_cached_latents_and_new_labels_in_a_run(settings, tmp_path):
     assert sorted(path.name for path in (tmp_path / "judged" / "labels").iterdir()) == ["train", "validation_unique"]
 
 
-def test_the_measuring_command(command, config_file, run_folder, tmp_path):
+def test_the_measuring_command(command, spm_config_file, run_folder, tmp_path):
     out = tmp_path / "measured"
-    process = command("evaluate_spm", f"--config={config_file}", f"--spm={run_folder / 'spm'}", f"--out={out}")
+    process = command("evaluate_spm", f"--config={spm_config_file}", f"--spm={run_folder / 'spm'}", f"--out={out}")
     assert process.returncode == 0, process.stderr[-4000:]
     found = json.loads((out / "accuracy.json").read_text())
     trained = json.loads((run_folder / "accuracy.json").read_text())

@@ -13,7 +13,8 @@ import numpy as np
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.models.clip import CLIPModel
 from spo_jax.spm.model import init_time_conditioning
-from spo_jax.spm.train import PairBatch, batch_loss
+from spo_jax.spm.pairs import PairBatch, pair_losses, pair_scores
+from spo_jax.spm.update import cut, gradients
 from spo_jax.weights.rules import to_state
 
 CASE = "in_batch_negatives_False"
@@ -33,12 +34,15 @@ def batch_of(golden):
 def test_loss_and_gradients(golden):
     d, batch = batch_of(golden)
     clip = golden.spm.clip
-    gradient = jax.jit(jax.value_and_grad(lambda params: batch_loss(clip, params, batch), has_aux=True))
-    (loss, metrics), grads = gradient(golden.spm.params)
-    np.testing.assert_allclose(loss, d[f"{CASE}/loss"], rtol=1e-4)
-    assert golden.relative_error(metrics["loss_per_pair"], d["text_loss_per_example"]) < 1e-3
-    assert golden.relative_error(metrics["scores"], np.stack([d["scores_0"], d["scores_1"]], axis=1)) < 1e-4
-    np.testing.assert_allclose(batch.weights / batch.weights.sum(), d["weight_per_example"], rtol=1e-6)
+    scores = jax.jit(lambda params: pair_scores(clip, params, batch))(golden.spm.params)
+    assert golden.relative_error(scores, np.stack([d["scores_0"], d["scores_1"]], axis=1)) < 1e-4
+    assert golden.relative_error(pair_losses(scores, batch.labels), d["text_loss_per_example"]) < 1e-3
+    batch = batch._replace(weights=batch.weights / batch.weights.sum())
+    np.testing.assert_allclose(batch.weights, d["weight_per_example"], rtol=1e-6)
+    one_at_a_time = cut(batch, 1)  # as in training, which adds up chunks
+    step = jax.jit(lambda params: gradients(clip, params, lambda chunk: chunk, one_at_a_time, timesteps=1000))
+    grads, metrics = step(golden.spm.params)
+    np.testing.assert_allclose(metrics["loss"], d[f"{CASE}/loss"], rtol=1e-4)
     ours = to_state(grads)
     wanted = [key for key in d if key.startswith(f"{CASE}/grad/")]
     assert wanted

@@ -6,10 +6,14 @@ import numpy as np
 
 from spo_jax.diffusion.ddim import add_noise
 from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from spo_jax.spm.inputs import noised_predictions, training_pixels
+from spo_jax.spm.inputs import predictions, training_pixels
 from spo_jax.spm.score import CLIP_MEAN, CLIP_STD, pixel_values
 
 SCHEDULE = make_schedule(ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), 20)
+
+
+def noise_of(latents):
+    return jax.random.normal(jax.random.key(1), latents[:, 0].shape)
 
 
 def test_both_members_of_a_pair_get_the_same_noise_and_timestep():
@@ -21,7 +25,7 @@ def test_both_members_of_a_pair_get_the_same_noise_and_timestep():
 
     latents = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 3))
     t = jnp.array([1, 400, 900])
-    noised_predictions(jax.random.key(1), SCHEDULE, denoise, lambda z: z, latents, t)
+    predictions(noise_of(latents), SCHEDULE, denoise, lambda z: z, latents, t)
     np.testing.assert_array_equal(seen["t"], [1, 1, 400, 400, 900, 900])
     clean = add_noise(SCHEDULE, latents.reshape(6, 4, 4, 3), jnp.zeros((6, 4, 4, 3)), seen["t"])
     noise = (seen["x"] - clean).reshape(3, 2, 4, 4, 3)
@@ -31,14 +35,14 @@ def test_both_members_of_a_pair_get_the_same_noise_and_timestep():
 
 def test_the_true_noise_gives_the_pictures_back():
     latents, t = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 3)), jnp.array([1, 400, 900])
-    flat, key = latents.reshape(6, 4, 4, 3), jax.random.key(1)
+    flat = latents.reshape(6, 4, 4, 3)
 
     def perfect(x, t):
         roots = [SCHEDULE.alphas_cumprod[np.asarray(t)] ** 0.5, (1 - SCHEDULE.alphas_cumprod[np.asarray(t)]) ** 0.5]
         kept, noisy = (jnp.asarray(root).reshape(-1, 1, 1, 1) for root in roots)
         return (x - kept * flat) / noisy
 
-    out = noised_predictions(key, SCHEDULE, perfect, lambda z: z, latents, t)
+    out = predictions(noise_of(latents), SCHEDULE, perfect, lambda z: z, latents, t)
     np.testing.assert_allclose(out, latents, atol=1e-3)
 
 

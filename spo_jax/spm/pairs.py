@@ -1,12 +1,13 @@
-"""Scores of preference pairs, their loss and their accuracy: what training the preference model differentiates."""
+"""A batch of preference pairs: their scores, their loss (the reference's ``SPMCriterion``, without in-batch negatives)
+and how many are ordered right."""
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from spo_jax.core.typing import Array, Float, Int, Params
 from spo_jax.models.clip import CLIPModel
-from spo_jax.spm.loss import preference_loss
 from spo_jax.spm.score import text_features, unit_norm
 
 
@@ -15,7 +16,8 @@ class PairBatch(NamedTuple):
 
     Attributes:
       pixels: CLIP's input for both pictures. t: the pair's timestep. ids: the prompt.
-      labels: (1, 0), (0, 1), or (½, ½) for a tie. weights: 1 / (number of pairs of that prompt).
+      labels: (1, 0), (0, 1), or (½, ½) for a tie. weights: 1 / (number of pairs of that prompt), summing to 1 over
+        all that the optimiser steps on.
     """
 
     pixels: Float[Array, "n 2 h w 3"]
@@ -35,17 +37,10 @@ def pair_scores(clip: CLIPModel, params: Params, batch: PairBatch) -> Float[Arra
     return clip.apply({"params": params}, method="scale") * jnp.sum(image * text[:, None], axis=-1)
 
 
-def batch_loss(clip: CLIPModel, params: Params, batch: PairBatch) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The weighted cross entropy of a batch, with the accuracy over its pairs that are no ties."""
-    scores = pair_scores(clip, params, batch)
-    loss, per_pair = preference_loss(scores, batch.labels, batch.weights)
-    right, counts = pair_accuracy(scores, batch.labels)
-    return loss, {
-        "loss": loss,
-        "accuracy": right.sum() / jnp.maximum(counts.sum(), 1),
-        "loss_per_pair": per_pair,
-        "scores": scores,
-    }
+def pair_losses(scores: Float[Array, "n 2"], labels: Float[Array, "n 2"]) -> Float[Array, " n"]:
+    """Cross entropy of each pair's two scores; log ½ is added for ties, so that a perfect tie costs 0."""
+    entropy = -jnp.sum(labels * jax.nn.log_softmax(scores.astype(jnp.float32), axis=-1), axis=-1)
+    return entropy + jnp.where(labels[:, 0] == labels[:, 1], jnp.log(0.5), 0.0)
 
 
 def pair_accuracy(
