@@ -21,7 +21,7 @@ def run() -> None:
     max_bad = flags.DEFINE_float("max-bad", 0.01, "Share of a split's rows that may be unusable.")
     limit = flags.DEFINE_integer("limit", 0, "The first so many rows of a split; 0 is all.", lower_bound=0)
     partial = flags.DEFINE_bool("partial", False, "Take the parquet files that are there, though some are missing.")
-    pairs = flags.DEFINE_integer("pairs", 44_000, "Of scenes' train.", lower_bound=1)
+    pairs = flags.DEFINE_integer("pairs", 100_000, "Of scenes' train.", lower_bound=1)
     held_out = flags.DEFINE_integer("held-out-pairs", 2000, "Of scenes' validation_unique.", lower_bound=1)
     seed = flags.DEFINE_integer("seed", 0, "Of scenes.", lower_bound=0)
     flags.mark_flag_as_required("data-dir")

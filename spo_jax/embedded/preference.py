@@ -17,7 +17,7 @@ from spo_jax.spm.model import config_fields
 from spo_jax.spm.settings import SPMTrainSettings
 from spo_jax.spm_training import train_spm
 
-PAIRS, HELD_OUT_PAIRS = 44_000, 2_000
+PAIRS, HELD_OUT_PAIRS = 100_000, 2_000  # as spo_jax.prepare draws them
 
 
 def clip_config(vocab_size: int, length: int, end_token: int) -> CLIPConfig:

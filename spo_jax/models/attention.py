@@ -16,7 +16,7 @@ from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 from jax.sharding import PartitionSpec
 
 from spo_jax.core.typing import Array, DType, Float
-from spo_jax.parallel.mesh import platform_in_context
+from spo_jax.parallel.mesh import platform_in_context, spread_rows
 
 # Compiled for v5e with 20 images, heads of 80: 1,024 tokens take 0.4 GiB in flash attention and 1.0 in plain, forward
 # and backward. 1,024 queries and 77 keys take 0.3 and 0.0: the kernel's layout pads heads of 40 and 80 to 128.
@@ -51,7 +51,7 @@ def dot_product_attention(
         attend = flash_attention
     else:
         attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)  # noqa: E731
+    split = lambda x: spread_rows(x.reshape(*x.shape[:2], heads, -1))  # noqa: E731
     return attend(split(q), split(k), split(v), is_causal=is_causal).reshape(q.shape)
 
 

@@ -12,6 +12,7 @@ from flax import linen as nn
 from spo_jax.core.typing import Array, DType, Float, Int, Num
 from spo_jax.models.config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from spo_jax.models.layers import dot_product_attention, layer_norm, sinusoidal_embedding
+from spo_jax.parallel.mesh import spread_rows
 
 TIME_FEATURES = 256  # Width of the sinusoid under the SPM's time embedding.
 
@@ -89,10 +90,10 @@ class _Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, c=None):
         layer = nn.remat(_EncoderLayer) if self.remat else _EncoderLayer
-        penultimate = x
+        x = penultimate = spread_rows(x)
         for index in range(self.config.num_hidden_layers):
             penultimate = x
-            x = layer(self.config, self.is_causal, self.dtype, name=f"layers_{index}")(x, c)
+            x = spread_rows(layer(self.config, self.is_causal, self.dtype, name=f"layers_{index}")(x, c))
         return x, penultimate
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import PyTree
+from spo_jax.core.typing import Array, PyTree
 
 # Batches are cut over both axes; frozen weights, if at all, over the second.
 AXES = ("data", "fsdp")
@@ -90,6 +90,15 @@ def platform_in_context() -> str:
 def spread(tree: PyTree, axis: int = 0) -> PyTree:
     """Inside jit: lays ``axis`` of every array over all devices of the mesh in context; nothing without a mesh."""
     return _constrained(tree, _batch_spec(axis))
+
+
+def spread_rows(x: Array) -> Array:
+    """Inside jit: `spread` of activations inside a network, where the devices divide their rows; else nothing.
+
+    Weights that are cut on their outputs would else draw the activations behind them into the same cut, and XLA would
+    gather those, which are larger.
+    """
+    return x if x.shape[0] % devices_in_context() else spread(x)
 
 
 def gathered(tree: PyTree) -> PyTree:

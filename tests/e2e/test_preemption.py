@@ -24,7 +24,7 @@ BATCHES = 80  # more than twenty kills let pass
 
 @pytest.fixture
 def started(config_file, tmp_path):
-    """Starts ``python -m spo_jax.train`` with a checkpoint after every batch; gives the running process."""
+    """Starts ``python -m spo_jax.train`` (or another), a checkpoint after every batch; gives the process."""
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
@@ -87,11 +87,15 @@ def undisturbed(whole, started):
     return whole
 
 
-def assert_equal_runs(one, other):
-    found, wanted = (read_file(run / "lora.safetensors") for run in (one, other))
+def assert_equal_weights(one, other):
+    found, wanted = read_file(one), read_file(other)
     assert found.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name])
+
+
+def assert_equal_runs(one, other):
+    assert_equal_weights(*(run / "lora.safetensors" for run in (one, other)))
     scores = [json.loads((run / "summary.json").read_text())["scores"] for run in (one, other)]
     assert scores[0] == scores[1]
     assert curves(one) == curves(other)
@@ -135,6 +139,26 @@ def test_sigkill_at_twenty_moments_loses_nothing_that_was_saved(started, whole, 
     assert 5 < reached < BATCHES
     ended(started(out, "--auto-resume"))
     assert_equal_runs(out, undisturbed(whole, started))
+
+
+def test_a_preference_model_that_is_told_to_go_and_killed_is_the_one_left_alone(started, spm_config_file, tmp_path):
+    """In the middle of epochs: pairs, noises, moments and accuracies go on where they were."""
+    spm = {"name": "train_spm", "config": spm_config_file}
+    steps = ["--config.num_steps=30", "--config.log.eval_every=10"]
+    out, alone = tmp_path / "run", tmp_path / "alone"
+    process = started(out, *steps, **spm)
+    wait_for_rows(out, 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM and saved after batch" in ended(process, 75)
+    for draw in (random.Random(0), random.Random(1)):
+        kill_at_a_random_moment(started(out, "--auto-resume", *steps, **spm), draw, out)
+    ended(started(out, "--auto-resume", *steps, **spm))
+    ended(started(alone, *steps, **spm))
+    assert_equal_weights(*(run / "spm" / "model.safetensors" for run in (out, alone)))
+    assert curves(out) == curves(alone)
+    assert [row["step"] for row in curves(out)] == list(range(31))  # the first was measured before training
+    measured = [{path.name: path.read_text() for path in run.glob("evaluation/*.json")} for run in (out, alone)]
+    assert measured[0] == measured[1] and len(measured[0]) == 4
 
 
 def test_a_full_disk_ends_the_run_with_the_reason(started, tmp_path):

@@ -122,13 +122,25 @@ def test_a_split_that_is_not_there_is_named(spm_settings, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def plain_clip(tmp_path_factory):
+    """The embedded preference model without its time conditioning."""
+    plain = tmp_path_factory.mktemp("models") / "plain"
+    shutil.copytree(ASSETS / "spm", plain)
+    state = read_file(plain / "model.safetensors")
+    added = ("t_embedder", "adaLN_modulation")
+    write_state(plain / "model.safetensors", {k: v for k, v in state.items() if not any(part in k for part in added)})
+    return plain
+
+
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one(spm_config_file, in_processes, tmp_path):
+def test_two_processes_make_the_run_of_one(spm_config_file, in_processes, plain_clip, tmp_path):
     """A device each, weights cut over both; labels, latents and accuracies are made by both, and one writes."""
     flags = [f"--config={spm_config_file}", "--config.mesh.data=1", "--config.mesh.fsdp=-1", "--config.num_steps=3"]
-    flags += ["--config.posterior=mean", f"--config.cache_latents={tmp_path / 'latents'}"]
+    flags += ["--config.posterior=mean", f"--config.relabel.model={plain_clip}"]
     for count, name in ((2, "two"), (1, "one")):
-        in_processes(count, "train_spm", *flags, f"--out={tmp_path / name}")
+        cache = f"--config.cache_latents={tmp_path / name}-latents"
+        in_processes(count, "train_spm", *flags, cache, f"--out={tmp_path / name}")
     one, two = (read_file(tmp_path / name / "spm" / "model.safetensors") for name in ("one", "two"))
     off = np.sqrt(sum(np.square(two[name] - one[name]).sum() for name in one))
     assert off <= 1e-3 * np.sqrt(sum(np.square(x).sum() for x in one.values()))
@@ -137,16 +149,11 @@ def test_two_processes_make_the_run_of_one(spm_config_file, in_processes, tmp_pa
 
 
 @pytest.mark.slow
-def test_cached_latents_and_new_labels_in_a_run(spm_settings, tmp_path):
+def test_cached_latents_and_new_labels_in_a_run(spm_settings, plain_clip, tmp_path):
     """The posterior's mean from the disk trains to the very same weights; labels of a plain CLIP to others."""
     mean = dataclasses.replace(spm_settings, posterior="mean", num_steps=2, log=SPMLogSettings(0, eval_every=0))
     cached = dataclasses.replace(mean, cache_latents=str(tmp_path / "latents"))
-    plain = tmp_path / "plain"
-    shutil.copytree(ASSETS / "spm", plain)
-    state = read_file(plain / "model.safetensors")
-    added = ("t_embedder", "adaLN_modulation")
-    write_state(plain / "model.safetensors", {k: v for k, v in state.items() if not any(part in k for part in added)})
-    judged = dataclasses.replace(mean, relabel=RelabelSettings(model=str(plain), margin=0.0))
+    judged = dataclasses.replace(mean, relabel=RelabelSettings(model=str(plain_clip), margin=0.0))
     weights = []
     for name, run in (("mean", mean), ("cached", cached), ("judged", judged)):
         spm_training.train_spm(run, tmp_path / name)
