@@ -187,13 +187,14 @@ def _batch(found: dict[str, Any]) -> str:
         f"{spo['decode_chunk']} decoded",
         settings["dtype"],
         *(["remat"] if settings["remat"] else []),
-        *_fsdp(settings["mesh"]),
+        *_fsdp(settings["mesh"], chips),
     )
     return ", ".join(parts)
 
 
-def _fsdp(mesh: dict[str, int]) -> list[str]:
-    return [] if mesh["fsdp"] == 1 else [f"fsdp {mesh['fsdp']}"]
+def _fsdp(mesh: dict[str, int], chips: int) -> list[str]:
+    over = chips // mesh["data"] if mesh["fsdp"] == -1 else mesh["fsdp"]
+    return [] if over == 1 else [f"fsdp {over}"]
 
 
 def _spm_batch(settings: dict[str, Any], chips: int) -> str:
@@ -203,7 +204,7 @@ def _spm_batch(settings: dict[str, Any], chips: int) -> str:
         f"{pairs} pairs by {chunk_size(pairs, settings['chunk'], 1)}",
         settings["dtype"],
         *(["remat"] if settings["remat"] else []),
-        *_fsdp(settings["mesh"]),
+        *_fsdp(settings["mesh"], chips),
     )
     return ", ".join(parts)
 
