@@ -128,13 +128,18 @@ def test_a_trajectory_from_zero_snr_equals_diffusers(prediction_type, steps, eta
     x = normal(0)
     for i, t in enumerate(schedule.timesteps[:-1]):
         prediction, noise, before = jnp.tanh(x * (0.5 + t / 1000)), normal(i + 1), to_torch(x)
-        mean, std = step_moments(schedule, *predict_x0(schedule, x, prediction, jnp.int32(t)), jnp.int32(t), eta)
+        x0, eps = predict_x0(schedule, x, prediction, jnp.int32(t))
+        mean, std = step_moments(schedule, x0, eps, jnp.int32(t), eta)
         x = mean + std * noise
         assert jnp.isfinite(x).all()
         step = theirs.step(to_torch(prediction), int(t), before, eta=eta, variance_noise=to_torch(noise))
-        if i == 0 and eta == 1 and step.prev_sample.isnan().all():  # with 20 steps they take the root of -6e-8
-            continue
-        np.testing.assert_allclose(x, step.prev_sample, atol=1e-5)  # a few roundings of numbers up to 4
+        atol = 1e-5  # a few roundings of numbers up to 4
+        if i == 0 and eta == 1:
+            # Nothing of eps is left in this step: its factor is the root of a rounding, which differs between machines.
+            if step.prev_sample.isnan().all():  # theirs is of -6e-8
+                continue
+            atol += np.sqrt(2.0**-23) * float(jnp.abs(eps).max())
+        np.testing.assert_allclose(x, step.prev_sample, atol=atol)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
