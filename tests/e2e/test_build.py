@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import pytest
+
 from spo_jax.embedded import preference
 from spo_jax.models.config import CLIPConfig
 from spo_jax.pipeline.build import ASSETS
@@ -12,6 +14,7 @@ from spo_jax.weights.store import read_file
 WHOLE = json.loads((ASSETS / "spm" / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_embedded_preference_model_is_made_as_a_users(spm_settings, tmp_path):
     """From a config alone; a build that is started again goes on with the run that is there."""
     config = CLIPConfig.from_dict(WHOLE, time_conditioned=True)
