@@ -113,7 +113,6 @@ def base(settings: TrainSettings, count: int, out: Path) -> list[Line]:
 
 def spm(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     """Held-out preference pairs at the reported timesteps and at all that the config judges."""
-    del out
     schedule = make_schedule(load_pipeline(settings.model).scheduler, settings.spo.num_steps)
     judged = {0, *schedule.timesteps[settings.spo.divert_start_step :].tolist()}
     pairs = out / f"pairs-{count}"
