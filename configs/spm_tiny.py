@@ -3,9 +3,9 @@ r"""A step-aware preference model for the pipeline shipped in the package, from 
 python -m spo_jax.prepare --dataset=scenes --data-dir=data/scenes
 python -m spo_jax.train_spm --config=configs/spm_tiny.py --out=runs/spm_tiny
 
-Two CPU cores, 7 and 72 minutes. SPO takes it with --config.spm.model=runs/spm_tiny/spm. It must print accuracies of about
-0.86, 0.79, 0.64, 0.58 and 0.51 at t = 0, 251, 501, 701 and 951 (± 0.02). The shipped model, which saw three times as
-many pairs, has 0.84, 0.77, 0.70, 0.61 and 0.57 on the same ones:
+Two CPU cores, 7 and 72 minutes. SPO takes it with --config.spm.model=runs/spm_tiny/spm. It must print accuracies of
+about 0.86, 0.79, 0.64, 0.58 and 0.51 at t = 0, 251, 501, 701 and 951 (± 0.02). The shipped model, which saw three times
+as many pairs, has 0.84, 0.77, 0.70, 0.61 and 0.57 on the same ones:
 
 python -m spo_jax.evaluate_spm --config=configs/spm_tiny.py --spm=embedded --out=runs/shipped
 """
