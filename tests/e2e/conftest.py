@@ -13,27 +13,24 @@ from typing import Any
 import jax
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import ROOT, Commands
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., subprocess.CompletedProcess]:
-    """Runs ``python -m spo_jax.NAME ARGUMENTS`` in the repository; gives the finished process.
-
-    It shares the compiled programs of the tests in this process, which therefore has to have as many devices.
-    """
+def commands() -> Commands:
+    """The package's commands; they share the compiled programs of the tests, and therefore have as many devices."""
     cache = jax.config.jax_compilation_cache_dir
-    environment = os.environ | {
+    settings = {
         "JAX_NUM_CPU_DEVICES": str(jax.config.jax_num_cpu_devices),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}),
     }
+    return Commands(settings | ({"JAX_COMPILATION_CACHE_DIR": cache} if cache else {}))
 
-    def run(name: str, *arguments: Any) -> subprocess.CompletedProcess:
-        line = [sys.executable, "-m", f"spo_jax.{name}", *map(str, arguments)]
-        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
 
-    return run
+@pytest.fixture(scope="session")
+def command(commands) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs ``python -m spo_jax.NAME ARGUMENTS`` in the repository, in a fork; gives the finished process."""
+    return commands.fork
 
 
 @pytest.fixture
@@ -106,10 +103,10 @@ def spm_config_file(spm_settings, write_config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_folder(command, config_file, tmp_path_factory) -> Path:
-    """What three batches of ``python -m spo_jax.train`` leave behind; tests only read it."""
+def run_folder(commands, config_file, tmp_path_factory) -> Path:
+    """What three batches of ``python -m spo_jax.train`` leave behind, started as a user does; tests only read it."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    process = command("train", f"--config={config_file}", f"--out={out}")
+    process = commands.start("train", f"--config={config_file}", f"--out={out}")
     assert process.returncode == 0, process.stderr[-4000:]
     (out / "stdout.txt").write_text(process.stdout)
     (out / "stderr.txt").write_text(process.stderr)
