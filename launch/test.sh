@@ -22,6 +22,6 @@ lint-imports
 echo "== pytest"
 # PASSIVE: torch's OpenMP threads sleep instead of spinning while JAX computes.
 export OMP_WAIT_POLICY=PASSIVE JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-# All of them two at a time, a file to one process; what is asked for by name, one after the other.
-(($#)) || set -- -n 2 --dist loadfile
+# All of them two at a time, a file to one process, the long ones first; what is asked for by name, one after the other.
+(($#)) || set -- -n 2 --dist loadfile --no-loadscope-reorder --durations=30 tests/e2e tests
 exec python -m pytest "$@"

@@ -32,7 +32,7 @@ class RawPair:
     has_label: bool = True
     are_different: bool | None = None
     uids: tuple[str, str] = ("", "")
-    num_example_per_prompt: int = 0
+    num_example_per_prompt: Any = 0
     names: tuple[str, str] = ("jpg_0", "jpg_1")
     problem: str = ""
 
@@ -87,6 +87,8 @@ def _checked(raw: RawPair) -> Pair:
         raise Rejected(raw.problem)
     if not isinstance(raw.caption, str) or not raw.caption.strip():
         raise Rejected(f"the caption is {raw.caption!r}, expected text")
+    if not _is_unicode(raw.caption):
+        raise Rejected(f"the caption {raw.caption!r} has half of a character in it (a lone surrogate)")
     first, second = (_image(image, name) for image, name in zip(raw.images, raw.names, strict=True))
     return Pair(
         images=(first, second),
@@ -95,14 +97,32 @@ def _checked(raw: RawPair) -> Pair:
         has_label=raw.has_label,
         are_different=first != second if raw.are_different is None else raw.are_different,
         uids=raw.uids,
-        num_example_per_prompt=raw.num_example_per_prompt,
+        num_example_per_prompt=_count(raw.num_example_per_prompt),
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: JSON can spell what cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _count(value: Any) -> int:
+    try:
+        if 0 <= value < 2**31 and int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise Rejected(f"num_example_per_prompt is {value!r}, expected a whole number")
 
 
 def _labels(labels: tuple[Any, Any]) -> tuple[float, float]:
     try:
         values = tuple(float(label) for label in labels)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         values = ()
     if values not in LABELS:
         raise Rejected(f"the labels are {labels[0]!r} and {labels[1]!r}, expected 1 and 0, 0 and 1, or 0.5 and 0.5")
@@ -115,6 +135,8 @@ def _image(image: Any, name: str) -> bytes:
             image = image.read_bytes()
         except OSError as error:
             raise Rejected(f"{name} is missing: {image}: {error.strerror or error}") from error
+        except ValueError as error:  # no path at all: a NUL, half of a character
+            raise Rejected(f"{name} is missing: {str(image)!r}: {error}") from error
     if image is None or image == b"":
         raise Rejected(f"{name} is missing")
     if not isinstance(image, bytes):

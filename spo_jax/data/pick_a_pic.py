@@ -106,7 +106,7 @@ class PickAPic:
             has_label=bool(said("has_label", True)),
             are_different=None if row.get("are_different") is None else bool(row["are_different"]),
             uids=(str(said("image_0_uid", "")), str(said("image_1_uid", ""))),
-            num_example_per_prompt=int(said("num_example_per_prompt", 0)),
+            num_example_per_prompt=said("num_example_per_prompt", 0),
         )
 
     def _picture(self, value: Any) -> Any:

@@ -84,7 +84,7 @@ class PreferenceFolder:
 def _raw(line: bytes, where: str, folder: Path) -> RawPair:
     try:
         entry = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return RawPair(where, problem=f"the line is not JSON: {error}")
     if not isinstance(entry, dict):
         return RawPair(where, problem=f"the line is {type(entry).__name__}, expected a JSON object")

@@ -123,7 +123,8 @@ class _Checked:
 
     def __enter__(self) -> "_Checked":
         self._aside.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._aside, "w", encoding="utf-8")
+        # A reason may quote what is no text.
+        self._file = open(self._aside, "w", encoding="utf-8", errors="backslashreplace")
         # Pillow decodes without the interpreter's lock.
         self._threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads)

@@ -67,7 +67,7 @@ def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
     )
 
 
-def _flat(x: Float[Array, "r b *rest"]) -> Float[Array, "n *rest"]:
+def _flat(x: Float[Array, "r b ..."]) -> Float[Array, "n ..."]:
     return x.reshape(-1, *x.shape[2:])
 
 

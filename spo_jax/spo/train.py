@@ -151,7 +151,7 @@ def pair_log_probs(predict: Callable, schedule: Schedule, eta: float, batch: Pai
     return log_prob(batch.x_prev, unfold(mean), unfold(std))
 
 
-def _folded(x: Float[Array, "n m *rest"]) -> Float[Array, "nm *rest"]:
+def _folded(x: Float[Array, "n m ..."]) -> Float[Array, "nm ..."]:
     return x.reshape(-1, *x.shape[2:])
 
 

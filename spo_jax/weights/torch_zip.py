@@ -26,6 +26,8 @@ _STORAGE_DTYPES = {
     "torch.IntStorage": np.dtype(np.int32),  # counters, such as that of a checkpoint's moving average
 }
 
+_COPIES = 4  # of a file's bytes, in names that share storages
+
 
 def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a state dict saved by torch 1.6 or newer.
@@ -42,21 +44,31 @@ def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            loaded = _load(archive, path)
+            return _arrays(_load(archive, path), path)
     except UserError:
         raise
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is not a torch zip file: {explain_unreadable(path)}") from error
     except Exception as error:  # a damaged or hostile pickle raises anything (Python's docs promise no list)
         raise UserError(f"cannot read {path} as a torch state dict: {error}") from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+
+
+def _arrays(loaded: Any, path: Path) -> dict[str, np.ndarray]:
+    """Name to array. `dict`'s own methods: a pickle can put others over those of an OrderedDict."""
+    if isinstance(loaded, dict) and isinstance(dict.get(loaded, "state_dict"), dict):
+        loaded = dict.get(loaded, "state_dict")
     if not isinstance(loaded, dict):
         raise UserError(f"{path} holds a {type(loaded).__name__}, expected a state dict")
-    strangers = [str(key) for key, value in loaded.items() if not isinstance(value, np.ndarray)]
+    entries = dict(dict.items(loaded))
+    strangers = [repr(key) for key in entries if not isinstance(key, str)]
+    strangers += [key for key, value in entries.items() if isinstance(key, str) and not isinstance(value, np.ndarray)]
     if strangers:
         raise UserError(f"{path} is not a plain state dict: not tensors: {shorten(strangers)}")
-    return {str(key): np.array(value, order="C") for key, value in loaded.items()}
+    # Tied weights are two names of one storage. A thousand would let a small file ask for all the memory there is.
+    size, limit = sum(array.nbytes for array in entries.values()), _COPIES * path.stat().st_size
+    if size > limit:
+        raise UserError(f"{path} names its tensors too often: {size} bytes from a file of {path.stat().st_size}")
+    return {key: np.array(value, order="C") for key, value in entries.items()}
 
 
 def _load(archive: zipfile.ZipFile, path: Path) -> Any:
@@ -66,8 +78,15 @@ def _load(archive: zipfile.ZipFile, path: Path) -> Any:
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
         raise UserError(f"{path} was written on a big-endian machine, which is not supported")
+    _check_stored(archive.getinfo(pickles[0]))
     with archive.open(pickles[0]) as stream:
         return _WeightsUnpickler(stream, archive, root).load()
+
+
+def _check_stored(info: zipfile.ZipInfo) -> None:
+    """torch never compresses; a compressed record would let a small file ask for all the memory there is."""
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise pickle.UnpicklingError(f"record {info.filename} is compressed")
 
 
 class _RebuildTensor:
@@ -127,7 +146,5 @@ class _WeightsUnpickler(pickle.Unpickler):
 
     def _read(self, key: str, dtype: np.dtype) -> np.ndarray:
         info = self._archive.getinfo(f"{self._root}data/{key}")
-        # torch never compresses; a compressed record would let a small file ask for all the memory there is.
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise pickle.UnpicklingError(f"record {info.filename} is compressed")
+        _check_stored(info)
         return np.frombuffer(self._archive.read(info), dtype)

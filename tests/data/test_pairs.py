@@ -52,6 +52,12 @@ def test_a_picture_that_only_fails_in_its_last_bytes_is_found(raw, picture):
         ({"labels": (1, 1)}, "the labels are 1 and 1, expected 1 and 0, 0 and 1, or 0.5 and 0.5"),
         ({"labels": (None, 0.0)}, "the labels are None and 0.0, expected 1 and 0"),
         ({"labels": (float("nan"), 0.0)}, "the labels are nan and 0.0, expected 1 and 0"),
+        ({"labels": (10**400, 0)}, "the labels are 1000"),
+        ({"caption": "a \ud83d"}, "the caption 'a \\ud83d' has half of a character in it"),
+        ({"images": (Path("a\0.png"), b"")}, "jpg_0 is missing: 'a\\x00.png': "),
+        ({"images": (Path("a\ud83d.png"), b"")}, "jpg_0 is missing: 'a\\ud83d.png': "),
+        ({"num_example_per_prompt": float("nan")}, "num_example_per_prompt is nan, expected a whole number"),
+        ({"num_example_per_prompt": 2**40}, "num_example_per_prompt is 1099511627776, expected"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -56,6 +56,7 @@ def test_blank_lines_and_a_byte_order_mark(folder):
     ("line", "reason"),
     [
         ("{nonsense", "the line is not JSON: "),
+        ("[" * 100_000, "the line is not JSON: "),
         ("[1]", "the line is list, expected a JSON object"),
         (entry(label=2), "label is 2, expected 0 or 1 (which picture is preferred) or 0.5"),
         (entry(label=True), "label is True, expected 0 or 1"),

@@ -1,6 +1,7 @@
 """The same run on one device and on eight, however they are laid out, and in two processes."""
 
 import dataclasses
+import functools
 import shutil
 from types import SimpleNamespace
 
@@ -78,6 +79,12 @@ def one_batch(settings, layout):
 
 
 @pytest.fixture(scope="module")
+def batch_on(settings):
+    """`one_batch` by the name of a layout, once each."""
+    return functools.cache(lambda name: one_batch(settings, LAYOUTS[name]))
+
+
+@pytest.fixture(scope="module")
 def alone(settings):
     return one_batch(settings, MeshSettings(1, 1))
 
@@ -88,9 +95,9 @@ SLOW = {"data=8", "fsdp=8"}  # the mixed layout, which is both, is always run
 @pytest.mark.parametrize(
     "layout", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
 )
-def test_a_batch_on_eight_devices_is_a_batch_on_one(settings, alone, layout):
+def test_a_batch_on_eight_devices_is_a_batch_on_one(batch_on, alone, layout):
     """Decisions equal; latents and the adapter to float32 rounding, whose order the layout changes."""
-    spread = one_batch(settings, LAYOUTS[layout])
+    spread = batch_on(layout)
     for field in ("t", "row", "valid"):
         np.testing.assert_array_equal(getattr(spread.pairs, field), getattr(alone.pairs, field))
     for field in ("x_t", "x_prev"):  # another winner or loser would be off by the noise, about 1
@@ -100,8 +107,8 @@ def test_a_batch_on_eight_devices_is_a_batch_on_one(settings, alone, layout):
     assert_same_adapter(flatten(to_host(spread.state.lora)), flatten(to_host(alone.state.lora)))
 
 
-def test_with_fsdp_a_device_holds_a_part_of_the_frozen_weights_and_all_of_the_adapter(settings):
-    spread = one_batch(settings, LAYOUTS["data=2, fsdp=4"])
+def test_with_fsdp_a_device_holds_a_part_of_the_frozen_weights_and_all_of_the_adapter(batch_on):
+    spread = batch_on("data=2, fsdp=4")
     size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
     held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
     assert held(spread.frozen.unet) < size(spread.frozen.unet) / 3

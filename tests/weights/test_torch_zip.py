@@ -172,11 +172,34 @@ def test_a_tensor_that_leaves_its_storage_is_refused(
         read_torch_zip(tmp_path / "x.bin")
 
 
-def test_compressed_records_are_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.bin", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", _tensor_pickle(0, (10**6,), (1,), 10**6))
-        archive.writestr("archive/data/0", bytes(4 * 10**6))
-    with pytest.raises(UserError, match="record archive/data/0 is compressed"):
+@pytest.mark.parametrize("compressed", ["archive/data.pkl", "archive/data/0"])
+def test_compressed_records_are_refused(tmp_path: Path, compressed: str) -> None:
+    records = {"archive/data.pkl": _tensor_pickle(0, (10**6,), (1,), 10**6), "archive/data/0": bytes(4 * 10**6)}
+    with zipfile.ZipFile(tmp_path / "x.bin", "w") as archive:
+        for name, content in records.items():
+            archive.writestr(name, content, zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED)
+    with pytest.raises(UserError, match=f"record {compressed} is compressed"):
+        read_torch_zip(tmp_path / "x.bin")
+
+
+def test_a_dict_whose_methods_are_shadowed_is_read_as_a_dict(tmp_path: Path) -> None:
+    """Torch's own state dicts carry an attribute, so a pickle may set any."""
+
+    class _Shadowed:
+        def __reduce__(self) -> tuple:
+            return collections.OrderedDict, (), {"items": 3, "get": 3}, None, iter([("a", torch.ones(2))])
+
+    torch.save(_Shadowed(), tmp_path / "x.bin")
+    assert read_torch_zip(tmp_path / "x.bin")["a"].tolist() == [1, 1]
+
+
+def test_tied_weights_are_read_and_a_thousand_names_of_one_storage_are_refused(tmp_path: Path) -> None:
+    weight = torch.arange(10_000.0).reshape(100, 100)
+    torch.save({"in": weight, "out": weight.T}, tmp_path / "tied.bin")
+    tied = read_torch_zip(tmp_path / "tied.bin")
+    assert np.array_equal(tied["in"], tied["out"].T)
+    torch.save({str(number): weight for number in range(1000)}, tmp_path / "x.bin")
+    with pytest.raises(UserError, match="x.bin names its tensors too often: 40000000 bytes from a file of "):
         read_torch_zip(tmp_path / "x.bin")
 
 
@@ -187,6 +210,7 @@ def test_compressed_records_are_refused(tmp_path: Path) -> None:
         ({"a": torch.ones(2, dtype=torch.int8)}, "it names torch.CharStorage"),
         ({"a": torch.ones(2), "step": 3}, "not a plain state dict: not tensors: step"),
         ({"a": {"b": torch.ones(2)}}, "not a plain state dict: not tensors: a"),
+        ({7: torch.ones(2)}, "not a plain state dict: not tensors: 7"),
         ([torch.ones(2)], "holds a list, expected a state dict"),
         (torch.nn.Linear(2, 2), "it names torch.nn.modules.linear.Linear"),
     ],
