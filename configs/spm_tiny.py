@@ -36,5 +36,5 @@ def get_config():
     config.log.checkpoint_every = 200
     config.log.eval_every = 1000
     config.eval.pairs = 500  # a minute or two each time; all of them with --config.eval.pairs=0
-    config.eval.batch = 50
+    config.eval.batch = 40
     return config.lock()

@@ -16,6 +16,7 @@ def run() -> None:
     spm = flags.DEFINE_string("spm", None, "Preference model: folder, file, hub id, or embedded.")
     plain = flags.DEFINE_string("plain", "", "Plain CLIP such as yuvalkirstain/PickScore_v1; empty is none.")
     out = flags.DEFINE_string("out", "runs/evaluate_spm", "Folder for numbers and plot.")
+    overwrite = flags.DEFINE_bool("overwrite", False, "Replace the files of an earlier measurement in --out.")
     flags.mark_flag_as_required("spm")
 
     def main(_) -> None:
@@ -26,7 +27,7 @@ def run() -> None:
         from spo_jax.spm_evaluation import evaluate_spm
 
         keep_compiled_programs()
-        evaluate_spm(settings, spm.value, out.value, plain.value)
+        evaluate_spm(settings, spm.value, out.value, plain.value, overwrite.value)
 
     run_command(main)
 

@@ -9,11 +9,16 @@ from absl import flags
 
 from spo_jax.core.cli import run_command
 
+_TAKES = {
+    "pick_a_pic": ("source", "revision", "partial"),
+    "folder": ("source",),
+    "scenes": ("pairs", "held-out-pairs", "seed"),
+}
+
 
 def run() -> None:
     """The command."""
-    names = ["pick_a_pic", "folder", "scenes"]
-    dataset = flags.DEFINE_enum("dataset", "pick_a_pic", names, "What the pairs come from.")
+    dataset = flags.DEFINE_enum("dataset", "pick_a_pic", list(_TAKES), "What the pairs come from.")
     source = flags.DEFINE_string("source", "", "Folder; for pick_a_pic a folder or a hub id.")
     revision = flags.DEFINE_string("revision", "", "Revision of the hub id.")
     data_dir = flags.DEFINE_string("data-dir", None, "Where the prepared splits shall be.")
@@ -30,9 +35,12 @@ def run() -> None:
         from spo_jax import preparing
         from spo_jax.core.errors import UserError
 
-        if (dataset.value == "scenes") == bool(source.value):
-            says = "is drawn: leave --source out" if source.value else "needs a --source"
-            raise UserError(f"--dataset={dataset.value} {says}")
+        takes = _TAKES[dataset.value]
+        for name in sorted({name for names in _TAKES.values() for name in names} - set(takes)):
+            if flags.FLAGS[name].present:
+                raise UserError(f"--{name}: --dataset={dataset.value} does not take it, only --{', --'.join(takes)}")
+        if "source" in takes and not source.value:
+            raise UserError(f"--dataset={dataset.value} needs a --source")
         makers = {
             "pick_a_pic": lambda: preparing.pick_a_pic_source(source.value, revision.value, partial.value),
             "folder": lambda: preparing.folder_source(source.value),

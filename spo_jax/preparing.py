@@ -24,6 +24,8 @@ def pick_a_pic_source(source: str, revision: str = "", partial: bool = False) ->
 
     def make(splits: Sequence[str]) -> Source:
         local = Path(source).expanduser().exists()
+        if local and revision:
+            raise UserError(f"--revision={revision}: it is of a hub id, and --source={source} is here")
         wanted = pick_a_pic.patterns(tuple(splits) or pick_a_pic.SPLITS)
         folder = resolve(source, revision or None, allow_patterns=wanted, repo_type="dataset")
         return pick_a_pic.PickAPic(folder, "" if local else source, revision, partial)

@@ -11,7 +11,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, write_json
+from spo_jax.core.files import check_free, check_writable, write_json
 from spo_jax.core.typing import Float, Key
 from spo_jax.data.preferences import Preferences, open_preferences
 from spo_jax.data.tokenizer import Tokenizer
@@ -28,6 +28,7 @@ from spo_jax.spm.relabel import clean_scores, load_judge, new_labels
 from spo_jax.spm.settings import SPMTrainSettings
 from spo_jax.spm.split import Split
 
+ACCURACY = "accuracy.json"
 SPM_LINE, PLAIN_LINE = "step-aware preference model", "plain CLIP on the same pictures"
 
 
@@ -73,12 +74,15 @@ def relabelled(
     ]
 
 
-def evaluate_spm(settings: SPMTrainSettings, spm: str, out: str | os.PathLike, plain: str = "") -> dict[str, Agreement]:
+def evaluate_spm(
+    settings: SPMTrainSettings, spm: str, out: str | os.PathLike, plain: str = "", overwrite: bool = False
+) -> dict[str, Agreement]:
     """Measures a preference model on the settings' evaluation pairs; ``accuracy.json``, ``.svg``, ``.png`` in ``out``.
 
     Args:
       spm: folder, file or hub id of the preference model.
       plain: of a plain CLIP, measured on the same pictures; empty is none.
+      overwrite: replace those files if they are there.
 
     Returns:
       Line of the plot to timestep to what each pair counts.
@@ -88,6 +92,7 @@ def evaluate_spm(settings: SPMTrainSettings, spm: str, out: str | os.PathLike, p
     """
     out = Path(out)
     check_writable(out)
+    check_free(out / ACCURACY, overwrite)
     preferences = open_preferences(settings.data_dir, settings.eval_split)
     path = resolve_model(spm)
     config, _ = read_config(path)
@@ -121,7 +126,7 @@ def write_accuracy(folder: Path, measured: Mapping[str, Agreement]) -> None:
     JSON: line to timestep to accuracy, its standard error and the number of pairs; chance is a half, ties counting so.
     """
     lines = {line: summarised(agreement) for line, agreement in measured.items()}
-    write_json(folder / "accuracy.json", lines | {"chance": 0.5})
+    write_json(folder / ACCURACY, lines | {"chance": 0.5})
     write_figure(folder / "accuracy", accuracy_figure(measured))
     for line, agreement in measured.items():
         print(f"\n{line}:")

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ from spo_jax.parallel.sharding import make, to_host
 from spo_jax.report import as_svg, write_report
 from spo_jax.rewards.paired import paired_scores
 from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
-from spo_jax.spm.cache import latent_cache
+from spo_jax.spm.cache import latent_cache, latent_file
 from spo_jax.spm.evaluate import Agreement, Evaluator, mean_and_error, summarised
 from spo_jax.spm.initial import Start
 from spo_jax.spm.model import write_spm
@@ -97,6 +98,7 @@ class _Run:
         self.networks.check_timesteps(settings.eval.timesteps)
         if settings.cache_latents:
             check_writable(settings.cache_latents)
+            latent_file(**self._latents(train))  # of something else: said before hours of relabelling
         # Last, for it may take hours.
         labels = relabelled(settings, out / "labels", mesh, train, held_out)
         self.split, evaluated = (
@@ -143,20 +145,23 @@ class _Run:
             summary = self._report(summary, look.last)
         return summary
 
+    def _latents(self, pairs: Preferences) -> dict[str, Any]:
+        """Arguments of `latent_file` and `latent_cache`."""
+        settings = self.settings
+        return {
+            "folder": Path(settings.cache_latents) / settings.train_split,
+            "preferences": pairs,
+            "pipeline": self.networks.pipeline,
+            "side": self.networks.side,
+            "posterior": settings.posterior == "sample",
+        }
+
     def _loaded(self, start: int) -> Iterator[LoadedBatch]:
         """This process's parts of the batches from number ``start`` on; all pairs take part, judged or not."""
         settings, pairs, read = self.settings, self.split.pairs, None
         loading = dataclasses.asdict(settings.loading)
         if settings.cache_latents:
-            cache = latent_cache(
-                Path(settings.cache_latents) / settings.train_split,
-                pairs,
-                self.networks.pipeline,
-                side=self.networks.side,
-                posterior=settings.posterior == "sample",
-                **loading,
-            )
-            read = cache.pair
+            read = latent_cache(**self._latents(pairs), **loading).pair
         return batches(
             pairs,
             np.arange(len(pairs), dtype=np.int32),

@@ -44,15 +44,11 @@ def test_a_published_file_becomes_safetensors_with_its_names(published, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["published", "spm"]  # nothing left aside
 
 
-def test_what_is_written_is_what_the_authors_class_loads(published, tmp_path):
-    """Its ``load_state_dict`` is strict about missing keys; names and shapes are torch's own."""
+def test_float32_if_asked_for(published, tmp_path):
     file, expected = published
     convert_spm(str(file), tmp_path / "new" / "spm", str(ASSETS / "spm" / "tokenizer"), "float32")
-    from safetensors.torch import load_file
-
-    written = load_file(tmp_path / "new" / "spm" / "model.safetensors")
-    assert {name: tuple(x.shape) for name, x in written.items()} == {name: x.shape for name, x in expected.items()}
-    assert {x.dtype for x in written.values()} == {torch.float32}
+    written = read_file(tmp_path / "new" / "spm" / "model.safetensors")
+    assert {x.dtype.name for x in written.values()} == {"float32"} and written.keys() == expected.keys()
 
 
 def test_mistakes_are_told_before_anything_is_written(published, tmp_path):

@@ -116,6 +116,11 @@ def test_a_source_that_is_nowhere(tmp_path):
         prepare(pick_a_pic_source("/absent/data"), tmp_path / "out")
 
 
+def test_a_revision_of_what_is_here(own, tmp_path):
+    with pytest.raises(UserError, match=f"--revision=main: it is of a hub id, and --source={own} is here"):
+        prepare(pick_a_pic_source(str(own), "main"), tmp_path / "out")
+
+
 def test_an_output_below_a_regular_file(own, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=f"cannot write to {tmp_path}/file/out: {tmp_path}/file is not a folder"):

@@ -42,12 +42,10 @@ class LoadedBatch(NamedTuple):
 
     Attributes:
       images: pixels, or the latents that stand in for them. rows: which pairs of the split these are.
-      real: how many of the rows, from the first, are real; the rest fills the last batch of a single pass up.
     """
 
     images: UInt8[np.ndarray, "n 2 side side 3"] | Float[np.ndarray, "n 2 h w c"]
     rows: Int[np.ndarray, " n"]
-    real: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,26 +129,25 @@ def batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Pick:
-    """The row of this process's n-th pair, counted through its batches, and whether it is real."""
+    """The row of this process's n-th pair, counted through its batches."""
 
     order: Any
     length: int
     batch_size: int
     positions: tuple[int, ...]
 
-    def __call__(self, number: int) -> tuple[int, bool]:
+    def __call__(self, number: int) -> int:
         batch, inside = divmod(number, len(self.positions))
         position = batch * self.batch_size + self.positions[inside]
-        return int(self.order[min(position, self.length - 1)]), position < self.length
+        return int(self.order[min(position, self.length - 1)])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     read: Callable[[int], np.ndarray]
 
-    def __call__(self, picked: tuple[int, bool]) -> tuple[int, bool, np.ndarray]:
-        row, real = picked
-        return row, real, self.read(row)
+    def __call__(self, row: int) -> tuple[int, np.ndarray]:
+        return row, self.read(row)
 
 
 def _together(dataset: Any, size: int) -> Generator[LoadedBatch, None, None]:
@@ -158,8 +155,8 @@ def _together(dataset: Any, size: int) -> Generator[LoadedBatch, None, None]:
     iterator = iter(dataset)
     try:
         while elements := list(itertools.islice(iterator, size)):
-            rows, real, images = zip(*elements, strict=True)
-            yield LoadedBatch(np.stack(images), np.asarray(rows, np.int32), sum(real))
+            rows, images = zip(*elements, strict=True)
+            yield LoadedBatch(np.stack(images), np.asarray(rows, np.int32))
     finally:
         iterator.close()
 

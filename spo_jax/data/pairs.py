@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image, UnidentifiedImageError
 
 LABELS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
+_LONGEST = 32  # times the shorter side: loading brings that one to the model's size, and the longer one along with it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +147,13 @@ def _image(image: Any, name: str) -> bytes:
             opened.load()
             if opened.mode != "RGB" or opened.info.get("transparency") is not None:
                 opened.convert("RGBA")  # what has no way to colours would stop the training later
+            width, height = opened.size
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
         raise Rejected(f"{name} is no picture in a format that is known") from error
     except Exception as error:  # Pillow's readers raise all kinds: OSError, SyntaxError, ValueError, struct.error, ...
         raise Rejected(f"{name} cannot be decoded: {error}") from error
+    if max(width, height) > _LONGEST * min(width, height):
+        raise Rejected(f"{name} is {width} x {height} pixels: one side is more than {_LONGEST} times the other")
     return image

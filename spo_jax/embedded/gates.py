@@ -117,9 +117,9 @@ def spm(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     judged = {0, *schedule.timesteps[settings.spo.divert_start_step :].tolist()}
     pairs = out / f"pairs-{count}"
     prepare(scenes_source(count, count, seed=5678), pairs, [SPMTrainSettings.eval_split])
-    evaluation = SPMEvalSettings(tuple(sorted(judged.union(REPORTED_TIMESTEPS))), batch=50)
+    evaluation = SPMEvalSettings(tuple(sorted(judged.union(REPORTED_TIMESTEPS))), batch=40)
     spm_settings = SPMTrainSettings(model=settings.model, data_dir=str(pairs), chunk=50, eval=evaluation)
-    measured = evaluate_spm(spm_settings, settings.spm.model, out / "spm")[SPM_LINE]
+    measured = evaluate_spm(spm_settings, settings.spm.model, out / "spm", overwrite=True)[SPM_LINE]
     gates = {t: 0.85 if t == 0 else 0.6 for t in judged}
     # Without ties, which the ground truth does not order either; each of them counts a half.
     return [_line(f"pair accuracy at t = {t}", x[x != 0.5], gates.get(t)) for t, x in measured.items()]

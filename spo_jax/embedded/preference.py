@@ -33,9 +33,7 @@ def clip_config(vocab_size: int, length: int, end_token: int) -> CLIPConfig:
     return CLIPConfig(text, vision, projection_dim=64, time_conditioned=True)
 
 
-def train_preference_model(
-    settings: SPMTrainSettings, config: CLIPConfig, work: Path, pairs: int = PAIRS, held_out: int = HELD_OUT_PAIRS
-) -> Path:
+def train_preference_model(settings: SPMTrainSettings, config: CLIPConfig, work: Path) -> Path:
     """Prepares pairs, trains on them from random weights, and goes on with what ``work`` holds already.
 
     Args:
@@ -44,7 +42,7 @@ def train_preference_model(
     Returns:
       The folder of the trained model.
     """
-    prepare(scenes_source(pairs, held_out, seed=0), work / "scenes")
+    prepare(scenes_source(PAIRS, HELD_OUT_PAIRS, seed=0), work / "scenes")
     start = work / "spm_start"
     write_json(start / "config.json", config_fields(config))
     write_scene_tokenizer(start / "tokenizer")

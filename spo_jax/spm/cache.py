@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spo_jax.core.typing import Array, Float, Int, Params, UInt8
+from spo_jax.core.typing import Array, Float, Params, UInt8
 from spo_jax.data.array_file import ArrayFile
 from spo_jax.data.loading import PicturePairs
 from spo_jax.models.vae import AutoencoderKL
@@ -31,12 +31,11 @@ class LatentCache:
     file: ArrayFile
     posterior: bool
 
-    def rows(self, indices: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 2 h w c"]:
-        """Of some pairs; c is twice the latents' channels with ``posterior``."""
-        return np.array(self._array[indices])
-
     def pair(self, row: int) -> Float[np.ndarray, "2 h w c"]:
-        """Of one pair; what `spo_jax.data.loading.batches` reads in the place of pictures."""
+        """Of one pair; what `spo_jax.data.loading.batches` reads in the place of pictures.
+
+        c is twice the latents' channels with ``posterior``.
+        """
         return np.array(self._array[row])
 
     @functools.cached_property
@@ -68,6 +67,30 @@ def _stored(vae: AutoencoderKL, posterior: bool, params: Params, images: UInt8[A
     return gathered(jnp.concatenate([mean, logvar], axis=-1) if posterior else mean)
 
 
+def latent_file(
+    folder: str | os.PathLike, preferences: PicturePairs, pipeline: Pipeline, *, side: int, posterior: bool = False
+) -> ArrayFile:
+    """Where `latent_cache` keeps latents; arguments as there.
+
+    Raises:
+      UserError: the folder holds latents of other data, another autoencoder, size or type; what differs is named.
+    """
+    vae, params = pipeline.vae, pipeline.params["vae"]
+    images = jax.ShapeDtypeStruct((1, 2, side, side, 3), jnp.uint8)
+    row = jax.eval_shape(functools.partial(_stored, vae, posterior), params, images)
+    bound = {
+        "preferences": preferences.digest,
+        "side": side,
+        "autoencoder": dataclasses.asdict(vae.config),
+        # The decoder has no say in it: one that was tuned later may use these latents too.
+        "autoencoder weights": weights_digest({name: params[name] for name in _ENCODER if name in params}),
+        "latents": "means and log variances" if posterior else "means",
+    }
+    file = ArrayFile(Path(folder) / FILE, (len(preferences), *row.shape[1:]), np.dtype(row.dtype), bound)
+    file.rows_done()
+    return file
+
+
 def latent_cache(
     folder: str | os.PathLike,
     preferences: PicturePairs,
@@ -91,21 +114,10 @@ def latent_cache(
       pairs_per_device: encoded at a time. threads, workers: see `spo_jax.data.loading.batches`.
 
     Raises:
-      UserError: the folder holds latents of other data, another autoencoder, size or type (what differs is named); it
-        cannot be written or is too small; a damaged picture.
+      UserError: as `latent_file`; the folder cannot be written or is too small; a damaged picture.
     """
+    file = latent_file(folder, preferences, pipeline, side=side, posterior=posterior)
     vae, params = pipeline.vae, pipeline.params["vae"]
-    images = jax.ShapeDtypeStruct((1, 2, side, side, 3), jnp.uint8)
-    row = jax.eval_shape(functools.partial(_stored, vae, posterior), params, images)
-    bound = {
-        "preferences": preferences.digest,
-        "side": side,
-        "autoencoder": dataclasses.asdict(vae.config),
-        # The decoder has no say in it: one that was tuned later may use these latents too.
-        "autoencoder weights": weights_digest({name: params[name] for name in _ENCODER if name in params}),
-        "latents": "means and log variances" if posterior else "means",
-    }
-    file = ArrayFile(Path(folder) / FILE, (len(preferences), *row.shape[1:]), np.dtype(row.dtype), bound)
     fill(
         file,
         preferences,

@@ -1,6 +1,7 @@
 """Pair accuracy of a preference model at several timesteps."""
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping
 
@@ -62,8 +63,13 @@ class Evaluator:
     @property
     def told(self) -> str:
         """What two measurements have to share to be compared pair by pair."""
-        config = self._networks.settings.eval
+        settings = self._networks.settings
+        config, labels = settings.eval, self._split.labels[self.rows]
         fields = {"timesteps": config.timesteps, "pairs": config.pairs, "batch": config.batch, "seed": config.seed}
+        # What decides the pictures that are judged; `dtype` the judge's rounding too.
+        names = ("model", "revision", "base", "vae", "dtype", "posterior", "guidance_scale", "resolution")
+        fields |= {name: getattr(settings, name) for name in names}
+        fields["labels"] = hashlib.sha256(self.rows.tobytes() + labels.tobytes()).hexdigest()
         return json.dumps({"digest": self._split.pairs.digest, **fields})
 
     def measure(self, params: Params) -> dict[int, Float[np.ndarray, " n"]]:

@@ -65,5 +65,11 @@ def test_what_is_said_of_a_row_that_is_none(raw, changes, reason):
     assert check(dataclasses.replace(raw, **changes)).startswith(reason)
 
 
+def test_a_line_of_pixels_is_no_picture(raw, picture):
+    """At 512 it would be a gigabyte while it is loaded."""
+    reason = "jpg_1 is 4000 x 1 pixels: one side is more than 32 times the other"
+    assert check(dataclasses.replace(raw, images=(picture(1), picture(2, size=(4000, 1))))) == reason
+
+
 def test_the_second_picture_is_checked_as_well(raw, picture):
     assert check(dataclasses.replace(raw, images=(picture(1), b"?"))).startswith("jpg_1 is no picture")

@@ -1,34 +1,68 @@
-"""The command that makes the shipped preference model, with few pairs and steps."""
+"""The command that makes the shipped files, with trainers that are done at once."""
 
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 
-from spo_jax.embedded import preference
+from spo_jax.embedded import autoencoder, base, build, preference
 from spo_jax.models.config import CLIPConfig
-from spo_jax.pipeline.build import ASSETS
+from spo_jax.pipeline.build import ASSETS, load_pipeline
 from spo_jax.spm.model import load_spm
 from spo_jax.weights.store import read_file
 
 WHOLE = json.loads((ASSETS / "spm" / "config.json").read_text())
 
 
+@pytest.fixture
+def stages(embedded, monkeypatch):
+    """Networks come out of training as they are shipped; the names of those trained."""
+    trained, pipeline = [], embedded.pipeline
+
+    def train_autoencoder():
+        trained.append("autoencoder")
+        return pipeline.vae.config, pipeline.params["vae"]
+
+    def train_base(data, empty, text):
+        trained.append("base")
+        return {name: pipeline.params[name] for name in ("unet", "text_encoder")}
+
+    monkeypatch.setattr(autoencoder, "train_autoencoder", train_autoencoder)
+    monkeypatch.setattr(base, "encode_scenes", lambda *arguments, **settings: None)
+    monkeypatch.setattr(base, "train_base", train_base)
+    return trained
+
+
+def test_the_pipeline_is_written_as_it_is_shipped(stages, embedded, spm_settings, tmp_path, monkeypatch):
+    """A second build finds every stage done."""
+    monkeypatch.setattr(preference, "train_preference_model", lambda *arguments: ASSETS / "spm")
+    for _ in range(2):
+        build.build(tmp_path / "work", tmp_path / "out", spm_settings)
+        assert stages == ["autoencoder", "base"]
+    for part in ("pipeline", "spm"):
+        names = lambda folder: sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())  # noqa: E731
+        assert names(tmp_path / "out" / part) == names(ASSETS / part)
+    made = load_pipeline(tmp_path / "out" / "pipeline")
+    assert (made.unet.config, made.vae.config) == (embedded.pipeline.unet.config, embedded.pipeline.vae.config)
+    jax.tree.map(np.testing.assert_array_equal, made.params, embedded.pipeline.params)  # float16 already
+
+
 @pytest.mark.slow
-def test_the_embedded_preference_model_is_made_as_a_users(spm_settings, tmp_path):
+def test_the_preference_model_is_made_as_a_users(stages, spm_settings, tmp_path, monkeypatch):
     """From a config alone; a build that is started again goes on with the run that is there."""
-    config = CLIPConfig.from_dict(WHOLE, time_conditioned=True)
-    text = config.text
-    assert preference.clip_config(text.vocab_size, text.max_position_embeddings, text.eos_token_id) == config
-    settings = dataclasses.replace(spm_settings, num_steps=2)
-    folder = preference.train_preference_model(settings, config, tmp_path, pairs=10, held_out=6)
-    made = load_spm(folder, judges="sd")
-    assert made.clip.config == config
-    weights = folder / "model.safetensors"
+    monkeypatch.setattr(preference, "PAIRS", 10)
+    monkeypatch.setattr(preference, "HELD_OUT_PAIRS", 6)
+    settings, out = dataclasses.replace(spm_settings, num_steps=2), tmp_path / "out"
+    build.build(tmp_path, out, settings)
+    made = load_spm(out / "spm", judges="sd")
+    assert made.clip.config == CLIPConfig.from_dict(WHOLE, time_conditioned=True)
+    weights = out / "spm" / "model.safetensors"
     assert {x.dtype.name for x in read_file(weights).values() if x.ndim} == {"float16"}
     assert weights.stat().st_size < 2**21
 
     before = weights.read_bytes()
     curves = (tmp_path / "spm" / "metrics.jsonl").read_text()
-    assert preference.train_preference_model(settings, config, tmp_path, pairs=10, held_out=6) == folder
+    build.build(tmp_path, out, settings)
     assert weights.read_bytes() == before and (tmp_path / "spm" / "metrics.jsonl").read_text() == curves

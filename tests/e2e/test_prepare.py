@@ -40,7 +40,11 @@ def test_killed_and_given_again(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset=scenes", "--source=x", "--data-dir=out"], "--dataset=scenes is drawn: leave --source out"),
+        (
+            ["--dataset=scenes", "--source=x", "--data-dir=out"],
+            "--source: --dataset=scenes does not take it",
+        ),
+        (["--dataset=folder", "--source=x", "--seed=1", "--data-dir=out"], "--seed: --dataset=folder"),
         (["--dataset=folder", "--data-dir=out"], "--dataset=folder needs a --source"),
         (["--dataset=scenes", "--pairs=0", "--data-dir=out"], "pairs=0"),
         (["--dataset=coyo", "--data-dir=out"], "dataset=coyo"),

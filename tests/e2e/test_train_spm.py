@@ -19,6 +19,7 @@ from spo_jax.run_folder import Resume
 from spo_jax.spm.model import load_spm
 from spo_jax.spm.score import score_images, text_features
 from spo_jax.spm.settings import RelabelSettings, SPMLogSettings
+from spo_jax.spm_evaluation import evaluate_spm
 from spo_jax.weights.store import read_file, write_state
 
 STEPS = 5  # of the config
@@ -176,3 +177,11 @@ def test_the_measuring_command(command, spm_config_file, run_folder, tmp_path):
     line = "step-aware preference model"
     assert found == {line: trained[line], "chance": 0.5}  # float32 in the file: the very same numbers
     assert "pair accuracy at t =  501" in process.stdout and (out / "accuracy.svg").is_file()
+
+
+def test_a_measurement_is_not_replaced_unasked(spm_settings, run_folder):
+    """Least of all a run's own."""
+    before = (run_folder / "accuracy.json").read_bytes()
+    with pytest.raises(UserError, match="accuracy.json exists already: choose another --out, or .* with --overwrite"):
+        evaluate_spm(spm_settings, "embedded", run_folder)
+    assert (run_folder / "accuracy.json").read_bytes() == before

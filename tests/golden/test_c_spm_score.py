@@ -5,6 +5,7 @@ the smallest gap between scores in the rollouts is 1e-3.
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,11 @@ import numpy as np
 import pytest
 
 from spo_jax.core.images import resize_bicubic, shorter_side_size
+from spo_jax.models.config import CLIPConfig
 from spo_jax.models.layers import sinusoidal_embedding
+from spo_jax.spm.model import write_spm
 from spo_jax.spm.score import pixel_values, score_images, text_features
+from spo_jax.weights.store import read_file
 
 
 @pytest.mark.parametrize("size", ["64x64", "96x64", "64x96", "66x64", "30x30", "24x24"])
@@ -48,3 +52,14 @@ def test_sweep_of_timesteps(golden):
     assert golden.relative_error(scores, c["sweep/scores"]) < 1e-4
     scale = spm.clip.apply({"params": spm.params}, method="scale")
     np.testing.assert_allclose(scale, c["logit_scale_exp"], rtol=1e-6)
+
+
+def test_what_is_written_is_what_the_reference_s_class_loads(golden, golden_dir, tmp_path):
+    """It holds the network as ``model`` and loads strictly: its names, shapes and values, no more and no less."""
+    folder = golden_dir / "models" / "spm"
+    config = CLIPConfig.from_dict(json.loads((folder / "config.json").read_text()), time_conditioned=True)
+    write_spm(tmp_path / "spm", config, jax.device_get(golden.spm.params))
+    theirs, ours = read_file(folder / "model.safetensors"), read_file(tmp_path / "spm" / "model.safetensors")
+    assert ours.keys() == {f"model.{name}" for name in theirs}
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[f"model.{name}"], value)

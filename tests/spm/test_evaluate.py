@@ -55,9 +55,9 @@ class Judge(Networks):
         return rows.images[:, :, 0, 0, 0].astype(jnp.float32)
 
 
-def evaluator(count, labels=None, devices=2, judge=Judge, **fields):
+def evaluator(count, labels=None, devices=2, judge=Judge, run=None, **fields):
     mesh = make_mesh(MeshSettings(data=devices))
-    settings = SPMTrainSettings(eval=SPMEvalSettings(**fields))
+    settings = SPMTrainSettings(eval=SPMEvalSettings(**fields), **(run or {}))
     with jax.set_mesh(mesh):
         pipeline = small_pipeline(mesh)
         networks = judge(pipeline, small_clip(mesh)[0], settings, mesh)
@@ -104,6 +104,15 @@ def test_of_labels_made_anew_ties_are_left_out():
     np.testing.assert_array_equal(found[0], agreement(first_pixels(pairs), labels)[[0, 2, 4]])
 
 
+def test_what_is_told_changes_with_all_that_changes_the_measurement():
+    tie = np.array([FIRST, TIE, SECOND], np.float32)
+    cases = [{}, {"labels": tie}, {"labels": tie[::-1].copy()}, {"run": {"guidance_scale": 1.0}}, {"seed": 5}]
+    cases += [{"run": {"posterior": "mean"}}, {"run": {"resolution": 8}}]
+    told = [evaluator(3, **{"timesteps": (0,), "batch": 2, **case})[2].told for case in cases]
+    assert len(set(told)) == len(told)
+    assert evaluator(3, timesteps=(0,), batch=2, run={"learning_rate": 1.0, "chunk": 2})[2].told == told[0]
+
+
 def test_the_first_so_many_pairs():
     assert evaluator(6, timesteps=(0,), batch=2, pairs=2)[2].rows.tolist() == [0, 1]
 
@@ -124,7 +133,7 @@ def test_scores_noised_and_clean_follow_their_keys():
         networks = Networks(pipeline, clip, settings, mesh)
         split = Split.of(labelled_pairs(4), pipeline, pipeline.tokenizer)
         images = np.random.default_rng(0).integers(0, 256, (4, 2, 16, 16, 3), np.uint8)
-        rows = networks.feed(split.feed(LoadedBatch(images, np.arange(4, dtype=np.int32), 4)))
+        rows = networks.feed(split.feed(LoadedBatch(images, np.arange(4, dtype=np.int32))))
         frozen, key = networks.frozen(), jax.random.key(0)
         noised = jax.jit(networks.scores)
         one, same, other, later = (

@@ -44,7 +44,7 @@ class Built:
             self.frozen = self.networks.frozen()
             self.split = Split.of(labelled_pairs(COUNT), pipeline, pipeline.tokenizer)
             images = np.random.default_rng(0).integers(0, 256, (COUNT, 2, SIDE, SIDE, 3), np.uint8)
-            batch = LoadedBatch(images, np.arange(COUNT, dtype=np.int32), COUNT)
+            batch = LoadedBatch(images, np.arange(COUNT, dtype=np.int32))
             self.rows = self.networks.feed(self.split.feed(batch))
             self.key = make(lambda: jax.random.key(3), self.mesh)
 
@@ -133,7 +133,7 @@ def test_what_is_judged_is_what_the_parts_make_of_it():
     networks = Networks(pipeline, clip, settings)
     split = Split.of(labelled_pairs(2), pipeline, pipeline.tokenizer)
     images = np.random.default_rng(0).integers(0, 256, (2, 2, SIDE, SIDE, 3), np.uint8)
-    rows = networks.feed(split.feed(LoadedBatch(images, np.arange(2, dtype=np.int32), 2)))
+    rows = networks.feed(split.feed(LoadedBatch(images, np.arange(2, dtype=np.int32))))
     draws = draw(jax.random.key(0), 2, networks.latent_shape, 1000, 1.0, sample=False, flip=False)
     found = jax.jit(networks.batch)(networks.frozen(), rows, draws)
 
