@@ -18,6 +18,9 @@ from spo_jax.spm.settings import SPMTrainSettings
 from spo_jax.spm_training import train_spm
 
 PAIRS, HELD_OUT_PAIRS = 100_000, 2_000  # as spo_jax.prepare draws them
+# The second run starts from the first one's model, timesteps now uniform: high ones, where the world's preferences can
+# hardly be seen, take longest to learn.
+FURTHER = {"init_random": False, "seed": 1, "timestep_power": 1.0, "num_steps": 3400, "warmup_steps": 200}
 
 
 def clip_config(vocab_size: int, length: int, end_token: int) -> CLIPConfig:
@@ -34,10 +37,10 @@ def clip_config(vocab_size: int, length: int, end_token: int) -> CLIPConfig:
 
 
 def train_preference_model(settings: SPMTrainSettings, config: CLIPConfig, work: Path) -> Path:
-    """Prepares pairs, trains on them from random weights, and goes on with what ``work`` holds already.
+    """Prepares pairs, trains on them from random weights and then `FURTHER`; goes on with what ``work`` holds already.
 
     Args:
-      settings: of the run; where it starts and what it reads is filled in.
+      settings: of the first run; where it starts and what it reads is filled in.
 
     Returns:
       The folder of the trained model.
@@ -50,4 +53,6 @@ def train_preference_model(settings: SPMTrainSettings, config: CLIPConfig, work:
         settings, init=str(start), init_random=True, data_dir=str(work / "scenes"), export_dtype="float16"
     )
     train_spm(settings, work / "spm", Resume(if_there=True))
-    return work / "spm" / "spm"
+    further = dataclasses.replace(settings, init=str(work / "spm" / "spm"), **FURTHER)
+    train_spm(further, work / "spm_further", Resume(if_there=True))
+    return work / "spm_further" / "spm"

@@ -54,6 +54,7 @@ def test_the_preference_model_is_made_as_a_users(stages, spm_settings, tmp_path,
     """From a config alone; a build that is started again goes on with the run that is there."""
     monkeypatch.setattr(preference, "PAIRS", 10)
     monkeypatch.setattr(preference, "HELD_OUT_PAIRS", 6)
+    monkeypatch.setattr(preference, "FURTHER", preference.FURTHER | {"num_steps": 2, "warmup_steps": 1})
     settings, out = dataclasses.replace(spm_settings, num_steps=2), tmp_path / "out"
     build.build(tmp_path, out, settings)
     made = load_spm(out / "spm", judges="sd")
@@ -63,6 +64,8 @@ def test_the_preference_model_is_made_as_a_users(stages, spm_settings, tmp_path,
     assert weights.stat().st_size < 2**21
 
     before = weights.read_bytes()
-    curves = (tmp_path / "spm" / "metrics.jsonl").read_text()
+    runs = [tmp_path / name / "metrics.jsonl" for name in ("spm", "spm_further")]
+    curves = [run.read_text() for run in runs]
+    assert curves[0] != curves[1]
     build.build(tmp_path, out, settings)
-    assert weights.read_bytes() == before and (tmp_path / "spm" / "metrics.jsonl").read_text() == curves
+    assert weights.read_bytes() == before and [run.read_text() for run in runs] == curves

@@ -1,5 +1,7 @@
 """The reference's rule for right and wrong, and that every pair is asked once with its own label."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,12 +57,18 @@ class Judge(Networks):
         return rows.images[:, :, 0, 0, 0].astype(jnp.float32)
 
 
-def evaluator(count, labels=None, devices=2, judge=Judge, run=None, **fields):
+@functools.cache
+def networks_on(devices):
     mesh = make_mesh(MeshSettings(data=devices))
+    with jax.set_mesh(mesh):
+        return mesh, small_pipeline(mesh), small_clip(mesh)[0]
+
+
+def evaluator(count, labels=None, devices=2, judge=Judge, run=None, **fields):
+    mesh, pipeline, clip = networks_on(devices)
     settings = SPMTrainSettings(eval=SPMEvalSettings(**fields), **(run or {}))
     with jax.set_mesh(mesh):
-        pipeline = small_pipeline(mesh)
-        networks = judge(pipeline, small_clip(mesh)[0], settings, mesh)
+        networks = judge(pipeline, clip, settings, mesh)
         pairs = labelled_pairs(count)
         split = Split.of(pairs, pipeline, pipeline.tokenizer, labels)
         return mesh, pairs, Evaluator(networks, networks.frozen(), split, mesh)
