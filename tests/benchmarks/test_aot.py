@@ -132,6 +132,7 @@ def tiny_folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_both_programs_compile_for_a_tpu(tiny_folder):
     """Whole programs, at the least effort; weights are on every chip, and a chip has an eighth of the work."""

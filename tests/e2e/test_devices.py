@@ -130,6 +130,7 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two(settings, tmp_path):
     assert_same_adapter(*(read_file(tmp_path / name / "lora.safetensors") for name in ("both", "eight")))
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_run_of_one(model, config_file, in_processes, tmp_path):
     """Over loopback, a device each; one writes."""
     flags = [f"--config={config_file}", f"--config.model={model}", "--config.mesh.data=-1", "--config.max_batches=2"]

@@ -105,6 +105,7 @@ def test_a_run_leaves_an_adapter_of_the_model(run, adapter):
     assert all(b.any() for _, b in adapter.modules().values())
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(run, run_command, config, tmp_path):
     """Bit for bit: the state is whole after the first batch."""
     out = tmp_path / "run"
