@@ -174,8 +174,8 @@ class _Checked:
         much = "which leaves none" if self.rejected == self._rows else f"more than --max-bad={self._max_bad:g} allows"
         raise UserError(
             f"split {self._split}: {self.rejected} of {self.seen} rows ({self.rejected / self.seen:.2%}) cannot be "
-            f"used, {much}, e.g. {first['where']}: {first['reason']}; they are listed in {self._list}, and no split "
-            "was prepared"
+            f"used, {much}, e.g. {first['where']}: {first['reason']}; they are listed in {self._list}, and this "
+            "split was not prepared"
         )
 
 

@@ -41,7 +41,7 @@ class RelabelSettings:
     def __post_init__(self):
         _require(0 <= self.margin < 1, "relabel.margin", self.margin, "0 to below 1")
         for field in dataclasses.fields(self):
-            value, expected = getattr(self, field.name), f"{field.default!r} where relabel.model is empty"
+            value, expected = getattr(self, field.name), f"{field.default!r}, for it says nothing without relabel.model"
             _require(bool(self.model) or value == field.default, f"relabel.{field.name}", value, expected)
 
 

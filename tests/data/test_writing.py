@@ -38,7 +38,7 @@ def test_too_many_rejected_rows(make_source, prepare, data_dir, row, max_bad):
     assert str(told.value) == (
         f"split train: 1 of 4 rows (25.00%) cannot be used, more than --max-bad={max_bad:g} allows, e.g. "
         "train.parquet, row 2: jpg_0 is no picture in a format that is known; they are listed in "
-        f"{data_dir}/rejected-train.jsonl, and no split was prepared"
+        f"{data_dir}/rejected-train.jsonl, and this split was not prepared"
     )
     assert left(data_dir) == ["rejected-train.jsonl"]
     assert prepare(make_source([row(0)]), max_bad=max_bad).pairs == 1

@@ -44,8 +44,8 @@ def test_bad_fields_are_named(fields, message):
     ("group", "fields", "message"),
     [
         (RelabelSettings, {"margin": 1.0}, "relabel.margin = 1.0: expected 0 to below 1"),
-        (RelabelSettings, {"margin": 0.2}, "relabel.margin = 0.2: expected 0.1 where relabel.model is empty"),
-        (RelabelSettings, {"folder": "x"}, "relabel.folder = 'x': expected '' where relabel.model is empty"),
+        (RelabelSettings, {"margin": 0.2}, "relabel.margin = 0.2: expected 0.1, for it says nothing without"),
+        (RelabelSettings, {"folder": "x"}, "relabel.folder = 'x': expected '', for it says nothing"),
         (LoadingSettings, {"threads": -1}, "loading.threads = -1: expected 0 or more"),
         (SPMLogSettings, {"eval_every": -1}, "log.eval_every = -1: expected 0 or more"),
         (SPMEvalSettings, {"timesteps": ()}, "eval.timesteps = (): expected whole numbers"),
