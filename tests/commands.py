@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,10 +19,12 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parent.parent
 
 # What commands import once their flags are read. Not the commands themselves: they define flags as `__main__`.
-WORK = [
-    f"spo_jax.{name}"
-    for name in ("converting", "exporting", "preparing", "run_flags", "sampling", "spm_evaluation", "spm_training")
-] + ["spo_jax.training"]
+WORK = ["converting", "exporting", "preparing", "run_flags", "sampling", "spm_evaluation", "spm_training", "training"]
+
+
+def command_line(name: str, *arguments: Any) -> list[str]:
+    """``python -m spo_jax.NAME ARGUMENTS``."""
+    return [sys.executable, "-m", f"spo_jax.{name}", *map(str, arguments)]
 
 
 class Commands:
@@ -30,11 +33,14 @@ class Commands:
     def __init__(self, settings: Mapping[str, str]):
         self._settings = dict(settings)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(WORK)
+        self._context.set_forkserver_preload([f"spo_jax.{name}" for name in WORK])
+        # Here and not with the first fork: commands are given by several threads, and the environment is all theirs.
+        with mock.patch.dict(os.environ, self._settings):
+            forkserver.ensure_running()
 
     def start(self, name: str, *arguments: Any) -> subprocess.CompletedProcess:
         """In a Python of its own."""
-        line = [sys.executable, "-m", f"spo_jax.{name}", *map(str, arguments)]
+        line = command_line(name, *arguments)
         return subprocess.run(line, cwd=ROOT, env=os.environ | self._settings, capture_output=True, text=True)
 
     def fork(self, name: str, *arguments: Any) -> subprocess.CompletedProcess:
@@ -42,9 +48,8 @@ class Commands:
         line = [f"spo_jax.{name}", *map(str, arguments)]
         with tempfile.TemporaryDirectory() as folder:
             streams = [Path(folder) / stream for stream in ("stdout", "stderr")]
-            with mock.patch.dict(os.environ, self._settings):  # the first one starts the process that forks
-                process = self._context.Process(target=_run, args=(line, streams))
-                process.start()
+            process = self._context.Process(target=_run, args=(line, streams))
+            process.start()
             process.join()
             return subprocess.CompletedProcess(line, process.exitcode, *(stream.read_text() for stream in streams))
 

@@ -5,7 +5,6 @@ import functools
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import pytest
 
-from tests.commands import ROOT, Commands
+from tests.commands import ROOT, Commands, command_line
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +42,7 @@ def in_processes(tmp_path) -> Callable[..., None]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             together = [f"--coordinator-address=127.0.0.1:{free.getsockname()[1]}", f"--num-processes={count}"]
-        line = [sys.executable, "-m", f"spo_jax.{name}", *map(str, arguments)]
+        line = command_line(name, *arguments)
         lines = [[*line, *together, f"--process-id={index}"] for index in range(count)] if count > 1 else [line]
         start = functools.partial(subprocess.Popen, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         for process in [start(line) for line in lines]:
