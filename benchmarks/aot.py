@@ -42,15 +42,15 @@ from benchmarks.spm_shapes import SPMRunShapes, spm_run_shapes
 from benchmarks.subjects import chunks_of
 from benchmarks.topologies import GIB, Chip, chip_of, find_topology
 from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.config import from_config
 from spo_jax.core.files import check_writable, read_json, write_json, write_text
-from spo_jax.core.settings import from_config
+from spo_jax.methods.spm.programs import lower as lower_step
+from spo_jax.methods.spm.programs import step_arguments
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.spm.update import chunk_size
+from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods.spo.update import UpdateConfig
 from spo_jax.parallel.mesh import make_mesh, replicated
-from spo_jax.spm.programs import lower as lower_step
-from spo_jax.spm.programs import step_arguments
-from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spm.update import chunk_size
-from spo_jax.spo.settings import TrainSettings
-from spo_jax.spo.train import UpdateConfig
 
 RESULTS = "benchmarks/results"
 _USABLE = 0.98  # of the memory: the compiler finds 15.75 of a v5e's 16 GiB
@@ -85,7 +85,7 @@ def measure(settings: Settings, topology: str, effort: float = 0.0) -> Iterator[
 
 
 def lower(run: RunShapes) -> dict[str, tuple[Lowered, float]]:
-    """Both programs as `spo_jax.spo.programs.compile_programs` lowers them, with the operations of their layers.
+    """Both programs as `spo_jax.methods.spo.programs.compile_programs` lowers them, with the operations of their layers.
 
     But for ``keep_unused``: arguments that a program does not read lie in memory as well.
     """

@@ -11,8 +11,9 @@ import dataclasses
 from typing import Any
 
 from spo_jax.core.files import read_json
-from spo_jax.models import presets
-from spo_jax.pipeline.build import ASSETS
+from spo_jax.models.stable_diffusion import presets
+from spo_jax.nn import clip_config
+from spo_jax.toy import ASSETS
 
 SIZES = ("micro", "tiny", "small", "sd15", "sdxl")
 
@@ -105,10 +106,10 @@ def _scaled_down(
     words = {**text, "projection_dim": text["hidden_size"], "vocab_size": 1000}
     pictures = {**vision, "image_size": image_size, "patch_size": 8, "projection_dim": text["hidden_size"]}
     spm = {
-        **presets.CLIP_H,
+        **clip_config.CLIP_H,
         "projection_dim": text["hidden_size"],
-        "text_config": {**presets.CLIP_H["text_config"], **words},
-        "vision_config": {**presets.CLIP_H["vision_config"], **pictures},
+        "text_config": {**clip_config.CLIP_H["text_config"], **words},
+        "vision_config": {**clip_config.CLIP_H["vision_config"], **pictures},
     }
     return Blueprint(
         unet=unet,
@@ -125,7 +126,7 @@ def _sd15() -> Blueprint:
         unet=presets.SD15_UNET,
         vae=presets.SD15_VAE,
         text_encoder=presets.SD15_TEXT,
-        spm=presets.CLIP_H,
+        spm=clip_config.CLIP_H,
         tiny_vae=presets.TAESD,
         scheduler=_SCHEDULER,
     )

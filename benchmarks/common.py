@@ -23,9 +23,9 @@ from benchmarks.subjects import DECODERS, Subject, build, read_settings
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, write_json
-from spo_jax.evaluation import versions
+from spo_jax.methods.common.before_after import versions
+from spo_jax.methods.spo.settings import TrainSettings
 from spo_jax.parallel.mesh import make_mesh, replicated
-from spo_jax.spo.settings import TrainSettings
 
 RESULTS = "benchmarks/results"
 # (subject, runs before the clock starts, runs on it) to results
@@ -55,7 +55,7 @@ def spread_of(seconds: Sequence[float]) -> dict[str, Any]:
 def compiled(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> tuple[Any, float]:
     """The program of ``function`` for arguments like these, and the seconds that compiling took.
 
-    As `spo_jax.spo.programs.compile_programs` does it: what comes back is whole on every device.
+    As `spo_jax.methods.spo.programs.compile_programs` does it: what comes back is whole on every device.
     """
     begin = time.perf_counter()
     everywhere = replicated(jax.sharding.get_mesh())

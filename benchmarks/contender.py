@@ -40,8 +40,8 @@ def ours(size: str, overrides: list[str], decoder: str, folder: Path) -> Side:
     import jax
 
     from benchmarks.subjects import build, read_settings
-    from spo_jax.spo.batch import run_batch
-    from spo_jax.spo.programs import compile_programs
+    from spo_jax.methods.spo.batch import run_batch
+    from spo_jax.methods.spo.programs import compile_programs
 
     subject = build(size, read_settings(size, overrides), decoder)
     write_models(subject, folder)
@@ -101,8 +101,7 @@ def write_models(subject: Any, folder: Path, lora: Any = None) -> None:
     import jax
 
     from spo_jax.core.files import write_json
-    from spo_jax.weights.clip import text_state
-    from spo_jax.weights.diffusers import write_component
+    from spo_jax.weights.components import text_state, write_component
     from spo_jax.weights.lora import LoRA, write_lora
     from spo_jax.weights.rules import to_state
 

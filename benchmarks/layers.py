@@ -16,8 +16,8 @@ from flax import linen as nn
 
 from spo_jax.core.cli import run_command
 from spo_jax.core.typing import Array, Float
-from spo_jax.models.convolution import convolve
-from spo_jax.models.layers import GroupNorm, UpsampledConv
+from spo_jax.nn.convolution import convolve
+from spo_jax.nn.layers import GroupNorm, UpsampledConv
 
 _ONES = ((1, 1), (1, 1))
 

@@ -19,12 +19,12 @@ import jax
 import numpy as np
 from absl import flags
 from PIL import Image
+from spo_jax.data.preferences.format.loading import batches
 
 from benchmarks.common import RESULTS, device_info, spread_of
 from benchmarks.flops import PEAKS
 from spo_jax.core.cli import run_command
 from spo_jax.core.files import check_writable, write_json
-from spo_jax.data.loading import batches
 from spo_jax.parallel.mesh import make_mesh
 
 # (side of the stored pictures, side that training wants)

@@ -25,8 +25,8 @@ from benchmarks.subjects import Subject, build, read_settings
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, write_atomic, write_text
+from spo_jax.methods.spo.settings import TrainSettings
 from spo_jax.parallel.mesh import make_mesh
-from spo_jax.spo.settings import TrainSettings
 
 PROMPTS, DEVICES = 8, 8
 # Fewer steps than a real run: slopes are the same, and there are many points.

@@ -15,21 +15,22 @@ from jax.sharding import Mesh, Sharding
 
 from benchmarks.blueprints import Blueprint, blueprint
 from benchmarks.subjects import RandomTokenizer, bundle, modules_of, weight_shapes
+from spo_jax import toy
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.core.typing import DType, Params
-from spo_jax.models.clip import CLIPModel
-from spo_jax.models.config import CLIPConfig, TinyVAEConfig
-from spo_jax.models.tiny_vae import AutoencoderTiny
+from spo_jax.methods.spo.programs import Frozen, Inputs, Networks
+from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods.spo.update import TrainState
+from spo_jax.models.stable_diffusion.functions import Conditioning
+from spo_jax.models.stable_diffusion.pipeline import Pipeline, encode_text, vae_shapes
+from spo_jax.nn.clip import CLIPModel
+from spo_jax.nn.clip_config import CLIPConfig
+from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
 from spo_jax.parallel.mesh import check_divides, over_batch, replicated
 from spo_jax.parallel.sharding import shardings
-from spo_jax.pipeline.build import EMBEDDED, Pipeline, encode_text, vae_shapes
-from spo_jax.pipeline.functions import Conditioning
-from spo_jax.spm.model import SPM, clip_shapes
-from spo_jax.spm.score import text_features
-from spo_jax.spo.programs import Frozen, Inputs, Networks
-from spo_jax.spo.settings import TrainSettings
-from spo_jax.spo.train import TrainState
+from spo_jax.rewards.common.clip_score import text_features
+from spo_jax.rewards.common.preference_model import SPM, clip_shapes
 from spo_jax.training import fresh_state
 
 # Hub ids.
@@ -37,7 +38,7 @@ _KNOWN = {"sd15": re.compile(r"/stable-diffusion-v1-[1-5]$"), "sdxl": re.compile
 
 
 class RunShapes(NamedTuple):
-    """What `spo_jax.spo.programs.compile_programs` takes."""
+    """What `spo_jax.methods.spo.programs.compile_programs` takes."""
 
     networks: Networks
     state: TrainState
@@ -99,7 +100,7 @@ def blueprint_of(name: str, spm: str, decoder: str = "vae") -> Blueprint:
     """
     known, model = blueprint("sd15"), Path(name)
     size = next((size for size, pattern in _KNOWN.items() if pattern.search(name)), None)
-    if name == EMBEDDED:
+    if name == toy.NAME:
         found = blueprint("tiny")
     elif (model / "model_index.json").is_file():
         names = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -115,7 +116,7 @@ def blueprint_of(name: str, spm: str, decoder: str = "vae") -> Blueprint:
             "id of Stable Diffusion 1.5 or SDXL, or a local folder in diffusers layout (its configs are enough)"
         )
     # A preference model or a distilled decoder without a config beside it has the published one, as in loading.
-    judge = blueprint("tiny").spm if spm == EMBEDDED else _beside(spm, known.spm)
+    judge = blueprint("tiny").spm if spm == toy.NAME else _beside(spm, known.spm)
     return dataclasses.replace(found, spm=judge, tiny_vae=_beside(decoder, known.tiny_vae))
 
 

@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from benchmarks.shapes import blueprint_of, condition_shapes, pipeline_shapes, row_shapes
-from spo_jax.models.clip import CLIPModel
-from spo_jax.models.config import CLIPConfig
+from spo_jax.methods.spm.programs import Frozen, Networks, Rows
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.spm.update import SPMState, init_state, make_optimiser, state_shardings
+from spo_jax.nn.clip import CLIPModel
+from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.parallel.mesh import check_divides, over_batch, replicated
-from spo_jax.spm.model import clip_shapes
-from spo_jax.spm.programs import Frozen, Networks, Rows
-from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spm.update import SPMState, init_state, make_optimiser, state_shardings
+from spo_jax.rewards.common.preference_model import clip_shapes
 
 
 class SPMRunShapes(NamedTuple):
-    """What `spo_jax.spm.programs.compile_programs` takes."""
+    """What `spo_jax.methods.spm.programs.compile_programs` takes."""
 
     networks: Networks
     state: SPMState

@@ -14,27 +14,28 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks.blueprints import SIZES, Blueprint, blueprint
+from spo_jax.core.config import from_config
 from spo_jax.core.errors import UserError
-from spo_jax.core.settings import from_config
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Int, Key, Params
 from spo_jax.data.prompts import load_prompts
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.diffusion.schedule import ScheduleConfig
-from spo_jax.models.clip import CLIPModel, CLIPTextModel
-from spo_jax.models.config import CLIPConfig, CLIPTextConfig, TinyVAEConfig, UNetConfig, VAEConfig
-from spo_jax.models.tiny_vae import AutoencoderTiny
-from spo_jax.models.unet import UNet2DConditionModel
-from spo_jax.models.vae import AutoencoderKL
+from spo_jax.methods.spo.pairs import Pairs
+from spo_jax.methods.spo.programs import Frozen, Inputs, Networks
+from spo_jax.methods.spo.resampler import judged_timesteps
+from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods.spo.update import TrainState, UpdateConfig
+from spo_jax.models.stable_diffusion.config import UNetConfig
+from spo_jax.models.stable_diffusion.pipeline import Pipeline, load_pipeline, text_shapes, unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
+from spo_jax.nn.clip import CLIPModel, CLIPTextModel
+from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
+from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
+from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.mesh import check_divides, devices_in_context, replicated
 from spo_jax.parallel.sharding import make, place, place_weights
-from spo_jax.pipeline.build import Pipeline, load_pipeline, text_shapes, unet_shapes, vae_shapes
-from spo_jax.spm.model import SPM, clip_shapes, load_spm
-from spo_jax.spo.pairs import Pairs
-from spo_jax.spo.programs import Frozen, Inputs, Networks
-from spo_jax.spo.resampler import judged_timesteps
-from spo_jax.spo.settings import TrainSettings
-from spo_jax.spo.train import TrainState, UpdateConfig
+from spo_jax.rewards.common.preference_model import SPM, clip_shapes, load_spm
 from spo_jax.training import fresh_state
 
 PUBLISHED_PER_DEVICE = {"sd15": 10, "sdxl": 2}  # prompts, and pairs of a training batch

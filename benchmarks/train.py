@@ -9,8 +9,8 @@ from benchmarks.common import command, peak_memory, spread_of, timed, utilisatio
 from benchmarks.flops import count, xla_flops
 from benchmarks.subjects import Subject, chunks_of
 from spo_jax.core.typing import Key
-from spo_jax.spo.batch import run_batch
-from spo_jax.spo.programs import compile_programs
+from spo_jax.methods.spo.batch import run_batch
+from spo_jax.methods.spo.programs import compile_programs
 
 
 def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ ImageReward 1.080, Aesthetic 6.364 on 500 validation prompts with 20 DDIM steps 
 for all devices together: the published 2 prompts and 2 pairs per device, times 4.
 """
 
-from spo_jax.core.settings import to_config
-from spo_jax.spo.settings import TrainSettings
+from spo_jax.core.config import to_config
+from spo_jax.methods.spo.settings import TrainSettings
 
 
 def get_config():

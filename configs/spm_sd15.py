@@ -8,8 +8,8 @@ Pick-a-Pic's test pairs as people did (arXiv 2305.01569): accuracy at t = 0 shou
 plain model's at every later timestep. Numbers below are for all devices together: the published 16 pairs times 4.
 """
 
-from spo_jax.core.settings import to_config
-from spo_jax.spm.settings import SPMTrainSettings
+from spo_jax.core.config import to_config
+from spo_jax.methods.spm.settings import SPMTrainSettings
 
 
 def get_config():

@@ -8,8 +8,8 @@ for both splits, so accuracy at t = 0 starts near 1, and what is learnt shows at
 all devices together: the published 16 pairs times 4.
 """
 
-from spo_jax.core.settings import to_config
-from spo_jax.spm.settings import SPMTrainSettings
+from spo_jax.core.config import to_config
+from spo_jax.methods.spm.settings import SPMTrainSettings
 
 
 def get_config():

@@ -16,8 +16,8 @@ The shipped one on the same 500 pairs has 0.84, 0.77, 0.70, 0.61 and 0.57:
 python -m spo_jax.evaluate_spm --config=configs/spm_tiny.py --spm=embedded --out=runs/shipped
 """
 
-from spo_jax.core.settings import to_config
-from spo_jax.spm.settings import SPMTrainSettings
+from spo_jax.core.config import to_config
+from spo_jax.methods.spm.settings import SPMTrainSettings
 
 
 def get_config():

@@ -5,8 +5,8 @@ python -m spo_jax.train --config=configs/tiny.py --out=runs/tiny
 Two CPU cores, about two minutes. It must print an aesthetic of about 0.38 -> 0.49 (see the README).
 """
 
-from spo_jax.core.settings import to_config
-from spo_jax.spo.settings import TrainSettings
+from spo_jax.core.config import to_config
+from spo_jax.methods.spo.settings import TrainSettings
 
 
 def get_config():

@@ -1,14 +1,14 @@
 """SPO on a tiny SDXL pipeline with random weights: the published recipe's every part, in seconds.
 
-python -m spo_jax.embedded.tiny_sdxl --out=build/tiny_sdxl
+python -m spo_jax.build_toy.tiny_sdxl --out=build/tiny_sdxl
 python -m spo_jax.train --config=configs/tiny_sdxl.py --out=runs/tiny_sdxl
 
 Two CPU cores, about two minutes, nearly all of it compiling. The pipeline has learnt nothing, so its pictures are noise
 before and after: this shows that a machine can run SDXL, not what SPO does. `configs/tiny.py` shows that.
 """
 
-from spo_jax.core.settings import to_config
-from spo_jax.spo.settings import TrainSettings
+from spo_jax.core.config import to_config
+from spo_jax.methods.spo.settings import TrainSettings
 
 
 def get_config():

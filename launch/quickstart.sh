@@ -20,7 +20,7 @@ fi
 config=(--config=configs/tiny.py)
 if [[ " $* " == *" --config="* ]]; then config=(); fi
 if [[ " $* " == *" --config=configs/tiny_sdxl.py "* && ! -d build/tiny_sdxl ]]; then
-  python -m spo_jax.embedded.tiny_sdxl --out=build/tiny_sdxl
+  python -m spo_jax.build_toy.tiny_sdxl --out=build/tiny_sdxl
 fi
 
 echo "Training: about two minutes on two cores"

@@ -9,7 +9,14 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
-from spo_jax.spm.model import load_spm, read_config, resolve_model, tokenizer_folder, trained_on_kind, write_spm
+from spo_jax.rewards.common.preference_model import (
+    load_spm,
+    read_config,
+    resolve_model,
+    tokenizer_folder,
+    trained_on_kind,
+    write_spm,
+)
 
 
 def convert_spm(
@@ -18,7 +25,7 @@ def convert_spm(
     """Writes ``config.json``, ``model.safetensors`` and the tokenizer of a preference model.
 
     Args:
-      model: as `spo_jax.spm.model.load_spm` takes it.
+      model: as `spo_jax.rewards.common.preference_model.load_spm` takes it.
       out: folder that is not there yet.
       tokenizer: folder or hub id, where the model holds none.
       dtype: of the weights, ``float16`` or ``float32``.

@@ -7,7 +7,7 @@ on the same pictures. Leaves ``accuracy.json``, ``accuracy.svg`` and ``accuracy.
 from absl import flags
 
 from spo_jax.core.cli import define_config, run_command
-from spo_jax.core.settings import from_config
+from spo_jax.core.config import from_config
 
 
 def run() -> None:
@@ -20,10 +20,10 @@ def run() -> None:
     flags.mark_flag_as_required("spm")
 
     def main(_) -> None:
-        from spo_jax.spm.settings import SPMTrainSettings
+        from spo_jax.methods.spm.settings import SPMTrainSettings
 
         settings = from_config(SPMTrainSettings, config.value)
-        from spo_jax.core.compilation import keep_compiled_programs
+        from spo_jax.run.compilation import keep_compiled_programs
         from spo_jax.spm_evaluation import evaluate_spm
 
         keep_compiled_programs()

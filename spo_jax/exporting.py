@@ -6,15 +6,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from spo_jax.checkpoint import Checkpointer
+from spo_jax.core.config import from_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable
-from spo_jax.core.settings import from_config
-from spo_jax.models.lora import init_lora
-from spo_jax.pipeline.build import Pipeline, load_pipeline
-from spo_jax.pipeline.export import check_folder, write_merged, write_merged_file
-from spo_jax.spo.settings import TrainSettings
-from spo_jax.spo.train import init_state, make_optimiser
+from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods.spo.update import init_state, make_optimiser
+from spo_jax.models.stable_diffusion.pipeline import Pipeline, load_pipeline
+from spo_jax.models.stable_diffusion.save import check_folder, write_merged, write_merged_file
+from spo_jax.nn.lora import init_lora
+from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.weights.lora import LoRA, read_lora, write_lora
 
 

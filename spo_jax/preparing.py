@@ -1,4 +1,4 @@
-"""From downloaded or drawn preference pairs to a prepared folder; see `spo_jax.data.preferences` for what is in it."""
+"""From downloaded or drawn preference pairs to a prepared folder; see `spo_jax.data.preferences.format` for what is in it."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -6,13 +6,13 @@ from pathlib import Path
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
-from spo_jax.data import pick_a_pic
-from spo_jax.data.pairs import Source
-from spo_jax.data.preference_folder import PreferenceFolder
-from spo_jax.data.preferences import PROMPTS, import_tfds
-from spo_jax.data.scene_pairs import Scenes
-from spo_jax.data.writing import Prepared, prepare_split, preparing
-from spo_jax.rewards.scenes import aesthetic
+from spo_jax.data.preferences.format.check import Source
+from spo_jax.data.preferences.format.format import PROMPTS, import_tfds
+from spo_jax.data.preferences.format.sources import pick_a_pic
+from spo_jax.data.preferences.format.sources.folder import PreferenceFolder
+from spo_jax.data.preferences.format.sources.toy import Scenes
+from spo_jax.data.preferences.format.writer import Prepared, prepare_split, preparing
+from spo_jax.toy.truth import aesthetic
 from spo_jax.weights.hub import resolve
 
 # Opens a source when the splits are known (none: the usual ones): of a repository no other split is fetched.
@@ -34,7 +34,7 @@ def pick_a_pic_source(source: str, revision: str = "", partial: bool = False) ->
 
 
 def folder_source(source: str) -> MakeSource:
-    """A user's own preferences, see `spo_jax.data.preference_folder`."""
+    """A user's own preferences, see `spo_jax.data.preferences.sources.folder`."""
     return lambda splits: PreferenceFolder(Path(source).expanduser())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags
 
 from spo_jax.core.cli import define_config, run_command
-from spo_jax.core.settings import from_config
+from spo_jax.core.config import from_config
 
 flags.disclaim_key_flags()  # --help of a command lists them as its own
 
@@ -31,9 +31,9 @@ def run_training(out: str, settings: Callable[[], type], work: Callable[[], Call
 
     def main(_) -> None:
         read = from_config(settings(), config.value)
-        from spo_jax.core.compilation import keep_compiled_programs
-        from spo_jax.parallel.processes import join
-        from spo_jax.run_folder import Resume
+        from spo_jax.parallel.multihost import join
+        from spo_jax.run.compilation import keep_compiled_programs
+        from spo_jax.run.folder import Resume
 
         function = work()
         keep_compiled_programs()

@@ -17,9 +17,9 @@ from spo_jax.core.files import check_free, check_writable, write_atomic
 from spo_jax.core.images import to_uint8
 from spo_jax.core.typing import Float, Params
 from spo_jax.data.prompts import load_prompts
-from spo_jax.pipeline.build import Pipeline, load_pipeline
-from spo_jax.pipeline.functions import SizeConditions
-from spo_jax.pipeline.sample import Sampler, initial_latents, read_latents, shape_of_latents
+from spo_jax.models.sampler import Sampler, initial_latents, read_latents, shape_of_latents
+from spo_jax.models.stable_diffusion.functions import SizeConditions
+from spo_jax.models.stable_diffusion.pipeline import Pipeline, load_pipeline
 from spo_jax.weights.lora import read_lora
 
 

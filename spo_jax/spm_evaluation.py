@@ -13,20 +13,20 @@ from jax.sharding import Mesh
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable, write_json
 from spo_jax.core.typing import Float, Key
-from spo_jax.data.preferences import Preferences, open_preferences
+from spo_jax.data.preferences.format.format import Preferences, open_preferences
 from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods.spm.accuracy import Agreement, Evaluator, summarised
+from spo_jax.methods.spm.init import Start, load_start
+from spo_jax.methods.spm.plot import accuracy_figure, write_figure
+from spo_jax.methods.spm.programs import Networks
+from spo_jax.methods.spm.relabel import clean_scores, load_judge, new_labels
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.spm.split import Split
+from spo_jax.models.stable_diffusion.pipeline import Pipeline, load_pipeline
 from spo_jax.parallel.mesh import check_divides, make_mesh
-from spo_jax.parallel.processes import is_writer
+from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
-from spo_jax.pipeline.build import Pipeline, load_pipeline
-from spo_jax.spm.evaluate import Agreement, Evaluator, summarised
-from spo_jax.spm.initial import Start, load_start
-from spo_jax.spm.model import check_kind, read_config, resolve_model
-from spo_jax.spm.plot import accuracy_figure, write_figure
-from spo_jax.spm.programs import Networks
-from spo_jax.spm.relabel import clean_scores, load_judge, new_labels
-from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spm.split import Split
+from spo_jax.rewards.common.preference_model import check_kind, read_config, resolve_model
 
 ACCURACY = "accuracy.json"
 SPM_LINE, PLAIN_LINE = "step-aware preference model", "plain CLIP on the same pictures"

@@ -15,30 +15,29 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from spo_jax import loop
-from spo_jax.checkpoint import Checkpointer
 from spo_jax.core.files import check_writable, write_atomic, write_json
-from spo_jax.data.loading import LoadedBatch, batches
-from spo_jax.data.preferences import Preferences, open_preferences
+from spo_jax.core.statistics import paired_scores
+from spo_jax.data.preferences.format.format import Preferences, open_preferences
+from spo_jax.data.preferences.format.loading import LoadedBatch, batches
 from spo_jax.data.tokenizer import Tokenizer
-from spo_jax.evaluation import versions
-from spo_jax.metrics import MetricsWriter, read_metrics
+from spo_jax.methods.common.before_after import versions
+from spo_jax.methods.common.latents import latent_cache, latent_file
+from spo_jax.methods.spm.accuracy import Agreement, Evaluator, mean_and_error, summarised
+from spo_jax.methods.spm.init import Start
+from spo_jax.methods.spm.plot import accuracy_figure
+from spo_jax.methods.spm.programs import Networks, Programs, compile_programs
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.spm.split import Split
+from spo_jax.methods.spm.update import SPMState, flat_row, init_state, make_optimiser, state_shardings
 from spo_jax.parallel.mesh import check_divides, make_mesh
-from spo_jax.parallel.parts import local_positions
-from spo_jax.parallel.processes import is_writer
+from spo_jax.parallel.multihost import is_writer, local_positions
 from spo_jax.parallel.sharding import make, to_host
-from spo_jax.report import as_svg, write_report
-from spo_jax.rewards.paired import paired_scores
-from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
-from spo_jax.spm.cache import latent_cache, latent_file
-from spo_jax.spm.evaluate import Agreement, Evaluator, mean_and_error, summarised
-from spo_jax.spm.initial import Start
-from spo_jax.spm.model import write_spm
-from spo_jax.spm.plot import accuracy_figure
-from spo_jax.spm.programs import Networks, Programs, compile_programs
-from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spm.split import Split
-from spo_jax.spm.update import SPMState, flat_row, init_state, make_optimiser, state_shardings
+from spo_jax.rewards.common.preference_model import write_spm
+from spo_jax.run import loop
+from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
+from spo_jax.run.metrics import MetricsWriter, read_metrics
+from spo_jax.run.report import as_svg, write_report
 from spo_jax.spm_evaluation import PLAIN_LINE, SPM_LINE, load_clip, load_frozen_pipeline, relabelled, write_accuracy
 
 CHARTS = {

@@ -15,7 +15,7 @@ def run() -> None:
 
 
 def _settings():
-    from spo_jax.spo.settings import TrainSettings
+    from spo_jax.methods.spo.settings import TrainSettings
 
     return TrainSettings
 

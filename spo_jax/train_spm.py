@@ -17,7 +17,7 @@ def run() -> None:
 
 
 def _settings():
-    from spo_jax.spm.settings import SPMTrainSettings
+    from spo_jax.methods.spm.settings import SPMTrainSettings
 
     return SPMTrainSettings
 

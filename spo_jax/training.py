@@ -9,26 +9,26 @@ import jax.numpy as jnp
 from absl import logging
 from jax.sharding import Mesh
 
-from spo_jax.checkpoint import Checkpointer
 from spo_jax.core.files import write_json
 from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Key
 from spo_jax.data.prompts import load_prompts
-from spo_jax.evaluation import Evaluation, versions
-from spo_jax.loop import Outlets, run_keys
-from spo_jax.metrics import MetricsWriter
-from spo_jax.models.lora import init_lora
+from spo_jax.methods.common.before_after import Evaluation, versions
+from spo_jax.methods.spo.batch import batch_rows, run_batches
+from spo_jax.methods.spo.programs import Networks, compile_programs
+from spo_jax.methods.spo.resampler import judged_timesteps
+from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods.spo.update import TrainState, init_state, make_optimiser
+from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.nn.lora import init_lora
 from spo_jax.parallel.mesh import check_divides, make_mesh
-from spo_jax.parallel.processes import is_writer
+from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
-from spo_jax.pipeline.build import load_pipeline
-from spo_jax.run_folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
-from spo_jax.spm.model import load_spm, read_config, resolve_model
-from spo_jax.spo.batch import batch_rows, run_batches
-from spo_jax.spo.programs import Networks, compile_programs
-from spo_jax.spo.resampler import judged_timesteps
-from spo_jax.spo.settings import TrainSettings
-from spo_jax.spo.train import TrainState, init_state, make_optimiser
+from spo_jax.rewards.common.preference_model import load_spm, read_config, resolve_model
+from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
+from spo_jax.run.loop import Outlets, run_keys
+from spo_jax.run.metrics import MetricsWriter
 from spo_jax.weights.lora import write_lora
 
 

@@ -56,8 +56,8 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def embedded() -> Any:
     """The pipeline and the preference model shipped in the package."""
-    from spo_jax.pipeline.build import load_pipeline
-    from spo_jax.spm.model import load_spm
+    from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+    from spo_jax.rewards.common.preference_model import load_spm
 
     return SimpleNamespace(pipeline=load_pipeline("embedded"), spm=load_spm("embedded"))
 
@@ -76,8 +76,8 @@ def tiny_settings() -> Any:
 
     With a threshold of 0 every pair is valid, however the shipped weights were trained.
     """
+    from spo_jax.methods.spo.settings import EvalSettings, LogSettings, SPOSettings, TrainSettings
     from spo_jax.parallel.mesh import MeshSettings
-    from spo_jax.spo.settings import EvalSettings, LogSettings, SPOSettings, TrainSettings
 
     return TrainSettings(
         prompts_per_batch=2,

@@ -18,7 +18,7 @@ def encoded(seed: int, height: int, width: int, form: str = "PNG") -> bytes:
 
 @dataclasses.dataclass
 class MemoryPairs:
-    """What `spo_jax.data.preferences.Preferences` offers to loading and to PickScore."""
+    """What `spo_jax.data.preferences.format.Preferences` offers to loading and to PickScore."""
 
     files: list[tuple[bytes, bytes]]
     digest: str = "in memory"

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-ASSETS = Path(__file__).resolve().parent.parent / "spo_jax" / "pipeline" / "assets"
+ASSETS = Path(__file__).resolve().parent.parent / "spo_jax" / "toy" / "assets"
 TOKENIZER = ASSETS / "pipeline" / "tokenizer"
 PROJECTION, TIME_WIDTH = 10, 6
 # The published file: another sampler's, to be run as DDIM.

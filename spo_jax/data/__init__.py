@@ -1,1 +1,1 @@
-"""What the networks are trained on: captioned pictures, prompts, tokenisers."""
+"""What runs read: prompts, tokens, arrays on disk and preference pairs."""

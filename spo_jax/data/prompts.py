@@ -6,9 +6,9 @@ from pathlib import Path
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
-from spo_jax.data import scenes
+from spo_jax.toy import world
 
-EMBEDDED = {"embedded:train": scenes.TRAIN_PROMPTS, "embedded:held_out": scenes.HELD_OUT_PROMPTS}
+EMBEDDED = {"embedded:train": world.TRAIN_PROMPTS, "embedded:held_out": world.HELD_OUT_PROMPTS}
 _KEYS = ("caption", "prompt", "text")
 
 

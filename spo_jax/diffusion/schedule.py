@@ -11,23 +11,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from spo_jax.core.config import JSONConfig
 from spo_jax.core.errors import UserError
-from spo_jax.core.fields import typed
 from spo_jax.core.typing import Array, Float, Int, Num
-
-# Fields of other samplers' configs that do not touch the process as DDIM runs it. PNDM, Euler, DPM++ and DDIM all
-# appear in published folders.
-_IGNORED = frozenset({
-    "skip_prk_steps", "interpolation_type", "use_karras_sigmas", "sample_max_value", "clip_sample_range",
-    "dynamic_thresholding_ratio", "algorithm_type", "solver_order", "solver_type", "lower_order_final",
-    "euler_at_final", "lambda_min_clipped", "variance_type", "use_exponential_sigmas", "use_beta_sigmas",
-    "final_sigmas_type", "timestep_type", "sigma_min", "sigma_max", "use_lu_lambdas", "use_flow_sigmas",
-    "flow_shift", "disable_corrector", "predict_x0", "solver_p", "time_shift_type", "use_dynamic_shifting",
-})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(JSONConfig):
     """diffusers' DDIMScheduler config; defaults are DDIMScheduler's own.
 
     ``timestep_spacing`` may be absent: diffusers' samplers differ in their default, "leading" being DDIM's.
@@ -44,32 +34,22 @@ class ScheduleConfig:
     timestep_spacing: str | None = None
     rescale_betas_zero_snr: bool = False
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], where: str = "scheduler_config.json") -> "ScheduleConfig":
-        """Reads a diffusers scheduler config.
+    FIXED = {"clip_sample": (False, None), "thresholding": (False, None)}  # latent models have neither
+    # Fields of other samplers' configs that do not touch the process as DDIM runs it. PNDM, Euler, DPM++ and DDIM all
+    # appear in published folders.
+    IGNORED = frozenset({
+        "skip_prk_steps", "interpolation_type", "use_karras_sigmas", "sample_max_value", "clip_sample_range",
+        "dynamic_thresholding_ratio", "algorithm_type", "solver_order", "solver_type", "lower_order_final",
+        "euler_at_final", "lambda_min_clipped", "variance_type", "use_exponential_sigmas", "use_beta_sigmas",
+        "final_sigmas_type", "timestep_type", "sigma_min", "sigma_max", "use_lu_lambdas", "use_flow_sigmas",
+        "flow_shift", "disable_corrector", "predict_x0", "solver_p", "time_shift_type", "use_dynamic_shifting",
+    })  # fmt: skip
 
-        Raises:
-          UserError: a value of another type, or that changes the process and is not implemented; an unknown field.
-        """
-        kinds = {field.name: field.type for field in dataclasses.fields(cls)}
-        values = {}
-        for key, value in raw.items():
-            if key in kinds:
-                values[key] = typed(value, kinds[key], f"{where}: {key}")
-            elif key in ("clip_sample", "thresholding"):
-                if value:
-                    raise UserError(f"{where}: {key} = {value!r} is not implemented, expected false (latent models)")
-            elif not key.startswith("_") and key not in _IGNORED:
-                raise UserError(f"{where}: unknown field {key!r}")
-        config = cls(**values)
-        for field, allowed in (
-            ("beta_schedule", ("linear", "scaled_linear")),
-            ("prediction_type", ("epsilon", "v_prediction", "sample")),
-            ("timestep_spacing", ("leading", "trailing", "linspace")),
-        ):
-            if field in raw and getattr(config, field) not in allowed:
-                raise UserError(f"{where}: {field} = {getattr(config, field)!r}, expected one of {', '.join(allowed)}")
-        return config
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        self._one_of(where, "beta_schedule", ("linear", "scaled_linear"))
+        self._one_of(where, "prediction_type", ("epsilon", "v_prediction", "sample"))
+        if "timestep_spacing" in raw:
+            self._one_of(where, "timestep_spacing", ("leading", "trailing", "linspace"))
 
 
 @dataclasses.dataclass(frozen=True)

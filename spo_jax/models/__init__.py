@@ -1,1 +1,1 @@
-"""The networks, in Flax Linen: UNet, autoencoders, CLIP and its time-conditioned form, LoRA."""
+"""Model families; a family is a folder, and `open_pipeline` asks each whether a model is its own."""

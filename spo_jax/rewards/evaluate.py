@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spo_jax.core.batching import in_chunks
 from spo_jax.core.typing import Float
+from spo_jax.parallel.chunks import in_chunks
 from spo_jax.parallel.mesh import gathered
-from spo_jax.rewards import scenes
-from spo_jax.spm.model import SPM
-from spo_jax.spm.score import score_images, text_features
+from spo_jax.rewards.common.clip_score import score_images, text_features
+from spo_jax.rewards.common.preference_model import SPM
+from spo_jax.toy import truth
 
 _CHUNK = 25
 
@@ -38,7 +38,7 @@ def make_judge(reward: str, spm: SPM) -> Judge:
     """``scenes``: the ground truth of the embedded world. ``spm``: the preference model at timestep 0, that is the
     judge that training listened to, which shows that the objective moved and not that people agree."""
     if reward == "scenes":
-        return Judge(scenes.measure, scenes.MEANINGS, ("out_of_range",), scenes.check)
+        return Judge(truth.measure, truth.MEANINGS, ("out_of_range",), truth.check)
     meaning = "score of the preference model that training used, at timestep 0"
     return Judge(functools.partial(_spm_score, spm), {"spm_score": meaning})
 

@@ -19,7 +19,8 @@ import numpy as np
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.core.trees import flatten, unflatten
-from spo_jax.weights import kohya, store
+from spo_jax.models.stable_diffusion import kohya
+from spo_jax.weights import store
 from spo_jax.weights.messages import shorten
 from spo_jax.weights.rules import module_name, module_path
 

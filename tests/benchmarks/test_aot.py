@@ -16,15 +16,16 @@ from benchmarks.spm_shapes import spm_run_shapes
 from benchmarks.topologies import GIB, chip_of, find_topology
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_json
-from spo_jax.data.scenes import TRAIN_PROMPTS
+from spo_jax.methods.spm.init import load_start
+from spo_jax.methods.spm.programs import Networks as SPMNetworks
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.spo.programs import Networks
+from spo_jax.methods.spo.settings import SPMSettings, SPOSettings, TrainSettings
+from spo_jax.models.stable_diffusion.pipeline import load_pipeline
 from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch
-from spo_jax.pipeline.build import ASSETS, load_pipeline
-from spo_jax.spm.initial import load_start
-from spo_jax.spm.model import load_spm
-from spo_jax.spm.programs import Networks as SPMNetworks
-from spo_jax.spm.settings import SPMTrainSettings
-from spo_jax.spo.programs import Networks
-from spo_jax.spo.settings import SPMSettings, SPOSettings, TrainSettings
+from spo_jax.rewards.common.preference_model import load_spm
+from spo_jax.toy import ASSETS
+from spo_jax.toy.world import TRAIN_PROMPTS
 from spo_jax.training import fresh_state
 
 needs_compiler = pytest.mark.skipif(

@@ -10,16 +10,18 @@ from jax.sharding import PartitionSpec
 
 from benchmarks import flops
 from benchmarks.flops import count, peak_flops, xla_flops
-from spo_jax.models import presets
-from spo_jax.models.attention import flash_attention
-from spo_jax.models.clip import CLIPModel
-from spo_jax.models.config import CLIPConfig, TinyVAEConfig, UNetConfig, VAEConfig
-from spo_jax.models.tiny_vae import AutoencoderTiny
-from spo_jax.models.unet import UNet2DConditionModel
-from spo_jax.models.vae import AutoencoderKL
+from spo_jax.models.stable_diffusion import presets
+from spo_jax.models.stable_diffusion.config import UNetConfig
+from spo_jax.models.stable_diffusion.pipeline import unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
+from spo_jax.nn import clip_config
+from spo_jax.nn.attention import flash_attention
+from spo_jax.nn.clip import CLIPModel
+from spo_jax.nn.clip_config import CLIPConfig
+from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
+from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.mesh import make_mesh
-from spo_jax.pipeline.build import unet_shapes, vae_shapes
-from spo_jax.spm.model import clip_shapes
+from spo_jax.rewards.common.preference_model import clip_shapes
 
 A, B = jnp.zeros((3, 4)), jnp.zeros((4, 5))
 PRODUCT = 2 * 3 * 4 * 5  # of A and B
@@ -128,7 +130,7 @@ def decoder(module):
 
 
 def vision():
-    module = CLIPModel(CLIPConfig.from_dict(presets.CLIP_H, time_conditioned=True))
+    module = CLIPModel(CLIPConfig.from_dict(clip_config.CLIP_H, time_conditioned=True))
     apply = lambda params, x, t: module.apply({"params": params}, x, t, method="encode_image")  # noqa: E731
     return apply, clip_shapes(module), shape(1, 224, 224, 3), shape(1)
 

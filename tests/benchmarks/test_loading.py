@@ -1,9 +1,9 @@
 """The loading benchmark: its cost model is the documented one, and its numbers hang together."""
 
 import pytest
+from spo_jax.data.preferences.format.images import decode
 
 from benchmarks import loading
-from spo_jax.data.pictures import decode
 
 
 def test_cost_of_a_step():

@@ -13,11 +13,11 @@ import torch
 from benchmarks.contender import write_models
 from benchmarks.torch_peer import Draws, Peer
 from spo_jax.core.trees import flatten
-from spo_jax.pipeline.functions import Guidance, bind_denoise, decode
-from spo_jax.spm.score import score_images
-from spo_jax.spo.pairs import make_pairs, rank, shuffled_order
-from spo_jax.spo.resampler import draw, judge, make_plan, rollout
-from spo_jax.spo.train import init_state, make_optimiser
+from spo_jax.methods.spo.pairs import make_pairs, rank, shuffled_order
+from spo_jax.methods.spo.resampler import draw, judge, make_plan, rollout
+from spo_jax.methods.spo.update import init_state, make_optimiser
+from spo_jax.models.stable_diffusion.functions import Guidance, bind_denoise, decode
+from spo_jax.rewards.common.clip_score import score_images
 from spo_jax.weights.rules import module_name
 
 

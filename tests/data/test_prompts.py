@@ -5,8 +5,8 @@ import json
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.data import scenes
 from spo_jax.data.prompts import load_prompts
+from spo_jax.toy import world
 
 PROMPTS = ["a red star", "ein grüner Mond", "two words"]
 
@@ -38,7 +38,7 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, name, content):
 def test_embedded_lists_part_the_world():
     train, held_out = load_prompts("embedded:train"), load_prompts("embedded:held_out")
     assert not set(train) & set(held_out)
-    assert sorted(train + held_out) == sorted(scenes.PROMPTS)
+    assert sorted(train + held_out) == sorted(world.PROMPTS)
     train.append("changed")
     assert "changed" not in load_prompts("embedded:train")
 

@@ -7,8 +7,8 @@ import pytest
 from transformers import CLIPTokenizer
 
 from spo_jax.core.errors import UserError
-from spo_jax.data.scene_tokenizer import write_scene_tokenizer
 from spo_jax.data.tokenizer import CLIP_LENGTH, Tokenizer
+from spo_jax.toy.tokenizer import write_scene_tokenizer
 
 PROMPTS = ["a red star", "", "Ünd möre, 12 of them!", "star " * 100]
 

@@ -74,8 +74,8 @@ def config_file(tiny_settings, write_config) -> Path:
 def spm_settings(tmp_path_factory) -> Any:
     """A preference model's run of seconds on pairs of the embedded world: 10, so that batches of 4 cross epochs."""
     from spo_jax import preparing
+    from spo_jax.methods.spm.settings import LoadingSettings, SPMEvalSettings, SPMLogSettings, SPMTrainSettings
     from spo_jax.parallel.mesh import MeshSettings
-    from spo_jax.spm.settings import LoadingSettings, SPMEvalSettings, SPMLogSettings, SPMTrainSettings
 
     data = tmp_path_factory.mktemp("data")
     preparing.prepare(preparing.scenes_source(10, 6, 0), data)

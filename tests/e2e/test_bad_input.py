@@ -10,9 +10,10 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.exporting import export
-from spo_jax.models.lora import init_lora
-from spo_jax.pipeline.build import ASSETS, load_pipeline
+from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.nn.lora import init_lora
 from spo_jax.sampling import sample
+from spo_jax.toy import ASSETS
 from spo_jax.weights import store
 from spo_jax.weights.lora import LoRA, write_lora
 
@@ -78,7 +79,7 @@ def test_flags_of_train(refused, tmp_path, flags, parts):
 )
 def test_fields_of_a_config_file(refused, tmp_path, line, parts):
     (tmp_path / "config.py").write_text(
-        "from spo_jax.core.settings import to_config\nfrom spo_jax.spo.settings import TrainSettings\n\n\n"
+        "from spo_jax.core.config import to_config\nfrom spo_jax.methods.spo.settings import TrainSettings\n\n\n"
         f"def get_config():\n    config = to_config(TrainSettings())\n\n    {line}\n    return config\n"
     )
     refused("train", f"--config={tmp_path}/config.py", f"--out={tmp_path}/run", parts=parts)

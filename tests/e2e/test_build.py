@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from spo_jax.embedded import autoencoder, base, build, preference
-from spo_jax.models.config import CLIPConfig
-from spo_jax.pipeline.build import ASSETS, load_pipeline
-from spo_jax.spm.model import load_spm
+from spo_jax.build_toy import autoencoder, base, build, preference
+from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.nn.clip_config import CLIPConfig
+from spo_jax.rewards.common.preference_model import load_spm
+from spo_jax.toy import ASSETS
 from spo_jax.weights.store import read_file
 
 WHOLE = json.loads((ASSETS / "spm" / "config.json").read_text())

@@ -10,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spo_jax.build_toy.base import UNET
 from spo_jax.core.trees import flatten, take_rows
-from spo_jax.data.scenes import TRAIN_PROMPTS
-from spo_jax.embedded.base import UNET
-from spo_jax.metrics import read_metrics
-from spo_jax.models.unet import UNet2DConditionModel
+from spo_jax.methods.spo.programs import compile_programs
+from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import to_host
-from spo_jax.pipeline.build import ASSETS
-from spo_jax.run_folder import Resume
-from spo_jax.spo.programs import compile_programs
+from spo_jax.run.folder import Resume
+from spo_jax.run.metrics import read_metrics
+from spo_jax.toy import ASSETS
+from spo_jax.toy.world import TRAIN_PROMPTS
 from spo_jax.training import fresh_state, load_networks, train
-from spo_jax.weights.diffusers import write_component
+from spo_jax.weights.components import write_component
 from spo_jax.weights.rules import to_state
 from spo_jax.weights.store import read_file
 

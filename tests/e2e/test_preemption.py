@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from spo_jax.metrics import read_metrics
+from spo_jax.run.metrics import read_metrics
 from spo_jax.weights.store import read_file
 
 pytestmark = pytest.mark.slow  # a dozen starts of the command; tests/spo/test_loop.py has the signal in one process

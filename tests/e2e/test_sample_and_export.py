@@ -7,9 +7,10 @@ from PIL import Image
 from spo_jax import exporting, sampling
 from spo_jax.core.errors import UserError
 from spo_jax.exporting import export
-from spo_jax.pipeline.build import ASSETS, load_pipeline
-from spo_jax.pipeline.sample import Sampler, initial_latents
+from spo_jax.models.sampler import Sampler, initial_latents
+from spo_jax.models.stable_diffusion.pipeline import load_pipeline
 from spo_jax.sampling import sample
+from spo_jax.toy import ASSETS
 from spo_jax.weights.lora import read_lora
 
 FOLDER = ASSETS / "pipeline"

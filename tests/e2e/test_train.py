@@ -12,8 +12,8 @@ from PIL import Image
 
 from spo_jax import training
 from spo_jax.core.errors import UserError
-from spo_jax.metrics import read_metrics
-from spo_jax.run_folder import Resume
+from spo_jax.run.folder import Resume
+from spo_jax.run.metrics import read_metrics
 from spo_jax.weights.lora import read_lora
 from spo_jax.weights.store import read_file
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 from spo_jax import spm_training
 from spo_jax.core.errors import UserError
-from spo_jax.metrics import read_metrics
-from spo_jax.pipeline.build import ASSETS
-from spo_jax.run_folder import Resume
-from spo_jax.spm.model import load_spm
-from spo_jax.spm.score import score_images, text_features
-from spo_jax.spm.settings import RelabelSettings, SPMLogSettings
+from spo_jax.methods.spm.settings import RelabelSettings, SPMLogSettings
+from spo_jax.rewards.common.clip_score import score_images, text_features
+from spo_jax.rewards.common.preference_model import load_spm
+from spo_jax.run.folder import Resume
+from spo_jax.run.metrics import read_metrics
 from spo_jax.spm_evaluation import evaluate_spm
+from spo_jax.toy import ASSETS
 from spo_jax.weights.store import read_file, write_state
 
 STEPS = 5  # of the config

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
-from spo_jax.models.clip import CLIPModel, CLIPTextModel
-from spo_jax.models.config import CLIPConfig, CLIPTextConfig, UNetConfig, VAEConfig
-from spo_jax.models.unet import UNet2DConditionModel
-from spo_jax.models.vae import AutoencoderKL
-from spo_jax.pipeline.build import text_shapes, unet_shapes, vae_shapes
-from spo_jax.spm.model import clip_shapes
-from spo_jax.weights import clip as clip_weights
-from spo_jax.weights import diffusers as diffusers_weights
+from spo_jax.models.stable_diffusion.config import UNetConfig
+from spo_jax.models.stable_diffusion.pipeline import text_shapes, unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
+from spo_jax.nn.clip import CLIPModel, CLIPTextModel
+from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
+from spo_jax.nn.vae import AutoencoderKL, VAEConfig
+from spo_jax.rewards.common.preference_model import clip_shapes
+from spo_jax.weights import components as clip_weights
+from spo_jax.weights import components as diffusers_weights
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.data import scenes
+from spo_jax.rewards.common.preference_model import load_spm
 from spo_jax.rewards.evaluate import make_judge
-from spo_jax.spm.model import load_spm
+from spo_jax.toy import world
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    prompts = list(scenes.PROMPTS[:30])
-    return scenes.draw(np.random.default_rng(0), prompts)[0], prompts
+    prompts = list(world.PROMPTS[:30])
+    return world.draw(np.random.default_rng(0), prompts)[0], prompts
 
 
 def test_scenes_judge_reads_ground_truth(drawn):

@@ -1,0 +1,126 @@
+"""Makes the shipped assets: ``python -m spo_jax.build_toy.build --work-dir=build/assets``.
+
+Autoencoder, then diffusion model, each kept in ``--work-dir`` so that an interrupted build goes on where it was; their
+folder is written to ``--out``. Then the preference model, by what a user has for that (`spo_jax.prepare`,
+`spo_jax.train_spm` with ``--config``), its run kept likewise. Fixed seeds.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from spo_jax.build_toy import autoencoder, base, preference
+from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.config import from_config
+from spo_jax.core.files import read_json, write_atomic, write_json
+from spo_jax.core.trees import flatten, unflatten
+from spo_jax.core.typing import Params
+from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.nn.vae import VAEConfig
+from spo_jax.toy import ASSETS, world
+from spo_jax.toy.tokenizer import END, MAX_LENGTH, vocabulary, write_scene_tokenizer
+from spo_jax.weights.components import text_state, write_component
+from spo_jax.weights.rules import to_state
+from spo_jax.weights.store import read_file, write_state
+
+
+def run() -> None:
+    """The command."""
+    work = flags.DEFINE_string("work-dir", "build/assets", "Folder for the finished stages.")
+    out = flags.DEFINE_string("out", str(ASSETS), "Folder for the assets, read by the package.")
+    config = define_config("configs/spm_tiny.py")
+
+    def main(_) -> None:
+        build(Path(work.value), Path(out.value), from_config(SPMTrainSettings, config.value))
+
+    run_command(main)
+
+
+def build(work: Path, out: Path, settings: SPMTrainSettings) -> None:
+    """Runs the stages that ``work`` does not hold yet and writes the assets; ``settings`` of the preference model."""
+    vae_config, vae = _autoencoder(work)
+    text = base.text_config(len(vocabulary()[0]), MAX_LENGTH, vocabulary()[0][END])
+    trained = _stage(work / "base.safetensors", lambda: _train_base(work, vae_config, vae, text))
+    _write_pipeline(out / "pipeline", vae_config, vae, text, trained)
+    clip = preference.clip_config(text.vocab_size, text.max_position_embeddings, text.eos_token_id)
+    settings = dataclasses.replace(settings, model=str(out / "pipeline"))
+    spm = preference.train_preference_model(settings, clip, work)
+    copy = lambda source, target: write_atomic(Path(target), lambda path: shutil.copyfile(source, path))  # noqa: E731
+    shutil.copytree(spm, out / "spm", dirs_exist_ok=True, copy_function=copy)
+
+
+def _stage(path: Path, train) -> Params:
+    """The weights that ``train`` makes, from the file if there is one."""
+    if not path.exists():
+        flat = {key: np.asarray(value, np.float32) for key, value in flatten(train()).items()}
+        write_state(path, flat)
+    return jax.tree.map(jnp.asarray, unflatten(read_file(path)))
+
+
+def _autoencoder(work: Path) -> tuple[VAEConfig, Params]:
+    path, scale_file = work / "vae.safetensors", work / "vae.json"
+
+    def train() -> Params:
+        config, params = autoencoder.train_autoencoder()
+        write_json(scale_file, {"scaling_factor": config.scaling_factor})
+        return params
+
+    params = _stage(path, train)
+    return dataclasses.replace(autoencoder.CONFIG, **read_json(scale_file)), params
+
+
+def _train_base(work: Path, vae_config: VAEConfig, vae: Params, text) -> Params:
+    write_scene_tokenizer(work / "tokenizer")
+    prompts = [*world.PROMPTS, ""]
+    ids = dict(zip(prompts, Tokenizer(work / "tokenizer")(prompts), strict=True))
+    data = base.encode_scenes(vae, vae_config, ids, base.PICTURES, seed=10)
+    return base.train_base(data, ids[""], text)
+
+
+def _write_pipeline(folder: Path, vae_config: VAEConfig, vae: Params, text, trained: Params) -> None:
+    half = np.float16  # twice smaller files; the pictures do not change visibly
+    levels = len(vae_config.block_out_channels)
+    vae_json = dataclasses.asdict(vae_config) | {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    unet_json = dataclasses.asdict(base.UNET) | {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
+    text_json = dataclasses.asdict(text) | {
+        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
+        # Or transformers would keep the file's float16 beside a float32 UNet.
+        "torch_dtype": "float32",
+        "bos_token_id": text.eos_token_id - 1, "pad_token_id": text.eos_token_id,
+    }  # fmt: skip
+    write_component(folder / "vae", vae_json, to_state(vae, half))
+    write_component(folder / "unet", unet_json, to_state(trained["unet"], half))
+    write_component(folder / "text_encoder", text_json, text_state(trained["text_encoder"], half), kind="transformers")
+    write_scene_tokenizer(folder / "tokenizer")
+    write_json(folder / "scheduler" / "scheduler_config.json", base.SCHEDULER)
+    write_json(folder / "model_index.json", MODEL_INDEX)
+
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.30.0",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,275 @@
+"""The one strict reader of dicts into frozen dataclasses: settings of runs, configs of networks, noise schedules.
+
+A field that is unknown, of another type or out of range raises, and the message names it: a silently ignored setting
+costs hours, and silently different images are worse than an error.
+
+Settings declare each field with `setting`: its default, its meaning and its range in one place. The ranges are checked
+whenever a settings object is made, and `describe` prints all of it (``--help-config``).
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
+
+from ml_collections import ConfigDict
+
+from spo_jax.core.errors import UserError
+
+SEED_LIMIT = 2**32  # jax keeps the lower 32 bits: a larger seed would equal another one
+
+
+# Reading
+
+
+def read_fields(
+    cls: type,
+    raw: Any,
+    locate: Callable[[str], str],
+    *,
+    fixed: Mapping[str, tuple] = types.MappingProxyType({}),
+    is_ignored: Callable[[str], bool] = lambda key: False,
+) -> dict[str, Any]:
+    """The fields of dataclass ``cls`` that ``raw`` holds, each of its declared type; dataclasses inside are read too.
+
+    Args:
+      raw: a mapping.
+      locate: names a field in messages, for example ``config field spo.beta`` or ``unet/config.json: sample_size``.
+      fixed: keys that are not fields, with the values that are implemented.
+      is_ignored: whether a key that is neither may be skipped.
+
+    Raises:
+      UserError: an unknown key (the nearest known one is named), or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    values = {}
+    for key, value in raw.items():
+        if key in names and dataclasses.is_dataclass(hints[key]):
+            values[key] = _read_group(hints[key], value, lambda name, key=key: locate(f"{key}.{name}"), locate(key))
+        elif key in names:
+            values[key] = typed(value, hints[key], locate(key))
+        elif key in fixed:
+            _check_choice(freeze(value), fixed[key], locate(key))
+        elif not is_ignored(key):
+            near = difflib.get_close_matches(key, names, 1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            raise UserError(f"{locate(key)} is not a field of {cls.__name__}{hint}")
+    return values
+
+
+def _read_group(cls: type, raw: Any, locate: Callable[[str], str], where: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{where} = {raw!r}: expected a group of fields")
+    values = read_fields(cls, raw, locate)
+    for field in dataclasses.fields(cls):
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in values:
+            raise UserError(f"{locate(field.name)} is missing")
+    return cls(**values)
+
+
+def freeze(value: Any) -> Any:
+    """Lists as tuples, inside out."""
+    return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def typed(value: Any, kind: Any, where: str) -> Any:
+    """``value`` as a field of type ``kind`` holds it: lists as tuples, JSON's 1 as a float where one is expected.
+
+    Args:
+      kind: a class, a tuple type or a union of these.
+      where: names the field in the message.
+
+    Raises:
+      UserError: the value is of another type.
+    """
+    value = freeze(value)
+    if not _fits(value, kind):
+        name = kind.__name__ if kind in (int, float, bool, str) else str(kind)
+        raise UserError(f"{where} = {value!r}: expected {name}")
+    return float(value) if kind is float else value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """JSON's 1 is also a float; its true is not an int."""
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        items = typing.get_args(kind)
+        items = items[:1] * len(value) if isinstance(value, tuple) and items[-1] is Ellipsis else items
+        return isinstance(value, tuple) and 0 < len(value) == len(items) and all(map(_fits, value, items))
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _check_choice(value: Any, choices: tuple, where: str) -> None:
+    if value not in choices:
+        raise UserError(f"{where} = {value!r} is not implemented (known: {', '.join(map(repr, choices))})")
+
+
+# Configs of networks and schedules, as diffusers and transformers write them
+
+
+@dataclasses.dataclass(frozen=True)
+class JSONConfig:
+    """A ``config.json`` of diffusers or transformers.
+
+    Attributes:
+      FIXED: keys that are not fields, with the values that are implemented.
+      IGNORED: keys without effect here. Keys that start with an underscore are the library's own notes.
+    """
+
+    FIXED: ClassVar[Mapping[str, tuple]] = {}
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "config") -> "JSONConfig":
+        """Reads a config in the form of the library that wrote it.
+
+        Args:
+          where: the file, for messages.
+
+        Raises:
+          UserError: an unknown field, or a value that is not implemented; both name ``where``.
+        """
+
+        def is_ignored(key: str) -> bool:
+            return key.startswith("_") or key in cls.IGNORED
+
+        values = read_fields(cls, raw, lambda key: f"{where}: {key}", fixed=cls.FIXED, is_ignored=is_ignored)
+        config = cls(**values)
+        config._check(where, raw)
+        return config
+
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        """Refuses values that the type allows and the implementation does not."""
+
+    def _one_of(self, where: str, field: str, choices: tuple) -> None:
+        _check_choice(getattr(self, field), choices, f"{where}: {field}")
+
+
+def check_divisors(where: str, field: str, values: tuple[int, ...], widths: tuple[int, ...]) -> None:
+    """Raises a `UserError` unless every value divides the width beside it."""
+    for value, width in zip(values, widths, strict=True):
+        if value < 1 or width % value:
+            raise UserError(
+                f"{where}: {field} = {value} is not implemented for {width} channels, which it does not divide"
+            )
+
+
+# Settings of runs
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: tuple | None = None,
+) -> Any:
+    """A field of `Settings`.
+
+    Args:
+      meaning: one sentence for ``--help-config``.
+      at_least, above, at_most, below: bounds of a number; floats have to be finite in any case.
+      choices: the values that are allowed.
+    """
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    given = {name: bound for name, bound in bounds.items() if bound is not None}
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": given, "choices": choices})
+
+
+def seed_setting(default: int, meaning: str) -> Any:
+    """A field that holds a random seed."""
+    return setting(default, meaning, at_least=0, at_most=SEED_LIMIT - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of all settings; checks every field's range.
+
+    Attributes:
+      GROUP: what the fields' names start with in messages, such as ``spo.``.
+    """
+
+    GROUP: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            self.require(_is_allowed(value, field.metadata), field.name, expected_of(field))
+
+    def require(self, holds: bool, field: str, expected: str) -> None:
+        """Raises a `UserError` about ``field`` unless ``holds``."""
+        if not holds:
+            raise UserError(f"config field {self.GROUP}{field} = {getattr(self, field)!r}: expected {expected}")
+
+
+def _is_allowed(value: Any, metadata: Mapping[str, Any]) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if metadata.get("choices") is not None:
+        return value in metadata["choices"]
+    bounds = metadata.get("bounds", {})
+    return (
+        ("at_least" not in bounds or value >= bounds["at_least"])
+        and ("above" not in bounds or value > bounds["above"])
+        and ("at_most" not in bounds or value <= bounds["at_most"])
+        and ("below" not in bounds or value < bounds["below"])
+    )
+
+
+def expected_of(field: dataclasses.Field) -> str:
+    """A field's range in words: ``1 or more``, ``more than 0 and finite``, ``0 to below 1``, ``'a' or 'b'``."""
+    if field.metadata.get("choices") is not None:
+        return " or ".join(map(repr, field.metadata["choices"]))
+    bounds = field.metadata.get("bounds", {})
+    low = f"{bounds['at_least']:.10g}" if "at_least" in bounds else None
+    low = f"more than {bounds['above']:.10g}" if "above" in bounds else low
+    if "at_most" in bounds:
+        return f"{low} to {bounds['at_most']:.10g}"
+    if "below" in bounds:
+        return f"{low} to below {bounds['below']:.10g}"
+    is_float = field.type in (float, "float")
+    if low is None:
+        return "a finite number" if is_float else ""
+    return (low if "above" in bounds else f"{low} or more") + (" and finite" if is_float else "")
+
+
+def to_config(settings: Settings) -> ConfigDict:
+    """The settings as a ConfigDict, unlocked so that a config file can change it."""
+    return ConfigDict(dataclasses.asdict(settings))
+
+
+def from_config(cls: type, config: Any) -> Any:
+    """Reads nested settings from a ConfigDict or a dict.
+
+    Raises:
+      UserError: something else than these; an unknown field (the nearest known one is named), a missing one without a
+        default, or one of another type or out of range.
+    """
+    config = config.to_dict() if isinstance(config, ConfigDict) else config
+    if not isinstance(config, Mapping):
+        raise UserError(f"the config is {config!r}: expected a group of fields")
+    return _read_group(cls, config, lambda name: f"config field {name}", "the config")
+
+
+def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
+    """Every field of ``settings``, groups inside included, as (name, type, value, range, meaning)."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from describe(value, f"{prefix}{field.name}.")
+        else:
+            kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+            kind = kind if "[" not in str(field.type) else str(field.type)
+            meaning = field.metadata.get("meaning", "")
+            yield f"{prefix}{field.name}", kind, repr(value), expected_of(field), meaning

@@ -1,0 +1,1 @@
+"""Preference pairs: the prepared format, the command's writer and checks, and loading."""

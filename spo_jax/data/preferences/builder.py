@@ -1,0 +1,81 @@
+"""The tensorflow-datasets builder of preference pairs: array_record files, written without TensorFlow.
+
+One builder whatever the pairs come from. It is shard-based, not tfds' `GeneratorBasedBuilder`: that one shuffles, and a
+split of more than 1 GB through files that it opens with TensorFlow. Records are therefore in the source's order, and
+loading shuffles. This module needs the extra ``data``; `spo_jax.data.preferences.writer` imports it when it has to.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from spo_jax.data.preferences.format.check import Pair
+
+# Pick-a-Pic's 959,000 rows (v2) make 470 files: readers keep every file open, and many systems allow 1,024.
+ROWS_PER_SHARD = 2048
+
+FEATURES = {
+    "jpg_0": tfds.features.Image(shape=(None, None, 3), doc="as the source had it: any format that Pillow reads"),
+    "jpg_1": tfds.features.Image(shape=(None, None, 3), doc="as the source had it: any format that Pillow reads"),
+    "caption": tfds.features.Text(),
+    "label_0": np.float32,
+    "label_1": np.float32,
+    "has_label": np.bool_,
+    "are_different": np.bool_,
+    "image_0_uid": tfds.features.Text(),
+    "image_1_uid": tfds.features.Text(),
+    "num_example_per_prompt": tfds.features.Scalar(np.int32, doc="0 where the source does not say"),
+}
+
+
+class PreferencePairs(tfds.core.ShardBasedBuilder):
+    """Pairs of pictures of the same caption, and which one was preferred; the columns of Pick-a-Pic."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, split: str, rows: int, checked: Iterator[Pair | str], shard: int = ROWS_PER_SHARD, **kwargs):
+        """
+        Args:
+          rows: how many ``checked`` gives. checked: pairs in order, or why a row gives none.
+          shard: rows of a file.
+        """
+        self._split, self._shards, self._checked, self._shard = split, -(-rows // shard), checked, shard
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Preference pairs: two pictures of a caption, and which one was preferred.",
+            features=tfds.features.FeaturesDict(FEATURES),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
+        # tfds writes the shards one after the other, so they can share the stream of rows.
+        del dl_manager
+        return {self._split: [self._examples] * self._shards}
+
+    def _examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, pair in enumerate(itertools.islice(self._checked, self._shard)):
+            if isinstance(pair, Pair):
+                example = _example(pair)
+                yield key, example
+                # It has been written. tfds holds on to it until the end of the shard, but only to count.
+                example.clear()
+
+
+def _example(pair: Pair) -> dict[str, Any]:
+    return {
+        "jpg_0": pair.images[0],
+        "jpg_1": pair.images[1],
+        "caption": pair.caption,
+        "label_0": pair.labels[0],
+        "label_1": pair.labels[1],
+        "has_label": pair.has_label,
+        "are_different": pair.are_different,
+        "image_0_uid": pair.uids[0],
+        "image_1_uid": pair.uids[1],
+        "num_example_per_prompt": pair.num_example_per_prompt,
+    }

@@ -1,0 +1,1 @@
+"""Where preference pairs come from; every module here is a source, found by its name."""

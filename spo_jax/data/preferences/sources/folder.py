@@ -1,0 +1,104 @@
+"""A user's own preferences: a folder with a JSONL file per split, and pictures beside it.
+
+A line: ``{"prompt": "a red star", "image_0": "a.png", "image_1": "b.png", "label": 0}``; ``label`` says which picture
+is preferred, 0.5 neither, and ``label_0`` and ``label_1`` (1 and 0, 0 and 1, 0.5 and 0.5) may stand in its place.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spo_jax.core.errors import UserError
+from spo_jax.data.preferences.format.check import RawPair
+
+_PROMPT_KEYS = ("caption", "prompt", "text")
+
+
+class PreferenceFolder:
+    """A `Source`: ``FOLDER/train.jsonl`` is the split ``train``; paths of pictures are relative to that file."""
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+          UserError: no such folder, or no JSONL file in it.
+        """
+        if not folder.is_dir():
+            raise UserError(f"--source={folder} is not a folder: expected one with a JSONL file per split")
+        self._files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+        if not self._files:
+            raise UserError(f"--source={folder}: no JSONL file in it, expected one per split, e.g. train.jsonl")
+        self._folder = folder
+
+    def splits(self) -> tuple[str, ...]:
+        """The names of the JSONL files."""
+        return tuple(self._files)
+
+    def usual_splits(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.splits()
+
+    def made_from(self, split: str) -> dict[str, Any]:
+        """The folder, and the JSONL file's content.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        path = self._files[split]
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        return {"dataset": "folder", "source": str(self._folder.resolve()), f"sha256 of {path.name}": digest}
+
+    def count(self, split: str) -> int:
+        """Lines that are not blank.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        return sum(1 for _ in self._lines(split))
+
+    def rows(self, split: str) -> Iterator[RawPair]:
+        """A line that is no JSON object is a row with a problem.
+
+        Raises:
+          UserError: the file cannot be read.
+        """
+        path = self._files[split]
+        for number, line in self._lines(split):
+            yield _raw(line, f"{path.name}, line {number}", path.parent)
+
+    def _lines(self, split: str) -> Iterator[tuple[int, bytes]]:
+        try:
+            with open(self._files[split], "rb") as file:
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        yield number, line
+        except OSError as error:
+            raise UserError(f"cannot read {self._files[split]}: {error.strerror or error}") from error
+
+
+def _raw(line: bytes, where: str, folder: Path) -> RawPair:
+    try:
+        entry = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return RawPair(where, problem=f"the line is not JSON: {error}")
+    if not isinstance(entry, dict):
+        return RawPair(where, problem=f"the line is {type(entry).__name__}, expected a JSON object")
+    label = entry.get("label")
+    if "label" in entry and (isinstance(label, bool) or label not in (0, 0.5, 1)):
+        return RawPair(where, problem=f"label is {label!r}, expected 0 or 1 (which picture is preferred) or 0.5")
+    return RawPair(
+        where=where,
+        images=(_path(entry.get("image_0"), folder), _path(entry.get("image_1"), folder)),
+        caption=next((entry[key] for key in _PROMPT_KEYS if key in entry), None),
+        labels=(entry.get("label_0"), entry.get("label_1")) if label is None else (1 - label, label),
+        names=("image_0", "image_1"),
+    )
+
+
+def _path(value: Any, folder: Path) -> Any:
+    return folder / value if isinstance(value, str) and value else None

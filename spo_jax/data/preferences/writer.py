@@ -1,0 +1,245 @@
+"""Prepares one split of preference pairs: rows checked, written aside, read back, and only then given its name."""
+
+import contextlib
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import lock, read_json_object, write_json
+from spo_jax.data.preferences.format.check import Pair, RawPair, Source, check
+from spo_jax.data.preferences.format.format import FORMAT, IMAGES, INDEX, PROMPTS, RECORD, import_tfds, open_records
+
+_ASIDE = ".preparing"
+_SPLIT = re.compile(r"(?!all$)[A-Za-z]\w*", re.ASCII)  # tfds reserves "all"
+_ENOUGH = 1000  # rejected rows after which nobody needs more of them to see what is wrong
+_AHEAD = 8  # rows a thread, read ahead
+
+
+class Prepared(NamedTuple):
+    """What became of a split.
+
+    Attributes:
+      kept: it had been prepared before, and was not touched.
+    """
+
+    pairs: int
+    rejected: int
+    kept: bool
+
+
+@contextlib.contextmanager
+def preparing(data_dir: Path) -> Iterator[None]:
+    """Holds the folder, and clears away what a killed command left in it.
+
+    Raises:
+      UserError: another command is preparing into it, or it cannot be written to.
+    """
+    with lock(data_dir / ".lock", f"{data_dir}: another command is preparing data into it; wait for it"):
+        shutil.rmtree(data_dir / _ASIDE, ignore_errors=True)
+        try:
+            yield
+        finally:
+            shutil.rmtree(data_dir / _ASIDE, ignore_errors=True)
+
+
+def prepare_split(
+    source: Source, split: str, data_dir: Path, max_bad: float = 0.01, limit: int = 0, shard: int = 0
+) -> Prepared:
+    """Writes ``data_dir/split``, and ``data_dir/rejected-SPLIT.jsonl`` if rows were rejected (see `preferences`).
+
+    Call it inside of `preparing`.
+
+    Args:
+      max_bad: share of the rows that may be rejected.
+      limit: take the first ``limit`` rows; 0 takes all.
+      shard: rows of an array_record file; 0 is what suits Pick-a-Pic.
+
+    Raises:
+      UserError: the source has no such split or cannot be read; too many rows are rejected, or all; the split was
+        prepared from something else before; it cannot be written.
+    """
+    if not _SPLIT.fullmatch(split):
+        raise UserError(f"split {split!r}: expected letters, digits and underscores, a letter first, and not 'all'")
+    if split not in source.splits():
+        raise UserError(f"no split {split} in the source, only {', '.join(source.splits())}")
+    made_from = source.made_from(split) | {"limit": limit}
+    folder = data_dir / split
+    if folder.exists():
+        record = _record_of(folder, made_from)
+        return Prepared(record["pairs"], record["rejected"], kept=True)
+    rows = source.count(split)
+    rows = min(rows, limit) if limit else rows
+    aside = data_dir / _ASIDE / split
+    try:
+        (data_dir / f"rejected-{split}.jsonl").unlink(missing_ok=True)
+        with _Checked(source, split, rows, max_bad, data_dir) as checked:
+            written = _write_records(checked, split, rows, aside, shard)
+        pairs, digest = _write_index(written, split)
+        record = {"format": FORMAT, "split": split, "pairs": pairs, "rejected": checked.rejected, "digest": digest}
+        sizes = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
+        write_json(written / RECORD, record | {"made_from": made_from, "files": sizes})
+        os.rename(written, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    return Prepared(pairs, checked.rejected, kept=False)
+
+
+def _record_of(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a split that is there already, if it is the one that was asked for."""
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder} is there and no prepared split: choose another --data-dir, or delete it")
+    record = read_json_object(folder / RECORD)
+    before = record.get("made_from", {})
+    for name in sorted(before.keys() | made_from.keys()):
+        if before.get(name) != made_from.get(name):
+            raise UserError(
+                f"{folder} was prepared with {name} = {before.get(name)!r}, now it is {made_from.get(name)!r}: choose "
+                "another --data-dir, or delete the folder"
+            )
+    return record
+
+
+class _Checked:
+    """The rows of a split, checked in threads, in order; counts and lists those that are rejected."""
+
+    def __init__(self, source: Source, split: str, rows: int, max_bad: float, data_dir: Path):
+        self._split, self._rows, self._max_bad = split, rows, max_bad
+        self._raw = itertools.islice(source.rows(split), rows)
+        self._list, self._aside = data_dir / f"rejected-{split}.jsonl", data_dir / _ASIDE / f"rejected-{split}.jsonl"
+        self.rejected = self.seen = 0
+
+    def __enter__(self) -> "_Checked":
+        self._aside.parent.mkdir(parents=True, exist_ok=True)
+        # A reason may quote what is no text.
+        self._file = open(self._aside, "w", encoding="utf-8", errors="backslashreplace")
+        # Pillow decodes without the interpreter's lock.
+        self._threads = os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._publish()
+
+    def _publish(self) -> None:
+        """The list stays, whatever becomes of the split."""
+        self._file.close()
+        if self.rejected:
+            os.replace(self._aside, self._list)
+
+    def __iter__(self) -> Iterator[Pair | str]:
+        with tqdm(total=self._rows, desc=self._split, unit=" pairs", mininterval=1) as bar:
+            while raw := list(itertools.islice(self._raw, _AHEAD * self._threads)):
+                for row, result in zip(raw, self._pool.map(check, raw), strict=True):
+                    if isinstance(result, str):
+                        self._reject(row, result)
+                        bar.set_postfix(rejected=self.rejected)
+                    self.seen += 1
+                    bar.update()
+                    yield result
+
+    def _reject(self, row: RawPair, reason: str) -> None:
+        self.rejected += 1
+        entry = {"where": row.where, "image_uids": list(row.uids), "reason": reason}
+        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        if self.rejected > max(self._max_bad * self._rows, _ENOUGH):
+            self.seen += 1
+            self.end()
+
+    def end(self) -> None:
+        """
+        Raises:
+          UserError: too many of the rows were rejected, or all of them; the first reason is named.
+        """
+        if not self._rows:
+            raise UserError(f"split {self._split}: there are no rows in it")
+        if self.rejected <= self._max_bad * self._rows and self.rejected < self._rows:
+            return
+        self._file.flush()
+        with open(self._aside, encoding="utf-8") as listed:
+            first = json.loads(listed.readline())
+        much = "which leaves none" if self.rejected == self._rows else f"more than --max-bad={self._max_bad:g} allows"
+        raise UserError(
+            f"split {self._split}: {self.rejected} of {self.seen} rows ({self.rejected / self.seen:.2%}) cannot be "
+            f"used, {much}, e.g. {first['where']}: {first['reason']}; they are listed in {self._list}, and this "
+            "split was not prepared"
+        )
+
+
+def _write_records(checked: _Checked, split: str, rows: int, aside: Path, shard: int) -> Path:
+    """Writes the array_record files; the folder they are in."""
+    import_tfds().disable_progress_bar()
+    from spo_jax.data.preferences.format.builder import ROWS_PER_SHARD, PreferencePairs
+
+    if not rows:
+        checked.end()
+    stream = iter(checked)
+    builder = PreferencePairs(
+        split=split, rows=rows, checked=stream, shard=shard or ROWS_PER_SHARD, data_dir=str(aside),
+        file_format="array_record",
+    )  # fmt: skip
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # its talk of downloads of unknown size
+            builder.download_and_prepare()
+    except RuntimeError as error:
+        # array_record's words: "write() failed: No space left on device; writing ..."
+        failed = re.search(r"\w+\(\) failed: ([^;]*)", str(error))
+        if not failed:
+            raise
+        raise UserError(f"cannot write to {aside}: {failed[1]}") from error
+    for _ in stream:
+        raise ValueError("a shard was left out")
+    checked.end()
+    return Path(builder.data_dir)
+
+
+def _write_index(folder: Path, split: str) -> tuple[int, str]:
+    """Reads the records back and writes what stays in memory while training; (number of pairs, digest).
+
+    Read, and not remembered while writing: so it is aligned with what is on the disk, and that has been read once.
+    """
+    records, digest = open_records(folder, split), hashlib.blake2b(digest_size=16)
+    prompts: dict[str, int] = {}
+    columns: dict[str, list[Any]] = {"prompt": [], "labels": [], "count": [], "has_label": [], "are_different": []}
+    for row in tqdm(range(len(records)), desc=f"{split}, read back", unit=" pairs", mininterval=1):
+        record = records[row]
+        caption = record["caption"].decode()
+        values = {
+            "prompt": prompts.setdefault(caption, len(prompts)),
+            "labels": (float(record["label_0"]), float(record["label_1"])),
+            "count": int(record["num_example_per_prompt"]),
+            "has_label": bool(record["has_label"]),
+            "are_different": bool(record["are_different"]),
+        }
+        for name, value in values.items():
+            columns[name].append(value)
+        for part in (*(record[name] for name in IMAGES), caption.encode(), repr(values).encode()):
+            digest.update(len(part).to_bytes(8, "little") + part)
+    index = _arrays(columns)
+    with open(folder / INDEX, "wb") as file:
+        np.savez(file, **index)
+    write_json(folder / PROMPTS, [{"caption": caption} for caption in prompts])
+    return len(index["prompt"]), digest.hexdigest()
+
+
+def _arrays(columns: dict[str, list[Any]]) -> dict[str, np.ndarray]:
+    """Columns as arrays; where the source does not say how many pairs a prompt has, they are counted."""
+    kinds = {"prompt": np.int32, "labels": np.float32, "count": np.int32, "has_label": bool, "are_different": bool}
+    arrays = {name: np.asarray(values, kinds[name]) for name, values in columns.items()}
+    own = Counter(columns["prompt"])
+    counted = np.asarray([own[row] for row in columns["prompt"]], np.int32)
+    arrays["count"] = np.where(arrays["count"] > 0, arrays["count"], counted)
+    return arrays

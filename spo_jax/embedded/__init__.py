@@ -1,1 +1,0 @@
-"""Making and measuring the pipeline that is shipped in the package: ``python -m spo_jax.embedded.build``."""

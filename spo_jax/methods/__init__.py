@@ -1,0 +1,1 @@
+"""Training methods; a method is a folder, found by its name or by a dotted path."""

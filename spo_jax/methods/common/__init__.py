@@ -1,0 +1,1 @@
+"""What several methods share; methods themselves do not see each other."""

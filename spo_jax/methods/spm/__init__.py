@@ -1,0 +1,1 @@
+"""Training of step-aware preference models, the judges of SPO."""

@@ -1,0 +1,154 @@
+"""Preferences made anew: a plain CLIP (PickScore) judges the clean pictures of a split, once.
+
+What is kept on disk are scores; labels follow from them, so that another margin costs nothing, and evaluation has the
+plain model's accuracy at hand.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json_object
+from spo_jax.core.typing import Array, DType, Float, Int, Params, UInt8
+from spo_jax.data.array_file import ArrayFile
+from spo_jax.data.preferences.format.loading import LoadedBatch, PicturePairs
+from spo_jax.methods.common.precompute import fill
+from spo_jax.nn.clip import CLIPModel
+from spo_jax.nn.clip_config import CLIPConfig
+from spo_jax.parallel.chunks import in_chunks
+from spo_jax.parallel.mesh import gathered, spread
+from spo_jax.parallel.multihost import join_parts
+from spo_jax.rewards.common.clip_score import normalise, text_features, unit_norm
+from spo_jax.rewards.common.preference_model import SPM, read_model, tokenizer_folder
+from spo_jax.weights import hub
+from spo_jax.weights.digest import weights_digest
+
+FILE = "scores.npy"
+MARGIN = 0.1  # published
+_TEXT_CHUNK = 64  # prompts encoded at a time
+
+
+@runtime_checkable
+class CaptionedPairs(PicturePairs, Protocol):
+    """What judging has to know of a prepared split.
+
+    Attributes:
+      prompts: its captions, each once. prompt: the row in it of each pair's.
+    """
+
+    prompts: tuple[str, ...]
+    prompt: Int[np.ndarray, " n"]
+
+
+def load_judge(
+    model: str | os.PathLike,
+    *,
+    tokenizer: str | os.PathLike | None = None,
+    dtype: DType = jnp.float32,
+    mesh: Mesh | None = None,
+) -> SPM:
+    """Reads a plain CLIP in transformers' layout, PickScore or any other.
+
+    Args:
+      model: folder or hub id. tokenizer: folder or hub id, when ``model`` does not hold one.
+      mesh: where the weights go; without one, to the first device.
+
+    Raises:
+      UserError: what is missing or does not fit.
+    """
+    path = hub.resolve(model)
+    where = path / "config.json"
+    clip = CLIPModel(CLIPConfig.from_dict(read_json_object(where), str(where)), dtype=dtype)
+    return read_model(path, clip, mesh, str(model), tokenizer_folder(path, tokenizer, "--config.relabel.tokenizer"))
+
+
+def new_labels(scores: Float[np.ndarray, "n 2"], margin: float = MARGIN) -> Float[np.ndarray, "n 2"]:
+    """(1, 0) where p₀ - p₁ > margin, (0, 1) where p₁ - p₀ > margin, else (½, ½); p is the softmax of both scores."""
+    gap = np.tanh((scores[:, :1].astype(np.float64) - scores[:, 1:]) / 2)  # p₀ - p₁, without the softmax's rounding
+    labels = np.where(gap > margin, (1, 0), np.where(-gap > margin, (0, 1), (0.5, 0.5)))
+    return labels.astype(np.float32)
+
+
+def clean_scores(
+    folder: str | os.PathLike,
+    preferences: CaptionedPairs,
+    judge: SPM,
+    *,
+    pairs_per_device: int = 16,
+    threads: int = 8,
+    workers: int = 0,
+) -> Float[np.ndarray, "n 2"]:
+    """exp(logit_scale) · cos of every pair's clean pictures and its prompt; what is on disk is not computed again.
+
+    Pictures take the preference model's own way: its size, and pixels straight from the files.
+
+    Args:
+      folder: holds this split's scores and nothing else; all processes see it.
+      judge: a plain CLIP, without time conditioning.
+      pairs_per_device: judged at a time, on the mesh in context. threads, workers: see `spo_jax.data.preferences.loading.batches`.
+
+    Raises:
+      UserError: the folder holds scores of other data or another model (what differs is named); it cannot be written;
+        a damaged picture; the judge is time-conditioned.
+    """
+    clip, params = judge.clip, judge.params
+    if clip.config.time_conditioned:
+        raise UserError("clean pictures are judged by a plain CLIP such as PickScore; this one is time-conditioned")
+    tokens = judge.tokenizer(preferences.prompts)
+    bound = {
+        "preferences": preferences.digest,
+        "preference model": weights_digest(params),
+        # What weights do not tell: a model of the same shapes may end its texts elsewhere, or read other tokens.
+        "config of the preference model": dataclasses.asdict(clip.config),
+        "tokens of the prompts": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "dtype of the model": str(jnp.dtype(clip.dtype)),
+    }
+    file = ArrayFile(Path(folder) / FILE, (len(preferences), 2), np.dtype(np.float32), bound)
+
+    # Only if there is something left to judge.
+    texts = functools.cache(lambda: _encode_prompts(judge, tokens))
+
+    def compute(batch: LoadedBatch) -> Array:
+        text = texts()[preferences.prompt[batch.rows]]
+        return _judge(clip, params, *join_parts((batch.images, text)))
+
+    fill(
+        file,
+        preferences,
+        compute,
+        side=clip.config.vision.image_size,
+        pairs_per_device=pairs_per_device,
+        title="scores of clean pictures",
+        threads=threads,
+        workers=workers,
+    )
+    scores = np.array(file.open())
+    if not np.isfinite(scores).all():
+        row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
+        raise UserError(f"{file.path}: the scores of pair {row} are {scores[row]}; remove the folder, and use float32")
+    return scores
+
+
+def _encode_prompts(judge: SPM, tokens: Int[np.ndarray, "u l"]) -> Float[np.ndarray, "u p"]:
+    encode = jax.jit(lambda params, ids: gathered(text_features(judge.clip, params, ids)))
+    return in_chunks(functools.partial(encode, judge.params), tokens, _TEXT_CHUNK)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(
+    clip: CLIPModel, params: Params, images: UInt8[Array, "n 2 s s 3"], text: Float[Array, "n p"]
+) -> Float[Array, "n 2"]:
+    images, text = spread((images, text))
+    pixels = normalise(images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255)
+    features = unit_norm(clip.apply({"params": params}, pixels, method="encode_image"))
+    cosine = jnp.sum(features.reshape(len(images), 2, -1) * text[:, None], axis=-1)
+    return gathered(clip.apply({"params": params}, method="scale") * cosine)

@@ -1,0 +1,1 @@
+"""Step-by-step preference optimisation (arXiv 2406.04314)."""

@@ -1,0 +1,76 @@
+"""From scored pools to training pairs of a winner and a loser, with a mask instead of ragged arrays."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spo_jax.core.typing import Array, Bool, Float, Int, Key
+from spo_jax.methods.spo.resampler import Plan, Trajectory
+
+
+class Verdict(NamedTuple):
+    """Winner and loser of every pool, and whether the pair is clear enough to train on."""
+
+    win: Int[Array, "s b"]
+    lose: Int[Array, "s b"]
+    valid: Bool[Array, "s b"]
+
+
+class Pairs(NamedTuple):
+    """Training pairs, n = transitions · prompts.
+
+    Attributes:
+      x_t: the parent, once when winner and loser share it, else the winner's and the loser's.
+      x_prev: the winner's and the loser's x_{t'}.
+      t: timestep of the transition. row: prompt of the pair. valid: whether to train on it.
+    """
+
+    x_t: Float[Array, "n m h w c"]
+    x_prev: Float[Array, "n 2 h w c"]
+    t: Int[Array, " n"]
+    row: Int[Array, " n"]
+    valid: Bool[Array, " n"]
+
+
+def rank(scores: Float[Array, "s k b"], threshold: float) -> Verdict:
+    """Best and worst of every pool.
+
+    Valid where softmax over these two scores alone differs by more than ``threshold``, strictly. Equal scores rank by
+    index (a stable descending sort): all equal gives winner 0, loser k-1, not valid.
+    """
+    k = scores.shape[1]
+    win = jnp.argmax(scores, axis=1)
+    lose = k - 1 - jnp.argmin(jnp.flip(scores, axis=1), axis=1)
+    best, worst = (jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0] for index in (win, lose))
+    probability = jax.nn.softmax(jnp.stack([best, worst]).astype(jnp.float32), axis=0)
+    return Verdict(win, lose, probability[0] - probability[1] > threshold)
+
+
+def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
+    """One pair per transition and prompt, with the verdict of the transition's segment; transitions vary slowest."""
+    win, lose, valid = (array[plan.segment] for array in verdict)
+    records, b = win.shape
+    both = jnp.stack([win, lose], axis=1)  # [r 2 b]
+
+    def of_both(candidates):  # [r k b h w c] -> [r·b 2 h w c]
+        taken = jnp.take_along_axis(candidates, both[..., None, None, None], axis=1)
+        return _flat(jnp.moveaxis(taken, 1, 2))
+
+    x_t = _flat(trajectory.parents)[:, None] if plan.shares_parent else of_both(trajectory.parents)
+    return Pairs(
+        x_t=x_t,
+        x_prev=of_both(trajectory.children),
+        t=jnp.repeat(jnp.asarray(trajectory.timesteps), b),
+        row=jnp.tile(jnp.arange(b), records),
+        valid=valid.reshape(-1),
+    )
+
+
+def _flat(x: Float[Array, "r b ..."]) -> Float[Array, "n ..."]:
+    return x.reshape(-1, *x.shape[2:])
+
+
+def shuffled_order(key: Key, valid: Bool[Array, " n"]) -> Int[Array, " n"]:
+    """A permutation with all valid pairs first, in random order."""
+    return jnp.argsort(jax.random.uniform(key, valid.shape) + jnp.where(valid, 0.0, 2.0))

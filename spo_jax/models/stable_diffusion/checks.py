@@ -1,0 +1,62 @@
+"""Whether the parts of a pipeline belong together: what each one's own config cannot tell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from spo_jax.core.errors import UserError
+from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.models.stable_diffusion.config import UNetConfig
+from spo_jax.models.stable_diffusion.sources import Source
+from spo_jax.nn.clip_config import CLIPTextConfig
+from spo_jax.nn.vae import VAEConfig
+
+
+def check_parts(
+    source: Source, vae_source: Source, configs: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]
+) -> None:
+    """Refuses parts of different models.
+
+    Args:
+      source: of everything but the autoencoder, which is ``vae_source``'s.
+      configs: by name, ``text_encoder_2`` if the pipeline is SDXL's. tokenizers: likewise.
+
+    Raises:
+      UserError: with file and field.
+    """
+    unet, where = configs["unet"], source.where("unet")
+    if unet.sample_size is None:
+        raise UserError(f"{where}: sample_size is missing: it is the size of the pictures")
+    _check_vae(unet, configs["vae"], vae_source.where("vae"))
+    encoders = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
+    width = sum(config.hidden_size for config in encoders)
+    if unet.cross_attention_dim != width:
+        several = "the text encoders' hidden_size add" if len(encoders) > 1 else "text_encoder's hidden_size comes"
+        raise UserError(f"{where}: cross_attention_dim = {unet.cross_attention_dim}, but {several} to {width}")
+    _check_size_conditions(source, unet, encoders)
+    lengths = {name: tokenizer.length for name, tokenizer in tokenizers.items()}
+    if len(set(lengths.values())) > 1:
+        raise UserError(f"{source.base}: tokenizer and tokenizer_2 cut prompts at {lengths}, expected one length")
+
+
+def _check_vae(unet: UNetConfig, vae: VAEConfig, where: str) -> None:
+    if vae.latent_channels != unet.in_channels:
+        raise UserError(
+            f"{where}: latent_channels = {vae.latent_channels}, but the UNet takes latents of {unet.in_channels}: this "
+            "autoencoder belongs to another kind of model"
+        )
+
+
+def _check_size_conditions(source: Source, unet: UNetConfig, encoders: list[CLIPTextConfig]) -> None:
+    """SDXL's UNet takes pooled text and time ids, its predecessors' do not."""
+    where, xl = source.where("unet"), source.kind == "sdxl"
+    if unet.wants_size_conditions != xl:
+        expected = "'text_time', as it is a StableDiffusionXLPipeline" if xl else "null in a StableDiffusionPipeline"
+        raise UserError(f"{where}: addition_embed_type = {unet.addition_embed_type!r}, expected {expected}")
+    if xl:
+        found, projection = unet.projection_class_embeddings_input_dim, encoders[-1].projection_dim
+        expected = projection + 6 * unet.addition_time_embed_dim
+        if found != expected:
+            raise UserError(
+                f"{where}: projection_class_embeddings_input_dim = {found}, expected {expected}: 6 times "
+                f"addition_time_embed_dim and text_encoder_2's projection_dim, {projection}"
+            )

@@ -1,0 +1,99 @@
+"""The UNet's config: diffusers' ``config.json`` as a frozen dataclass."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from spo_jax.core.config import JSONConfig, check_divisors
+from spo_jax.core.errors import UserError
+
+
+def per_block(value: Any, blocks: int) -> tuple:
+    """A field that is one value or one per block, as one per block."""
+    return value if isinstance(value, tuple) else (value,) * blocks
+
+
+DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
+UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig(JSONConfig):
+    """diffusers' UNet2DConditionModel, as far as SD 1.5, SD 2.1 and SDXL use it.
+
+    ``attention_head_dim`` is the NUMBER of heads when ``num_attention_heads`` is null: a slip of diffusers that
+    every published config relies on.
+    """
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1280
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    upcast_attention: bool | None = False
+    conv_in_kernel: int = 3
+    conv_out_kernel: int = 3
+
+    FIXED = {
+        "act_fn": ("silu", "swish"), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "center_input_sample": (False,),
+        "only_cross_attention": (False, (False,) * 2, (False,) * 3, (False,) * 4), "downsample_padding": (1,),
+        "mid_block_scale_factor": (1,), "dropout": (0.0,), "reverse_transformer_layers_per_block": (None,),
+        "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "num_attention_heads": (None,),
+        "dual_cross_attention": (False,), "class_embed_type": (None,), "num_class_embeds": (None,),
+        "resnet_time_scale_shift": ("default",), "resnet_skip_time_act": (False,), "resnet_out_scale_factor": (1.0,),
+        "time_embedding_type": ("positional",), "time_embedding_dim": (None,), "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,), "time_cond_proj_dim": (None,), "attention_type": ("default",),
+        "class_embeddings_concat": (False,), "mid_block_only_cross_attention": (None, False),
+        "cross_attention_norm": (None,),
+    }  # fmt: skip
+    # Read by diffusers only together with fields that are refused above.
+    IGNORED = frozenset({"addition_embed_type_num_heads"})
+
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        blocks = len(self.block_out_channels)
+        for field, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            for kind in getattr(self, field):
+                if kind not in known:
+                    raise UserError(f"{where}: {field}: {kind!r} is not implemented (known: {', '.join(known)})")
+        for field in (
+            "down_block_types", "up_block_types", "layers_per_block", "transformer_layers_per_block",
+            "attention_head_dim",
+        ):  # fmt: skip
+            length = len(per_block(getattr(self, field), blocks))
+            if length != blocks:
+                raise UserError(f"{where}: {field} has {length} entries, expected {blocks} as block_out_channels has")
+        check_divisors(where, "norm_num_groups", (self.norm_num_groups,) * blocks, self.block_out_channels)
+        check_divisors(where, "attention_head_dim", *self._heads_and_widths())
+        self._one_of(where, "addition_embed_type", (None, "text_time"))
+        for field in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            if self.wants_size_conditions and getattr(self, field) is None:
+                raise UserError(f"{where}: {field} is missing: addition_embed_type 'text_time' needs it")
+
+    def _heads_and_widths(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Heads and channels of the levels that attend; the last one does in the middle block in any case."""
+        blocks = len(self.block_out_channels)
+        attends = [
+            level == blocks - 1 or any(kind.startswith("CrossAttn") for kind in kinds)
+            for level, kinds in enumerate(zip(self.down_block_types, self.up_block_types[::-1], strict=True))
+        ]
+        levels = zip(attends, per_block(self.attention_head_dim, blocks), self.block_out_channels, strict=True)
+        heads, widths = zip(*[(heads, width) for attend, heads, width in levels if attend], strict=True)
+        return heads, widths
+
+    @property
+    def wants_size_conditions(self) -> bool:
+        """Whether pooled text and time ids are inputs (SDXL)."""
+        return self.addition_embed_type == "text_time"

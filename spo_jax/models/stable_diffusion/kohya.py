@@ -1,0 +1,83 @@
+"""The module names of kohya's trainer and of the web UIs, always made from the names of a given model.
+
+They are the torch names with underscores for dots, so they cannot be taken apart again (``to_out_0``, ``conv_in``):
+reading goes through the list of what every module of the model would be called. Of SD 1.x and 2.x they are diffusers'
+names; of SDXL those of the SGM code, by which the web UIs know it (diffusers reads either).
+"""
+
+import re
+from collections.abc import Iterable
+
+from spo_jax.models.stable_diffusion import ldm
+
+# Dots in torch's names are underscores in kohya's.
+_FIRST_LEVEL = re.compile(r"down_blocks[._]0[._]attentions[._]|up_blocks[._]3[._]attentions[._]")
+_DEEPER = re.compile(r"transformer_blocks[._][1-9]")
+_SGM = re.compile(r"lora_unet_((in|out)put_blocks|middle_block)_")
+SD, SDXL = "SD 1.x or 2.x", "SDXL"
+
+
+def architecture(names: Iterable[str]) -> str | None:
+    """`SD` or `SDXL`, told from the names of modules, torch's or kohya's; None if they could be of either.
+
+    SD 1.x and 2.x attend on their first level, and all their attentions are one transformer block deep. SDXL does not
+    attend there, and its other attentions are deeper. Only SDXL has SGM's names in LoRA files.
+    """
+    names = list(names)
+    if any(_FIRST_LEVEL.search(name) for name in names):
+        return SD
+    return SDXL if any(_DEEPER.search(name) or _SGM.match(name) for name in names) else None
+
+
+def kohya_name(module: str) -> str:
+    """``down_blocks.0.attentions.0...attn1.to_out.0`` -> ``lora_unet_down_blocks_0_..._attn1_to_out_0``."""
+    return "lora_unet_" + module.replace(".", "_")
+
+
+def file_names(modules: Iterable[str], model: Iterable[str] | None = None) -> dict[str, str]:
+    """Torch's names of modules to those that are written: of SDXL ``lora_unet_input_blocks_4_1_...``.
+
+    Args:
+      modules: the modules of the LoRA.
+      model: those of its model, to number SDXL's blocks by; needed only for a LoRA on some of the attentions.
+
+    Raises:
+      ValueError: a module that SDXL has not.
+    """
+    modules = list(modules)
+    whole = modules if model is None else [*modules, *model]
+    if architecture(whole) != SDXL:
+        return {module: kohya_name(module) for module in modules}
+    places = _sgm_places(whole)
+    names = {module: ldm.renamed(module, places) for module in modules}
+    strangers = sorted(module for module, name in names.items() if name is None)
+    if strangers:
+        raise ValueError(f"no module of SDXL: {', '.join(strangers)}")
+    return {module: kohya_name(name) for module, name in names.items()}
+
+
+def module_names(modules: Iterable[str]) -> dict[str, str]:
+    """Kohya's names, of every kind, to the torch names of the given modules.
+
+    Raises:
+      ValueError: two modules would have the same name.
+    """
+    modules = list(modules)
+    pairs = [(kohya_name(module), module) for module in modules]
+    if architecture(modules) == SDXL:
+        places = _sgm_places(modules)
+        sgm = ((ldm.renamed(module, places), module) for module in modules)
+        pairs += [(kohya_name(name), module) for name, module in sgm if name is not None]
+    names: dict[str, str] = {}
+    for name, module in pairs:
+        if names.setdefault(name, module) != module:
+            raise ValueError(f"{name} could be {names[name]} or {module}")
+    return names
+
+
+def _sgm_places(modules: Iterable[str]) -> ldm.Names:
+    try:
+        layout = ldm.unet_layout(modules)
+    except ValueError:  # the middle block alone: its name needs no counting
+        layout = ldm.UNetLayout(layers=1, depths=(0,))
+    return ldm.unet_modules(layout)

@@ -1,0 +1,1 @@
+"""Networks and blocks that model families share, in Flax Linen, each with its config beside it."""

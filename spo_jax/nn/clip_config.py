@@ -1,0 +1,163 @@
+"""CLIP's configs: transformers' ``config.json`` as frozen dataclasses."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from spo_jax.core.config import JSONConfig, check_divisors, typed
+from spo_jax.core.errors import UserError
+
+# Fields of transformers' configs that do not enter a CLIP's forward pass.
+_CLIP_IGNORED = frozenset({
+    "architectures", "initializer_factor", "initializer_range", "model_type",
+    "torch_dtype", "dtype", "transformers_version", "bos_token_id", "pad_token_id", "logit_scale_init_value",
+    "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss",
+    "tie_word_embeddings", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
+    "add_cross_attention", "tie_encoder_decoder", "max_length", "min_length", "do_sample", "early_stopping",
+    "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
+    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
+    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "finetuning_task", "id2label", "label2id", "tokenizer_class", "prefix", "sep_token_id", "decoder_start_token_id",
+    "task_specific_params", "problem_type", "chunk_size_feed_forward", "use_return_dict",
+    "projection_dim", "vocab_size",
+})  # fmt: skip
+_CLIP_FIXED = {"attention_dropout": (0.0,), "dropout": (0.0,), "pruned_heads": ({}, None)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig(JSONConfig):
+    """transformers' CLIPTextConfig. ``eos_token_id`` 2 means "pool at the largest id", as in transformers."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+
+    FIXED = _CLIP_FIXED
+    IGNORED = _CLIP_IGNORED
+
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        self._one_of(where, "hidden_act", ("gelu", "quick_gelu"))
+        check_divisors(where, "num_attention_heads", (self.num_attention_heads,), (self.hidden_size,))
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPVisionConfig(JSONConfig):
+    """transformers' CLIPVisionConfig."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    FIXED = _CLIP_FIXED
+    # transformers writes the text tower's token ids into the vision config as well.
+    IGNORED = _CLIP_IGNORED | {"eos_token_id"}
+
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        self._one_of(where, "hidden_act", ("gelu", "quick_gelu"))
+        check_divisors(where, "num_attention_heads", (self.num_attention_heads,), (self.hidden_size,))
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """transformers' CLIPConfig; ``time_conditioned`` adds the SPM's modulation of the vision tower."""
+
+    text: CLIPTextConfig
+    vision: CLIPVisionConfig
+    projection_dim: int = 512
+    time_conditioned: bool = False
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "config", time_conditioned: bool = False) -> "CLIPConfig":
+        """Reads a CLIPModel's config.json.
+
+        Raises:
+          UserError: one of the towers' configs is absent, or as in `_Config.from_dict`.
+        """
+        towers = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+        for key in raw:
+            known = key in _CLIP_IGNORED or key.removesuffix("_dict") in towers
+            if not known and not key.startswith("_"):
+                raise UserError(f"{where}: unknown field {key!r} for CLIPConfig")
+        configs = {}
+        for key, config in towers.items():
+            # The first configs of CLIP have the same fields again as text_config_dict; where it is given it wins, and
+            # what it does not hold has its default, as in transformers.
+            name = f"{key}_dict" if raw.get(f"{key}_dict") is not None else key
+            if not isinstance(raw.get(name), Mapping):
+                raise UserError(f"{where}: field {key!r} is missing: expected the config of a CLIPModel")
+            configs[key] = config.from_dict(raw[name], f"{where}: {name}")
+        width = typed(raw.get("projection_dim", 512), int, f"{where}: projection_dim")
+        return cls(configs["text_config"], configs["vision_config"], width, time_conditioned)
+
+
+# Published configs, each in the form of its ``config.json``.
+
+# The text tower of OpenAI's CLIP ViT-L/14, 123.1 M parameters. eos_token_id 2 is published so: "the largest id".
+CLIP_L_TEXT: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "projection_dim": 768,
+    "vocab_size": 49408,
+}
+
+# laion/CLIP-ViT-H-14-laion2B-s32B-b79K, 986.1 M parameters, 910 tensors: the network of PickScore and of the SPM.
+CLIP_H: dict[str, Any] = {
+    "initializer_factor": 1.0,
+    "logit_scale_init_value": 2.6592,
+    "model_type": "clip",
+    "projection_dim": 1024,
+    "text_config": {
+        **CLIP_L_TEXT,
+        "hidden_act": "gelu",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "projection_dim": 1024,
+    },
+    "vision_config": {
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "hidden_act": "gelu",
+        "hidden_size": 1280,
+        "image_size": 224,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 5120,
+        "layer_norm_eps": 1e-05,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "num_hidden_layers": 32,
+        "patch_size": 14,
+        "projection_dim": 1024,
+    },
+}

@@ -1,0 +1,122 @@
+"""AutoencoderTiny of diffusers (TAESD, TAESDXL): a distilled autoencoder, some eighteen times cheaper to decode."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from spo_jax.core.config import JSONConfig
+from spo_jax.core.errors import UserError
+from spo_jax.core.typing import Array, DType, Float
+from spo_jax.nn.layers import UpsampledConv, conv
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyVAEConfig(JSONConfig):
+    """diffusers' AutoencoderTiny (TAESD, TAESDXL)."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
+    latent_channels: int = 4
+    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    scaling_factor: float = 1.0
+
+    FIXED = {
+        "act_fn": ("relu",),
+        "upsample_fn": ("nearest",),
+        "shift_factor": (0.0, None),
+        "upsampling_scaling_factor": (2,),
+    }
+    # The first two belong to diffusers' 8-bit storage of latents, not to encode or decode.
+    IGNORED = frozenset({"latent_magnitude", "latent_shift", "force_upcast", "block_out_channels"})
+
+    def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        for side in ("encoder", "decoder"):
+            widths, blocks = getattr(self, f"{side}_block_out_channels"), getattr(self, f"num_{side}_blocks")
+            # diffusers builds networks of several widths and then cannot run them.
+            if len(widths) != len(blocks) or len(set(widths)) != 1:
+                raise UserError(
+                    f"{where}: {side}_block_out_channels = {list(widths)} is not implemented "
+                    f"(expected one width, {len(blocks)} times as num_{side}_blocks has)"
+                )
+
+
+class _Block(nn.Module):
+    """AutoencoderTinyBlock. The indices of the names are those of torch's Sequential, activations counted."""
+
+    features: int
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        h = nn.relu(conv(self.features, 3, self.dtype, "conv_0")(x))
+        h = nn.relu(conv(self.features, 3, self.dtype, "conv_2")(h))
+        return nn.relu(conv(self.features, 3, self.dtype, "conv_4")(h) + x)
+
+
+class _Encoder(nn.Module):
+    config: TinyVAEConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        config, layer = self.config, 0
+        x = images / 2 + 0.5  # TAESD works on [0, 1].
+        for index, blocks in enumerate(config.num_encoder_blocks):
+            width, first = config.encoder_block_out_channels[index], index == 0
+            strides = 1 if first else 2
+            x = conv(width, 3, self.dtype, f"layers_{layer}", strides=strides, use_bias=first)(x)
+            for offset in range(blocks):
+                x = _Block(width, self.dtype, name=f"layers_{layer + 1 + offset}")(x)
+            layer += 1 + blocks
+        return conv(config.latent_channels, 3, self.dtype, f"layers_{layer}")(x)
+
+
+class _Decoder(nn.Module):
+    config: TinyVAEConfig
+    dtype: DType = jnp.float32
+
+    @nn.compact
+    def __call__(self, latents):
+        config, layer = self.config, 2
+        x = jnp.tanh(latents / 3) * 3
+        x = nn.relu(conv(config.decoder_block_out_channels[0], 3, self.dtype, "layers_0")(x))
+        for index, blocks in enumerate(config.num_decoder_blocks):
+            width, last = config.decoder_block_out_channels[index], index == len(config.num_decoder_blocks) - 1
+            for offset in range(blocks):
+                x = _Block(width, self.dtype, name=f"layers_{layer + offset}")(x)
+            layer += blocks
+            if last:
+                x = conv(config.out_channels, 3, self.dtype, f"layers_{layer}")(x)
+            else:  # two layers there: upsampling, and the convolution
+                x = UpsampledConv(width, use_bias=False, dtype=self.dtype, name=f"layers_{layer + 1}")(x)
+                layer += 2
+        return x * 2 - 1
+
+
+class AutoencoderTiny(nn.Module):
+    """Latents here are already scaled as the diffusion model sees them (``scaling_factor`` 1)."""
+
+    config: TinyVAEConfig
+    dtype: DType = jnp.float32
+
+    def setup(self):
+        self.encoder = _Encoder(self.config, self.dtype)
+        self.decoder = _Decoder(self.config, self.dtype)
+
+    def encode(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
+        """Latents; images in [-1, 1]."""
+        return self.encoder(images.astype(self.dtype))
+
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W o"]:
+        """Images, near [-1, 1] but not clipped."""
+        return self.decoder(latents.astype(self.dtype))
+
+    def __call__(self, images: Float[Array, "b H W i"]) -> Float[Array, "b H W o"]:
+        """Reconstruction; initialises both halves."""
+        return self.decode(self.encode(images))

@@ -1,0 +1,1 @@
+"""What several rewards share; rewards themselves do not see each other."""

@@ -1,0 +1,51 @@
+"""Scores of pictures at a diffusion timestep."""
+
+import jax.numpy as jnp
+
+from spo_jax.core.images import center_crop, resize_bicubic, shorter_side_size
+from spo_jax.core.typing import Array, Float, Int, Params
+from spo_jax.nn.clip import CLIPModel
+
+# CLIP's pixel statistics on [0, 1].
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(unit: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Pixels in [0, 1] to CLIP's input."""
+    mean, std = (jnp.asarray(values).reshape(1, 1, 1, 3) for values in (CLIP_MEAN, CLIP_STD))
+    return (unit - mean) / std
+
+
+def pixel_values(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b side side 3"]:
+    """Decoded pictures to CLIP's input: the shorter side resized to ``side``, centre crop, one clamp, normalisation.
+
+    The resize works on [-1, 1] and the clamp comes after it, as in the reference's ``get_preference_score``.
+    """
+    images = images.astype(jnp.float32)
+    resized = resize_bicubic(images, shorter_side_size(*images.shape[1:3], side))
+    return normalise(jnp.clip(center_crop(resized, side) / 2 + 0.5, 0, 1))
+
+
+def unit_norm(features: Float[Array, "b p"]) -> Float[Array, "b p"]:
+    """Features of length 1, float32."""
+    features = features.astype(jnp.float32)
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def text_features(clip: CLIPModel, params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b p"]:
+    """Unit text features; they know no timestep, so once per prompt is enough."""
+    return unit_norm(clip.apply({"params": params}, ids, method="encode_text"))
+
+
+def score_images(
+    clip: CLIPModel,
+    params: Params,
+    images: Float[Array, "b h w 3"],
+    t: Int[Array, " b"],
+    text: Float[Array, "b p"],
+) -> Float[Array, " b"]:
+    """exp(logit_scale) · cos(image, text) at timestep ``t``; images in [-1, 1] of any size, ``text`` of unit length."""
+    pixels = pixel_values(images, clip.config.vision.image_size)
+    features = unit_norm(clip.apply({"params": params}, pixels, t, method="encode_image"))
+    return clip.apply({"params": params}, method="scale") * jnp.sum(features * text, axis=-1)

@@ -1,1 +1,0 @@
-"""The step-aware preference model: a time-conditioned CLIP that judges half-denoised pictures."""

@@ -1,1 +1,0 @@
-"""SPO itself: resampler, pairs, objective, and one training epoch's two steps."""

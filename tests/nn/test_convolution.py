@@ -1,0 +1,81 @@
+"""Convolutions with their own gradient, against jax's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from spo_jax.nn.convolution import convolve
+
+AXES = ("NHWC", "HWIO", "NHWC")
+X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 3)), jnp.float32)
+
+
+def kernel(height, width, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((height, width, 3, 4)), jnp.float32)
+
+
+def plain(x, k, strides=(1, 1), padding=((1, 1), (1, 1))):
+    return jax.lax.conv_general_dilated(x, k, strides, padding, dimension_numbers=AXES)
+
+
+@pytest.mark.parametrize(
+    ("size", "strides", "padding"),
+    [
+        ((3, 3), (1, 1), ((1, 1), (1, 1))),
+        ((1, 1), (1, 1), ((0, 0), (0, 0))),
+        ((2, 2), (1, 1), ((1, 1), (1, 1))),
+        ((3, 2), (1, 1), ((0, 2), (1, 0))),
+        ((3, 3), (2, 2), ((0, 1), (0, 1))),
+        ((3, 3), (2, 2), ((1, 1), (1, 1))),
+    ],
+)
+def test_values_and_gradients_are_those_of_jax(size, strides, padding):
+    """Products of float32 in another order: 1e-5 of values of a few tens."""
+    k = kernel(*size)
+    outs, gradients = [], []
+    for function in (convolve, plain):
+        out, backward = jax.vjp(lambda x, k, function=function: function(x, k, strides, padding), X, k)
+        outs.append(out)
+        gradients.append(backward(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)))
+    np.testing.assert_allclose(*outs, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_gradients_that_are_asked_for_are_computed():
+    """Two convolutions each, and three for both; none for an output that the loss does not see."""
+    loss = lambda x, k: (convolve(x, k) ** 2).sum()  # noqa: E731
+    convolutions = lambda function, *args: str(jax.make_jaxpr(function)(*args)).count("conv_general_dilated[")  # noqa: E731
+    k = kernel(3, 3)
+    assert convolutions(lambda x: jax.grad(loss)(x, k), X) == 2
+    assert convolutions(lambda k: jax.grad(loss, argnums=1)(X, k), k) == 2
+    assert convolutions(jax.grad(loss, argnums=(0, 1)), X, k) == 3
+    unseen = lambda x: (jax.lax.stop_gradient(convolve(x, k)).sum() * x).sum()  # noqa: E731
+    assert np.isfinite(jax.grad(unseen)(X)).all()
+
+
+@pytest.mark.parametrize("option", [{"feature_group_count": 3}, {"rhs_dilation": (2, 2)}, {"precision": "highest"}])
+def test_options_that_are_not_there_are_refused(option):
+    with pytest.raises(ValueError, match="is implemented"):
+        convolve(X, kernel(3, 3), **option)
+
+
+def test_flax_takes_it_for_its_own():
+    layers = [nn.Conv(4, (3, 3), padding=1, **more) for more in ({"conv_general_dilated": convolve}, {})]
+    params = layers[0].init(jax.random.key(0), X)
+    np.testing.assert_allclose(*(layer.apply(params, X) for layer in layers), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="looks into programs for CPUs")
+@pytest.mark.parametrize(("function", "swapped"), [(convolve, False), (plain, True)])
+def test_no_swapped_kernels_in_the_gradients_of_loops(function, swapped):
+    """What XLA compiles inside a loop is a convolution that it has a fast kernel for; jax's own is not."""
+
+    def loop(x, k, n):
+        gradient = jax.grad(lambda x: (function(x, k) ** 2).sum())
+        return jax.lax.fori_loop(0, n, lambda _, x: x - 1e-3 * gradient(x), x)
+
+    text = jax.jit(loop).lower(X, kernel(3, 3), 3).compile().as_text()
+    assert "b01f_01io->b01f" in text and ("01oi" in text) == swapped

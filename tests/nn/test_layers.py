@@ -1,0 +1,110 @@
+"""What the networks are made of: attention layers, sinusoids, resampling, padding."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention as TorchAttention
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.upsampling import Upsample2D
+
+from spo_jax.nn import layers
+
+TOLERANCE = 1e-5  # of the largest value: single layers lose less than whole networks
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+@pytest.mark.parametrize("use_bias", [False, True])
+def test_attention_is_diffusers(reference, upcast, use_bias):
+    torch.manual_seed(0)
+    theirs = TorchAttention(12, 10, heads=3, dim_head=4, bias=use_bias, upcast_attention=upcast, upcast_softmax=upcast)
+    theirs = reference.randomised(theirs)
+    theirs.set_processor(AttnProcessor())  # the written-out one, which heeds upcast_attention
+    ours = layers.Attention(heads=3, use_bias=use_bias, upcast=upcast)
+    x, context = 3 * reference.normal(0, 2, 5, 12), 3 * reference.normal(1, 2, 7, 10)
+    params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x, context)["params"])
+    expected = theirs(reference.to_torch(x), reference.to_torch(context))
+    assert reference.relative_error(ours.apply({"params": params}, x, context), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+def test_upcast_attention_is_in_float32(monkeypatch, reference, upcast):
+    """SD 2.1 in 16 bits: queries, keys and values are float32 in the attention, and nothing outside it is."""
+    plain, dtypes = jax.nn.dot_product_attention, []
+
+    def spy(q, k, v, **settings):
+        dtypes.extend((q.dtype, k.dtype, v.dtype))
+        return plain(q, k, v, **settings)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    attention = layers.Attention(heads=2, upcast=upcast, dtype=jnp.bfloat16)
+    out, _ = attention.init_with_output(jax.random.key(0), reference.normal(0, 1, 3, 8).astype(jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+    assert dtypes == [jnp.float32 if upcast else jnp.bfloat16] * 3
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # diffusers of itself
+@pytest.mark.parametrize("use_linear_projection", [False, True])
+def test_transformer_is_diffusers_on_faint_input(reference, use_linear_projection):
+    """Variances near the norms' epsilons, which are not in any config: 1e-6 outside the blocks, 1e-5 inside."""
+    torch.manual_seed(0)
+    theirs = Transformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=8,
+        num_layers=2,
+        norm_num_groups=4,
+        cross_attention_dim=6,
+        use_linear_projection=use_linear_projection,
+    )
+    theirs = reference.randomised(theirs)
+    for parameter in theirs.proj_in.parameters():
+        parameter.data *= 1e-3
+    ours = layers.SpatialTransformer(heads=2, layers=2, groups=4, use_linear_projection=use_linear_projection)
+    x, context = 1e-3 * reference.normal(0, 2, 3, 4, 8), reference.normal(1, 2, 5, 6)
+    params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x, context)["params"])
+    expected = reference.nhwc(theirs(reference.nchw(x), reference.to_torch(context)).sample)
+    out = reference.jit(ours.apply)({"params": params}, x, context)
+    assert reference.relative_error(out, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_sinusoidal_embedding_is_diffusers(reference, flip, shift):
+    t = jnp.array([0, 1, 998, 999])
+    expected = get_timestep_embedding(reference.to_torch(t), 12, flip_sin_to_cos=flip, downscale_freq_shift=shift)
+    assert reference.relative_error(layers.sinusoidal_embedding(t, 12, flip, shift), expected) < TOLERANCE
+
+
+def test_neighbouring_timesteps_differ_in_bfloat16_networks():
+    """999 and 998 are one number in bfloat16: the sinusoid has to take them in float32."""
+    near, far = layers.sinusoidal_embedding(jnp.array([998, 999]), 320)
+    assert near.dtype == jnp.float32
+    assert float(jnp.abs(near - far).max()) > 0.5
+
+
+@pytest.mark.parametrize("size", [None, (9, 12), (10, 11), (9, 11)])
+def test_upsample_is_diffusers(reference, size):
+    torch.manual_seed(0)
+    theirs = reference.randomised(Upsample2D(3, use_conv=True, out_channels=4))
+    x = reference.normal(0, 2, 5, 6, 3)
+    ours = layers.Upsample(4)
+    params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x)["params"])
+    expected = reference.nhwc(theirs(reference.nchw(x), size))
+    assert reference.relative_error(ours.apply({"params": params}, x, size), expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7)])
+def test_downsample_is_diffusers(reference, asymmetric, height, width):
+    torch.manual_seed(0)
+    padding = 0 if asymmetric else 1  # diffusers' sign for "below and right only" is a padding of 0
+    theirs = reference.randomised(Downsample2D(3, use_conv=True, out_channels=4, padding=padding, name="op"))
+    x = reference.normal(0, 2, height, width, 3)
+    ours = layers.Downsample(4, asymmetric=asymmetric)
+    params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x)["params"])
+    expected = reference.nhwc(theirs(reference.nchw(x)))
+    assert reference.relative_error(ours.apply({"params": params}, x), expected) < TOLERANCE

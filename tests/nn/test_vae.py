@@ -1,0 +1,89 @@
+"""AutoencoderKL against diffusers': 1e-4 of the largest value, float32 on both sides."""
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from spo_jax.models.stable_diffusion.pipeline import vae_shapes
+from spo_jax.nn.vae import AutoencoderKL, VAEConfig, sample_posterior
+
+TOLERANCE = 1e-4
+
+CASES = {
+    # As published, at a size that is no multiple of the downscaling.
+    "published": (dict(block_out_channels=(8, 12, 16), layers_per_block=2), (18, 13)),
+    # What the config can take away, and other numbers of channels.
+    "bare": (
+        dict(
+            block_out_channels=(8, 16),
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            mid_block_add_attention=False,
+            latent_channels=3,
+            in_channels=2,
+            out_channels=1,
+        ),
+        (8, 12),
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def vae(request, reference):
+    """(theirs, ours, our parameters, images of a batch of two)."""
+    sizes, (height, width) = CASES[request.param]
+    levels = len(sizes["block_out_channels"])
+    blocks = dict(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels)
+    torch.manual_seed(0)
+    theirs = reference.randomised(diffusers.AutoencoderKL(norm_num_groups=4, **blocks, **sizes))
+    # Faint enough for the norms' epsilon to count: it is in no config.
+    for parameter in (*theirs.encoder.conv_in.parameters(), *theirs.decoder.conv_in.parameters()):
+        parameter.data *= 1e-3
+    ours = AutoencoderKL(VAEConfig.from_dict(dict(theirs.config)))
+    params = jax.device_put(reference.tree(theirs, vae_shapes(ours)))
+    return theirs, ours, params, reference.normal(0, 2, height, width, ours.config.in_channels)
+
+
+def test_encode_is_diffusers(vae, reference):
+    theirs, ours, params, images = vae
+    encode = reference.jit(lambda params, images: ours.apply({"params": params}, images, method="encode"))
+    mean, logvar = encode(params, images)
+    posterior = theirs.encode(reference.nchw(images)).latent_dist
+    assert reference.relative_error(mean, reference.nhwc(posterior.mean)) < TOLERANCE
+    assert reference.relative_error(logvar, reference.nhwc(posterior.logvar)) < TOLERANCE
+    assert mean.shape[-1] == ours.config.latent_channels
+
+
+def test_decode_is_diffusers(vae, reference):
+    theirs, ours, params, _ = vae
+    latents = reference.normal(1, 2, 5, 3, ours.config.latent_channels)
+    decode = reference.jit(lambda params, latents: ours.apply({"params": params}, latents, method="decode"))
+    images = decode(params, latents)
+    assert reference.relative_error(images, reference.nhwc(theirs.decode(reference.nchw(latents)).sample)) < TOLERANCE
+    assert images.shape[1] == 5 * ours.config.downscale
+
+
+def test_log_variance_is_clipped_as_in_diffusers(reference):
+    """The last bias of the encoder sends it beyond both ends; diffusers keeps it within [-30, 20]."""
+    torch.manual_seed(0)
+    theirs = reference.randomised(
+        diffusers.AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, latent_channels=2)
+    )
+    theirs.quant_conv.bias.data = torch.tensor([0.0, 0.0, 100.0, -100.0])
+    ours = AutoencoderKL(VAEConfig.from_dict(dict(theirs.config)))
+    variables, images = {"params": reference.tree(theirs, vae_shapes(ours))}, reference.normal(0, 1, 4, 4, 3)
+    _, logvar = reference.jit(lambda images: ours.apply(variables, images, method="encode"))(images)
+    np.testing.assert_array_equal(logvar, jnp.broadcast_to(jnp.array([20.0, -30.0]), logvar.shape))
+    np.testing.assert_array_equal(logvar, reference.nhwc(theirs.encode(reference.nchw(images)).latent_dist.logvar))
+
+
+def test_sample_posterior_is_diffusers_with_the_same_noise(reference):
+    mean, logvar, key = reference.normal(0, 2, 3, 4, 2), reference.normal(1, 2, 3, 4, 2), jax.random.key(7)
+    posterior = DiagonalGaussianDistribution(torch.cat([reference.nchw(mean), reference.nchw(logvar)], 1))
+    noise = jax.random.normal(key, mean.shape)
+    expected = posterior.mean + posterior.std * reference.nchw(noise)
+    assert reference.relative_error(sample_posterior(key, mean, logvar), reference.nhwc(expected)) < 1e-6

@@ -1,0 +1,97 @@
+"""Whether a run may start in a folder or go on there: every kind of folder, without a model."""
+
+import dataclasses
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.methods.spo.settings import LoRASettings, SPOSettings, TrainSettings
+from spo_jax.parallel.mesh import MeshSettings
+from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.folder import Resume, open_folder, run_meta
+
+SETTINGS, PROMPTS = TrainSettings(), ["a red star", "a blue ring"]
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder with checkpoints of batches 1 and 2."""
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, {"x": jnp.ones(2)}, run_meta(SETTINGS, PROMPTS))
+    return tmp_path
+
+
+def opened(folder, resume=Resume(), settings=SETTINGS, prompts=PROMPTS):  # noqa: B008
+    return open_folder(folder, resume, settings, prompts)
+
+
+def test_a_bucket_is_refused_and_not_taken_for_a_folder():
+    with pytest.raises(UserError, match="--out=gs:/bucket/run: buckets cannot be written to; mount the bucket"):
+        opened(Path("gs://bucket/run"))
+
+
+def test_an_empty_folder_starts_a_run(tmp_path):
+    assert opened(tmp_path) is False
+    assert opened(tmp_path / "not" / "there", Resume(if_there=True)) is False
+    with pytest.raises(UserError, match=f"--resume: no checkpoint in {tmp_path}/checkpoints; leave --resume out"):
+        opened(tmp_path, Resume(required=True))
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_started_again(tmp_path):
+    (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert opened(tmp_path) is False
+    assert opened(tmp_path, Resume(if_there=True)) is False
+
+
+def test_a_run_that_is_there_is_gone_on_with_or_refused(held):
+    assert opened(held, Resume(required=True)) is True
+    assert opened(held, Resume(if_there=True)) is True
+    with pytest.raises(UserError, match="already holds a run: add --resume"):
+        opened(held)
+
+
+def test_other_settings_are_named_and_refused_unless_told(held):
+    other = dataclasses.replace(SETTINGS, seed=1, lora=LoRASettings(8), spo=SPOSettings(beta=5.0))
+    told = "lora.rank was 4, now 8; seed was 0, now 1; spo.beta was 10.0, now 5.0; .*--resume-with-changes"
+    with pytest.raises(UserError, match=f"checkpoints/2 has other settings: {told}"):
+        opened(held, Resume(required=True), other)
+    assert opened(held, Resume(required=True, changed=True), other) is True
+
+
+def test_what_does_not_change_the_numbers_may_differ(held):
+    chunks = dataclasses.replace(SETTINGS.spo, decode_chunk=1, train_chunk=1)
+    other = dataclasses.replace(SETTINGS, mesh=MeshSettings(2), num_epochs=99, max_batches=7, spo=chunks)
+    assert opened(held, Resume(required=True), other) is True
+
+
+def test_a_checkpoint_older_than_a_field_had_its_default(tmp_path):
+    older = run_meta(SETTINGS, PROMPTS)
+    del older["settings"]["vae"], older["settings"]["spo"]["beta"]
+    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
+        checkpointer.save(1, {"x": jnp.ones(2)}, older)
+    assert opened(tmp_path, Resume(required=True)) is True
+    with pytest.raises(UserError, match="other settings: vae was '', now 'another'"):
+        opened(tmp_path, Resume(required=True), dataclasses.replace(SETTINGS, vae="another"))
+
+
+def test_other_prompts_under_the_same_name_are_refused(held):
+    with pytest.raises(UserError, match="the prompts in embedded:train are not the same"):
+        opened(held, Resume(required=True), prompts=["a red star"])
+
+
+def test_damage_to_the_latest_does_not_hide_that_settings_differ(held):
+    for file in (held / "checkpoints" / "2" / "meta").iterdir():
+        file.write_bytes(b"")
+    assert opened(held, Resume(required=True)) is True
+    with pytest.raises(UserError, match="checkpoints/1 has other settings: seed was 0, now 1"):
+        opened(held, Resume(required=True), dataclasses.replace(SETTINGS, seed=1))
+
+
+def test_curves_that_cannot_be_read_are_found_at_once(held):
+    (held / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match="metrics.jsonl: byte 0 is not UTF-8"):
+        opened(held, Resume(required=True))
