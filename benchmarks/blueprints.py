@@ -10,6 +10,7 @@
 import dataclasses
 from typing import Any
 
+from spo_jax.nn.tiny_vae import TAESD
 from spo_jax.core.files import read_json
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.nn import clip_config
@@ -127,7 +128,7 @@ def _sd15() -> Blueprint:
         vae=presets.SD15_VAE,
         text_encoder=presets.SD15_TEXT,
         spm=clip_config.CLIP_H,
-        tiny_vae=presets.TAESD,
+        tiny_vae=TAESD,
         scheduler=_SCHEDULER,
     )
 
@@ -142,7 +143,7 @@ def _tiny_vae(vae: dict[str, Any]) -> dict[str, Any]:
     """TAESD's structure for another autoencoder's latents: of the same enlargement, half as wide as its last level."""
     levels, width = len(vae["block_out_channels"]), vae["block_out_channels"][0] // 2
     return {
-        **presets.TAESD,
+        **TAESD,
         "latent_channels": vae["latent_channels"],
         "encoder_block_out_channels": [width] * levels,
         "decoder_block_out_channels": [width] * levels,

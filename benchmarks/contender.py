@@ -102,7 +102,8 @@ def write_models(subject: Any, folder: Path, lora: Any = None) -> None:
 
     from spo_jax.core.files import write_json
     from spo_jax.weights.components import text_state, write_component
-    from spo_jax.weights.lora import LoRA, write_lora
+    from spo_jax.weights.lora import LoRA
+    from spo_jax.models.lora import write_lora
     from spo_jax.weights.rules import to_state
 
     pipeline, configs, settings = subject.networks.pipeline, subject.configs, subject.settings

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 from PIL import Image
-from spo_jax.data.preferences.format.loading import batches
+from spo_jax.data.preferences.loading import batches
 
 from benchmarks.common import RESULTS, device_info, spread_of
 from benchmarks.flops import PEAKS

@@ -22,15 +22,17 @@ from spo_jax.core.typing import DType, Params
 from spo_jax.methods.spo.programs import Frozen, Inputs, Networks
 from spo_jax.methods.spo.settings import TrainSettings
 from spo_jax.methods.spo.update import TrainState
-from spo_jax.models.stable_diffusion.functions import Conditioning
-from spo_jax.models.stable_diffusion.pipeline import Pipeline, encode_text, vae_shapes
+from spo_jax.models.stable_diffusion.conditioning import Conditioning
+from spo_jax.models.stable_diffusion.pipeline import StableDiffusion, encode_text
+from spo_jax.nn.shapes import vae_shapes
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
 from spo_jax.parallel.mesh import check_divides, over_batch, replicated
 from spo_jax.parallel.sharding import shardings
 from spo_jax.rewards.common.clip_score import text_features
-from spo_jax.rewards.common.preference_model import SPM, clip_shapes
+from spo_jax.rewards.common.preference_model import SPM
+from spo_jax.nn.shapes import clip_shapes
 from spo_jax.training import fresh_state
 
 # Hub ids.
@@ -77,7 +79,7 @@ def row_shapes(count: int, one: Any, sharding: Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding), one)
 
 
-def condition_shapes(pipeline: Pipeline) -> Conditioning:
+def condition_shapes(pipeline: StableDiffusion) -> Conditioning:
     """What the UNet is told of one prompt."""
     names = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.params]
     encoders, params = (tuple(get(name) for name in names) for get in (pipeline.__getattribute__, pipeline.params.get))
@@ -138,7 +140,7 @@ def _networks(settings: TrainSettings, configs: Blueprint, mesh: Mesh) -> Networ
     return dataclasses.replace(built, settings=spo, decoder=tiny, decoder_params=weights(vae_shapes(tiny)))
 
 
-def pipeline_shapes(configs: Blueprint, dtype: DType, mesh: Mesh, remat: bool = False) -> Pipeline:
+def pipeline_shapes(configs: Blueprint, dtype: DType, mesh: Mesh, remat: bool = False) -> StableDiffusion:
     """A pipeline whose weights are shapes."""
     modules = modules_of(configs, dtype, remat)
     return bundle(

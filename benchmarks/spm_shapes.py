@@ -13,7 +13,7 @@ from spo_jax.methods.spm.update import SPMState, init_state, make_optimiser, sta
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.parallel.mesh import check_divides, over_batch, replicated
-from spo_jax.rewards.common.preference_model import clip_shapes
+from spo_jax.nn.shapes import clip_shapes
 
 
 class SPMRunShapes(NamedTuple):

@@ -27,7 +27,9 @@ from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.methods.spo.settings import TrainSettings
 from spo_jax.methods.spo.update import TrainState, UpdateConfig
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.pipeline import Pipeline, load_pipeline, text_shapes, unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.pipeline import StableDiffusion, unet_shapes
+from spo_jax.models import open_pipeline
+from spo_jax.nn.shapes import text_shapes, vae_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
@@ -35,7 +37,8 @@ from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.mesh import check_divides, devices_in_context, replicated
 from spo_jax.parallel.sharding import make, place, place_weights
-from spo_jax.rewards.common.preference_model import SPM, clip_shapes, load_spm
+from spo_jax.rewards.common.preference_model import SPM, load_spm
+from spo_jax.nn.shapes import clip_shapes
 from spo_jax.training import fresh_state
 
 PUBLISHED_PER_DEVICE = {"sd15": 10, "sdxl": 2}  # prompts, and pairs of a training batch
@@ -178,7 +181,7 @@ def build(size: str, settings: TrainSettings, decoder: str = "vae") -> Subject:
     check_divides("prompts_per_batch", settings.prompts_per_batch, mesh)
     check_divides("spo.train_batch_size", settings.spo.train_batch_size, mesh)
     if size == "tiny":
-        pipeline = load_pipeline("embedded", dtype=dtype, remat=settings.remat, mesh=mesh)
+        pipeline = open_pipeline("embedded", dtype=dtype, remat=settings.remat, mesh=mesh)
         spm = load_spm("embedded", dtype=dtype, mesh=mesh)
     else:
         pipeline, spm = _random_pipeline(configs, dtype, settings.remat, mesh), _random_spm(configs, dtype, mesh)
@@ -194,7 +197,7 @@ def build(size: str, settings: TrainSettings, decoder: str = "vae") -> Subject:
     return Subject(size, settings, configs, networks, networks.frozen(), inputs, ids)
 
 
-def _random_pipeline(configs: Blueprint, dtype: Any, remat: bool, mesh: Mesh) -> Pipeline:
+def _random_pipeline(configs: Blueprint, dtype: Any, remat: bool, mesh: Mesh) -> StableDiffusion:
     modules = modules_of(configs, dtype, remat)
     trees = enumerate(weight_shapes(modules).items())
     params = {name: random_params(tree, dtype, seed) for seed, (name, tree) in trees}
@@ -220,12 +223,12 @@ def weight_shapes(modules: Mapping[str, Any]) -> dict[str, Params]:
     return {name: of[name](module) for name, module in modules.items()}
 
 
-def bundle(configs: Blueprint, modules: Mapping[str, Any], params: Params) -> Pipeline:
+def bundle(configs: Blueprint, modules: Mapping[str, Any], params: Params) -> StableDiffusion:
     """A pipeline that was read from nowhere."""
     second = {}
     if "text_encoder_2" in modules:
         second = {"tokenizer_2": RandomTokenizer(configs.text_encoder_2), "zero_unconditional": True}
-    return Pipeline(
+    return StableDiffusion(
         folder=Path("random-weights"),
         tokenizer=RandomTokenizer(configs.text_encoder),
         scheduler=ScheduleConfig.from_dict(configs.scheduler),

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.common import command, compiled, peak_memory, spread_of, timed, utilisation
 from benchmarks.flops import count, xla_flops
 from benchmarks.subjects import Subject
-from spo_jax.models.stable_diffusion.functions import Guidance, bind_denoise
+from spo_jax.models.base import Guidance, bind_denoise
 from spo_jax.parallel.mesh import over_batch, replicated
 from spo_jax.parallel.sharding import place
 

@@ -8,13 +8,12 @@ ImageReward 0.171, Aesthetic 5.887 on 500 validation prompts with 20 DDIM steps 
 for all devices together: the published 10 prompts and 10 pairs per device, times 4.
 """
 
-from spo_jax.core.config import to_config
-from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods import default_config
 
 
 def get_config():
     """Every field that the recipe fixes, written out."""
-    config = to_config(TrainSettings())
+    config = default_config("spo")
     config.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # --config.model=PATH_OR_ID
     config.dtype = "bfloat16"  # of frozen weights; the reference has float16
     config.remat = True
@@ -42,16 +41,16 @@ def get_config():
     config.spo.eps = 0.1
     config.spo.train_batch_size = 40
     config.spo.train_chunk = 10
-    config.spo.gradient_accumulation_steps = 1
-    config.spo.learning_rate = 6e-5
-    config.spo.adam_beta1 = 0.9
-    config.spo.adam_beta2 = 0.999
-    config.spo.adam_epsilon = 1e-8
-    config.spo.weight_decay = 1e-4
-    config.spo.max_grad_norm = 1.0  # really applied here; see docs/parity.md
+    config.optimizer.gradient_accumulation_steps = 1
+    config.optimizer.learning_rate = 6e-5
+    config.optimizer.adam_beta1 = 0.9
+    config.optimizer.adam_beta2 = 0.999
+    config.optimizer.adam_epsilon = 1e-8
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.max_grad_norm = 1.0  # really applied here; see docs/parity.md
 
     config.eval.prompts = "validation_prompts.txt"  # none of those above; the paper's are 500 of Pick-a-Pic v1
-    config.eval.pictures = 32
+    config.eval.images = 32
     config.eval.batch = 8
-    config.eval.reward = "spm"
+    config.eval.rewards = "spm"
     return config.lock()

@@ -8,13 +8,12 @@ ImageReward 1.080, Aesthetic 6.364 on 500 validation prompts with 20 DDIM steps 
 for all devices together: the published 2 prompts and 2 pairs per device, times 4.
 """
 
-from spo_jax.core.config import to_config
-from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods import default_config
 
 
 def get_config():
     """Every field that the recipe fixes, written out."""
-    config = to_config(TrainSettings())
+    config = default_config("spo")
     config.model = "stabilityai/stable-diffusion-xl-base-1.0"  # --config.model=PATH_OR_ID
     config.vae = "madebyollin/sdxl-vae-fp16-fix"  # the model's own needs float32 to decode: twice memory and time
     config.dtype = "bfloat16"  # of frozen weights; the reference has float16
@@ -38,21 +37,21 @@ def get_config():
     config.spo.num_inner_step = 3
     config.spo.branch_at_last_step = False
     config.spo.threshold = 0.4
-    config.spo.decode_chunk = 2  # 1,024 px: four times the memory of SD 1.5's pictures
+    config.spo.decode_chunk = 2  # 1,024 px: four times the memory of SD 1.5's images
     config.spo.beta = 10.0
     config.spo.eps = 0.1
     config.spo.train_batch_size = 8
     config.spo.train_chunk = 4
-    config.spo.gradient_accumulation_steps = 2
-    config.spo.learning_rate = 1e-5
-    config.spo.adam_beta1 = 0.9
-    config.spo.adam_beta2 = 0.999
-    config.spo.adam_epsilon = 1e-8
-    config.spo.weight_decay = 1e-4
-    config.spo.max_grad_norm = 1.0  # really applied here; see docs/parity.md
+    config.optimizer.gradient_accumulation_steps = 2
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.adam_beta1 = 0.9
+    config.optimizer.adam_beta2 = 0.999
+    config.optimizer.adam_epsilon = 1e-8
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.max_grad_norm = 1.0  # really applied here; see docs/parity.md
 
     config.eval.prompts = "validation_prompts.txt"  # none of those above; the paper's are 500 of Pick-a-Pic v1
-    config.eval.pictures = 32
+    config.eval.images = 32
     config.eval.batch = 4
-    config.eval.reward = "spm"
+    config.eval.rewards = "spm"
     return config.lock()

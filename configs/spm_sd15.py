@@ -1,20 +1,19 @@
 r"""The step-aware preference model of SD 1.5, the published recipe (arXiv 2406.04314, appendix, and its code).
 
 python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1
-python -m spo_jax.train_spm --config=configs/spm_sd15.py --out=runs/spm_sd15 --config.data_dir=data/pickapic_v1
+python -m spo_jax.train --config=configs/spm_sd15.py --out=runs/spm_sd15 --config.data_dir=data/pickapic_v1
 
 The published run took 32 A100-hours on 4 × A100 80 GB. The plain PickScore from which it starts orders 70.5 % of
-Pick-a-Pic's test pairs as people did (arXiv 2305.01569): accuracy at t = 0 should stay about there, and above the
+Pick-a-Pic's test pairs as in the human labels (arXiv 2305.01569): accuracy at t = 0 should stay about there, and above the
 plain model's at every later timestep. Numbers below are for all devices together: the published 16 pairs times 4.
 """
 
-from spo_jax.core.config import to_config
-from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods import default_config
 
 
 def get_config():
     """Every field that the recipe fixes, written out."""
-    config = to_config(SPMTrainSettings())
+    config = default_config("spm")
     config.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # --config.model=PATH_OR_ID
     config.dtype = "bfloat16"  # of frozen weights and activations; the reference's frozen part has float16
     config.remat = True
@@ -30,14 +29,14 @@ def get_config():
 
     config.batch_size = 64
     config.chunk = 8
-    config.num_steps = 8000
-    config.learning_rate = 3e-6
-    config.warmup_steps = 500
-    config.weight_decay = 0.3
-    config.adam_beta1 = 0.9
-    config.adam_beta2 = 0.999
-    config.adam_epsilon = 1e-8
-    config.max_grad_norm = 1.0
+    config.train_steps = 8000
+    config.optimizer.learning_rate = 3e-6
+    config.optimizer.warmup_steps = 500
+    config.optimizer.weight_decay = 0.3
+    config.optimizer.adam_beta1 = 0.9
+    config.optimizer.adam_beta2 = 0.999
+    config.optimizer.adam_epsilon = 1e-8
+    config.optimizer.max_grad_norm = 1.0
     config.guidance_scale = 5.0
     config.timestep_power = 1.0
     config.mesh.data = 1

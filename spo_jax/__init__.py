@@ -1,3 +1,45 @@
-"""Step-by-step preference optimisation (SPO) of text-to-image diffusion models, in JAX."""
+"""spo_jax: preference-tuned text-to-image diffusion in JAX.
+
+From Python, as in a notebook:
+
+    import spo_jax
+
+    settings = spo_jax.read_settings(spo_jax.default_config("spo"))
+    spo_jax.train(settings, "runs/toy")
+    spo_jax.sample(model="toy", lora="runs/toy/lora.safetensors", prompt="a red star", out="samples")
+    spo_jax.export("runs/toy", "kohya", "spo.safetensors")
+    pipeline = spo_jax.open_pipeline("toy")
+
+Each of these is a command as well: ``python -m spo_jax.train``, and so on.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+# Public name to the module that has it; imported when it is first used, so that ``import spo_jax`` takes no time.
+_PUBLIC = {
+    "train": "spo_jax.train",
+    "sample": "spo_jax.sample",
+    "export": "spo_jax.export",
+    "prepare": "spo_jax.prepare",
+    "open_pipeline": "spo_jax.models",
+    "load_reward": "spo_jax.rewards",
+    "default_config": "spo_jax.methods",
+    "read_settings": "spo_jax.methods",
+    "Resume": "spo_jax.run.folder",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_PUBLIC[name])
+    # Commands are modules that can be called.
+    return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

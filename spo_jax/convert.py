@@ -4,28 +4,86 @@ Reads what ``--config.spm.model`` reads: a folder, a ``.bin`` or ``.safetensors`
 a hub repository. Weights keep the names of the published checkpoints. Torch is not needed, and no pickle is run.
 """
 
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
 from absl import flags
 
 from spo_jax.core.cli import run_command
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_writable
+from spo_jax.rewards.common.preference_model import (
+    load_spm,
+    read_config,
+    resolve_model,
+    tokenizer_folder,
+    trained_on_kind,
+    write_spm,
+)
+
+
+def convert_spm(
+    model: str, out: str | os.PathLike, tokenizer: str = "", dtype: str = "float16", trained_on: str = ""
+) -> None:
+    """Writes ``config.json``, ``model.safetensors`` and the tokenizer of a preference model.
+
+    Args:
+      model: as `spo_jax.rewards.common.preference_model.load_spm` takes it.
+      out: folder that does not exist yet.
+      tokenizer: folder or hub id, where the model holds none.
+      dtype: dtype of the weights, ``float16`` or ``float32``.
+      trained_on: ``sd`` or ``sdxl``; empty is what the model itself says.
+
+    Raises:
+      UserError: the model cannot be read, ``out`` exists or cannot be written, a weight does not fit float16, or the
+        model says that it was trained on another kind than ``trained_on``.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already: choose another --out")
+    check_writable(out.absolute().parent)
+    path = resolve_model(model)
+    config, _ = read_config(path)
+    known = trained_on_kind(path, config)
+    if known and trained_on and known != trained_on:
+        raise UserError(f"--trained-on={trained_on}: {path} says that it was trained on {known!r}")
+    folder = tokenizer_folder(path, tokenizer or None, "--tokenizer")
+    spm = load_spm(model, tokenizer=folder)
+    params = jax.tree.map(np.asarray, spm.params)
+    try:
+        # Written aside first: a folder without its weights would be taken for a model.
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.absolute().parent) as aside:
+            write_spm(Path(aside) / "spm", spm.clip.config, params, folder, np.dtype(dtype), trained_on or known)
+            (Path(aside) / "spm").rename(out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    print(f"wrote {out}")
 
 
 def run() -> None:
     """The command."""
-    spm = flags.DEFINE_string("spm", None, "Preference model: folder, file, hub id, or 'embedded'.")
-    out = flags.DEFINE_string("out", None, "Folder to write: config, weights, tokenizer.")
-    tokenizer = flags.DEFINE_string("tokenizer", "", "Folder or hub id of its tokenizer, where --spm holds none.")
-    dtype = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Of the weights in the file.")
+    spm = flags.DEFINE_string("spm", None, "Convert this preference model: folder, file, hub id, or 'toy'.")
+    out = flags.DEFINE_string("out", None, "Write config, weights and tokenizer to this folder.")
+    tokenizer = flags.DEFINE_string(
+        "tokenizer", "", "Take the tokenizer from this folder or hub id, if --spm has none."
+    )
+    dtype = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Write the weights in this dtype.")
     kinds = ["", "sd", "sdxl"]
-    trained_on = flags.DEFINE_enum("trained-on", "", kinds, "Kind of its pipeline; taken from --spm where it is told.")
+    trained_on = flags.DEFINE_enum(
+        "trained-on", "", kinds, "State the kind of pipeline that it judges (default: what --spm says)."
+    )
     flags.mark_flags_as_required(["spm", "out"])
 
     def main(_) -> None:
-        from spo_jax.converting import convert_spm
-
         convert_spm(spm.value, out.value, tokenizer.value, dtype.value, trained_on.value)
 
     run_command(main)
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

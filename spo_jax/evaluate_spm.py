@@ -1,31 +1,96 @@
-"""Measures a preference model: ``python -m spo_jax.evaluate_spm --config=configs/spm_tiny.py --spm=runs/spm/spm``.
+"""Measures a preference model: ``python -m spo_jax.evaluate_spm --config=configs/spm_toy.py --spm=runs/spm/spm``.
 
-Pair accuracy at the config's timesteps on its evaluation split, with standard errors; and of a plain CLIP (--plain)
-on the same pictures. Leaves ``accuracy.json``, ``accuracy.svg`` and ``accuracy.png`` in ``--out``.
+Pair accuracy at the config's timesteps on its evaluation split, with standard errors; and that of a plain CLIP
+(--plain) on the same images. Leaves ``accuracy.json``, ``accuracy.svg`` and ``accuracy.png`` in ``--out``.
 """
 
+import os
+import sys
+from pathlib import Path
+
+import jax
 from absl import flags
 
 from spo_jax.core.cli import define_config, run_command
-from spo_jax.core.config import from_config
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_free, check_writable
+from spo_jax.data.preferences.format import open_preferences
+from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods import read_settings
+from spo_jax.methods.spm.accuracy import ACCURACY, Agreement, Evaluator, print_accuracy, write_accuracy
+from spo_jax.methods.spm.method import PLAIN_LINE, SPM_LINE
+from spo_jax.methods.spm.parts import load_clip, load_frozen_pipeline, relabelled
+from spo_jax.methods.spm.programs import SPMTraining
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.spm.split import Split
+from spo_jax.parallel.mesh import check_divides, make_mesh
+from spo_jax.parallel.multihost import is_writer
+from spo_jax.parallel.sharding import make
+from spo_jax.rewards.common.preference_model import check_kind, read_config, resolve_model
+from spo_jax.run.compilation import keep_compiled_programs
+
+
+def evaluate_spm(
+    settings: SPMTrainSettings, spm: str, out: str | os.PathLike, plain: str = "", overwrite: bool = False
+) -> dict[str, Agreement]:
+    """Measures a preference model on the settings' evaluation pairs and writes the result to ``out``.
+
+    Args:
+      spm: folder, file or hub id of the preference model.
+      plain: the same of a plain CLIP, measured on the same images; empty is none.
+      overwrite: replace the files of an earlier measurement.
+
+    Returns:
+      Name of the model to timestep to what each pair counts.
+
+    Raises:
+      UserError: a setting, file or folder that does not work.
+    """
+    out = Path(out)
+    check_writable(out)
+    check_free(out / ACCURACY, overwrite)
+    preferences = open_preferences(settings.data_dir, settings.eval_split)
+    path = resolve_model(spm)
+    config, _ = read_config(path)
+    mesh = make_mesh(settings.mesh)
+    check_divides("eval.batch", settings.eval.batch, mesh)
+    with jax.set_mesh(mesh):
+        pipeline = load_frozen_pipeline(settings, mesh)
+        check_kind(path, config, pipeline.kind, "--spm")
+        key = make(lambda: jax.random.key(settings.seed), mesh)
+        starts = {}
+        for line, model in ((SPM_LINE, spm), (PLAIN_LINE, plain)):
+            if not model:
+                continue
+            starts[line] = start = load_clip(settings, model, key, mesh)
+            if start.is_plain != (line == PLAIN_LINE):
+                flag, expected = ("--plain", "without") if line == PLAIN_LINE else ("--spm", "with")
+                raise UserError(f"{flag}={model}: expected a model {expected} time conditioning")
+        (labels,) = relabelled(settings, out / "labels", mesh, preferences)
+        measured = {}
+        for line, start in starts.items():
+            training = SPMTraining(pipeline, start.clip, settings, mesh)
+            split = Split.of(preferences, pipeline, Tokenizer(start.tokenizer), labels)
+            measured[line] = Evaluator(training, training.frozen(), split, mesh).measure(start.params)
+    if is_writer():
+        write_accuracy(out, measured)
+        print_accuracy(measured)
+    return measured
 
 
 def run() -> None:
     """The command."""
     config = define_config()
-    spm = flags.DEFINE_string("spm", None, "Preference model: folder, file, hub id, or embedded.")
-    plain = flags.DEFINE_string("plain", "", "Plain CLIP such as yuvalkirstain/PickScore_v1; empty is none.")
-    out = flags.DEFINE_string("out", "runs/evaluate_spm", "Folder for numbers and plot.")
+    spm = flags.DEFINE_string("spm", None, "Measure this preference model: folder, file, hub id, or 'toy'.")
+    plain = flags.DEFINE_string("plain", "", "Measure this plain CLIP too, such as yuvalkirstain/PickScore_v1.")
+    out = flags.DEFINE_string("out", "runs/evaluate_spm", "Write numbers and plot to this folder.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace the files of an earlier measurement in --out.")
     flags.mark_flag_as_required("spm")
 
     def main(_) -> None:
-        from spo_jax.methods.spm.settings import SPMTrainSettings
-
-        settings = from_config(SPMTrainSettings, config.value)
-        from spo_jax.run.compilation import keep_compiled_programs
-        from spo_jax.spm_evaluation import evaluate_spm
-
+        settings = read_settings(config.value)
+        if not isinstance(settings, SPMTrainSettings):
+            raise UserError(f"--config: expected one of method 'spm', found method {settings.method!r}")
         keep_compiled_programs()
         evaluate_spm(settings, spm.value, out.value, plain.value, overwrite.value)
 
@@ -33,4 +98,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

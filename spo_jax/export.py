@@ -1,36 +1,169 @@
-"""Writes a run's LoRA for others: ``python -m spo_jax.export --run=runs/tiny --format=kohya --out=spo.safetensors``.
+"""Writes a run's LoRA for other programs: ``python -m spo_jax.export --run=runs/toy --format=kohya --out=FILE``.
 
 Formats: ``diffusers`` and ``kohya`` (web UIs) LoRA files; the whole model with the LoRA in its weights, as a pipeline
 folder (``merged``) or as one checkpoint for the web UIs (``single-file``). ``--run`` is a run's folder (its last
-checkpoint), one of its checkpoints, or a LoRA file.
+checkpoint), one of its checkpoints, or a LoRA file. LoRA files are written without reading the base model.
 """
 
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 from absl import flags
 
-from spo_jax.core.cli import run_command
+from spo_jax.core.cli import callable_module, run_command
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_free, check_writable
+from spo_jax.core.typing import Params
+from spo_jax.methods import read_settings
+from spo_jax.methods.common.settings import AdapterSettings
+from spo_jax.models import family_module, open_pipeline
+from spo_jax.models.lora import read_lora, write_lora
+from spo_jax.models.save import check_folder, write_merged
+from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.folder import CHECKPOINTS, check_format
+from spo_jax.weights.lora import LoRA
+
+LORA_FORMATS = ("diffusers", "kohya")
+FORMATS = (*LORA_FORMATS, "merged", "single-file")
+
+
+class _Base(NamedTuple):
+    """The base model, by name."""
+
+    model: str
+    revision: str
+    base: str
+
+    def open(self, **options: Any) -> Any:
+        return open_pipeline(self.model, revision=self.revision or None, base=self.base, **options)
+
+
+def export(
+    source: str | os.PathLike,
+    form: str,
+    out: str | os.PathLike,
+    model: str = "",
+    revision: str = "",
+    overwrite: bool = False,
+    base: str = "",
+    dtype: str = "float32",
+) -> None:
+    """Writes ``source``'s adapter in ``form``.
+
+    Args:
+      source: run folder, checkpoint folder (``RUN/checkpoints/STEP``) or LoRA file.
+      form: ``diffusers``, ``kohya``, ``merged`` or ``single-file``.
+      out: file that ends in ``.safetensors``, or folder for ``merged``.
+      model: base model; by default the run's. A LoRA file needs one for ``merged`` and ``single-file``, and to be
+        understood if its names are kohya's.
+      revision: revision of ``model`` on the hub. The run's own goes with the run's model only.
+      overwrite: replace a file or a pipeline's folder at ``out``.
+      base: lends a model in one file its tokenizers and scheduler. The run's own goes with the run's model only.
+      dtype: dtype of a ``single-file``'s weights, ``float32`` or ``float16``.
+
+    Raises:
+      UserError: nothing to export at ``source``, or ``out`` exists, is misnamed or cannot be written.
+    """
+    source = Path(source)
+    out = Path(out)
+    _check_out(out, form, overwrite)
+    if dtype != "float32" and form != "single-file":
+        raise UserError(f"--dtype={dtype}: only --format=single-file has a choice; {form} is written in float32")
+    given = _Base(model, revision, base)
+    shapes = None
+    if source.is_file():
+        lora, shapes = _from_file(source, given)
+        base_model = given
+    else:
+        lora, base_model = _from_checkpoint(source, given)
+    if form in LORA_FORMATS:
+        write_lora(out, lora, form, module_shapes=shapes)
+    else:
+        if not base_model.model:
+            raise UserError(f"--run={source} is a LoRA file: name its base model with --model")
+        _write_model(out, form, base_model.open(), lora, dtype, overwrite)
+    print(f"wrote {out}")
+
+
+def _write_model(out: Path, form: str, pipeline: Any, lora: LoRA, dtype: str, overwrite: bool) -> None:
+    tree = jax.tree.map(jnp.asarray, lora.tree)
+    scale = lora.alpha / lora.rank
+    if form == "merged":
+        write_merged(out, pipeline, tree, scale, overwrite)
+    else:
+        family_module(pipeline.FAMILY, "save").write_merged_file(out, pipeline, tree, scale, dtype, overwrite)
+
+
+def _check_out(out: Path, form: str, overwrite: bool) -> None:
+    """Refuses what cannot be written, before the minutes that reading a model may take."""
+    check_writable(out.parent)
+    if form == "merged":
+        check_folder(out, overwrite)
+        return
+    if out.suffix != ".safetensors":
+        kind = "checkpoint" if form == "single-file" else "LoRA file"
+        raise UserError(f"--out={out}: the name of a {kind} has to end in .safetensors, or nothing will read it")
+    check_free(out, overwrite)
+
+
+def _from_file(path: Path, base: _Base) -> tuple[LoRA, Params | None]:
+    """The LoRA of a file and the shapes of its model, if that is named; targets and shapes are then checked."""
+    if not base.model:
+        return read_lora(path), None
+    pipeline = base.open(abstract=True)
+    shapes = pipeline.params[pipeline.TRAINED]
+    return read_lora(path, shapes), shapes
+
+
+def _from_checkpoint(folder: Path, base: _Base) -> tuple[LoRA, _Base]:
+    """The adapter of a checkpoint, and the base model that its run names."""
+    step = int(folder.name) if folder.name.isdigit() and folder.parent.name == CHECKPOINTS else None
+    run = folder.parent.parent if step is not None else folder
+    if not (run / CHECKPOINTS).is_dir():
+        raise UserError(f"--run={folder}: no run here (expected a folder with checkpoints/, or one of its checkpoints)")
+    with Checkpointer(run / CHECKPOINTS, read_only=True) as checkpointer:
+        if step is None:
+            step = checkpointer.latest_step()
+            if step is None:
+                raise UserError(f"--run={folder}: there is no checkpoint in it")
+        meta = checkpointer.read_meta(step)
+        check_format(run / CHECKPOINTS / str(step), meta)
+        settings = read_settings(meta["settings"])
+        if not isinstance(settings, AdapterSettings):
+            raise UserError(f"--run={folder}: a run of method {settings.method!r} trains no LoRA")
+        tree = checkpointer.read_item(step, "params")
+    if not base.model:
+        base = _Base(settings.model, base.revision or settings.revision, base.base or settings.base)
+    return settings.lora.adapter(tree), base
+
+
+# The command
 
 
 def run() -> None:
     """The command."""
-    source = flags.DEFINE_string("run", None, "Run folder, checkpoint folder, or LoRA file.")
-    forms = ["diffusers", "kohya", "merged", "single-file"]
-    form = flags.DEFINE_enum("format", "diffusers", forms, "What to write.")
-    out = flags.DEFINE_string("out", None, "File ending in .safetensors, or folder for 'merged'.")
-    model = flags.DEFINE_string("model", "", "Base model; taken from the run's settings where it has some.")
-    revision = flags.DEFINE_string("revision", "", "Revision of the base model's hub id.")
-    base = flags.DEFINE_string("base", "", "Folder or hub id that lends a single file its tokenizers and scheduler.")
-    dtype = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Of the numbers in a 'single-file'.")
+    source = flags.DEFINE_string("run", None, "Export this run folder, checkpoint folder, or LoRA file.")
+    form = flags.DEFINE_enum("format", "diffusers", list(FORMATS), "Write this format.")
+    out = flags.DEFINE_string("out", None, "Write this file, ending in .safetensors, or this folder for 'merged'.")
+    model = flags.DEFINE_string("model", "", "Use this base model (default: the run's).")
+    revision = flags.DEFINE_string("revision", "", "Use this revision of the base model's hub id.")
+    base = flags.DEFINE_string("base", "", "Take a single file's tokenizers and scheduler from this folder or hub id.")
+    dtype = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Write a 'single-file' in this dtype.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace the file, or the pipeline folder, at --out.")
     flags.mark_flags_as_required(["run", "out"])
 
     def main(_) -> None:
-        from spo_jax.exporting import export
-
         lent = {"base": base.value, "dtype": dtype.value}
         export(source.value, form.value, out.value, model.value, revision.value, overwrite.value, **lent)
 
     run_command(main)
 
 
+callable_module(__name__, export)
+
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

@@ -1,55 +1,137 @@
 """Prepares preference pairs: ``python -m spo_jax.prepare --dataset=pick_a_pic --source=FOLDER_OR_ID --data-dir=DIR``.
 
 ``pick_a_pic`` reads parquet files (``--source`` is a folder or a hub id), ``folder`` a user's own JSONL files and
-pictures, ``scenes`` draws pairs of the embedded world. A split is whole or not there: start the command again after it
-was killed, and it goes on with the first split that is not.
+images, ``toy`` draws pairs of the toy world; a dotted path names a source of your own. A split is complete or absent:
+start the command again after it was killed, and it continues with the first split that is missing.
 """
+
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
-from spo_jax.core.cli import run_command
+from spo_jax.core.cli import callable_module, run_command
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_writable
+from spo_jax.core.lookup import find_module, module_names
+from spo_jax.data.preferences.format import PROMPTS, import_tfds
+from spo_jax.data.preferences.writer import Prepared, prepare_split, preparing
+from spo_jax.weights.hub import resolve
 
-_TAKES = {
-    "pick_a_pic": ("source", "revision", "partial"),
-    "folder": ("source",),
-    "scenes": ("pairs", "held-out-pairs", "seed"),
-}
+_SOURCES = "spo_jax.data.preferences.sources"
+
+
+def prepare(
+    dataset: str,
+    data_dir: str | os.PathLike,
+    splits: Sequence[str] = (),
+    max_bad: float = 0.01,
+    limit: int = 0,
+    **options: Any,
+) -> dict[str, Prepared]:
+    """Prepares splits one after the other; those that are prepared already are kept.
+
+    Args:
+      dataset: a name in `spo_jax.data.preferences.sources`, or a dotted path.
+      data_dir: folder for the prepared splits; `spo_jax.data.preferences.format` says what is in it.
+      splits: the splits to prepare; empty takes the source's usual ones: of Pick-a-Pic its three, otherwise all.
+      max_bad: share of a split's rows that may be rejected.
+      limit: use only the first N rows of each split; 0 uses all.
+      **options: the source's own, such as ``source``.
+
+    Returns:
+      What became of each split.
+
+    Raises:
+      UserError: as `prepare_split` and the sources.
+    """
+    data_dir = Path(data_dir)
+    if not 0 <= max_bad <= 1:
+        raise UserError(f"--max-bad={max_bad:g}: expected a share between 0 and 1")
+    check_writable(data_dir)
+    import_tfds()
+    module = find_module(_SOURCES, dataset, "--dataset")
+    source = module.open_source(_read_options(module, dataset, options), splits, resolve)
+    known = source.splits()
+    unknown = [split for split in splits if split not in known]
+    if unknown:
+        raise UserError(f"--splits: no split {', '.join(unknown)} in the source, only {', '.join(known)}")
+    done: dict[str, Prepared] = {}
+    with preparing(data_dir):
+        for split in dict.fromkeys(splits or source.usual_splits()):
+            done[split] = prepare_split(source, split, data_dir, max_bad, limit)
+            print(_line(split, done[split], data_dir))
+    return done
+
+
+def _read_options(module: ModuleType, dataset: str, options: dict[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(module.Options)]
+    for name in options:
+        if name not in known:
+            listed = ", ".join(f"--{field.replace('_', '-')}" for field in known)
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: --dataset={dataset} does not take it, only {listed}")
+    return module.Options(**options)
+
+
+def _line(split: str, prepared: Prepared, data_dir: Path) -> str:
+    rejected = f"{prepared.rejected} rows rejected"
+    if prepared.rejected:
+        rejected += f" (listed in {data_dir}/rejected-{split}.jsonl)"
+    if prepared.kept:
+        return f"{split}: {prepared.pairs} pairs prepared earlier, kept; {rejected}"
+    return f"{split}: {prepared.pairs} pairs, {rejected}; prompts in {data_dir}/{split}/{PROMPTS}"
+
+
+# The command
 
 
 def run() -> None:
     """The command."""
-    dataset = flags.DEFINE_enum("dataset", "pick_a_pic", list(_TAKES), "What the pairs come from.")
-    source = flags.DEFINE_string("source", "", "Folder; for pick_a_pic a folder or a hub id.")
-    revision = flags.DEFINE_string("revision", "", "Revision of the hub id.")
-    data_dir = flags.DEFINE_string("data-dir", None, "Where the prepared splits shall be.")
-    splits = flags.DEFINE_list("splits", [], "Which; by default of Pick-a-Pic its usual three, else all.")
-    max_bad = flags.DEFINE_float("max-bad", 0.01, "Share of a split's rows that may be unusable.")
-    limit = flags.DEFINE_integer("limit", 0, "The first so many rows of a split; 0 is all.", lower_bound=0)
-    partial = flags.DEFINE_bool("partial", False, "Take the parquet files that are there, though some are missing.")
-    pairs = flags.DEFINE_integer("pairs", 100_000, "Of scenes' train.", lower_bound=1)
-    held_out = flags.DEFINE_integer("held-out-pairs", 2000, "Of scenes' validation_unique.", lower_bound=1)
-    seed = flags.DEFINE_integer("seed", 0, "Of scenes.", lower_bound=0)
+    dataset = flags.DEFINE_string(
+        "dataset", "pick_a_pic", f"Take the pairs from this source: {', '.join(module_names(_SOURCES))}."
+    )
+    data_dir = flags.DEFINE_string("data-dir", None, "Write the prepared splits to this folder.")
+    splits = flags.DEFINE_list("splits", [], "Prepare these splits (default: Pick-a-Pic's usual three, otherwise all).")
+    max_bad = flags.DEFINE_float("max-bad", 0.01, "Accept this share of unusable rows in a split.")
+    limit = flags.DEFINE_integer("limit", 0, "Use only the first N rows of each split (0: all).", lower_bound=0)
     flags.mark_flag_as_required("data-dir")
+    options = _define_options(sys.argv)
 
     def main(_) -> None:
-        from spo_jax import preparing
-        from spo_jax.core.errors import UserError
-
-        takes = _TAKES[dataset.value]
-        for name in sorted({name for names in _TAKES.values() for name in names} - set(takes)):
-            if flags.FLAGS[name].present:
-                raise UserError(f"--{name}: --dataset={dataset.value} does not take it, only --{', --'.join(takes)}")
-        if "source" in takes and not source.value:
-            raise UserError(f"--dataset={dataset.value} needs a --source")
-        makers = {
-            "pick_a_pic": lambda: preparing.pick_a_pic_source(source.value, revision.value, partial.value),
-            "folder": lambda: preparing.folder_source(source.value),
-            "scenes": lambda: preparing.scenes_source(pairs.value, held_out.value, seed.value),
-        }
-        preparing.prepare(makers[dataset.value](), data_dir.value, splits.value, max_bad.value, limit.value)
+        given = {name: flag.value for name, flag in options.items() if flags.FLAGS[flag.name].present}
+        prepare(dataset.value, data_dir.value, splits.value, max_bad.value, limit.value, **given)
 
     run_command(main)
 
 
+def _define_options(argv: Sequence[str]) -> dict[str, flags.FlagHolder]:
+    """Defines a flag for every option of our sources, and of the user's own that the command line names."""
+    names = module_names(_SOURCES)
+    names += [value for flag, _, value in (argument.partition("=") for argument in argv) if _is_own(flag, value)]
+    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool, float: flags.DEFINE_float}
+    options: dict[str, flags.FlagHolder] = {}
+    for name in names:
+        module = find_module(_SOURCES, name, "--dataset")
+        kinds = typing.get_type_hints(module.Options)
+        for field in dataclasses.fields(module.Options):
+            if field.name not in options:
+                flag = field.name.replace("_", "-")
+                options[field.name] = define[kinds[field.name]](flag, field.default, field.metadata["meaning"])
+    return options
+
+
+def _is_own(flag: str, value: str) -> bool:
+    return flag in ("--dataset", "-dataset") and "." in value
+
+
+callable_module(__name__, prepare)
+
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

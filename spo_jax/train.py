@@ -1,30 +1,235 @@
-"""Tunes a diffusion model with SPO: ``python -m spo_jax.train --config=configs/tiny.py --out=runs/tiny``.
+"""Trains by any method: ``python -m spo_jax.train --config=configs/toy.py --out=runs/toy``.
 
-Leaves in ``--out``: ``lora.safetensors``, ``report.html``, ``summary.json``, curves, sample grids and checkpoints.
-``--config.spo.beta=5`` overrides a field; ``--resume`` goes on from the last checkpoint. Every device is used.
+The config names the method: SPO and its rivals tune a text-to-image model and leave ``lora.safetensors`` in ``--out``;
+``spm`` trains a preference model and leaves the folder ``spm/``. Every run leaves ``report.html``, ``summary.json``,
+curves, checkpoints and, where the method draws images, sample grids. ``--config.spo.beta=5`` overrides a field,
+``--help-config`` lists all fields of the config, and ``--resume`` continues from the last checkpoint. Every device of
+the machine is used.
 
-Exit status: 0 done, 1 a fault of the program, 2 a mistake in flags, config or files, 75 preempted and saved.
+Exit status: 0 finished, 1 a fault of the program, 2 a mistake in flags, config or files, 75 preempted and saved.
 """
 
-from spo_jax.run_flags import run_training
+import contextlib
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags, logging
+from jax.sharding import Mesh
+from PIL import Image
+
+from spo_jax.core.cli import callable_module, define_config, run_command
+from spo_jax.core.config import describe
+from spo_jax.core.files import write_atomic, write_json
+from spo_jax.methods import load_method, read_settings
+from spo_jax.methods.base import Data, Programs, Run
+from spo_jax.parallel.mesh import check_divides, make_mesh
+from spo_jax.parallel.multihost import is_writer, join
+from spo_jax.parallel.sharding import make
+from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.compilation import keep_compiled_programs
+from spo_jax.run.folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
+from spo_jax.run.loop import Row, RunIO, run_keys
+from spo_jax.run.loop import run as run_loop
+from spo_jax.run.metrics import MetricsWriter, read_metrics
+from spo_jax.run.report import write_report
+from spo_jax.run.settings import RunSettings
+from spo_jax.run.versions import versions
+from spo_jax.run.wandb_log import WandbLog
+
+
+def train(settings: RunSettings, out: str | os.PathLike, resume: Resume | None = None) -> dict[str, Any]:
+    """Runs a method from settings to report, and leaves everything in ``out``.
+
+    Args:
+      settings: of any method, for example ``spo_jax.methods.read_settings(get_config())``.
+      out: the run's folder.
+      resume: what to do with a run that ``out`` holds already; by default it is refused.
+
+    Returns:
+      The content of ``summary.json``.
+
+    Raises:
+      UserError: a setting, file or folder that does not work, or metrics that are no longer finite.
+      Preempted: SIGTERM came; the run has been saved.
+    """
+    begin = time.perf_counter()
+    out = Path(out)
+    method = load_method(settings.method)
+    data = method.read_data(settings)
+    resuming = open_folder(out, resume or Resume(), settings, data.digests)
+    mesh = make_mesh(settings.mesh)
+    for field, size in settings.batch_sizes().items():
+        check_divides(field, size, mesh)
+    with jax.set_mesh(mesh):
+        run = method.setup(settings, mesh, data, out)
+        return _train(settings, out, resuming, mesh, run, data, begin)
+
+
+def _train(
+    settings: RunSettings, out: Path, resuming: bool, mesh: Mesh, run: Run, data: Data, begin: float
+) -> dict[str, Any]:
+    init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
+    state = run.init_state(init_key)
+
+    # Before training: measurements, and the programs.
+    first_row = run.begin(state, resuming)
+    programs, compile_seconds = _compile(run, state)
+
+    log = settings.log
+    with contextlib.ExitStack() as held:
+        keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None}
+        checkpointer = held.enter_context(Checkpointer(out / CHECKPOINTS, **keep))
+        start = 0
+        if resuming:
+            start, state = restore(checkpointer, state, run.total)
+        outputs = held.enter_context(_outputs(settings, out, start if resuming else None))
+        if first_row and not resuming:
+            outputs.curves.write(0, first_row)
+
+        # Training.
+        batches = held.enter_context(contextlib.closing(run.batches(start)))
+
+        def step(number: int, state: NamedTuple) -> tuple[NamedTuple, Row]:
+            return run.step(programs, batches, number, state, train_key)
+
+        def evaluate(number: int, state: NamedTuple) -> Row:
+            return _evaluate(run, outputs.curves, out, number, state)
+
+        meta = run_meta(settings, data.digests)
+        io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every)
+        state = run_loop(step, state, range(start, run.total), io, run.progress)
+
+        # After training: weights, measurements, report.
+        run.export(state, out)
+        result = run.finish(state)
+        summary = {
+            **result.summary,
+            "method": settings.method,
+            "batches": run.total,
+            "compile_seconds": round(compile_seconds, 2),
+            "wall_seconds": round(time.perf_counter() - begin, 2),
+            "versions": versions(mesh),
+        }
+        if is_writer():
+            write_json(out / "summary.json", summary)
+            _write_report(settings, out, run, summary, result)
+            if outputs.wandb is not None:
+                outputs.wandb.write_summary(summary)
+            _print_scores(summary, out)
+    return summary
+
+
+def _compile(run: Run, state: NamedTuple) -> tuple[Programs, float]:
+    """Compiles ahead of time: programs that cannot recompile, because another shape is an error."""
+    begin = time.perf_counter()
+    traced = run.trace(state)
+    logging.info("compiling %s", " and ".join(traced))
+    programs = {name: program.lower().compile() for name, program in traced.items()}
+    seconds = time.perf_counter() - begin
+    logging.info("compiled in %.1f s", seconds)
+    return programs, seconds
+
+
+class _Outputs(NamedTuple):
+    curves: MetricsWriter
+    wandb: WandbLog | None
+
+
+@contextlib.contextmanager
+def _outputs(settings: RunSettings, out: Path, resume_step: int | None):
+    """Curves, and Weights & Biases if the settings name a project."""
+    with contextlib.ExitStack() as held:
+        wandb = None
+        if settings.log.wandb and is_writer():
+            wandb = WandbLog(out, settings.log, dataclasses.asdict(settings), resume_step is not None)
+            held.callback(wandb.close)
+        curves = MetricsWriter(out, resume_step=resume_step, active=is_writer(), wandb=wandb)
+        yield _Outputs(held.enter_context(curves), wandb)
+
+
+def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: NamedTuple) -> Row:
+    """Evaluates, and keeps the images as ``NAME/NUMBER.png`` and among the curves."""
+    row, images = run.evaluate(number, state)
+    if images and is_writer():
+        for name, image in images.items():
+            path = out / name / f"{number:06d}.png"
+            write_atomic(path, lambda temporary, image=image: Image.fromarray(image).save(temporary))
+        curves.write_images(number, images)
+    return row
+
+
+def _write_report(settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Any) -> None:
+    write_report(
+        out / "report.html",
+        title=f"{run.progress.title} run",
+        settings=dataclasses.asdict(settings),
+        rows=read_metrics(out / "metrics.jsonl"),
+        summary=summary,
+        grids=result.grids,
+        figures=result.figures,
+        charts=run.charts,
+    )
+
+
+def _print_scores(summary: dict[str, Any], out: Path) -> None:
+    count = f"{summary['images']} pairs of images, same prompts and noise" if "images" in summary else "scores"
+    if "scores" in summary:
+        print(f"\n{count}:")
+    for name, score in summary.get("scores", {}).items():
+        error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
+        print(f"  {name:20s} {score['before']:8.4f} -> {score['after']:8.4f}   change {score['change']:+.4f}{error}")
+    print(f"{summary['wall_seconds']:.0f} s in all; see {out / 'report.html'}")
+
+
+# The command
 
 
 def run() -> None:
     """The command."""
-    run_training("runs/train", _settings, _work)
+    config = define_config()
+    folder = flags.DEFINE_string("out", "runs/train", "Write everything that the run leaves behind to this folder.")
+    resume = flags.DEFINE_bool(
+        "resume", False, "Continue from the last checkpoint in --out; an error if there is none."
+    )
+    auto = flags.DEFINE_bool(
+        "auto-resume", False, "Continue from the last checkpoint in --out if there is one, otherwise start a run."
+    )
+    changed = flags.DEFINE_bool("resume-with-changes", False, "Continue even though settings or data have changed.")
+    help_config = flags.DEFINE_bool("help-config", False, "List every field of the config and exit.")
+    multihost = flags.DEFINE_bool("multihost", False, "Find the run's other processes (TPU pod, GKE, Slurm).")
+    address = flags.DEFINE_string(
+        "coordinator-address", "", "Join the process 0 at HOST:PORT, where --multihost does not work."
+    )
+    processes = flags.DEFINE_integer("num-processes", 0, "Set the number of processes, with --coordinator-address.")
+    index = flags.DEFINE_integer("process-id", -1, "Set the number of this process, with --coordinator-address.")
+
+    def main(_) -> None:
+        settings = read_settings(config.value)
+        if help_config.value:
+            _print_fields(settings)
+            return
+        keep_compiled_programs()
+        join(multihost.value, address.value, processes.value, index.value)
+        train(settings, folder.value, Resume(resume.value, auto.value, changed.value))
+
+    run_command(main)
 
 
-def _settings():
-    from spo_jax.methods.spo.settings import TrainSettings
+def _print_fields(settings: RunSettings) -> None:
+    """A line per field, and its meaning below."""
+    defaults = {name: value for name, _, value, _, _ in describe(type(settings)())}
+    for name, kind, value, expected, meaning in describe(settings):
+        default = "" if value == defaults[name] else f" (default {defaults[name]})"
+        allowed = f"; {expected}" if expected else ""
+        print(f"--config.{name}={value}  {kind}{allowed}{default}\n    {meaning}")
 
-    return TrainSettings
 
-
-def _work():
-    from spo_jax.training import train
-
-    return train
-
+callable_module(__name__, train)
 
 if __name__ == "__main__":
-    run()
+    sys.exit(run())

@@ -56,10 +56,10 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture(scope="session")
 def embedded() -> Any:
     """The pipeline and the preference model shipped in the package."""
-    from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+    from spo_jax.models import open_pipeline
     from spo_jax.rewards.common.preference_model import load_spm
 
-    return SimpleNamespace(pipeline=load_pipeline("embedded"), spm=load_spm("embedded"))
+    return SimpleNamespace(pipeline=open_pipeline("embedded"), spm=load_spm("embedded"))
 
 
 @pytest.fixture(scope="session")

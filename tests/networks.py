@@ -9,13 +9,14 @@ import numpy as np
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.pipeline import Pipeline, text_shapes, unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.pipeline import StableDiffusion, unet_shapes
+from spo_jax.nn.shapes import text_shapes, vae_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.sharding import place_weights
-from spo_jax.rewards.common.preference_model import clip_shapes
+from spo_jax.nn.shapes import clip_shapes
 from spo_jax.toy import ASSETS
 from tests.pairs import MemoryPairs, noise_pairs
 
@@ -81,7 +82,7 @@ def _pipeline(mesh, unet_config, encoders):
     if len(encoders) == 2:
         parts["tokenizer_2"] = tokenizer
     params = place_weights(random_weights(0, shapes), mesh)
-    return Pipeline(ASSETS / "pipeline", **parts, scheduler=SCHEDULE, params=params)
+    return StableDiffusion(ASSETS / "pipeline", **parts, scheduler=SCHEDULE, params=params)
 
 
 def small_clip(mesh=None):

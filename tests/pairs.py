@@ -1,4 +1,4 @@
-"""Preference pairs in memory, where a test needs no prepared folder."""
+"""Preference pairs in memory, for tests that do not need a prepared folder."""
 
 import dataclasses
 import io
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def encoded(seed: int, height: int, width: int, form: str = "PNG") -> bytes:
-    """A file of noise."""
+    """Encodes an image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, form)
@@ -18,7 +18,7 @@ def encoded(seed: int, height: int, width: int, form: str = "PNG") -> bytes:
 
 @dataclasses.dataclass
 class MemoryPairs:
-    """What `spo_jax.data.preferences.format.Preferences` offers to loading and to PickScore."""
+    """The part of `spo_jax.data.preferences.format.Preferences` that loading and PickScore use."""
 
     files: list[tuple[bytes, bytes]]
     digest: str = "in memory"
@@ -33,6 +33,6 @@ class MemoryPairs:
 
 
 def noise_pairs(count: int, height: int = 24, width: int = 31, prompts: Sequence[str] = ("",)) -> MemoryPairs:
-    """Pairs of noise, of which no two are alike; captions in turn."""
+    """Makes pairs of noise, no two of them alike, that take their captions in turn."""
     files = [(encoded(2 * row, height, width), encoded(2 * row + 1, height, width)) for row in range(count)]
     return MemoryPairs(files, prompts=tuple(prompts), prompt=np.arange(count, dtype=np.int32) % len(prompts))

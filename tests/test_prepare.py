@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
-from spo_jax.data.preferences.format.format import open_preferences
+from spo_jax.data.preferences.format import open_preferences
 
 from spo_jax import preparing
 from spo_jax.core.errors import UserError

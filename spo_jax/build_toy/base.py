@@ -9,8 +9,8 @@ import numpy as np
 
 from spo_jax.build_toy.fit import fit
 from spo_jax.core.typing import Array, Float, Int, Key, Params
-from spo_jax.diffusion.ddim import add_noise
-from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from spo_jax.diffusion.ddpm import make_ddpm
+from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPTextModel
@@ -82,8 +82,8 @@ def train_base(data: Batch, empty: Int[np.ndarray, " l"], text: CLIPTextConfig, 
       {"unet": weights, "text_encoder": weights}.
     """
     unet, encoder = UNet2DConditionModel(UNET), CLIPTextModel(text)
-    schedule = make_schedule(ScheduleConfig.from_dict(SCHEDULER), 20)
-    alphas = jnp.asarray(schedule.alphas_cumprod)
+    process = make_ddpm(ScheduleConfig.from_dict(SCHEDULER), 20)
+    alphas = jnp.asarray(process.alphas_cumprod)
 
     def loss(params: Params, batch: Batch, key: Key):
         posterior_key, noise_key, t_key = jax.random.split(key, 3)
@@ -94,7 +94,7 @@ def train_base(data: Batch, empty: Int[np.ndarray, " l"], text: CLIPTextConfig, 
         strata = (jnp.arange(len(x0)) + jax.random.uniform(t_key, (len(x0),))) / len(x0)
         t = (strata * len(alphas)).astype(jnp.int32)
         text_states = encoder.apply({"params": params["text_encoder"]}, batch.ids)[0].last
-        eps = unet.apply({"params": params["unet"]}, add_noise(schedule, x0, noise, t), t, text_states)
+        eps = unet.apply({"params": params["unet"]}, process.add_noise(x0, noise, t), t, text_states)
         snr = alphas[t] / (1 - alphas[t])
         error = jnp.square(eps - noise).mean((1, 2, 3))
         weighted = (error * jnp.minimum(snr, SNR_CAP) / snr).mean()

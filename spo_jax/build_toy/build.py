@@ -2,7 +2,7 @@
 
 Autoencoder, then diffusion model, each kept in ``--work-dir`` so that an interrupted build goes on where it was; their
 folder is written to ``--out``. Then the preference model, by what a user has for that (`spo_jax.prepare`,
-`spo_jax.train_spm` with ``--config``), its run kept likewise. Fixed seeds.
+`spo_jax.train` with ``--config``), its run kept likewise. Fixed seeds.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from absl import flags
 
 from spo_jax.build_toy import autoencoder, base, preference
 from spo_jax.core.cli import define_config, run_command
-from spo_jax.core.config import from_config
 from spo_jax.core.files import read_json, write_atomic, write_json
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Params
 from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods import read_settings
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.nn.vae import VAEConfig
 from spo_jax.toy import ASSETS, world
-from spo_jax.toy.tokenizer import END, MAX_LENGTH, vocabulary, write_scene_tokenizer
+from spo_jax.toy.tokenizer import END, MAX_LENGTH, vocabulary, write_tokenizer
 from spo_jax.weights.components import text_state, write_component
 from spo_jax.weights.rules import to_state
 from spo_jax.weights.store import read_file, write_state
@@ -34,10 +34,10 @@ def run() -> None:
     """The command."""
     work = flags.DEFINE_string("work-dir", "build/assets", "Folder for the finished stages.")
     out = flags.DEFINE_string("out", str(ASSETS), "Folder for the assets, read by the package.")
-    config = define_config("configs/spm_tiny.py")
+    config = define_config("configs/spm_toy.py")
 
     def main(_) -> None:
-        build(Path(work.value), Path(out.value), from_config(SPMTrainSettings, config.value))
+        build(Path(work.value), Path(out.value), read_settings(config.value))
 
     run_command(main)
 
@@ -76,7 +76,7 @@ def _autoencoder(work: Path) -> tuple[VAEConfig, Params]:
 
 
 def _train_base(work: Path, vae_config: VAEConfig, vae: Params, text) -> Params:
-    write_scene_tokenizer(work / "tokenizer")
+    write_tokenizer(work / "tokenizer")
     prompts = [*world.PROMPTS, ""]
     ids = dict(zip(prompts, Tokenizer(work / "tokenizer")(prompts), strict=True))
     data = base.encode_scenes(vae, vae_config, ids, base.PICTURES, seed=10)
@@ -102,7 +102,7 @@ def _write_pipeline(folder: Path, vae_config: VAEConfig, vae: Params, text, trai
     write_component(folder / "vae", vae_json, to_state(vae, half))
     write_component(folder / "unet", unet_json, to_state(trained["unet"], half))
     write_component(folder / "text_encoder", text_json, text_state(trained["text_encoder"], half), kind="transformers")
-    write_scene_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
     write_json(folder / "scheduler" / "scheduler_config.json", base.SCHEDULER)
     write_json(folder / "model_index.json", MODEL_INDEX)
 

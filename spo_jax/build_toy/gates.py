@@ -4,7 +4,7 @@ Each gate prints its numbers with standard errors over ``--pictures`` held-out p
 
 autoencoder  reconstructions keep prompt accuracy >= 95 %
 base         samples of held-out prompts have colour and shape both right >= 80 %
-spm          held-out preference pairs ordered right >= 85 % at t = 0, >= 60 % wherever configs/tiny.py diverts
+spm          held-out preference pairs ordered right >= 85 % at t = 0, >= 60 % wherever configs/toy.py diverts
 spo          three training seeds: aesthetic up by half of the base's standard deviation, accuracy and range kept
 """
 
@@ -18,21 +18,22 @@ import numpy as np
 from absl import flags
 
 from spo_jax.core.cli import define_config, run_command
-from spo_jax.core.config import from_config
 from spo_jax.core.files import write_json
+from spo_jax.core.statistics import standard_error
 from spo_jax.core.typing import Float
-from spo_jax.diffusion.schedule import make_schedule
-from spo_jax.methods.spm.settings import SPMEvalSettings, SPMTrainSettings
-from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.evaluate_spm import evaluate_spm
+from spo_jax.methods import read_settings
+from spo_jax.methods.spm.method import SPM_LINE
+from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
+from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.models import open_pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
 from spo_jax.parallel.chunks import in_chunks
-from spo_jax.preparing import prepare, scenes_source
+from spo_jax.prepare import prepare
 from spo_jax.run.folder import Resume
-from spo_jax.spm_evaluation import SPM_LINE, evaluate_spm
 from spo_jax.toy import world
 from spo_jax.toy.truth import measure
-from spo_jax.training import train
+from spo_jax.train import train
 
 REPORTED_TIMESTEPS = (0, 251, 501, 701, 951)
 SEEDS = (0, 1, 2)
@@ -43,10 +44,10 @@ def run() -> None:
     what = flags.DEFINE_enum("what", "base", list(GATES), "Which gate.")
     pictures = flags.DEFINE_integer("pictures", 1000, "Held-out pictures or pairs.", lower_bound=2)
     out = flags.DEFINE_string("out", "runs/gates", "Folder for the numbers, and for the runs of --what=spo.")
-    config = define_config("configs/tiny.py")
+    config = define_config("configs/toy.py")
 
     def main(_) -> None:
-        settings = from_config(TrainSettings, config.value)
+        settings = read_settings(config.value)
         lines = GATES[what.value](settings, pictures.value, Path(out.value))
         for line in lines:
             print(line)
@@ -78,17 +79,17 @@ class Line:
 
 def _line(name: str, values: Float[np.ndarray, " n"], at_least: float | None = None) -> Line:
     values = np.asarray(values, np.float64)
-    return Line(name, float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))), at_least)
+    return Line(name, float(values.mean()), standard_error(values), at_least)
 
 
 def _held_out(count: int) -> list[str]:
     return [world.HELD_OUT_PROMPTS[index % len(world.HELD_OUT_PROMPTS)] for index in range(count)]
 
 
-def autoencoder(settings: TrainSettings, count: int, out: Path) -> list[Line]:
+def autoencoder(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     """Pictures never seen, through the autoencoder and back."""
     del out
-    pipeline, prompts = load_pipeline(settings.model), _held_out(count)
+    pipeline, prompts = open_pipeline(settings.model), _held_out(count)
     images, _ = world.draw(np.random.default_rng(987), prompts)
     reconstruct = jax.jit(lambda x: pipeline.vae.apply({"params": pipeline.params["vae"]}, x))
     recon = np.asarray(in_chunks(reconstruct, images, 50))
@@ -99,10 +100,10 @@ def autoencoder(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     return [*lines, _line("reconstructed aesthetic", kept["aesthetic"])]
 
 
-def base(settings: TrainSettings, count: int, out: Path) -> list[Line]:
+def base(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     """Samples of held-out prompts: guidance 5, 20 DDIM steps, eta 0."""
     del out
-    pipeline, prompts = load_pipeline(settings.model), _held_out(count)
+    pipeline, prompts = open_pipeline(settings.model), _held_out(count)
     sampler = Sampler(pipeline, steps=20, guidance=5.0, batch=50)
     images = sampler(prompts, initial_latents(4321, count, pipeline.latent_shape))
     values = measure(images, prompts)
@@ -111,13 +112,13 @@ def base(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     return [*lines, Line("standard deviation of the aesthetic", float(values["aesthetic"].std()), 0.0, None)]
 
 
-def spm(settings: TrainSettings, count: int, out: Path) -> list[Line]:
+def spm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     """Held-out preference pairs at the reported timesteps and at all that the config judges."""
-    schedule = make_schedule(load_pipeline(settings.model).scheduler, settings.spo.num_steps)
-    judged = {0, *schedule.timesteps[settings.spo.divert_start_step :].tolist()}
+    process = open_pipeline(settings.model).process(settings.spo.num_steps)
+    judged = {0, *process.timesteps[settings.spo.divert_start_step :].tolist()}
     pairs = out / f"pairs-{count}"
-    prepare(scenes_source(count, count, seed=5678), pairs, [SPMTrainSettings.eval_split])
-    evaluation = SPMEvalSettings(tuple(sorted(judged.union(REPORTED_TIMESTEPS))), batch=40)
+    prepare("toy", pairs, [SPMTrainSettings.eval_split], pairs=count, held_out_pairs=count, seed=5678)
+    evaluation = AccuracySettings(tuple(sorted(judged.union(REPORTED_TIMESTEPS))), batch=40)
     spm_settings = SPMTrainSettings(model=settings.model, data_dir=str(pairs), chunk=50, eval=evaluation)
     measured = evaluate_spm(spm_settings, settings.spm.model, out / "spm", overwrite=True)[SPM_LINE]
     gates = {t: 0.85 if t == 0 else 0.6 for t in judged}
@@ -125,11 +126,11 @@ def spm(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     return [_line(f"pair accuracy at t = {t}", x[x != 0.5], gates.get(t)) for t, x in measured.items()]
 
 
-def spo(settings: TrainSettings, count: int, out: Path) -> list[Line]:
+def spo(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     """Three training seeds of the config, each on ``count`` pairs of held-out pictures."""
     lines = []
     for seed in SEEDS:
-        evaluation = dataclasses.replace(settings.eval, pictures=count, batch=50, prompts="embedded:held_out")
+        evaluation = dataclasses.replace(settings.eval, images=count, batch=50, prompts="toy:held_out")
         seeded = dataclasses.replace(settings, seed=seed, eval=evaluation)
         summary = train(seeded, out / f"seed{seed}", Resume(if_there=True))
         scores = summary["scores"]
@@ -146,7 +147,7 @@ def spo(settings: TrainSettings, count: int, out: Path) -> list[Line]:
     return lines
 
 
-GATES: dict[str, Callable[[TrainSettings, int, Path], list[Line]]] = {
+GATES: dict[str, Callable[[SPOTrainSettings, int, Path], list[Line]]] = {
     "autoencoder": autoencoder,
     "base": base,
     "spm": spm,

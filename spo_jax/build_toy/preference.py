@@ -1,7 +1,7 @@
 """The embedded step-aware preference model: two small towers, trained as a user trains one.
 
 Pairs of the world of scenes, labelled by the ground-truth aesthetic, go through the same builder, files and loader as
-anybody's: this is ``spo_jax.prepare`` and ``spo_jax.train_spm`` with ``configs/spm_tiny.py``, from a config alone.
+anybody's: this is ``spo_jax.prepare`` and ``spo_jax.train`` with ``configs/spm_toy.py``, from a config alone.
 """
 
 import dataclasses
@@ -10,17 +10,18 @@ from pathlib import Path
 from spo_jax.core.files import write_json
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from spo_jax.preparing import prepare, scenes_source
+from spo_jax.prepare import prepare
 from spo_jax.rewards.common.preference_model import config_fields
 from spo_jax.run.folder import Resume
-from spo_jax.spm_training import train_spm
 from spo_jax.toy import world
-from spo_jax.toy.tokenizer import write_scene_tokenizer
+from spo_jax.toy.tokenizer import write_tokenizer
+from spo_jax.train import train
 
 PAIRS, HELD_OUT_PAIRS = 100_000, 2_000  # as spo_jax.prepare draws them
 # The second run starts from the first one's model, timesteps now uniform: high ones, where the world's preferences can
 # hardly be seen, take longest to learn.
-FURTHER = {"init_random": False, "seed": 1, "timestep_power": 1.0, "num_steps": 3400, "warmup_steps": 200}
+FURTHER = {"init_random": False, "seed": 1, "timestep_power": 1.0, "train_steps": 3400}
+FURTHER_WARMUP = 200
 
 
 def clip_config(vocab_size: int, length: int, end_token: int) -> CLIPConfig:
@@ -45,14 +46,15 @@ def train_preference_model(settings: SPMTrainSettings, config: CLIPConfig, work:
     Returns:
       The folder of the trained model.
     """
-    prepare(scenes_source(PAIRS, HELD_OUT_PAIRS, seed=0), work / "scenes")
+    prepare("toy", work / "toy", pairs=PAIRS, held_out_pairs=HELD_OUT_PAIRS, seed=0)
     start = work / "spm_start"
     write_json(start / "config.json", config_fields(config))
-    write_scene_tokenizer(start / "tokenizer")
+    write_tokenizer(start / "tokenizer")
     settings = dataclasses.replace(
-        settings, init=str(start), init_random=True, data_dir=str(work / "scenes"), export_dtype="float16"
+        settings, init=str(start), init_random=True, data_dir=str(work / "toy"), export_dtype="float16"
     )
-    train_spm(settings, work / "spm", Resume(if_there=True))
-    further = dataclasses.replace(settings, init=str(work / "spm" / "spm"), **FURTHER)
-    train_spm(further, work / "spm_further", Resume(if_there=True))
+    train(settings, work / "spm", Resume(if_there=True))
+    optimizer = dataclasses.replace(settings.optimizer, warmup_steps=FURTHER_WARMUP)
+    further = dataclasses.replace(settings, init=str(work / "spm" / "spm"), optimizer=optimizer, **FURTHER)
+    train(further, work / "spm_further", Resume(if_there=True))
     return work / "spm_further" / "spm"

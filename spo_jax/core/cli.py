@@ -1,9 +1,11 @@
 """What every command does with a user's mistake: one line, status 2, no traceback."""
 
 import difflib
+import importlib.util
 import logging as stdlib_logging
 import sys
 import traceback
+import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,33 +13,36 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from spo_jax.core import renamed
 from spo_jax.core.errors import Preempted, UserError
 from spo_jax.core.trees import flatten
+
+flags.disclaim_key_flags()  # --help of a command lists the flags that are defined here as its own
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Parses absl flags and runs ``main``; never returns.
 
-    Exit status: 0 done, 1 a fault of ours (with traceback), 2 a user's mistake (one line on stderr), 75 preempted and
-    saved (EX_TEMPFAIL: start it again), 130 interrupted.
+    Exit status: 0 finished, 1 a fault of ours (with traceback), 2 a user's mistake (one line on stderr), 75 preempted
+    and saved (EX_TEMPFAIL: start it again), 130 interrupted.
     """
 
-    def guarded(argv):
+    def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: flags have the form --name=value")
         logging.set_verbosity(logging.INFO)
         logging.use_absl_handler()
-        # jax tells at INFO which accelerators it did not find.
+        # jax lists at INFO which accelerators it did not find.
         stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
         main(argv)
 
-    def reporting(argv):
+    def reporting(argv: Sequence[str]) -> None:
         try:
             guarded(argv)
         except UserError as error:
-            _stop(str(error))
-        except Preempted as stop:
-            print(stop, file=sys.stderr)
+            stop(str(error))
+        except Preempted as preempted:
+            print(preempted, file=sys.stderr)
             sys.exit(75)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -46,13 +51,45 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     app.run(reporting, argv=argv, flags_parser=_parse_flags)
 
 
+def stop(message: str) -> NoReturn:
+    """Ends the command with one line on stderr and status 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def stop_renamed(command: str) -> NoReturn:
+    """Ends a command that has another name now."""
+    new = renamed.COMMANDS[command]
+    stop(f"python -m spo_jax.{command} is now python -m spo_jax.{new}; its flags have not changed")
+
+
+def callable_module(name: str, function: Callable[..., Any]) -> None:
+    """Makes the module ``name`` callable as ``function``.
+
+    So that ``spo_jax.train(settings, out)`` works in a notebook, although ``spo_jax.train`` is also the module that
+    ``python -m spo_jax.train`` runs.
+    """
+
+    class CallableModule(types.ModuleType):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+    sys.modules[name].__class__ = CallableModule
+
+
+# The flag --config
+
+
 def define_config(default: str | None = None) -> flags.FlagHolder:
-    """The flag ``--config=FILE.py``, required without a default; ``--config.FIELD=VALUE`` overrides its fields.
+    """Defines the flag ``--config=FILE.py`` or ``--config=NAME``; ``--config.FIELD=VALUE`` overrides its fields.
 
     The holder's value is what the file's ``get_config()`` returns. A file that is missing or fails is a `UserError`
     while the flags are parsed.
+
+    Args:
+      default: the config of a command that needs none; None makes the flag required.
     """
-    holder = config_flags.DEFINE_config_file("config", default, "Config file, e.g. configs/tiny.py.")
+    holder = config_flags.DEFINE_config_file("config", default, "Read the settings from this file, or a name: toy.")
     flag = flags.FLAGS["config"]
     flag.parser = _ConfigFileParser(flag.parser)
     if default is None:
@@ -60,22 +97,48 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
     return holder
 
 
+def find_config(path: str) -> Path:
+    """The config file of a path, or of a name such as ``sd15``: in the installed package, or beside it in a checkout.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    name = Path(path).stem
+    new = renamed.CONFIG_FILES.get(name)
+    if new is not None:
+        raise UserError(f"--config={path} is now --config={path.replace(name, new)}")
+    folders = _config_folders()
+    if path == name:
+        for folder in folders:
+            if (folder / f"{name}.py").is_file():
+                return folder / f"{name}.py"
+    known = sorted({file.stem for folder in folders for file in folder.glob("[!_]*.py")})
+    raise UserError(f"--config={path}: no such file; expected one, or a name: {', '.join(known)}")
+
+
+def _config_folders() -> list[Path]:
+    package = Path(importlib.util.find_spec("spo_jax").origin).parent
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
 class _ConfigFileParser(flags.ArgumentParser):
-    """ml_collections' own tells of a missing file only when a field is read, and of a faulty one with a traceback."""
+    """Wraps ml_collections' own, which reports a missing file only when a field is read, and a faulty one with a
+    traceback."""
 
     def __init__(self, inner: flags.ArgumentParser):
         self._inner = inner
         self.fields: list[str] = []
 
     def parse(self, path: str) -> Any:
-        file = path.split(":", 1)[0]
-        if not Path(file).is_file():
-            raise UserError(f"--config={path}: no such file")
+        given, colon, argument = path.partition(":")
+        file = str(find_config(given))
         try:
-            config = self._inner.parse(path)
+            config = self._inner.parse(file + colon + argument)
             getattr(config, "keys", None)  # an OSError of the file's is kept back until something is read
         except (Exception, SystemExit) as error:  # whatever the user's code raises
-            raise UserError(f"--config={path}: {_told_of(error, file)}") from error
+            raise UserError(f"--config={path}: {_explain(error, file)}") from error
         if config is None:
             raise UserError(f"--config={path}: get_config() returned nothing")
         self.fields = list(flatten(config.to_dict(), ".")) if isinstance(config, ConfigDict) else []
@@ -83,14 +146,14 @@ class _ConfigFileParser(flags.ArgumentParser):
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error, what it was made from, and so on inwards."""
+    """The error, the one it was made from, and so on inwards."""
     chain = [error]
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
     return chain
 
 
-def _told_of(error: BaseException, file: str) -> str:
+def _explain(error: BaseException, file: str) -> str:
     """The innermost error that went through ``file``, and the line."""
     for link in reversed(_chain(error)):
         lines = [frame.lineno for frame in traceback.extract_tb(link.__traceback__) if frame.filename == file]
@@ -100,20 +163,33 @@ def _told_of(error: BaseException, file: str) -> str:
     return f"{type(innermost).__name__}: {innermost}"
 
 
+# Parsing
+
+
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but that its complaints look like all others, and that help is about this command's flags."""
+    """absl's parser, but its complaints look like all others, and help is about this command's flags."""
     if {"--help", "-help", "-h"} & set(argv[1:]):
         modules = (flags.FLAGS.module_help(name) for name in (sys.argv[0], __name__))
         print(sys.modules["__main__"].__doc__, *modules, sep="\n")
         sys.exit(0)
+    _refuse_renamed(argv)
     try:
         return flags.FLAGS(argv)
     except UserError as error:
-        _stop(str(error))
+        stop(str(error))
     except flags.Error as error:
-        _stop(f"{error} (--help lists the flags)")
+        stop(f"{error} (--help lists the flags)")
     except (AttributeError, KeyError) as error:
-        _stop(_no_such_field(error, argv))
+        stop(_no_such_field(error, argv))
+
+
+def _refuse_renamed(argv: Sequence[str]) -> None:
+    """Refuses values that have another name now, such as ``--model=embedded``, unless a file has that name."""
+    for argument in argv[1:]:
+        flag, _, value = argument.partition("=")
+        new = renamed.renamed_value(value)
+        if new is not None and not Path(value).exists():
+            stop(f"{argument}: {value!r} is now {new!r}, expected {flag}={new}")
 
 
 def _no_such_field(error: BaseException, argv: Sequence[str]) -> str:
@@ -121,12 +197,10 @@ def _no_such_field(error: BaseException, argv: Sequence[str]) -> str:
     known = flags.FLAGS["config"].parser.fields
     given = [flag.removeprefix("--config.").split("=")[0] for flag in argv if flag.startswith("--config.")]
     unknown = next((field for field in given if field not in known), _chain(error)[-1].args[0])
+    new = renamed.FIELDS.get(unknown)
+    if new in known:
+        return f"--config.{unknown} is now --config.{new}"
     by_end = {field.rsplit(".", 1)[-1]: field for field in known}
     near = difflib.get_close_matches(unknown, known, 1, 0.8)
     near = near or [by_end[end] for end in difflib.get_close_matches(unknown.rsplit(".", 1)[-1], by_end, 1)]
     return f"--config has no field {unknown}" + (f": did you mean {near[0]}?" if near else "")
-
-
-def _stop(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)

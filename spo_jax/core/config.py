@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.renamed import FIELDS
 
 SEED_LIMIT = 2**32  # jax keeps the lower 32 bits: a larger seed would equal another one
 
@@ -55,10 +56,16 @@ def read_fields(
         elif key in fixed:
             _check_choice(freeze(value), fixed[key], locate(key))
         elif not is_ignored(key):
-            near = difflib.get_close_matches(key, names, 1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            raise UserError(f"{locate(key)} is not a field of {cls.__name__}{hint}")
+            raise UserError(_unknown(key, locate(key), cls, names))
     return values
+
+
+def _unknown(key: str, where: str, cls: type, names: list[str]) -> str:
+    new = FIELDS.get(where.removeprefix("config field "))
+    if new is not None:
+        return f"{where} is now {new}"
+    near = difflib.get_close_matches(key, names, 1, 0.7)
+    return f"{where} is not a field of {cls.__name__}" + (f": did you mean {near[0]}?" if near else "")
 
 
 def _read_group(cls: type, raw: Any, locate: Callable[[str], str], where: str) -> Any:
@@ -210,7 +217,11 @@ class Settings:
     def require(self, holds: bool, field: str, expected: str) -> None:
         """Raises a `UserError` about ``field`` unless ``holds``."""
         if not holds:
-            raise UserError(f"config field {self.GROUP}{field} = {getattr(self, field)!r}: expected {expected}")
+            raise UserError(f"{self.locate(field)} = {getattr(self, field)!r}: expected {expected}")
+
+    def locate(self, field: str) -> str:
+        """Names a field in messages."""
+        return f"config field {self.GROUP}{field}"
 
 
 def _is_allowed(value: Any, metadata: Mapping[str, Any]) -> bool:

@@ -1,44 +1,52 @@
-"""Before against after, on pictures that share prompt and noise."""
+"""Means with standard errors, and paired comparisons of two measurements."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from spo_jax.core.typing import Float
 
 
-def _standard_error(values: Float[np.ndarray, " n"]) -> float | None:
-    """None for one value, which says nothing about its spread."""
+def standard_error(values: Float[np.ndarray, " n"]) -> float | None:
+    """The standard error of the mean; None for one value, which shows nothing of its spread."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def mean_and_error(values: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
+    """The mean and its standard error."""
+    return float(values.mean(dtype=np.float64)), standard_error(values)
 
 
 def paired_scores(
     before: Mapping[str, Float[np.ndarray, " n"]],
     after: Mapping[str, Float[np.ndarray, " n"]],
     meanings: Mapping[str, str],
-    lower_is_better: tuple[str, ...] = (),
+    lower_is_better: Sequence[str] = (),
 ) -> dict[str, dict]:
     """Means with standard errors, and the paired change with its own.
 
     Args:
-      before, after: per-picture scores by name, picture i of one beside picture i of the other.
+      before: scores by name, one per item.
+      after: the same of the same items in the same order.
       meanings: a sentence per score, for the report.
+      lower_is_better: names of scores that improve by falling.
 
     Returns:
       Per score: before, before_se, before_std, after, after_se, change, change_se, meaning, lower_is_better. The
-      standard errors (``_se``) are None for a single picture.
+      standard errors (``_se``) are None for a single item.
     """
     scores = {}
-    for name, first in before.items():
-        first, second = np.asarray(first, np.float64), np.asarray(after[name], np.float64)
+    for name, values in before.items():
+        first = np.asarray(values, np.float64)
+        second = np.asarray(after[name], np.float64)
         scores[name] = {
             "before": float(first.mean()),
-            "before_se": _standard_error(first),
+            "before_se": standard_error(first),
             "before_std": float(first.std()),
             "after": float(second.mean()),
-            "after_se": _standard_error(second),
+            "after_se": standard_error(second),
             "change": float((second - first).mean()),
-            "change_se": _standard_error(second - first),
+            "change_se": standard_error(second - first),
             "meaning": meanings.get(name, ""),
             "lower_is_better": name in lower_is_better,
         }

@@ -1,14 +1,15 @@
-"""Lists of prompts: text, JSON or JSONL files, and those of the embedded world."""
+"""Lists of prompts: text, JSON or JSONL files, and those of the toy world."""
 
 import json
 import os
 from pathlib import Path
 
+from spo_jax import toy
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.toy import world
 
-EMBEDDED = {"embedded:train": world.TRAIN_PROMPTS, "embedded:held_out": world.HELD_OUT_PROMPTS}
+TOY = {f"{toy.NAME}:train": world.TRAIN_PROMPTS, f"{toy.NAME}:held_out": world.HELD_OUT_PROMPTS}
 _KEYS = ("caption", "prompt", "text")
 
 
@@ -16,25 +17,25 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
     """Reads prompts.
 
     Args:
-      source: ``embedded:train`` or ``embedded:held_out``; or a file: ``.txt`` (one a line), ``.jsonl`` (a string or an
-        object a line), ``.json`` (a list of strings or objects). Objects hold the prompt under ``caption``,
+      source: ``toy:train`` or ``toy:held_out``; or a file: ``.txt`` (one per line), ``.jsonl`` (a string or an
+        object per line), ``.json`` (a list of strings or objects). Objects hold the prompt under ``caption``,
         ``prompt`` or ``text``.
 
     Raises:
       UserError: no such file, another format, an entry without a prompt, or no prompt at all.
     """
-    if str(source) in EMBEDDED:
-        return list(EMBEDDED[str(source)])
+    if str(source) in TOY:
+        return list(TOY[str(source)])
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"no prompt file {path} (embedded lists: {', '.join(EMBEDDED)})")
+        raise UserError(f"no prompt file {path} (toy lists: {', '.join(TOY)})")
     try:
         entries = _entries(path)
     except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         raise UserError(f"cannot read prompts from {path}: {error}") from error
     prompts = [_prompt(entry, f"{path}, entry {index}") for index, entry in enumerate(entries, 1)]
     if not prompts:
-        raise UserError(f"{path}: no prompts in it, expected at least one")
+        raise UserError(f"{path} holds no prompts, expected at least one")
     return prompts
 
 
@@ -44,7 +45,7 @@ def _entries(path: Path) -> list:
         if not isinstance(entries, list):
             raise UserError(f"{path}: expected a JSON list of prompts, found {type(entries).__name__}")
         return entries
-    text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a byte-order mark before the first prompt
+    text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a byte-order mark before the first prompt
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if path.suffix == ".jsonl":
         return [json.loads(line) for line in lines]

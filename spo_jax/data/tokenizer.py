@@ -1,4 +1,4 @@
-"""CLIP's tokenizer: prompts to fixed-length token ids."""
+"""CLIP's tokenizer, which turns prompts into token ids of a fixed length."""
 
 import os
 from collections.abc import Sequence
@@ -9,22 +9,32 @@ import numpy as np
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Int
 
-# Folders without tokenizer_config.json would otherwise have "no" limit (1e30).
+# The limit for folders without tokenizer_config.json, for which transformers assumes a practically infinite one (1e30).
 CLIP_LENGTH = 77
 
 
 class Tokenizer:
-    """A CLIP tokenizer folder of diffusers or transformers, old (vocab.json, merges.txt) or new (tokenizer.json)."""
+    """A CLIP tokenizer, read from a folder of diffusers or transformers.
+
+    The folder may be old (vocab.json and merges.txt) or new (tokenizer.json).
+
+    Attributes:
+      length: number of token ids per prompt.
+    """
 
     def __init__(self, folder: str | os.PathLike):
-        """
+        """Loads the tokenizer.
+
+        Args:
+          folder: the tokenizer's folder.
+
         Raises:
-          UserError: the folder holds no tokenizer that transformers can read.
+          UserError: the folder does not hold a tokenizer that transformers can read.
         """
         folder = Path(folder)
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            raise UserError(f"{folder}: no tokenizer here (expected tokenizer.json, or vocab.json with merges.txt)")
-        # transformers announces on import that it found no torch; nothing here needs it.
+            raise UserError(f"{folder}: no tokenizer here: expected tokenizer.json, or vocab.json with merges.txt")
+        # On import, transformers reports that it did not find torch, which nothing here needs.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from transformers import CLIPTokenizer
 
@@ -35,8 +45,24 @@ class Tokenizer:
         self.length = min(self._tokenizer.model_max_length, CLIP_LENGTH)
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b l"]:
-        """Token ids with start and end, padded and cut to `length`; int32."""
+        """Tokenizes prompts, with start and end tokens, padded and truncated to `length`.
+
+        Returns:
+          int32 token ids.
+        """
         encoded = self._tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="np"
         )
         return encoded["input_ids"].astype(np.int32)
+
+
+class AbstractTokenizer(Tokenizer):
+    """A tokenizer of which only `length` is known, for programs that are compiled but not run."""
+
+    def __init__(self, length: int):
+        """Sets the number of token ids per prompt."""
+        self.length = length
+
+    def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b l"]:
+        """Raises a `TypeError`, because an abstract model has no prompts."""
+        raise TypeError("an abstract tokenizer has no vocabulary")

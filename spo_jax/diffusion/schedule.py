@@ -1,19 +1,18 @@
 """Noise schedules, read from any Stable Diffusion ``scheduler_config.json``.
 
-The reference turns whatever scheduler a pipeline ships into DDIM (``DDIMScheduler.from_config``), and so do we:
-only the fields that define the diffusion process are read.
+The reference turns any scheduler that a pipeline ships into DDIM (``DDIMScheduler.from_config``), and so do we: only
+the fields that define the diffusion process are read.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.config import JSONConfig
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Array, Float, Int, Num
+from spo_jax.core.typing import Float, Num
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +49,6 @@ class ScheduleConfig(JSONConfig):
         self._one_of(where, "prediction_type", ("epsilon", "v_prediction", "sample"))
         if "timestep_spacing" in raw:
             self._one_of(where, "timestep_spacing", ("leading", "trailing", "linspace"))
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A schedule cut into ``steps`` sampling steps: host constants that programs close over.
-
-    Attributes:
-      alphas_cumprod: ᾱ_t for every training timestep, float32[num_train_timesteps].
-      timesteps: t of each sampling step, descending, int32[steps].
-      stride: num_train_timesteps // steps, from a timestep to the one before.
-      prediction_type: what the network predicts.
-      final_alpha_cumprod: ᾱ after the last step, as diffusers' samplers have it; SPO's steps use `previous`.
-    """
-
-    alphas_cumprod: Float[np.ndarray, " T"]
-    timesteps: Int[np.ndarray, " s"]
-    stride: int
-    prediction_type: str
-    final_alpha_cumprod: float
-
-    def previous(self, t: Int[Array, "*b"]) -> Int[Array, "*b"]:
-        """t' = max(t - stride, 0). The clamp makes the last step end at ᾱ_0, as in the reference, which never uses
-        diffusers' ``final_alpha_cumprod``; the two are equal where ``set_alpha_to_one`` is false (SD 1.5, SDXL)."""
-        return jnp.maximum(t - self.stride, 0)
 
 
 def alphas_cumprod(config: ScheduleConfig) -> Float[np.ndarray, " T"]:
@@ -136,23 +111,3 @@ def check_timesteps(
             f"timestep {silent[0]:g}, and the noise says nothing of the picture; expected prediction_type "
             "'v_prediction', or rescale_betas_zero_snr false"
         )
-
-
-def make_schedule(config: ScheduleConfig, steps: int) -> Schedule:
-    """Cuts the process into ``steps`` steps, as ``DDIMScheduler.set_timesteps``.
-
-    Raises:
-      UserError: more steps than training timesteps, or none; a step at a timestep that does not exist, or that has no
-        signal (zero terminal SNR) where the network predicts the noise.
-    """
-    spacing = config.timestep_spacing or "leading"
-    timesteps = spaced_timesteps(config, steps, spacing).round().astype(np.int32)
-    alphas = alphas_cumprod(config)
-    check_timesteps(config, steps, spacing, alphas, timesteps)
-    return Schedule(
-        alphas_cumprod=alphas,
-        timesteps=timesteps,
-        stride=config.num_train_timesteps // steps,
-        prediction_type=config.prediction_type,
-        final_alpha_cumprod=1.0 if config.set_alpha_to_one else float(alphas[0]),
-    )

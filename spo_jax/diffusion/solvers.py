@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from spo_jax.core.typing import Array, Float, Num
-from spo_jax.diffusion.ddim import split_prediction
+from spo_jax.diffusion.ddpm import split_prediction
 from spo_jax.diffusion.steps import SolverSteps
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float, Num
-from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, check_timesteps, make_schedule, spaced_timesteps
+from spo_jax.diffusion.ddpm import make_ddpm
+from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, check_timesteps, spaced_timesteps
 
 SOLVERS = ("ddim", "euler", "dpm++")
 _KARRAS_RHO = 7.0  # arXiv 2206.00364, eq. 5
@@ -55,7 +56,7 @@ def solver_steps(config: ScheduleConfig, solver: str, steps: int, karras: bool =
       karras: noise levels spaced as in arXiv 2206.00364 (diffusers' ``use_karras_sigmas``); not for DDIM.
 
     Raises:
-      UserError: as `make_schedule`; a solver that is unknown, or has no Karras levels.
+      UserError: as `make_ddpm`; a solver that is unknown, or has no Karras levels.
     """
     if solver not in SOLVERS:
         raise UserError(f"solver {solver!r}: expected one of {', '.join(SOLVERS)}")
@@ -80,7 +81,7 @@ def solver_steps(config: ScheduleConfig, solver: str, steps: int, karras: bool =
 
 def _ddim_steps(config: ScheduleConfig, steps: int) -> SolverSteps:
     """The last step goes to the schedule's final ᾱ, which is 1 where ``set_alpha_to_one``, unlike SPO's own steps."""
-    schedule = make_schedule(config, steps)
+    schedule = make_ddpm(config, steps)
     before = schedule.timesteps - schedule.stride
     alphas = schedule.alphas_cumprod.astype(np.float64)
     here = alphas[schedule.timesteps]

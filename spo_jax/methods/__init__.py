@@ -1,1 +1,52 @@
 """Training methods; a method is a folder, found by its name or by a dotted path."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spo_jax.core.config import describe, from_config, to_config
+from spo_jax.core.errors import UserError
+from spo_jax.core.lookup import find_module, module_names
+from spo_jax.core.renamed import renamed_value
+from spo_jax.run.settings import RunSettings
+
+_PARTS = ("Settings", "read_data", "setup")
+
+
+def load_method(name: str) -> ModuleType:
+    """The module of a method, see `spo_jax.methods.base.Method`.
+
+    Raises:
+      UserError: there is no such method, or the module lacks a part of one.
+    """
+    module = find_module(__name__, name, "config field method")
+    missing = [part for part in _PARTS if not hasattr(module, part)]
+    if missing:
+        raise UserError(f"config field method = {name!r}: {module.__name__} has no {', '.join(missing)}")
+    return module
+
+
+def default_config(name: str) -> ConfigDict:
+    """The default settings of a method, unlocked so that a config file can change them."""
+    return to_config(dataclasses.replace(load_method(name).Settings(), method=name))
+
+
+def read_settings(config: ConfigDict | Mapping[str, Any]) -> RunSettings:
+    """The settings that a config describes; its field ``method`` says whose.
+
+    Raises:
+      UserError: it names no method, or a field is unknown, of another type or out of range.
+    """
+    name = config.get("method") if isinstance(config, ConfigDict | Mapping) else None
+    if not isinstance(name, str):
+        known = ", ".join(map(repr, module_names(__name__)))
+        raise UserError(f"config field method is missing: expected the name of a training method, such as {known}")
+    settings = from_config(load_method(name).Settings, config)
+    for field, _, value, _, _ in describe(settings):
+        new = renamed_value(value.strip("'"))
+        if new is not None:
+            raise UserError(f"config field {field} = {value}: this is now {new!r}")
+    return settings

@@ -1,7 +1,8 @@
-"""Pictures from prompts: one compiled program per sampler."""
+"""Images from prompts: one compiled program per sampler."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,27 +10,29 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import take_rows
-from spo_jax.core.typing import Array, Float, Params
+from spo_jax.core.typing import Array, Float, Params, PyTree
 from spo_jax.diffusion.solvers import solve
-from spo_jax.diffusion.steps import SolverSteps, solver_steps
-from spo_jax.models.stable_diffusion.functions import Conditioning, Guidance, SizeConditions, bind_denoise, decode
-from spo_jax.models.stable_diffusion.pipeline import Pipeline
+from spo_jax.diffusion.steps import SolverSteps
+from spo_jax.models.base import Guidance, Pipeline, bind_denoise
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
 
 class Sampler:
-    """Draws pictures with a deterministic solver; on a mesh, every device its part of them.
+    """Draws images with a deterministic solver; on a mesh, every device draws its part of them.
 
     Args:
-      steps: sampling steps. guidance: scale w. lora_scale: alpha / r times the strength of the adapter.
-      batch: pictures at a time; fewer are padded, so that there is one program. Rounded up to a multiple of the
-        devices of the mesh in context.
-      solver, karras: see `solver_steps`.
-      latent_shape: (h, w, c) of the pictures; None is the model's own.
-      size: SDXL's size conditions; None is the pictures' size, uncropped, as in diffusers' pipeline.
+      steps: sampling steps.
+      guidance: guidance scale w.
+      lora_scale: alpha / r times the strength of the adapter.
+      batch: images at a time; fewer are padded, so that there is one program. Rounded up to a multiple of the devices
+        of the mesh in context.
+      solver: one of `spo_jax.diffusion.steps.SOLVERS`.
+      karras: Karras' noise levels.
+      latent_shape: (h, w, c) of the images; None is the model's own.
+      prompt_options: what the pipeline's text encoding takes besides prompts; None is its default for that size.
 
     Raises:
-      UserError: as `solver_steps`; size conditions for a model without.
+      UserError: as `spo_jax.diffusion.steps.solver_steps`; options that the model does not take.
     """
 
     def __init__(
@@ -43,41 +46,43 @@ class Sampler:
         solver: str = "ddim",
         karras: bool = False,
         latent_shape: tuple[int, int, int] | None = None,
-        size: SizeConditions | None = None,
+        prompt_options: Mapping[str, Any] | None = None,
     ):
-        self.pipeline, self.batch = pipeline, batch + -batch % devices_in_context()
+        self.pipeline = pipeline
+        self.batch = batch + -batch % devices_in_context()
         self.latent_shape = latent_shape or pipeline.latent_shape
-        if size is None and pipeline.kind == "sdxl":
-            size = SizeConditions.uncropped(pipeline.pixels(self.latent_shape))
-        self._size = size
-        self._unconditional = pipeline.encode_unconditional(size)
-        table = solver_steps(pipeline.scheduler, solver, steps, karras)
+        if prompt_options is None:
+            prompt_options = pipeline.prompt_options(self.latent_shape)
+        self._options = prompt_options
+        self._unconditional = pipeline.encode_unconditional(**prompt_options)
+        table = pipeline.solver_steps(solver, steps, karras)
         self._program = jax.jit(functools.partial(_sample, pipeline, table, guidance, lora_scale))
 
     def __call__(
         self, prompts: Sequence[str], init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
     ) -> Float[np.ndarray, "b H W 3"]:
-        """Pictures near [-1, 1], not clipped, float32 on the host.
+        """Images near [-1, 1], not clipped, float32 on the host.
 
         Args:
           init_latents: noise of unit variance, a row per prompt (see `initial_latents`).
           lora: adapter tree; None is the base model.
         """
-        return self.draw(self.pipeline.encode_prompts(prompts, self._size), init_latents, lora)
+        return self.draw(self.pipeline.encode_prompts(prompts, **self._options), init_latents, lora)
 
     def draw(
-        self, condition: Conditioning, init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
+        self, condition: PyTree, init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
     ) -> Float[np.ndarray, "b H W 3"]:
-        """The same from prompts that are encoded already, with the same size conditions."""
+        """The same from prompts that are encoded already, with the same options."""
         if init_latents.shape[1:] != self.latent_shape:  # they would be drawn, under the conditions of another size
             raise ValueError(f"latents of {init_latents.shape[1:]} for a sampler of {self.latent_shape}")
-        count, out = len(init_latents), []
+        count = len(init_latents)
+        images = []
         for start in range(0, count, self.batch):
             rows = np.minimum(np.arange(start, start + self.batch), count - 1)
             arguments = (take_rows(condition, rows), self._unconditional, init_latents[rows])
-            images = self._program(self.pipeline.params, lora, *arguments)
-            out.append(np.asarray(images)[: count - start])
-        return np.concatenate(out)
+            drawn = self._program(self.pipeline.params, lora, *arguments)
+            images.append(np.asarray(drawn)[: count - start])
+        return np.concatenate(images)
 
 
 def _sample(
@@ -85,33 +90,13 @@ def _sample(
     latents,
 ) -> Float[Array, "b H W 3"]:  # fmt: skip
     condition, latents = spread((condition, latents))
-    denoise = bind_denoise(
-        pipeline.unet, params["unet"], lora, Guidance(condition, unconditional, guidance), lora_scale
-    )
-    return gathered(decode(pipeline.vae, params["vae"], solve(denoise, table, latents)).astype(jnp.float32))
-
-
-def shape_of_latents(pipeline: Pipeline, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """(h, w, c) of pictures of that size in pixels; None is the model's own.
-
-    Raises:
-      UserError: a side that autoencoder and UNet cannot halve as often as they do.
-    """
-    pixels, factor = pipeline.vae.config.downscale, 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
-    shape = list(pipeline.latent_shape)
-    for axis, (name, side) in enumerate((("height", height), ("width", width))):
-        if side is None:
-            continue
-        whole, near = pixels * factor, side // (pixels * factor) * (pixels * factor)
-        if near != side or side < 1:
-            choice = f"{near} or {near + whole}" if near > 0 else str(whole)
-            raise UserError(f"--{name}={side}: expected a multiple of {whole}, as the model halves it; try {choice}")
-        shape[axis] = side // pixels
-    return tuple(shape)
+    weights = params[pipeline.TRAINED]
+    denoise = bind_denoise(pipeline, weights, lora, Guidance(condition, unconditional, guidance), lora_scale)
+    return gathered(pipeline.decode(params["vae"], solve(denoise, table, latents)).astype(jnp.float32))
 
 
 def initial_latents(seed: int, count: int, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
-    """Noise for ``count`` pictures; picture i has the same noise whatever the count is."""
+    """Noise for ``count`` images; image i has the same noise for every count."""
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(count))
     return np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
 
@@ -120,7 +105,7 @@ def read_latents(path: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "b
     """Initial latents from a .npy file, in torch's layout [b c h w] as diffusers' ``latents=`` takes them.
 
     Raises:
-      UserError: no such file, not an array of numbers, another shape than the model's, or numbers not finite.
+      UserError: no such file, not an array of numbers, a shape that is not the model's, or values that are not finite.
     """
     try:
         latents = np.load(path, allow_pickle=False)
@@ -133,5 +118,5 @@ def read_latents(path: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "b
         raise UserError(f"{path}: {latents.dtype}{list(latents.shape)}, expected floats [b, {expected} as c, h, w]")
     latents = np.moveaxis(latents, 1, -1).astype(np.float32)
     if not np.isfinite(latents).all():
-        raise UserError(f"{path}: holds numbers that are not finite, expected noise of unit variance")
+        raise UserError(f"{path}: holds values that are not finite, expected noise of unit variance")
     return latents

@@ -1,7 +1,7 @@
 """CLIP of transformers: the text encoders of Stable Diffusion, and both towers of the preference models.
 
-The step-aware preference model (SPM) is CLIP with a vision tower that knows the diffusion timestep: every encoder
-layer and the pooled output are modulated by an embedding ``c`` of ``t`` (adaptive LayerNorm, as in DiT).
+The step-aware preference model (SPM) is CLIP with a vision tower that knows the diffusion timestep: an embedding ``c``
+of ``t`` modulates every encoder layer and the pooled output (adaptive LayerNorm, as in DiT).
 """
 
 from typing import NamedTuple
@@ -10,25 +10,39 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from spo_jax.core.typing import Array, DType, Float, Int, Num
+from spo_jax.nn.attention import dot_product_attention
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from spo_jax.nn.layers import dot_product_attention, layer_norm, sinusoidal_embedding
+from spo_jax.nn.layers import layer_norm, sinusoidal_embedding
 from spo_jax.parallel.mesh import spread_rows
 
-TIME_FEATURES = 256  # Width of the sinusoid under the SPM's time embedding.
+TIME_FEATURES = 256  # Width of the sinusoid that the SPM's time embedding is computed from.
 
 
 class CLIPOutput(NamedTuple):
-    """``last``: final layer (after the text tower's norm; before the vision tower's). ``penultimate``: the layer
-    before, without norm (what SDXL conditions on). ``pooled``: the token that stands for the whole, normed."""
+    """Hidden states of a tower.
+
+    Attributes:
+      last: output of the final layer, after the norm of the text tower but before the norm of the vision tower.
+      penultimate: output of the layer before the final one, without norm; SDXL conditions on it.
+      pooled: the normed token that stands for the whole input.
+    """
 
     last: Float[Array, "b l d"]
     penultimate: Float[Array, "b l d"]
     pooled: Float[Array, "b d"]
 
 
+def _quick_gelu(x):
+    return x * nn.sigmoid(1.702 * x)
+
+
+def _exact_gelu(x):
+    return nn.gelu(x, approximate=False)
+
+
 def activation(name: str):
-    """CLIP's two: quick_gelu (OpenAI's checkpoints) and exact gelu (OpenCLIP's)."""
-    return {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}[name]
+    """Returns an activation of CLIP: ``quick_gelu`` (OpenAI's checkpoints) or exact ``gelu`` (OpenCLIP's)."""
+    return {"quick_gelu": _quick_gelu, "gelu": _exact_gelu}[name]
 
 
 class _SelfAttention(nn.Module):
@@ -38,8 +52,12 @@ class _SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        dense = lambda name: nn.Dense(x.shape[-1], dtype=self.dtype, name=name)  # noqa: E731
-        q, k, v = dense("q_proj")(x), dense("k_proj")(x), dense("v_proj")(x)
+        def dense(name):
+            return nn.Dense(x.shape[-1], dtype=self.dtype, name=name)
+
+        q = dense("q_proj")(x)
+        k = dense("k_proj")(x)
+        v = dense("v_proj")(x)
         return dense("out_proj")(dot_product_attention(q, k, v, self.heads, self.is_causal))
 
 
@@ -55,13 +73,13 @@ class _MLP(nn.Module):
 
 
 def _modulation(c: Float[Array, "b e"], chunks: int, features: int, dtype: DType) -> list[Float[Array, "b 1 d"]]:
-    """``chunks`` vectors from SiLU-Linear(c); the name counts the SiLU, as torch's Sequential does."""
+    """Computes ``chunks`` vectors as Linear(SiLU(c)); the index in the name is torch's, which counts the SiLU."""
     values = nn.Dense(chunks * features, dtype=dtype, name="adaLN_modulation_1")(nn.silu(c))
-    return jnp.split(values[:, None, :], chunks, axis=-1)
+    return jnp.split(values[:, None, :], chunks, axis=-1)  # [b chunks*d] -> chunks x [b 1 d]
 
 
 class _EncoderLayer(nn.Module):
-    """CLIPEncoderLayer; with ``c`` (the SPM): h + gate · f(LN(h) · (1 + scale) + shift)."""
+    """CLIPEncoderLayer; if ``c`` is given (the SPM), each half is h + gate · f(LN(h) · (1 + scale) + shift)."""
 
     config: CLIPTextConfig | CLIPVisionConfig
     is_causal: bool
@@ -72,7 +90,10 @@ class _EncoderLayer(nn.Module):
         config = self.config
         attention = _SelfAttention(config.num_attention_heads, self.is_causal, self.dtype, name="self_attn")
         mlp = _MLP(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
-        norm = lambda name: layer_norm(config.layer_norm_eps, self.dtype, name)  # noqa: E731
+
+        def norm(name):
+            return layer_norm(config.layer_norm_eps, self.dtype, name)
+
         if c is None:
             x = x + attention(norm("layer_norm1")(x))
             return x + mlp(norm("layer_norm2")(x))
@@ -90,7 +111,8 @@ class _Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, c=None):
         layer = nn.remat(_EncoderLayer) if self.remat else _EncoderLayer
-        x = penultimate = spread_rows(x)
+        x = spread_rows(x)
+        penultimate = x
         for index in range(self.config.num_hidden_layers):
             penultimate = x
             x = spread_rows(layer(self.config, self.is_causal, self.dtype, name=f"layers_{index}")(x, c))
@@ -124,14 +146,15 @@ class CLIPTextTransformer(nn.Module):
         x = _TextEmbeddings(config, self.dtype, name="embeddings")(ids)
         last, penultimate = _Encoder(config, True, self.remat, self.dtype, name="encoder")(x)
         last = layer_norm(config.layer_norm_eps, self.dtype, "final_layer_norm")(last)
-        # Old configs say eos_token_id 2 whatever the vocabulary; there the end token is the one with the largest id.
+        # Old configs have eos_token_id 2 for every vocabulary; their end token is the one with the largest id.
         legacy = config.eos_token_id == 2
         end = jnp.argmax(ids if legacy else ids == config.eos_token_id, axis=-1)
-        return CLIPOutput(last, penultimate, jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0])
+        pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]  # [b l d] -> [b d]
+        return CLIPOutput(last, penultimate, pooled)
 
 
 class CLIPTextModel(nn.Module):
-    """CLIPTextModel, or CLIPTextModelWithProjection when ``projection``; ``text_embeds`` is None without it."""
+    """CLIPTextModel, or CLIPTextModelWithProjection if ``projection``; without it, the second output is None."""
 
     config: CLIPTextConfig
     projection: bool = False
@@ -152,11 +175,14 @@ class _VisionEmbeddings(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b l d"]:
-        config, batch = self.config, images.shape[0]
+        config = self.config
+        batch = images.shape[0]
+        # Patches, [b h w c] -> [b patches d].
         patch = (config.patch_size,) * 2
         patches = nn.Conv(
             config.hidden_size, patch, patch, "VALID", use_bias=False, dtype=self.dtype, name="patch_embedding"
         )(images).reshape(batch, -1, config.hidden_size)
+        # The class token comes first, so there is one position more than patches.
         first = self.param("class_embedding", nn.initializers.normal(0.02), (config.hidden_size,), jnp.float32)
         first = jnp.broadcast_to(first.astype(self.dtype), (batch, 1, config.hidden_size))
         count = (config.image_size // config.patch_size) ** 2 + 1
@@ -165,7 +191,7 @@ class _VisionEmbeddings(nn.Module):
 
 
 class CLIPVisionTransformer(nn.Module):
-    """The ``vision_model`` of transformers' CLIPModel, modulated by ``c`` when that is given."""
+    """The ``vision_model`` of transformers' CLIPModel, modulated by ``c`` if that is given."""
 
     config: CLIPVisionConfig
     remat: bool = False
@@ -190,15 +216,15 @@ class _TimeEmbedder(nn.Module):
 
     @nn.compact
     def __call__(self, t: Num[Array, " b"]) -> Float[Array, "b d"]:
-        dense = lambda name: nn.Dense(  # noqa: E731
-            self.features, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name=name
-        )
+        def dense(name):
+            return nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name=name)
+
         x = sinusoidal_embedding(t, TIME_FEATURES).astype(self.dtype)
         return dense("mlp_2")(nn.silu(dense("mlp_0")(x)))
 
 
 class CLIPModel(nn.Module):
-    """transformers' CLIPModel; with ``config.time_conditioned`` the SPO authors' HFTimeConditionedCLIPModel."""
+    """transformers' CLIPModel, or the SPO authors' HFTimeConditionedCLIPModel if ``config.time_conditioned``."""
 
     config: CLIPConfig
     remat: bool = False
@@ -215,27 +241,32 @@ class CLIPModel(nn.Module):
             self.t_embedder = _TimeEmbedder(config.vision.hidden_size, self.dtype)
 
     def encode_text(self, ids: Int[Array, "b l"]) -> Float[Array, "b p"]:
-        """Projected text features, not normalised."""
+        """Returns projected text features, not normalised."""
         return self.text_projection(self.text_model(ids).pooled)
 
     def encode_image(self, pixels: Float[Array, "b h w c"], t: Num[Array, " b"] | None = None) -> Float[Array, "b p"]:
-        """Projected image features, not normalised.
+        """Returns projected image features, not normalised.
 
         Args:
-          pixels: normalised with CLIP's mean and standard deviation.
+          pixels: images, normalised with CLIP's mean and standard deviation.
           t: timesteps, given if and only if the model is time-conditioned.
         """
         if (t is not None) != self.config.time_conditioned:
-            raise ValueError(f"timesteps given: {t is not None}, but {self.config.time_conditioned=}")
+            given = "None" if t is None else "given"
+            raise ValueError(f"t is {given}, but {self.config.time_conditioned=}: give t if and only if that is True")
         c = None if t is None else self.t_embedder(t)
         return self.visual_projection(self.vision_model(pixels, c).pooled)
 
     def scale(self) -> Float[Array, ""]:
-        """exp(logit_scale), the factor of the cosine."""
+        """Returns exp(logit_scale), the factor of the cosine."""
         return jnp.exp(self.logit_scale.astype(jnp.float32))
 
     def __call__(self, ids: Int[Array, "b l"], pixels: Float[Array, "b h w c"], t: Num[Array, " b"] | None = None):
-        """Scaled cosine of every row's text and image, Float[b]; initialises everything."""
-        text, image = self.encode_text(ids), self.encode_image(pixels, t)
-        normed = lambda x: x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)  # noqa: E731
+        """Returns the scaled cosine of the text and the image of each row, Float[b]; initialises all parameters."""
+        text = self.encode_text(ids)
+        image = self.encode_image(pixels, t)
+
+        def normed(x):
+            return x / jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+
         return self.scale() * jnp.sum(normed(text) * normed(image), axis=-1)

@@ -1,4 +1,4 @@
-"""CLIP's configs: transformers' ``config.json`` as frozen dataclasses."""
+"""Configs of CLIP: transformers' ``config.json`` as frozen dataclasses, and two published ones."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from typing import Any
 from spo_jax.core.config import JSONConfig, check_divisors, typed
 from spo_jax.core.errors import UserError
 
-# Fields of transformers' configs that do not enter a CLIP's forward pass.
-_CLIP_IGNORED = frozenset({
+# Fields of transformers' configs that have no effect on the forward pass of CLIP.
+_IGNORED = frozenset({
     "architectures", "initializer_factor", "initializer_range", "model_type",
     "torch_dtype", "dtype", "transformers_version", "bos_token_id", "pad_token_id", "logit_scale_init_value",
     "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss",
@@ -22,12 +22,15 @@ _CLIP_IGNORED = frozenset({
     "task_specific_params", "problem_type", "chunk_size_feed_forward", "use_return_dict",
     "projection_dim", "vocab_size",
 })  # fmt: skip
-_CLIP_FIXED = {"attention_dropout": (0.0,), "dropout": (0.0,), "pruned_heads": ({}, None)}
+_FIXED = {"attention_dropout": (0.0,), "dropout": (0.0,), "pruned_heads": ({}, None)}
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig(JSONConfig):
-    """transformers' CLIPTextConfig. ``eos_token_id`` 2 means "pool at the largest id", as in transformers."""
+    """Config of a text tower, with the field names of transformers' CLIPTextConfig.
+
+    As in transformers, an ``eos_token_id`` of 2 means "pool at the token with the largest id".
+    """
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -40,8 +43,8 @@ class CLIPTextConfig(JSONConfig):
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
 
-    FIXED = _CLIP_FIXED
-    IGNORED = _CLIP_IGNORED
+    FIXED = _FIXED
+    IGNORED = _IGNORED
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         self._one_of(where, "hidden_act", ("gelu", "quick_gelu"))
@@ -50,7 +53,7 @@ class CLIPTextConfig(JSONConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPVisionConfig(JSONConfig):
-    """transformers' CLIPVisionConfig."""
+    """Config of a vision tower, with the field names of transformers' CLIPVisionConfig."""
 
     hidden_size: int = 768
     intermediate_size: int = 3072
@@ -63,9 +66,9 @@ class CLIPVisionConfig(JSONConfig):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
 
-    FIXED = _CLIP_FIXED
-    # transformers writes the text tower's token ids into the vision config as well.
-    IGNORED = _CLIP_IGNORED | {"eos_token_id"}
+    FIXED = _FIXED
+    # transformers writes the token ids of the text tower into the vision config too.
+    IGNORED = _IGNORED | {"eos_token_id"}
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         self._one_of(where, "hidden_act", ("gelu", "quick_gelu"))
@@ -74,7 +77,14 @@ class CLIPVisionConfig(JSONConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """transformers' CLIPConfig; ``time_conditioned`` adds the SPM's modulation of the vision tower."""
+    """Config of a CLIPModel with two towers.
+
+    Attributes:
+      text: config of the text tower.
+      vision: config of the vision tower.
+      projection_dim: width of the space that both towers are projected to.
+      time_conditioned: adds the modulation of the vision tower by the timestep (the SPM).
+    """
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig
@@ -83,31 +93,36 @@ class CLIPConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], where: str = "config", time_conditioned: bool = False) -> "CLIPConfig":
-        """Reads a CLIPModel's config.json.
+        """Reads the ``config.json`` of transformers' CLIPModel.
+
+        Args:
+          raw: the content of the file.
+          where: the file, for messages.
+          time_conditioned: whether the model is an SPM; the file does not say.
 
         Raises:
-          UserError: one of the towers' configs is absent, or as in `_Config.from_dict`.
+          UserError: the config of a tower is missing, a field is unknown, or a value is not implemented.
         """
         towers = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
         for key in raw:
-            known = key in _CLIP_IGNORED or key.removesuffix("_dict") in towers
+            known = key in _IGNORED or key.removesuffix("_dict") in towers
             if not known and not key.startswith("_"):
-                raise UserError(f"{where}: unknown field {key!r} for CLIPConfig")
+                raise UserError(f"{where}: {key} is not a field of CLIPConfig")
         configs = {}
         for key, config in towers.items():
-            # The first configs of CLIP have the same fields again as text_config_dict; where it is given it wins, and
-            # what it does not hold has its default, as in transformers.
+            # The first configs of CLIP repeat the fields of a tower, as in text_config_dict. As in transformers, that
+            # dict takes precedence if it is given, and a field that it leaves out has its default.
             name = f"{key}_dict" if raw.get(f"{key}_dict") is not None else key
             if not isinstance(raw.get(name), Mapping):
-                raise UserError(f"{where}: field {key!r} is missing: expected the config of a CLIPModel")
+                raise UserError(f"{where}: {key} is missing: expected the config of a CLIPModel")
             configs[key] = config.from_dict(raw[name], f"{where}: {name}")
         width = typed(raw.get("projection_dim", 512), int, f"{where}: projection_dim")
         return cls(configs["text_config"], configs["vision_config"], width, time_conditioned)
 
 
-# Published configs, each in the form of its ``config.json``.
+# Published configs, each in the form of its ``config.json``
 
-# The text tower of OpenAI's CLIP ViT-L/14, 123.1 M parameters. eos_token_id 2 is published so: "the largest id".
+# The text tower of OpenAI's CLIP ViT-L/14, 123.1 M parameters. Its published eos_token_id is 2: "the largest id".
 CLIP_L_TEXT: dict[str, Any] = {
     "attention_dropout": 0.0,
     "bos_token_id": 0,

@@ -1,4 +1,4 @@
-"""Blocks that the UNet and the autoencoders share, NHWC. Names are diffusers' own, so that weights map by rule."""
+"""NHWC blocks that the UNet and the autoencoders share, under diffusers' names, so that one rule maps the weights."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,19 @@ from spo_jax.nn.lora import LoRADense
 def sinusoidal_embedding(
     timesteps: Num[Array, " b"], dim: int, flip_sin_to_cos: bool = True, freq_shift: int = 0
 ) -> Float[Array, "b dim"]:
-    """diffusers' ``get_timestep_embedding`` (max period 10,000), always float32: t reaches 999, beyond bfloat16."""
+    """diffusers' ``get_timestep_embedding`` (max period 10,000).
+
+    Always in float32: timesteps reach 999, and bfloat16 cannot represent every integer up to there.
+
+    Args:
+      timesteps: one timestep per row.
+      dim: width of the embedding.
+      flip_sin_to_cos: puts the cosines before the sines.
+      freq_shift: subtracted from the number of frequencies in the exponent.
+    """
     half = dim // 2
-    # On the host, in torch's order of rounding: the last digit of a frequency, times 999, is the fourth of an angle.
+    # Computed on the host and rounded in torch's order: an error in the last digit of a frequency, times 999, is an
+    # error in the fourth digit of an angle.
     exponent = np.float32(-np.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half - freq_shift)
     angles = timesteps.astype(jnp.float32)[:, None] * np.exp(exponent)[None]
     first, second = (jnp.cos, jnp.sin) if flip_sin_to_cos else (jnp.sin, jnp.cos)
@@ -24,10 +34,10 @@ def sinusoidal_embedding(
 
 
 class GroupNorm(nn.Module):
-    """torch's GroupNorm with float32 statistics, in two passes: E[x^2] - E[x]^2 loses digits.
+    """torch's GroupNorm with float32 statistics, computed in two passes because E[x^2] - E[x]^2 loses digits.
 
-    Sums run over pixels first, and then over a group's few channels: the channels stay the innermost axis. flax's
-    reshapes them into groups before, and is slower for it on CPUs (`benchmarks.layers`).
+    Sums run over the pixels first and then over the few channels of a group, so the channels remain the innermost axis.
+    flax's GroupNorm reshapes the channels into groups first, which is slower on CPUs (`benchmarks.layers`).
     """
 
     groups: int
@@ -36,27 +46,32 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        b, c = x.shape[0], x.shape[-1]
+        b = x.shape[0]
+        c = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (c,)).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (c,)).astype(jnp.float32)
 
-        def of_groups(of_channels):
-            means = of_channels.reshape(b, self.groups, -1).mean(-1)
+        def average_groups(channel_means):  # [b c] -> [b 1 1 c]
+            means = channel_means.reshape(b, self.groups, -1).mean(-1)
             return jnp.repeat(means, c // self.groups, axis=1)[:, None, None]
 
         x = x.astype(jnp.float32)
-        centred = x - of_groups(x.mean((1, 2)))
-        factor = jax.lax.rsqrt(of_groups((centred**2).mean((1, 2))) + self.eps) * scale[None, None, None]
+        centred = x - average_groups(x.mean((1, 2)))
+        variance = average_groups((centred**2).mean((1, 2)))
+        factor = jax.lax.rsqrt(variance + self.eps) * scale[None, None, None]
         return (centred * factor + bias[None, None, None]).astype(self.dtype)
 
 
 def layer_norm(eps: float, dtype: DType, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics."""
+    """Makes a LayerNorm with float32 statistics."""
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def conv(features: int, kernel: int, dtype: DType, name: str, strides: int = 1, padding=None, use_bias: bool = True):
-    """torch's ``Conv2d``: padding k // 2 unless given; explicit, for XLA's SAME differs with strides."""
+    """Makes a convolution like torch's ``Conv2d``.
+
+    The padding is k // 2 unless it is given. It is explicit because XLA's SAME pads differently when there are strides.
+    """
     padding = ((kernel // 2, kernel // 2),) * 2 if padding is None else padding
     return nn.Conv(
         features, (kernel, kernel), strides, padding, use_bias=use_bias, dtype=dtype, name=name,
@@ -77,7 +92,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """diffusers' ResnetBlock2D with SiLU; ``temb`` is added between the convolutions when given."""
+    """diffusers' ResnetBlock2D with SiLU; ``temb``, if given, is added between the convolutions."""
 
     features: int
     groups: int
@@ -98,7 +113,7 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """diffusers' Downsample2D: a convolution of stride 2; the autoencoder pads below and right only."""
+    """diffusers' Downsample2D: a convolution of stride 2, padded only below and right if ``asymmetric`` (the VAE)."""
 
     features: int
     asymmetric: bool = False
@@ -111,11 +126,11 @@ class Downsample(nn.Module):
 
 
 class UpsampledConv(nn.Module):
-    """Nearest-neighbour doubling and then ``Conv2d`` of kernel 3, padding 1, without the doubled picture.
+    """Nearest-neighbour doubling followed by ``Conv2d`` with kernel 3 and padding 1, without the doubled image.
 
-    Each of the four pixels that come from one sees only 2 x 2 pixels of the input, some of them through two or three
-    of the kernel's taps: with those taps added up it is one convolution of kernel 2 with four times the features, and
-    4/9 of the operations.
+    Each of the four pixels that come from one input pixel sees only 2 x 2 pixels of the input, some of them through
+    several taps of the kernel. With those taps added up, the whole is one convolution with kernel 2 and four times the
+    features, which takes 4/9 of the operations.
     """
 
     features: int
@@ -124,9 +139,16 @@ class UpsampledConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], size: tuple[int, int] | None = None) -> Float[Array, "b h2 w2 e"]:
-        """``size`` is the output's, where it is not twice the input's: an odd level is one row or column short."""
+        """Upsamples and convolves.
+
+        Args:
+          x: the input.
+          size: height and width of the output if they are not twice those of the input: a level of odd size is one row
+            or column short.
+        """
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.features))
-        x, kernel = x.astype(self.dtype), jnp.asarray(kernel)
+        x = x.astype(self.dtype)
+        kernel = jnp.asarray(kernel)
         if size in (None, (2 * x.shape[1], 2 * x.shape[2])):
             out = _depth_to_space(convolve(x, _phase_kernel(kernel).astype(self.dtype)), self.features)
         else:
@@ -138,9 +160,12 @@ class UpsampledConv(nn.Module):
 
 
 def _phase_kernel(kernel: Float[Array, "3 3 c e"]) -> Float[Array, "2 2 c 4*e"]:
-    """Taps that fall on the same pixel added up, in float32: features of the pixels (0, 0), (0, 1), (1, 0), (1, 1)."""
+    """Adds up, in float32, the taps that fall on the same pixel.
 
-    def phases(k, axis):
+    The features are those of the pixels (0, 0), (0, 1), (1, 0) and (1, 1) of the doubled image, in this order.
+    """
+
+    def phases(k, axis):  # 3 taps -> 2 taps for the even pixel, 2 taps for the odd pixel
         first, middle, last = jnp.split(k, 3, axis)
         return jnp.concatenate([first, middle + last], axis), jnp.concatenate([first + middle, last], axis)
 
@@ -149,9 +174,15 @@ def _phase_kernel(kernel: Float[Array, "3 3 c e"]) -> Float[Array, "2 2 c 4*e"]:
 
 
 def _depth_to_space(x: Float[Array, "b h1 w1 e4"], features: int) -> Float[Array, "b h2 w2 e"]:
-    """Pixel (i, j) of every four is at (i, j) of the windows, of which there is one more than pixels either way."""
-    b, h, w = x.shape[0], x.shape[1] - 1, x.shape[2] - 1
-    x = x.reshape(b, h + 1, w + 1, 2, 2, features)
+    """Interleaves the four pixels that `_phase_kernel` packs into the features.
+
+    There is one window more than pixels along each side; pixel (i, j) of every four starts at window (i, j).
+    """
+    b = x.shape[0]
+    h = x.shape[1] - 1
+    w = x.shape[2] - 1
+    x = x.reshape(b, h + 1, w + 1, 2, 2, features)  # [b h1 w1 4*e] -> [b h1 w1 i j e]
+    # One [b h w e] for each (i, j), stacked to [b h i w j e].
     rows = [jnp.stack([x[:, i : i + h, j : j + w, i, j] for j in (0, 1)], axis=3) for i in (0, 1)]
     return jnp.stack(rows, axis=2).reshape(b, 2 * h, 2 * w, features)
 
@@ -173,7 +204,7 @@ class Upsample(nn.Module):
 
 
 class Attention(nn.Module):
-    """diffusers' Attention: queries from ``x``, keys and values from ``context`` (``x`` itself when None)."""
+    """diffusers' Attention: queries from ``x``, keys and values from ``context``, or from ``x`` if that is None."""
 
     heads: int
     use_bias: bool = False
@@ -184,9 +215,14 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "b l d"], context: Float[Array, "b m e"] | None = None) -> Float[Array, "b l d"]:
         context = x if context is None else context
         features = x.shape[-1]
-        dense = lambda name: LoRADense(features, use_bias=self.use_bias, dtype=self.dtype, name=name)  # noqa: E731
-        q, k, v = dense("to_q")(x), dense("to_k")(context), dense("to_v")(context)
-        if self.upcast:  # SD 2.1 overflows 16-bit logits.
+
+        def dense(name):
+            return LoRADense(features, use_bias=self.use_bias, dtype=self.dtype, name=name)
+
+        q = dense("to_q")(x)
+        k = dense("to_k")(context)
+        v = dense("to_v")(context)
+        if self.upcast:  # The attention logits of SD 2.1 overflow in 16 bits.
             q, k, v = (array.astype(jnp.float32) for array in (q, k, v))
         out = dot_product_attention(q, k, v, self.heads).astype(self.dtype)
         return LoRADense(features, dtype=self.dtype, name="to_out_0")(out)
@@ -203,7 +239,7 @@ class _GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """diffusers' FeedForward with GEGLU, four times wide."""
+    """diffusers' FeedForward with GEGLU and a hidden layer of four times the width."""
 
     dtype: DType = jnp.float32
 
@@ -222,10 +258,12 @@ class BasicTransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"], context: Float[Array, "b m e"]) -> Float[Array, "b l d"]:
-        norm = lambda name: layer_norm(1e-5, self.dtype, name)  # noqa: E731
-        attention = lambda name: Attention(  # noqa: E731
-            self.heads, upcast=self.upcast_attention, dtype=self.dtype, name=name
-        )
+        def norm(name):
+            return layer_norm(1e-5, self.dtype, name)
+
+        def attention(name):
+            return Attention(self.heads, upcast=self.upcast_attention, dtype=self.dtype, name=name)
+
         x = x + attention("attn1")(norm("norm1")(x))
         x = x + attention("attn2")(norm("norm2")(x), context)
         return x + FeedForward(dtype=self.dtype, name="ff")(norm("norm3")(x))
@@ -245,6 +283,7 @@ class SpatialTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], context: Float[Array, "b m e"]) -> Float[Array, "b h w c"]:
         b, height, width, channels = x.shape
+        # [b h w c] -> [b h*w c]; a linear projection comes after the reshape, a convolution before.
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         if self.use_linear_projection:
             h = LoRADense(channels, dtype=self.dtype, name="proj_in")(h.reshape(b, height * width, channels))
@@ -253,6 +292,7 @@ class SpatialTransformer(nn.Module):
         block = nn.remat(BasicTransformerBlock) if self.remat else BasicTransformerBlock
         for layer in range(self.layers):
             h = block(self.heads, self.upcast_attention, self.dtype, name=f"transformer_blocks_{layer}")(h, context)
+        # [b h*w c] -> [b h w c]
         if self.use_linear_projection:
             h = LoRADense(channels, dtype=self.dtype, name="proj_out")(h).reshape(x.shape)
         else:

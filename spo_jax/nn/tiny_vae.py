@@ -1,4 +1,4 @@
-"""AutoencoderTiny of diffusers (TAESD, TAESDXL): a distilled autoencoder, some eighteen times cheaper to decode."""
+"""AutoencoderTiny of diffusers (TAESD, TAESDXL): a distilled autoencoder, about eighteen times cheaper to decode."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from spo_jax.nn.layers import UpsampledConv, conv
 
 @dataclasses.dataclass(frozen=True)
 class TinyVAEConfig(JSONConfig):
-    """diffusers' AutoencoderTiny (TAESD, TAESDXL)."""
+    """Config of an AutoencoderTiny, with diffusers' field names."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -32,22 +32,43 @@ class TinyVAEConfig(JSONConfig):
         "shift_factor": (0.0, None),
         "upsampling_scaling_factor": (2,),
     }
-    # The first two belong to diffusers' 8-bit storage of latents, not to encode or decode.
+    # latent_magnitude and latent_shift belong to diffusers' 8-bit storage of latents, not to encode or decode.
     IGNORED = frozenset({"latent_magnitude", "latent_shift", "force_upcast", "block_out_channels"})
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         for side in ("encoder", "decoder"):
-            widths, blocks = getattr(self, f"{side}_block_out_channels"), getattr(self, f"num_{side}_blocks")
-            # diffusers builds networks of several widths and then cannot run them.
+            widths = getattr(self, f"{side}_block_out_channels")
+            blocks = getattr(self, f"num_{side}_blocks")
+            # diffusers builds networks of several widths but then cannot run them.
             if len(widths) != len(blocks) or len(set(widths)) != 1:
                 raise UserError(
-                    f"{where}: {side}_block_out_channels = {list(widths)} is not implemented "
-                    f"(expected one width, {len(blocks)} times as num_{side}_blocks has)"
+                    f"{where}: {side}_block_out_channels = {list(widths)} is not implemented: "
+                    f"expected the same width {len(blocks)} times, once for each entry of num_{side}_blocks"
                 )
 
 
+# The published config of TAESD and TAESDXL, 2.4 M parameters.
+TAESD: dict[str, Any] = {
+    "_class_name": "AutoencoderTiny",
+    "act_fn": "relu",
+    "block_out_channels": [64, 64, 64, 64],
+    "decoder_block_out_channels": [64, 64, 64, 64],
+    "encoder_block_out_channels": [64, 64, 64, 64],
+    "force_upcast": False,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "latent_magnitude": 3,
+    "latent_shift": 0.5,
+    "num_decoder_blocks": [3, 3, 3, 1],
+    "num_encoder_blocks": [1, 3, 3, 3],
+    "out_channels": 3,
+    "scaling_factor": 1.0,
+    "upsampling_scaling_factor": 2,
+}
+
+
 class _Block(nn.Module):
-    """AutoencoderTinyBlock. The indices of the names are those of torch's Sequential, activations counted."""
+    """AutoencoderTinyBlock. The indices in the names are those of torch's Sequential, which counts the activations."""
 
     features: int
     dtype: DType = jnp.float32
@@ -65,10 +86,12 @@ class _Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        config, layer = self.config, 0
+        config = self.config
+        layer = 0
         x = images / 2 + 0.5  # TAESD works on [0, 1].
         for index, blocks in enumerate(config.num_encoder_blocks):
-            width, first = config.encoder_block_out_channels[index], index == 0
+            width = config.encoder_block_out_channels[index]
+            first = index == 0
             strides = 1 if first else 2
             x = conv(width, 3, self.dtype, f"layers_{layer}", strides=strides, use_bias=first)(x)
             for offset in range(blocks):
@@ -83,24 +106,26 @@ class _Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents):
-        config, layer = self.config, 2
+        config = self.config
+        layer = 2  # after the first convolution and its activation
         x = jnp.tanh(latents / 3) * 3
         x = nn.relu(conv(config.decoder_block_out_channels[0], 3, self.dtype, "layers_0")(x))
         for index, blocks in enumerate(config.num_decoder_blocks):
-            width, last = config.decoder_block_out_channels[index], index == len(config.num_decoder_blocks) - 1
+            width = config.decoder_block_out_channels[index]
+            last = index == len(config.num_decoder_blocks) - 1
             for offset in range(blocks):
                 x = _Block(width, self.dtype, name=f"layers_{layer + offset}")(x)
             layer += blocks
             if last:
                 x = conv(config.out_channels, 3, self.dtype, f"layers_{layer}")(x)
-            else:  # two layers there: upsampling, and the convolution
+            else:  # Torch has two layers here: the upsampling and the convolution.
                 x = UpsampledConv(width, use_bias=False, dtype=self.dtype, name=f"layers_{layer + 1}")(x)
                 layer += 2
         return x * 2 - 1
 
 
 class AutoencoderTiny(nn.Module):
-    """Latents here are already scaled as the diffusion model sees them (``scaling_factor`` 1)."""
+    """Encoder and decoder. Latents are already scaled as the diffusion model expects them (``scaling_factor`` 1)."""
 
     config: TinyVAEConfig
     dtype: DType = jnp.float32
@@ -110,13 +135,13 @@ class AutoencoderTiny(nn.Module):
         self.decoder = _Decoder(self.config, self.dtype)
 
     def encode(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
-        """Latents; images in [-1, 1]."""
+        """Returns the latents of images in [-1, 1]."""
         return self.encoder(images.astype(self.dtype))
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W o"]:
-        """Images, near [-1, 1] but not clipped."""
+        """Returns images, near [-1, 1] but not clipped."""
         return self.decoder(latents.astype(self.dtype))
 
     def __call__(self, images: Float[Array, "b H W i"]) -> Float[Array, "b H W o"]:
-        """Reconstruction; initialises both halves."""
+        """Reconstructs the images; initialises both halves."""
         return self.decode(self.encode(images))

@@ -11,12 +11,15 @@ from flax import linen as nn
 from spo_jax.core.config import JSONConfig, check_divisors
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, DType, Float, Key
-from spo_jax.nn.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv, dot_product_attention
+from spo_jax.nn.attention import dot_product_attention
+from spo_jax.nn.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv
+
+_EPS = 1e-6  # diffusers fixes the epsilon of the autoencoder's norms, independently of the UNet's.
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig(JSONConfig):
-    """diffusers' AutoencoderKL."""
+    """Config of an AutoencoderKL, with diffusers' field names."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -32,25 +35,26 @@ class VAEConfig(JSONConfig):
     mid_block_add_attention: bool = True
 
     FIXED = {
-        "act_fn": ("silu",), "shift_factor": (None, 0.0), "latents_mean": (None,), "latents_std": (None,),
+        "act_fn": ("silu",),
+        "shift_factor": (None, 0.0),
+        "latents_mean": (None,),
+        "latents_std": (None,),
         "down_block_types": tuple(("DownEncoderBlock2D",) * n for n in range(1, 7)),
         "up_block_types": tuple(("UpDecoderBlock2D",) * n for n in range(1, 7)),
-    }  # fmt: skip
+    }
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         blocks = len(self.block_out_channels)
         for field in ("down_block_types", "up_block_types"):
             length = len(raw.get(field, ("one",)))  # diffusers' default is a single block.
             if length != blocks:
-                raise UserError(f"{where}: {field} has {length} entries, expected {blocks} as block_out_channels has")
+                raise UserError(f"{where}: {field} has {length} entries: expected {blocks} as in block_out_channels")
         check_divisors(where, "norm_num_groups", (self.norm_num_groups,) * blocks, self.block_out_channels)
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent along a side."""
+        """Number of pixels per latent along a side."""
         return 2 ** (len(self.block_out_channels) - 1)
-
-_EPS = 1e-6  # diffusers fixes the autoencoder's norms at 1e-6, whatever the UNet has.
 
 
 class _SpatialAttention(nn.Module):
@@ -61,8 +65,11 @@ class _SpatialAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        dense = lambda name: nn.Dense(x.shape[-1], dtype=self.dtype, name=name)  # noqa: E731
-        h = GroupNorm(self.groups, _EPS, self.dtype, name="group_norm")(x).reshape(x.shape[0], -1, x.shape[-1])
+        def dense(name):
+            return nn.Dense(x.shape[-1], dtype=self.dtype, name=name)
+
+        h = GroupNorm(self.groups, _EPS, self.dtype, name="group_norm")(x)
+        h = h.reshape(x.shape[0], -1, x.shape[-1])  # [b h w c] -> [b h*w c]
         h = dot_product_attention(dense("to_q")(h), dense("to_k")(h), dense("to_v")(h), heads=1)
         return x + dense("to_out_0")(h).reshape(x.shape)
 
@@ -83,7 +90,15 @@ class _MidBlock(nn.Module):
 
 
 class _Level(nn.Module):
-    """DownEncoderBlock2D or UpDecoderBlock2D: ``layers`` resnets, then ``resample`` (a module class) if any."""
+    """DownEncoderBlock2D or UpDecoderBlock2D: resnets, then a change of resolution.
+
+    Attributes:
+      features: number of channels.
+      layers: number of resnets.
+      config: config of the autoencoder.
+      resample: ``"down"``, ``"up"``, or None to keep the resolution.
+      dtype: dtype of the computation.
+    """
 
     features: int
     layers: int
@@ -108,7 +123,8 @@ class _Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        config, widths = self.config, self.config.block_out_channels
+        config = self.config
+        widths = config.block_out_channels
         x = conv(widths[0], 3, self.dtype, "conv_in")(x)
         for index, width in enumerate(widths):
             down = "down" if index < len(widths) - 1 else None
@@ -124,7 +140,8 @@ class _Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z):
-        config, widths = self.config, self.config.block_out_channels[::-1]
+        config = self.config
+        widths = config.block_out_channels[::-1]
         x = conv(widths[0], 3, self.dtype, "conv_in")(z)
         x = _MidBlock(config, self.dtype, name="mid_block")(x)
         for index, width in enumerate(widths):
@@ -135,7 +152,7 @@ class _Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder; latents are raw here: ``scaling_factor`` is applied by the pipeline."""
+    """Encoder and decoder. Latents are raw: the pipeline applies ``scaling_factor``."""
 
     config: VAEConfig
     dtype: DType = jnp.float32
@@ -144,34 +161,37 @@ class AutoencoderKL(nn.Module):
         config = self.config
         self.encoder = _Encoder(config, self.dtype)
         self.decoder = _Decoder(config, self.dtype)
-        one_by_one = lambda features: nn.Conv(features, (1, 1), dtype=self.dtype)  # noqa: E731
+
+        def one_by_one(features):
+            return nn.Conv(features, (1, 1), dtype=self.dtype)
+
         if config.use_quant_conv:
             self.quant_conv = one_by_one(2 * config.latent_channels)
         if config.use_post_quant_conv:
             self.post_quant_conv = one_by_one(config.latent_channels)
 
     def encode(self, images: Float[Array, "b H W i"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Mean and log variance (clipped to [-30, 20]) of the posterior; images in [-1, 1]."""
+        """Returns mean and log variance of the posterior of images in [-1, 1]; the latter is clipped to [-30, 20]."""
         moments = self.encoder(images.astype(self.dtype))
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        mean, logvar = jnp.split(moments, 2, axis=-1)  # [b h w 2*c] -> 2 x [b h w c]
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W o"]:
-        """Images, near [-1, 1] but not clipped."""
+        """Returns images, near [-1, 1] but not clipped."""
         latents = latents.astype(self.dtype)
         if self.config.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)
 
     def __call__(self, images: Float[Array, "b H W i"]) -> Float[Array, "b H W o"]:
-        """Reconstruction through the posterior mean; initialises both halves."""
+        """Reconstructs the images through the posterior mean; initialises both halves."""
         return self.decode(self.encode(images)[0])
 
 
 def sample_posterior(
     key: Key, mean: Float[Array, "b h w c"], logvar: Float[Array, "b h w c"]
 ) -> Float[Array, "b h w c"]:
-    """diffusers' ``DiagonalGaussianDistribution.sample``."""
+    """Draws latents as diffusers' ``DiagonalGaussianDistribution.sample`` does."""
     return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)

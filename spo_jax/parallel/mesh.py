@@ -3,11 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from spo_jax.core.config import Settings, setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, PyTree
 
@@ -16,18 +18,16 @@ AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshSettings:
-    """How many devices lie along each axis; -1, for one of them, is what the other leaves.
+class MeshSettings(Settings):
+    """Number of devices along each axis of the mesh; -1, for one of them, stands for all that the other leaves."""
 
-    Attributes:
-      data: devices that hold the weights each on its own (or each group of ``fsdp`` its own).
-      fsdp: devices that share one copy of the frozen weights (see `spo_jax.parallel.sharding`).
-    """
+    GROUP: ClassVar = "mesh."
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = setting(-1, "Devices (or groups of fsdp devices) that each hold all weights and share the batch.")
+    fsdp: int = setting(1, "Devices that share one copy of the frozen weights, cut over them.")
 
     def __post_init__(self):
+        super().__post_init__()
         if min(self.data, self.fsdp) < -1 or 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
             raise UserError(
                 f"config fields mesh.data = {self.data}, mesh.fsdp = {self.fsdp}: expected 1 or more, or -1 for one "

@@ -1,4 +1,4 @@
-"""Arrays on a mesh: frozen weights by a table of rules, batches and states from what every process holds alike."""
+"""Arrays on a mesh: frozen weights by a table of rules, batches and states from copies that every process holds."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spo_jax.core.trees import flatten, unflatten
-from spo_jax.core.typing import PyTree
+from spo_jax.core.typing import DType, PyTree
 from spo_jax.parallel.mesh import replicated
 
 # (regex, axes): the first that is found in a weight's path wins. Axes are aligned with the last axes of the array:
@@ -58,6 +58,17 @@ def place_weights(tree: PyTree, mesh: Mesh | None, title: str = "weights") -> Py
     return jax.tree.map(_put, tree, shardings(tree, mesh, title=title))
 
 
+def abstract_weights(shapes: PyTree, dtype: DType, mesh: Mesh | None) -> PyTree:
+    """Shapes of frozen weights as `place_weights` lays them: in ``dtype`` (scalars keep theirs), by `FSDP_RULES`."""
+
+    def weight(shape: jax.ShapeDtypeStruct, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape.shape, dtype if shape.shape else shape.dtype, sharding=sharding)
+
+    if mesh is None:
+        return jax.tree.map(lambda shape: weight(shape, None), shapes)
+    return jax.tree.map(weight, shapes, shardings(shapes, mesh))
+
+
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Host arrays, the same in every process, onto the mesh; each process hands over what its devices need."""
     return jax.tree.map(lambda x: _put(x, sharding), tree)
@@ -80,6 +91,11 @@ def shapes_of(tree: PyTree, sharding: NamedSharding | None = None) -> PyTree:
         )
 
     return jax.tree.map(shape, tree)
+
+
+def with_shardings(shapes: PyTree, tree: PyTree) -> PyTree:
+    """Shapes with the shardings of a tree of the same structure."""
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, tree)
 
 
 def make(function: Callable[..., PyTree], mesh: Mesh, *arguments: Any) -> PyTree:

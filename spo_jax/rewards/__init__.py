@@ -1,1 +1,22 @@
-"""Ground truths and scores that pictures are judged by; no training code reads them but to label pairs."""
+"""Scores of images and latents; a reward is a module, found by its name or by a dotted path."""
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.lookup import find_module
+from spo_jax.rewards.base import Context, Reward
+
+
+def load_reward(spec: str, context: Context) -> Reward:
+    """Loads a reward.
+
+    Args:
+      spec: ``NAME``, or ``NAME:SOURCE`` where the weights are to come from elsewhere; the name is that of a module
+        here, or a dotted path such as ``my_package.my_reward``.
+
+    Raises:
+      UserError: there is no such reward, or it cannot be loaded.
+    """
+    name, _, source = spec.partition(":")
+    module = find_module(__name__, name, f"config field {context.field}")
+    if not hasattr(module, "load"):
+        raise UserError(f"config field {context.field} = {spec!r}: {module.__name__} has no function load")
+    return module.load(source, context)

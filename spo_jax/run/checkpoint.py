@@ -6,7 +6,7 @@ import logging as stdlib_logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,8 @@ from absl import logging
 from etils import epath
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.trees import unflatten
+from spo_jax.core.typing import PyTree
 
 # Names and sizes of a checkpoint's files, written into its folder after orbax has finished it. Orbax finds most
 # damage itself, but only by failing deep inside its threads, with pages of output; a missing or truncated file is
@@ -28,12 +30,12 @@ class Damaged(Exception):
 
 
 class Checkpointer:
-    """Saves and restores (state, meta) by step in one folder.
+    """Saves and restores (items, meta) by step in one folder.
 
-    ``state`` is a pytree of arrays (typed PRNG keys included); ``meta`` a JSON-able dict for everything else: data
-    position, resolved config, counters. Saves run in the background: `save` returns once the arrays have been copied,
-    and waits only for a save before it that is unfinished. A checkpoint being written has another name, so that it
-    is never taken for a complete one.
+    ``items`` are pytrees of arrays (typed PRNG keys included) by name, each readable on its own; ``meta`` is a dict of
+    JSON values for everything else: data position, resolved settings, counters. Saves run in the background: `save`
+    returns once the arrays have been copied, and waits only for an earlier save that is unfinished. A checkpoint being written
+    has another name, so that it is never taken for a complete one.
 
     Args:
       folder: made when missing.
@@ -65,12 +67,12 @@ class Checkpointer:
             raise UserError(f"cannot use {self.folder} for checkpoints: {error.strerror or error}") from error
         self._unlisted: int | None = None  # the step whose list of files is still to be written
 
-    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; one of the same step that is there already is left as it is.
+    def save(self, step: int, items: Mapping[str, PyTree], meta: dict[str, Any]) -> None:
+        """Starts writing a checkpoint; an existing one of the same step is left as it is.
 
         Raises:
           UserError: this save or the one before could not be written, or the folder holds later steps.
-          TypeError: ``state`` has leaves that are not arrays (they belong into ``meta``).
+          TypeError: ``items`` has leaves that are not arrays (they belong into ``meta``).
         """
         self.wait()
         latest = self.latest_step()
@@ -78,13 +80,13 @@ class Checkpointer:
             if latest == step:
                 return
             raise UserError(f"{self.folder} holds step {latest}, after step {step}: resume it or choose another folder")
-        state = jax.tree.map(_array, state)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            layout=ocp.args.JsonSave(_layout(state)),
+        items = jax.tree.map(_array, dict(items))
+        args = ocp.args.Composite(
+            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+            layout=ocp.args.JsonSave(_layouts(items)),
             meta=ocp.args.JsonSave(meta),
         )
-        self._writing(self._manager.save, step, args=items)
+        self._writing(self._manager.save, step, args=args)
         self._unlisted = step
 
     def wait(self) -> None:
@@ -102,21 +104,42 @@ class Checkpointer:
         """The step of the latest complete checkpoint, damaged or not; None when there is none."""
         return self._manager.latest_step()
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads the checkpoint of ``step`` as (state, meta).
+    def restore(self, step: int, like: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        """Reads the checkpoint of ``step`` as (items, meta).
 
         Args:
           step: one that was saved.
-          like: a tree of arrays or of `jax.ShapeDtypeStruct` with the shapes and dtypes of the state. Arrays come
+          like: items of arrays or of `jax.ShapeDtypeStruct` with the shapes and dtypes that were saved. Arrays come
             back with the shardings found here (none: on the first device), whatever mesh they were saved from.
 
         Raises:
-          UserError: there is no such step, it is damaged, or its tree is another one than ``like``.
+          UserError: there is no such step, it is damaged, or its items are not those of ``like``.
         """
         try:
             return self._read(step, like)
         except Damaged as error:
             raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
+
+    def read_item(self, step: int, name: str) -> PyTree:
+        """Reads one item, a nested dict of arrays, by the shapes that the checkpoint itself lists; nothing else.
+
+        Raises:
+          UserError: there is no such step or item, or it is damaged.
+        """
+        self._check_step(step)
+        try:
+            _check_file_list(self.folder / str(step))
+            layout = self._from_orbax(step, layout=ocp.args.JsonRestore()).layout
+            if name not in layout:
+                raise UserError(f"checkpoint {self.folder / str(step)} has no item {name}, only {', '.join(layout)}")
+            like = unflatten({path: _shape_of_text(text) for path, text in layout[name].items()})
+            return self._from_orbax(step, **{name: ocp.args.StandardRestore(jax.tree.map(_shape, like))})[name]
+        except Damaged as error:
+            raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
+
+    def _check_step(self, step: int) -> None:
+        if step not in self._manager.all_steps():
+            raise UserError(f"no checkpoint of step {step} in {self.folder}")
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """What `save` was given as ``meta``, without reading the state.
@@ -124,8 +147,7 @@ class Checkpointer:
         Raises:
           UserError: there is no such step, or it is damaged.
         """
-        if step not in self._manager.all_steps():
-            raise UserError(f"no checkpoint of step {step} in {self.folder}")
+        self._check_step(step)
         try:
             return self._from_orbax(step, meta=ocp.args.JsonRestore()).meta
         except Damaged as error:
@@ -140,26 +162,26 @@ class Checkpointer:
                 continue
         return None
 
-    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]]:
-        """Reads the latest checkpoint that is whole as (step, state, meta).
+    def restore_latest(self, like: Mapping[str, PyTree]) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
+        """Reads the latest undamaged checkpoint as (step, items, meta).
 
         Damaged ones after it are named in the log and renamed to ``<step>.damaged`` (``<step>.damaged.2``, …), so that
         the run can save that step again and nothing is lost.
 
         Raises:
-          UserError: there is no checkpoint, none is whole, or the tree of one is another one than ``like``.
+          UserError: there is no checkpoint, all are damaged, or the items of one are not those of ``like``.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise UserError(f"no checkpoint in {self.folder}")
         for position, step in enumerate(steps):
             try:
-                state, meta = self._read(step, like)
+                items, meta = self._read(step, like)
             except Damaged as error:
                 logging.warning("checkpoint %s is damaged, trying the one before: %s", self.folder / str(step), error)
                 continue
             self._set_aside(steps[:position])
-            return step, state, meta
+            return step, items, meta
         named = ", ".join(str(step) for step in steps)
         raise UserError(f"every checkpoint in {self.folder} is damaged (steps {named}); the log says how")
 
@@ -176,17 +198,18 @@ class Checkpointer:
         finally:
             self._manager.close()
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        if step not in self._manager.all_steps():
-            raise UserError(f"no checkpoint of step {step} in {self.folder}")
-        _check_file_list(self.folder / str(step))
-        like = jax.tree.map(_shape, like)
+    def _read(self, step: int, like: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
+        self._check_step(step)
+        folder = self.folder / str(step)
+        _check_file_list(folder)
+        like = jax.tree.map(_shape, dict(like))
         texts = self._from_orbax(step, layout=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-        _check_layout(self.folder / str(step), texts.layout, _layout(like))
-        state = self._from_orbax(step, state=ocp.args.StandardRestore(like)).state
-        if _layout(state) != _layout(like):  # orbax gives a PRNG key back as uint32 where a file about it is lost
+        _check_layout(folder, _flat_layout(texts.layout), _flat_layout(_layouts(like)))
+        restored = self._from_orbax(step, **{name: ocp.args.StandardRestore(tree) for name, tree in like.items()})
+        items = {name: restored[name] for name in like}
+        if _layouts(items) != _layouts(like):  # orbax gives a PRNG key back as uint32 where a file about it is lost
             raise Damaged("it was read with other shapes or dtypes than were saved")
-        return state, texts.meta
+        return items, texts.meta
 
     def _from_orbax(self, step: int, **items: Any) -> Any:
         try:
@@ -249,13 +272,27 @@ def _array(leaf: Any) -> Any:
     if isinstance(leaf, np.generic):
         return np.asarray(leaf)  # orbax saves numpy scalars but cannot restore them
     if not isinstance(leaf, jax.Array | np.ndarray):
-        raise TypeError(f"a checkpoint's state holds arrays only, not {type(leaf).__name__}; put it into meta")
+        raise TypeError(f"a checkpoint's items hold arrays only, not {type(leaf).__name__}; put it into meta")
     return leaf
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _layouts(items: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:
+    return {name: _layout(tree) for name, tree in items.items()}
+
+
+def _flat_layout(layouts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    return {f"{name}/{path}": text for name, layout in layouts.items() for path, text in layout.items()}
+
+
+def _shape_of_text(text: str) -> jax.ShapeDtypeStruct:
+    """The inverse of a line of `_layout`: ``float32[4,8]``."""
+    dtype, sizes = re.fullmatch(r"(\w+)\[([\d,]*)\]", text).groups()
+    return jax.ShapeDtypeStruct(tuple(int(size) for size in sizes.split(",") if size), dtype)
 
 
 def _layout(tree: Any) -> dict[str, str]:
@@ -276,7 +313,7 @@ def _check_layout(folder: epath.Path, saved: dict[str, str], wanted: dict[str, s
             for path in differing[:3]
         )
         more = f"; {len(differing) - 3} more differ" if len(differing) > 3 else ""
-        raise UserError(f"checkpoint {folder} is of another model or config: {shown}{more}")
+        raise UserError(f"checkpoint {folder} is of another model or other settings: {shown}{more}")
 
 
 def _file_sizes(folder: epath.Path) -> dict[str, int]:

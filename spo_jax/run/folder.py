@@ -1,46 +1,35 @@
-"""The folder of a run: whether a run may start in it, or go on there."""
+"""The folder of a run: whether a run may start in it or resume there, and its state in checkpoints."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
+from spo_jax.core.typing import PyTree
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import read_metrics
+from spo_jax.run.settings import RunSettings
 
 CHECKPOINTS = "checkpoints"
-State = TypeVar("State")
-
-
-@runtime_checkable
-class RunSettings(Protocol):
-    """All settings of a run, a frozen dataclass whose fields have defaults.
-
-    Attributes:
-      FREE_FIELDS: may differ between a run and its resumption: they do not change the numbers, but for rounding.
-      data: what the run learns from, for messages.
-    """
-
-    FREE_FIELDS: ClassVar[Sequence[str]]
-
-    @property
-    def data(self) -> str: ...
+FORMAT = 2  # of checkpoints; older ones held the whole state in one item and cannot be resumed
+State = TypeVar("State", bound=NamedTuple)
 
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
-    """What to do with a run that is there already.
+    """What to do with a run that exists already.
 
     Attributes:
-      required: go on with it; one that is not there is an error. if_there: go on with it, or start one.
-      changed: go on even if settings or prompts are not what they were.
+      required: resume it; it is an error if there is none.
+      if_there: resume it, or start one.
+      changed: resume even if settings or data have changed.
     """
 
     required: bool = False
@@ -49,26 +38,26 @@ class Resume:
 
 
 def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence[str]) -> bool:
-    """Refuses what would fail after minutes of work: another run's folder, a run that is not there or has other
-    settings or data, a folder that cannot be written.
+    """Refuses what would fail after minutes of work.
 
     Args:
-      data: what the run learns from, or digests of it; only its digest is kept.
+      data: what the run learns from, or digests of it; only a digest of them is kept.
 
     Returns:
-      Whether there is a run to go on with. One that was killed before its first checkpoint is none.
+      Whether there is a run to resume. One that was killed before its first checkpoint does not count.
 
     Raises:
-      UserError: as told above.
+      UserError: the folder holds another run, or no run to resume, or one with other settings or data; it cannot be
+        written.
     """
     if out.parts and out.parts[0].endswith(":"):
         raise UserError(f"--out={out}: buckets cannot be written to; mount the bucket, or use a shared disk")
     folder = out / CHECKPOINTS
     held = _latest_step(folder)
     if resume.required and held is None:
-        raise UserError(f"--resume: no checkpoint in {folder}; leave --resume out to start a run there")
+        raise UserError(f"--resume: no checkpoint in {folder}; remove --resume to start a run there")
     if held is not None and not (resume.required or resume.if_there):
-        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+        raise UserError(f"{out} already holds a run: pass --resume to continue it, or choose another --out")
     check_writable(out)
     if held is not None:
         _check_meta(folder, settings, data, resume.changed)
@@ -78,26 +67,38 @@ def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence
 
 
 def run_meta(settings: RunSettings, data: Sequence[str]) -> dict[str, Any]:
-    """What every checkpoint holds beside its state: the resolved config, and a digest of the data (of the prompts)."""
+    """What every checkpoint holds besides its state: the resolved settings, and a digest of the data."""
     digest = hashlib.sha256(json.dumps(list(data)).encode()).hexdigest()
-    return {"settings": dataclasses.asdict(settings), "prompts": digest}
+    return {"format": FORMAT, "settings": dataclasses.asdict(settings), "data": digest}
+
+
+# The state in a checkpoint
+
+
+def state_items(state: NamedTuple) -> dict[str, PyTree]:
+    """The items of a checkpoint: ``params``, which is all that exporting reads, and the rest of the state."""
+    return {"params": state.params, "rest": state._replace(params=())}
 
 
 def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, State]:
-    """How many batches are done, and the state after them, from the last whole checkpoint.
+    """The number of finished batches and the state after them, from the last undamaged checkpoint.
 
     Args:
-      state: arrays or shapes of the same tree, lying where it is wanted.
-      total: how many are asked for.
+      state: arrays or shapes of the same tree, lying where the restored ones are to lie.
+      total: number of batches that the settings ask for.
 
     Raises:
-      UserError: more is done than is asked for; as `Checkpointer.restore_latest`.
+      UserError: more batches are finished than are asked for; as `Checkpointer.restore_latest`.
     """
-    done, state, _ = checkpointer.restore_latest(state)
+    done, items, _ = checkpointer.restore_latest(state_items(state))
     if done > total:
-        raise UserError(f"--resume: {checkpointer.folder / str(done)} is past the {total} batches that are asked for")
+        batches = "1 batch" if total == 1 else f"{total} batches"
+        raise UserError(f"--resume: {checkpointer.folder / str(done)} is beyond the requested {batches}")
     logging.info("resuming after batch %d", done)
-    return done, state
+    return done, items["rest"]._replace(params=items["params"])
+
+
+# Comparing a run with its resumption
 
 
 def _latest_step(folder: Path) -> int | None:
@@ -108,27 +109,40 @@ def _latest_step(folder: Path) -> int | None:
 
 
 def _check_meta(folder: Path, settings: RunSettings, data: Sequence[str], changed: bool) -> None:
-    wanted, free = run_meta(settings, data), settings.FREE_FIELDS
     with Checkpointer(folder, read_only=True) as checkpointer:
         found = checkpointer.read_latest_meta()
     if found is None:
-        return  # restoring says how each of them is damaged
+        return  # restoring reports how each of them is damaged
     step, saved = found
+    check_format(folder / str(step), saved)
+    wanted = run_meta(settings, data)
+    free = settings.FREE_FIELDS
     # A field that is younger than the checkpoint had its default.
-    one, other = _filled(saved["settings"], dataclasses.asdict(type(settings)())), wanted["settings"]
-    one, other = _bound(one, free), _bound(other, free)
-    told = [_difference(key, one.get(key), other[key]) for key in sorted(other) if one.get(key) != other[key]]
-    if saved.get("prompts", wanted["prompts"]) != wanted["prompts"]:
-        told.append(f"{settings.data} are not the same")
-    if told and changed:
-        logging.warning("going on from %s with changes: %s", folder / str(step), "; ".join(told))
-    elif told:
-        hint = "go on with the old ones, or tell with --resume-with-changes that this is meant"
-        raise UserError(f"--resume: the checkpoint {folder / str(step)} has other settings: {'; '.join(told)}; {hint}")
+    before = _bound(_filled(saved["settings"], dataclasses.asdict(type(settings)())), free)
+    now = _bound(wanted["settings"], free)
+    differences = [_difference(key, before.get(key), now[key]) for key in sorted(now) if before.get(key) != now[key]]
+    if saved.get("data") != wanted["data"]:
+        differences.append(f"{settings.data} are not the same")
+    if differences and changed:
+        logging.warning("resuming from %s with changes: %s", folder / str(step), "; ".join(differences))
+    elif differences:
+        raise UserError(
+            f"--resume: the checkpoint {folder / str(step)} has other settings: {'; '.join(differences)}; restore the "
+            "old settings, or pass --resume-with-changes to continue anyway"
+        )
+
+
+def check_format(checkpoint: Any, meta: dict[str, Any]) -> None:
+    """Refuses a checkpoint of an earlier version of the package; ``checkpoint`` is its folder."""
+    if meta.get("format") != FORMAT:
+        raise UserError(
+            f"{checkpoint} was written by an earlier version of spo_jax and cannot be read by this one: start a new "
+            "run, or use that version"
+        )
 
 
 def _filled(saved: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """What was saved, and the defaults of what was not."""
+    """The saved values, and defaults for fields that were not saved."""
     own = {key: saved.get(key, value) for key, value in default.items()}
     return {key: _filled(value, default[key]) if isinstance(value, dict) else value for key, value in own.items()}
 

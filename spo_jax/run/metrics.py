@@ -1,4 +1,4 @@
-"""Curves of a run: one JSON object a line for programs, TensorBoard events for people."""
+"""Curves of a run: one JSON object a line for programs, TensorBoard events and Weights & Biases to look at."""
 
 import contextlib
 import json
@@ -18,6 +18,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_text
 from spo_jax.core.typing import UInt8
+from spo_jax.run.wandb_log import WandbLog
 
 FILE_NAME = "metrics.jsonl"
 
@@ -31,16 +32,24 @@ class MetricsWriter:
     Args:
       folder: made when missing.
       resume_step: the step whose checkpoint was restored: rows after it are dropped, since they will be written
-        again. None starts new curves; rows that are there are dropped.
+        again. None starts new curves; existing rows are dropped.
       active: whether to write at all; of several processes one does.
+      wandb: where to log the same as well.
 
     Raises:
-      UserError: the folder cannot be written, or the file to go on with is damaged.
+      UserError: the folder cannot be written, or the file to continue is damaged.
     """
 
-    def __init__(self, folder: str | os.PathLike, resume_step: int | None = None, active: bool = True):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        resume_step: int | None = None,
+        active: bool = True,
+        wandb: WandbLog | None = None,
+    ):
         self.path = Path(folder) / FILE_NAME
         self._file = self._board = None
+        self._wandb = wandb if active else None
         if not active:
             return
         rows = []
@@ -66,23 +75,27 @@ class MetricsWriter:
             self._file.write(_line(row))
             self._file.flush()
             self._board.add(step, [summary.scalar(name, value) for name, value in row.items() if name != "step"])
+        if self._wandb is not None:
+            self._wandb.write(step, {name: value for name, value in row.items() if name != "step"})
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Adds pictures to TensorBoard; the JSONL file holds scalars only.
+        """Adds images to TensorBoard; the JSONL file holds scalars only.
 
         Raises:
           UserError: as `write`.
         """
         if self._board is not None:
             with self._writing():
-                pictures = (summary.image(name, image, dataformats="HWC") for name, image in images.items())
-                self._board.add(step, pictures)
+                summaries = (summary.image(name, image, dataformats="HWC") for name, image in images.items())
+                self._board.add(step, summaries)
+        if self._wandb is not None:
+            self._wandb.write_images(step, images)
 
     def close(self) -> None:
-        """Closes both files; all that was written is in them already."""
+        """Closes both files; everything that was written is in them already."""
         files, self._file, self._board = (self._file, self._board), None, None
         for file in files:
-            # After a full disk, what is left in the buffers fails once more, and has been told of.
+            # After a full disk, what is left in the buffers fails once more, and has been reported.
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
@@ -105,7 +118,8 @@ class MetricsWriter:
 class _Board:
     """TensorBoard's events, written at once.
 
-    tensorboardX's own `SummaryWriter` writes in a thread, which a full disk kills: the run would then wait for it.
+    tensorboardX's own `SummaryWriter` writes in a thread, which a full disk kills: the run would then wait for it
+    forever.
     """
 
     def __init__(self, folder: Path, purge_step: int):

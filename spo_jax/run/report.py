@@ -1,10 +1,11 @@
-"""The report of a run: one HTML file with pictures, scores, curves and settings, and nothing to fetch."""
+"""The report of a run: one HTML file with images, scores, curves and settings, and nothing to fetch."""
 
 import base64
 import html
 import io
 import math
 import os
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,23 +18,7 @@ from PIL import Image
 from spo_jax.core.files import write_text
 from spo_jax.core.trees import flatten
 
-# Chart -> (title, what to look for). A metric "group/series" is a line of the chart "group"; charts of other names
-# follow these under their own name.
-CHARTS = {
-    "loss": ("Loss", "of the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
-    "ratio": ("Likelihood ratio to the reference", "above 1: the policy makes this step more likely than before"),
-    "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
-    "valid_share": ("Share of valid pairs", "pools whose best and worst candidate differ clearly enough to learn from"),
-    "spm_score": ("Preference score by timestep", "mean score of the sampled candidates by the step-aware model"),
-    "valid_share_at": ("Share of valid pairs by timestep", ""),
-    "spm_gap": ("Gap of preference scores by timestep", "mean distance of best and worst candidate of a pool"),
-    "grad_norm": ("Gradient norm", "global, before clipping"),
-    "valid_pairs": ("Valid pairs of a batch", ""),
-    "train_batches": ("Training batches of a batch of prompts", "as many as its valid pairs fill"),
-    "seconds": ("Seconds per batch", "where the time goes"),
-    "pairs_per_second": ("Pairs per second", ""),
-}
-MOST_POINTS = 500  # of a line; more cannot be seen and make the file large
+MOST_POINTS = 500  # of a curve; more cannot be seen and make the file large
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5d6878; --line: #e3e7ed; --page: #f6f7f9; --card: #fff; --mark: #2456c7;
@@ -74,23 +59,24 @@ def write_report(
     summary: Mapping[str, Any],
     grids: Sequence[tuple[str, np.ndarray, np.ndarray]] | None = None,
     figures: Sequence[tuple[str, str, bytes]] = (),
-    charts: Mapping[str, tuple[str, str]] = CHARTS,
+    charts: Mapping[str, tuple[str, str]] = types.MappingProxyType({}),
 ) -> None:
     """Writes ``report.html``, readable with no network and no other file.
 
     Args:
-      path: where to.
-      title: headline.
-      settings: the resolved config, nested or flat.
+      path: the file.
+      title: the headline.
+      settings: the resolved settings, nested or flat.
       rows: what `spo_jax.run.metrics.read_metrics` returns; may be empty, as may any curve.
       summary: the run's `summary.json`. Its ``scores`` is ``{name: score}``, each score a dict of ``before``,
         ``before_se``, ``after``, ``after_se``, ``change``, ``change_se`` (standard errors, None where there are none;
         those of ``change`` paired) and optionally ``meaning`` (a sentence) and ``lower_is_better``. Everything else in
-        it is listed as it is.
-      grids: (caption, before, after), uint8 pictures ``[h w 3]`` of equal prompts and seeds; None where a run makes
-        no pictures.
+        it is listed unchanged.
+      grids: (caption, before, after), uint8 images ``[h w 3]`` of equal prompts and seeds; None where a run makes no
+        images.
       figures: (heading, caption, SVG), after the scores.
-      charts: titles and hints of the curves, as `CHARTS`.
+      charts: chart to (title, what to look for). A metric ``group/series`` is a curve in the chart ``group``; charts
+        that are not named here follow under their own names.
 
     Raises:
       UserError: the file cannot be written.
@@ -101,7 +87,7 @@ def write_report(
         _facts(rest),
         _section("Scores before and after", _scores(summary.get("scores") or {})),
         *(_section(html.escape(heading), _figure(caption, svg)) for heading, caption, svg in figures),
-        *([] if grids is None else [_section("Pictures before and after", "".join(_grid(*grid) for grid in grids))]),
+        *([] if grids is None else [_section("Images before and after", "".join(_grid(*grid) for grid in grids))]),
         _section("Curves", _charts(rows, charts)),
         _section("Run", _table(rest)),
         _section("Settings", f"<details><summary>All settings of the run</summary>{_table(settings)}</details>"),
@@ -122,8 +108,8 @@ def _section(heading: str, content: str) -> str:
 
 def _facts(summary: Mapping[str, Any]) -> str:
     facts = []
-    if "pictures" in summary:
-        facts.append(f"{summary['pictures']} pictures scored")
+    if "images" in summary:
+        facts.append(f"{summary['images']} images scored")
     if "wall_seconds" in summary:
         facts.append(f"{summary['wall_seconds'] / 60:.1f} minutes")
     facts += [f"{name} {version}" for name, version in (summary.get("versions") or {}).items()]
@@ -143,7 +129,7 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
             + f"<td class='number'>{_change(score)}</td></tr>"
         )
     return (
-        "<p>Means with one standard error. The change is taken picture by picture from equal prompts and noise; "
+        "<p>Means with one standard error. The change is taken image by image from equal prompts and noise; "
         "it is called better or worse where it exceeds two standard errors.</p><div class='card'><table><thead><tr>"
         "<th scope='col'>Score</th><th scope='col'>Before</th><th scope='col'>After</th><th scope='col'>Change</th>"
         f"</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -167,10 +153,10 @@ def _with_error(value: float | None, error: float | None, sign: str = "") -> str
 
 def _grid(caption: str, before: np.ndarray, after: np.ndarray) -> str:
     figures = []
-    for when, picture in (("before", before), ("after", after)):
-        css = "small" if picture.shape[1] < 600 else "large"  # small grids are shown enlarged: keep their pixels
+    for when, image in (("before", before), ("after", after)):
+        css = "small" if image.shape[1] < 600 else "large"  # small grids are shown enlarged: keep their pixels
         alt = html.escape(f"{caption}, {when} training")
-        source = _data_uri("image/png", _png(picture))
+        source = _data_uri("image/png", _png(image))
         figures.append(
             f"<figure class='card'><img class='{css}' alt='{alt}' src='{source}'>"
             f"<figcaption>{when} training</figcaption></figure>"
@@ -241,9 +227,9 @@ def _table(values: Mapping[str, Any]) -> str:
     return f"<div class='card'><table><tbody>{''.join(lines)}</tbody></table></div>"
 
 
-def _png(picture: np.ndarray) -> bytes:
+def _png(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG", optimize=True)
+    Image.fromarray(image).save(stream, format="PNG", optimize=True)
     return stream.getvalue()
 
 

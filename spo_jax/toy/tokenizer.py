@@ -1,4 +1,4 @@
-"""Makes the embedded pipeline's tokeniser: CLIP's own format, each word of the world one token."""
+"""The tokenizer of the toy pipeline: CLIP's own format, in which every word of the toy world is one token."""
 
 import os
 from collections import Counter
@@ -8,25 +8,26 @@ from typing import Any
 from spo_jax.core.files import write_json, write_text
 from spo_jax.toy import world
 
-MAX_LENGTH = 16  # tokens of a prompt, start and end included
-START, END = "<|startoftext|>", "<|endoftext|>"
+MAX_LENGTH = 16  # tokens of a prompt, including the start and end tokens
+START = "<|startoftext|>"
+END = "<|endoftext|>"
 _WORD_END = "</w>"
-# CLIP's own: contractions, runs of letters, single digits, runs of anything else but white space.
+# CLIP's own pattern: contractions, runs of letters, single digits, and runs of anything else except white space.
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def byte_characters() -> list[str]:
-    """A printable character for each of the 256 bytes, in the order of CLIP's vocabulary (GPT-2's table)."""
+    """Returns a printable character for each of the 256 bytes, in the order of CLIP's vocabulary (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = len(set(range(256)) - set(printable))
     return [chr(code) for code in printable] + [chr(256 + index) for index in range(others)]
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, in order, after which every word is one token.
+    """Learns the byte-pair merges, in order, after which every word is one token.
 
-    The most frequent pair first, as in training a tokeniser, and the alphabet breaks ties: merging each word from its
-    left end instead would let one word's merges break another apart (the "re" of "red" splits "green").
+    As in training a tokenizer, the most frequent pair is merged first; the alphabet breaks ties. Merging each word
+    from its left end instead would let the merges of one word break another apart (the "re" of "red" splits "green").
     """
     spellings = [[*word[:-1], word[-1] + _WORD_END] for word in sorted(set(words))]
     merges = []
@@ -39,9 +40,10 @@ def learn_merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _apply(pair: tuple[str, str], spelling: list[str]) -> list[str]:
+    """Merges every occurrence of ``pair`` in a word's spelling."""
     merged: list[str] = []
     for piece in spelling:
-        # A piece that was just merged cannot be the left half again: it is longer than the pair's.
+        # A piece that was just merged cannot be the left half again: it is longer than the pair's left half.
         if merged and (merged[-1], piece) == pair:
             merged[-1] += piece
         else:
@@ -50,20 +52,29 @@ def _apply(pair: tuple[str, str], spelling: list[str]) -> list[str]:
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """(token -> id, merges): bytes, bytes ending a word, merges, start, end, as in CLIP; start and end are the last."""
+    """Builds the vocabulary of the toy world in CLIP's layout.
+
+    Returns:
+      (token -> id, merges). The tokens are the bytes, the bytes that end a word, the merges, and last the start and
+      end tokens.
+    """
     characters = byte_characters()
     merges = learn_merges([word for prompt in world.PROMPTS for word in prompt.split()])
     tokens = characters + [character + _WORD_END for character in characters]
-    tokens += ["".join(pair) for pair in merges] + [START, END]
+    tokens += ["".join(pair) for pair in merges]
+    tokens += [START, END]
     return {token: index for index, token in enumerate(tokens)}, merges
 
 
 def _fast_form(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
-    """What tokenizer.json holds: the same tokeniser for the `tokenizers` library."""
+    """Builds the content of tokenizer.json: the same tokenizer for the `tokenizers` library."""
+    # Parts that appear inside the components below.
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bytes_only = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     split = {"type": "Split", "pattern": {"Regex": _SPLIT}, "behavior": "Removed", "invert": True}
     spaces = {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}
+
+    # The file itself.
     return {
         "version": "1.0",
         "truncation": None,
@@ -87,14 +98,16 @@ def _fast_form(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str
             "end_of_word_suffix": _WORD_END,
             "fuse_unk": False,
             "vocab": vocab,
-            # "a b" rather than ["a", "b"]: both old and new versions of the library read it.
+            # "a b" rather than ["a", "b"], because both old and new versions of the library read it.
             "merges": [" ".join(pair) for pair in merges],
         },
     }
 
 
-def write_scene_tokenizer(folder: str | os.PathLike) -> None:
-    """Writes a CLIP tokeniser folder that diffusers and transformers load, old (slow) and new; always the same bytes.
+def write_tokenizer(folder: str | os.PathLike) -> None:
+    """Writes a CLIP tokenizer folder that diffusers and transformers can load; the bytes are always the same.
+
+    Both the old (slow) and the new tokenizer classes can read it.
 
     Raises:
       UserError: a file cannot be written.
@@ -103,7 +116,9 @@ def write_scene_tokenizer(folder: str | os.PathLike) -> None:
     vocab, merges = vocabulary()
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     settings = {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
-    settings |= special | {"model_max_length": MAX_LENGTH, "tokenizer_class": "CLIPTokenizer"}
+    settings |= special
+    settings |= {"model_max_length": MAX_LENGTH, "tokenizer_class": "CLIPTokenizer"}
+
     write_json(folder / "vocab.json", vocab)
     write_text(folder / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges)]) + "\n")
     write_json(folder / "special_tokens_map.json", special)

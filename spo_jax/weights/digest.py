@@ -1,4 +1,4 @@
-"""Weights in one line: what a cache was computed with."""
+"""A digest of weights, which identifies what a cache was computed with."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,10 +11,13 @@ from spo_jax.parallel.sharding import to_host
 
 
 def weights_digest(tree: Mapping[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and numbers of arrays, wherever they lie; all processes call it."""
+    """Returns the SHA-256 of the names, types, shapes and values of a tree of arrays, wherever the arrays are.
+
+    Every process has to call it.
+    """
     digest = hashlib.sha256()
     for path, leaf in flatten(tree).items():
-        array = np.asarray(to_host(leaf), order="C")  # one at a time: the host need not hold them all
+        array = np.asarray(to_host(leaf), order="C")  # One at a time: the host need not hold all of them.
         digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""From a local path or a hub id to a local folder, downloading no more than will be read."""
+"""Resolves a local path or a hub id to a local folder, and downloads only the files that will be read."""
 
 import glob
 import os
@@ -24,43 +24,45 @@ def resolve(
     allow_patterns: Sequence[str] | None = None,
     repo_type: str = "model",
 ) -> Path:
-    """A local folder with the files of a model, or of a dataset.
+    """Returns a local folder with the files of a model or a dataset.
 
     Args:
-      path_or_id: an existing file or folder, returned as it is, or ``owner/name`` on the hub.
-      revision: branch, tag or commit on the hub; None is its main branch.
-      components: sub-folders to fetch, e.g. ``("unet", "vae")``, besides what lies at the top; None fetches all. Of a
-        folder's weights only the files that `store.read_state` would read are fetched, and its JSON and text files.
-      variant: e.g. ``fp16`` (see `store.choose_weights`).
-      allow_patterns: fetch exactly the files that match one of these instead, e.g. ``("*.bin",)``.
-      repo_type: ``model`` or ``dataset``; the latter needs ``allow_patterns``.
+      path_or_id: an existing file or folder, which is returned unchanged, or ``owner/name`` on the hub.
+      revision: branch, tag or commit on the hub; None means the main branch.
+      components: sub-folders to fetch in addition to the top folder, for example ``("unet", "vae")``; None fetches all.
+        From each folder come its JSON and text files, and only those weights that `store.read_state` would read.
+      variant: for example ``fp16`` (see `store.choose_weights`).
+      allow_patterns: fetches instead exactly the files that match one of these, for example ``("*.bin",)``.
+      repo_type: ``model`` or ``dataset``; the latter requires ``allow_patterns``.
 
     Raises:
-      UserError: no such path, and no such repository, revision or permission; no network, or ``HF_HUB_OFFLINE``, and
-        nothing fetched earlier.
+      UserError: the path does not exist, and the repository or revision does not exist or is not accessible; or there
+        is no network, or ``HF_HUB_OFFLINE`` is set, and the files were not fetched earlier.
     """
     path = Path(path_or_id).expanduser()
     if path.exists():
         return path
     if not _HUB_ID.fullmatch(str(path_or_id)):
-        raise UserError(f"no such file or folder: {path_or_id} (and a hub id would have the form owner/name)")
+        raise UserError(f"no such file or folder: {path_or_id} (an id on the hub has the form owner/name)")
     return _fetch(str(path_or_id), revision, components, variant, allow_patterns, repo_type)
 
 
 def select_files(
     names: Sequence[str], components: Sequence[str] | None = None, variant: str | None = None
 ) -> list[str]:
-    """The files of a repository that are worth fetching; see `resolve`.
+    """Selects the files of a repository to fetch; see `resolve`.
 
     Args:
-      names: all its files, with ``/`` between folder and name.
-      components: sub-folders to take besides the top; None takes all.
+      names: all files of the repository, with ``/`` between folder and name.
+      components: sub-folders to select in addition to the top folder; None selects all.
       variant: see `store.choose_weights`.
     """
+    # Group the names by folder.
     folders: dict[str, list[str]] = {}
     for name in names:
         path = PurePosixPath(name)
         folders.setdefault("" if str(path.parent) == "." else str(path.parent), []).append(path.name)
+    # Choose in each folder.
     selected: set[str] = set()
     for folder, files in folders.items():
         if folder and components is not None and folder not in components:
@@ -81,13 +83,14 @@ def _fetch(
     allow_patterns: Sequence[str] | None,
     repo_type: str,
 ) -> Path:
-    # Imported here: the client reads its environment when it is imported, and takes a second for it.
+    # Imported here because the client reads its environment on import, and the import takes a second.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
-    # Whatever HTTP library the client is built on (requests, httpx, httpx2) is a base of the client's own error.
+    # The client's own error derives from the error of its HTTP library, which may be requests, httpx or httpx2.
     errors = (OSError, ValueError, *HfHubHTTPError.__bases__)
     patterns = list(allow_patterns) if allow_patterns is not None else None
+    # First, fetch from the hub.
     try:
         if patterns is None and not constants.HF_HUB_OFFLINE:
             patterns = _remote_patterns(repo_id, revision, components, variant)
@@ -99,7 +102,7 @@ def _fetch(
         failure: Exception | None = error
     else:
         failure = None
-    # Offline by wish or by accident: what was fetched earlier will do, when it is complete.
+    # Offline, on purpose or not: use the files that were fetched earlier if they are complete.
     if patterns is None:
         patterns = _small_patterns(components)
     try:
@@ -121,15 +124,15 @@ def _remote_patterns(
     names = [entry.rfilename for entry in info.siblings or ()]
     selected = select_files(names, components, variant)
     if not selected:
-        raise UserError(f"{repo_id} on the hub holds no model, only {shorten(names) or 'nothing'}")
+        raise UserError(f"{repo_id} on the hub holds no model: found {shorten(names) or 'no files'}")
     logging.info("%s is at commit %s; %d of its %d files are needed", repo_id, info.sha, len(selected), len(names))
-    # The client matches by glob: a bracket in a file name would open a set of letters.
+    # The client treats these as glob patterns, in which a bracket in a file name would start a set of characters.
     return [glob.escape(name) for name in selected]
 
 
 def _small_patterns(components: Sequence[str] | None) -> list[str]:
-    # Without the list of the repository's files nobody can say which weights were the right ones; readers will. The
-    # small files are known, and the client checks by them that an earlier fetch was of these components.
+    # Without the list of the repository's files it is unknown which weights are needed; the readers will notice missing
+    # ones. The small files are known, and from them the client sees whether these components were fetched earlier.
     if components is None:
         return [f"*{suffix}" for suffix in _SMALL_FILES]
     return ["model_index.json", "config.json", *(f"{c}/*{suffix}" for c in components for suffix in _SMALL_FILES)]
@@ -141,11 +144,11 @@ def _explain(repo_id: str, revision: str | None, error: Exception | None) -> str
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated: accept its terms on its page on the hub, then log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no revision {revision!r} on the hub: name a branch, tag or commit of it"
+        return f"{repo_id} has no revision {revision!r} on the hub: expected a branch, tag or commit of it"
     if isinstance(error, RepositoryNotFoundError):
-        return f"{repo_id} is neither a folder here nor a repository on the hub (a private one needs `hf auth login`)"
+        return f"{repo_id} is neither a local path nor a repository on the hub (a private one needs `hf auth login`)"
     if error is None:
-        return f"HF_HUB_OFFLINE is set and {repo_id} was not fetched earlier, or not all of it: unset it once"
+        return f"HF_HUB_OFFLINE is set and {repo_id} was not fetched completely before: unset it once to fetch the rest"
     lines = str(error).strip().splitlines() or [""]
     reason = f"{type(error).__name__}: {lines[0]}"
-    return f"cannot fetch {repo_id} from the hub, nor was it fetched earlier: {reason}; check the network"
+    return f"cannot fetch {repo_id} from the hub, and it was not fetched completely before: {reason}; check the network"

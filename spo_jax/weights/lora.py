@@ -3,6 +3,8 @@
 delta W = lora_A lora_B * alpha / rank, with lora_A [in r] and lora_B [r out] (torch stores both transposed).
 alpha lives in the safetensors metadata of the diffusers layout (``lora_adapter_metadata``; an ``.alpha`` tensor there
 makes diffusers refuse the file) and in one ``.alpha`` tensor per module of the kohya layout.
+
+Kohya's names of modules differ between model families; `spo_jax.models.lora` binds the functions here to them.
 """
 
 import dataclasses
@@ -10,16 +12,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.core.trees import flatten, unflatten
-from spo_jax.models.stable_diffusion import kohya
 from spo_jax.weights import store
 from spo_jax.weights.messages import shorten
 from spo_jax.weights.rules import module_name, module_path
@@ -32,6 +33,26 @@ _DIFFUSERS_KEY = re.compile(
 )
 _KOHYA_KEY = re.compile(r"(?P<module>lora_[^.]+)\.(?:lora_(?P<half>down|up)\.weight|(?P<alpha>alpha))")
 _TEXT_ENCODERS = ("text_encoder", "lora_te")
+
+
+class ModuleNames(Protocol):
+    """Kohya's names for the modules of one model family (the family's module ``kohya``)."""
+
+    @staticmethod
+    def architecture(names: Iterable[str]) -> str | None:
+        """The kind of model that module names show, or None where they could be of several."""
+
+    @staticmethod
+    def file_names(modules: Iterable[str], model: Iterable[str] | None = None) -> dict[str, str]:
+        """Torch's names of modules to those that kohya's files hold."""
+
+    @staticmethod
+    def module_names(modules: Iterable[str]) -> dict[str, str]:
+        """Kohya's names, of every kind, to the torch names of the given modules."""
+
+
+# From module names, torch's or kohya's, to the names of the family that they belong to.
+FindNames = Callable[[Iterable[str]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +111,15 @@ class _Module:
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
 
-def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None = None) -> LoRA:
-    """Reads a LoRA of a UNet, in diffusers', PEFT's or kohya's layout.
+def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None, find_names: FindNames) -> LoRA:
+    """Reads a LoRA of a diffusion network, in diffusers', PEFT's or kohya's layout.
 
     Args:
       path: the file, or a folder with ``pytorch_lora_weights.safetensors``.
       module_shapes: the tree of the model that the LoRA belongs to: its parameters' shapes (every Dense layer is a
         target) or those of its LoRA collection (only these are). Needed for kohya files, whose names cannot be
         understood without; with it targets and shapes are checked.
+      find_names: the names of the family that modules belong to.
 
     Returns:
       One alpha for all modules: modules that differ in scale have it folded into lora_B (alpha = rank then), modules
@@ -113,11 +135,11 @@ def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None =
     if any(key.startswith("lora_") for key in state):
         if targets is None:
             raise UserError(f"{path} has kohya's names, which only make sense beside a model: name the model as well")
-        modules, strangers = _collect_kohya(state, targets)
+        modules, strangers = _collect_kohya(state, find_names(targets).module_names(targets))
     else:
         modules, strangers = _collect_diffusers(state)
         _read_alphas(modules, metadata, path)
-    _check_targets(path, modules, strangers, targets)
+    _check_targets(path, modules, strangers, targets, find_names)
     return _unify(modules)
 
 
@@ -127,6 +149,8 @@ def write_lora(
     format: str = "diffusers",
     metadata: Mapping[str, str] | None = None,
     module_shapes: Mapping[str, Any] | None = None,
+    *,
+    find_names: FindNames,
 ) -> None:
     """Writes a LoRA that ``pipe.load_lora_weights`` reads with the right scale, alpha included.
 
@@ -137,6 +161,7 @@ def write_lora(
       metadata: more text for the header.
       module_shapes: the tree of the LoRA's model, as in `read_lora`. Kohya's format counts SDXL's blocks in it; a LoRA
         on all attentions shows them by itself.
+      find_names: the names of the family that modules belong to.
 
     Raises:
       UserError: the file cannot be written.
@@ -145,7 +170,9 @@ def write_lora(
     if format not in ("diffusers", "kohya"):
         raise ValueError(f"format {format!r}: expected diffusers or kohya")
     state: dict[str, np.ndarray] = {}
-    flat_names = kohya.file_names(lora.modules(), None if module_shapes is None else _targets(module_shapes))
+    if format == "kohya":
+        model = None if module_shapes is None else _targets(module_shapes)
+        flat_names = find_names(lora.modules()).file_names(lora.modules(), model)
     for name, (lora_a, lora_b) in lora.modules().items():
         down, up = np.asarray(lora_a, np.float32).T, np.asarray(lora_b, np.float32).T
         if format == "kohya":
@@ -206,8 +233,9 @@ def _collect_diffusers(state: Mapping[str, np.ndarray]) -> tuple[dict[str, _Modu
     return modules, strangers
 
 
-def _collect_kohya(state: Mapping[str, np.ndarray], targets: Mapping[str, Any]) -> tuple[dict[str, _Module], list[str]]:
-    names = kohya.module_names(targets)
+def _collect_kohya(
+    state: Mapping[str, np.ndarray], names: Mapping[str, str]
+) -> tuple[dict[str, _Module], list[str]]:  # fmt: skip
     modules: dict[str, _Module] = {}
     alphas: dict[str, float] = {}
     strangers = []
@@ -260,7 +288,11 @@ def _pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> An
 
 
 def _check_targets(
-    path: Path, modules: Mapping[str, _Module], strangers: list[str], targets: Mapping[str, Any] | None
+    path: Path,
+    modules: Mapping[str, _Module],
+    strangers: list[str],
+    targets: Mapping[str, Any] | None,
+    find_names: FindNames,
 ) -> None:
     if not modules:
         raise UserError(f"{path} is not a LoRA file: none of its {len(strangers)} tensors is half of a LoRA layer")
@@ -275,7 +307,7 @@ def _check_targets(
     for key in strangers:
         text = key.startswith(_TEXT_ENCODERS)
         problems["parts of a text encoder" if text else "tensors that are no LoRA weights"].append(key)
-    _check_architecture(path, [*modules, *strangers], targets)
+    _check_architecture(path, [*modules, *strangers], targets, find_names)
     for name, module in modules.items():
         problem = _problem(name, module, targets)
         if problem is not None:
@@ -285,8 +317,12 @@ def _check_targets(
         raise UserError(f"{path}: only LoRA on linear layers of the UNet can be used; found {'; '.join(found)}")
 
 
-def _check_architecture(path: Path, names: list[str], targets: Mapping[str, Any] | None) -> None:
-    theirs, ours = kohya.architecture(names), kohya.architecture(targets or ())
+def _check_architecture(
+    path: Path, names: list[str], targets: Mapping[str, Any] | None, find_names: FindNames
+) -> None:  # fmt: skip
+    family = find_names(targets or names)
+    theirs = family.architecture(names)
+    ours = family.architecture(targets or ())
     if theirs and ours and theirs != ours:
         raise UserError(f"{path} is a LoRA of {theirs}, and this model is {ours}: choose a LoRA of the same kind")
 

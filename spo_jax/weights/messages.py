@@ -5,24 +5,24 @@ from pathlib import Path
 
 
 def shorten(names: Iterable[str], limit: int = 20) -> str:
-    """Sorted and joined, the first ``limit`` of them, with a count of the others."""
+    """Sorts and joins names: the first ``limit`` of them, then the number of the others."""
     ordered = sorted(names)
     listed = ", ".join(ordered[:limit])
     return listed if len(ordered) <= limit else f"{listed} and {len(ordered) - limit} more"
 
 
 def explain_unreadable(path: Path) -> str:
-    """What a look at the first bytes says about a file that could not be read, and what to do next."""
+    """Explains, from its first bytes, why a file cannot be read and what to do next."""
     try:
         with open(path, "rb") as opened:
             head = opened.read(20)
     except OSError as error:
         return str(error.strerror or error)
     if head.startswith(b"version https://git"):
-        return "it is a git-lfs pointer, fetch the file itself with `git lfs pull`"
+        return "it is a git-lfs pointer; fetch the file itself with `git lfs pull`"
     if head.startswith(b"\x80"):
         return (
-            "it is in torch's legacy format (before 1.6), convert it once where torch is installed: "
+            "it is in torch's legacy format (before 1.6); convert it once where torch is installed: "
             "torch.save(torch.load(OLD, weights_only=True), NEW)"
         )
-    return "it is damaged or cut off, fetch it again"
+    return "it is damaged or cut off; fetch it again"

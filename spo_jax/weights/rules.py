@@ -1,9 +1,11 @@
-"""The one rule between torch's flat names and a tree of given shapes, and between their layouts.
+"""The one rule that translates between torch's flat names and layouts and a tree of given shapes.
 
 Names: the key is split at its dots, and an integer part joins the part before it with an underscore
-(``down_blocks.0.attentions.1.proj_in.weight`` -> ``down_blocks_0/attentions_1/proj_in/kernel``). The last part
-``weight`` becomes ``kernel``, ``scale`` or ``embedding``, whichever the tree has there; every other one keeps its name.
-Layouts of kernels, by rank: [out in] <-> [in out], [out in w] <-> [w in out], OIHW <-> HWIO; nothing else is turned.
+(``down_blocks.0.attentions.1.proj_in.weight`` -> ``down_blocks_0/attentions_1/proj_in/kernel``). A last part ``weight``
+becomes ``kernel``, ``scale`` or ``embedding``, whichever the tree has there; any other last part keeps its name.
+
+Layouts: kernels are transposed according to their rank, [out in] <-> [in out], [out in w] <-> [w in out],
+OIHW <-> HWIO; nothing else is transposed.
 """
 
 import re
@@ -17,18 +19,18 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.weights.messages import shorten
 
-# (pattern, replacement) on torch keys; the first pattern that is found in a key is applied, the others are not tried.
+# Pairs of (pattern, replacement) for torch keys; only the first pattern that is found in a key is applied.
 Renames = Sequence[tuple[str, str]]
 
 _WEIGHT_LEAVES = ("kernel", "scale", "embedding")
 _TO_TREE = {2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}
 _TO_TORCH = {2: (1, 0), 3: (2, 1, 0), 4: (3, 2, 0, 1)}
-# Names that end in "_<n>" in torch itself (TimestepEmbedding); everywhere else "_<n>" stands for ".<n>".
+# Names that end in "_<n>" in torch too (TimestepEmbedding); everywhere else "_<n>" stands for ".<n>".
 _LITERAL_PARTS = frozenset({"linear_1", "linear_2"})
 
 
 def module_path(name: str) -> tuple[str, ...]:
-    """``attn1.to_out.0`` -> ``("attn1", "to_out_0")``."""
+    """Translates torch's name of a module: ``attn1.to_out.0`` -> ``("attn1", "to_out_0")``."""
     parts: list[str] = []
     for part in name.split("."):
         if part.isdigit() and parts:
@@ -39,12 +41,12 @@ def module_path(name: str) -> tuple[str, ...]:
 
 
 def module_name(path: Sequence[str]) -> str:
-    """``("attn1", "to_out_0")`` -> ``attn1.to_out.0``, the inverse of `module_path`."""
+    """Translates back to torch's name of a module: ``("attn1", "to_out_0")`` -> ``attn1.to_out.0``."""
     return ".".join(part if part in _LITERAL_PARTS else _split_indices(part) for part in path)
 
 
 def torch_key(path: Sequence[str]) -> str:
-    """``("conv_in", "kernel")`` -> ``conv_in.weight``: the name that torch gives to a leaf of the tree."""
+    """Translates a path to torch's name of that leaf: ``("conv_in", "kernel")`` -> ``conv_in.weight``."""
     *module, leaf = path
     if leaf in _WEIGHT_LEAVES:
         leaf = "weight"
@@ -64,23 +66,26 @@ def to_tree(
     ignore: Sequence[str] = (),
     dtype: Any = None,
 ) -> dict[str, Any]:
-    """Fills a tree of shapes with the tensors of a state dict; every one has to be used, and every leaf filled.
+    """Fills a tree of shapes with the tensors of a state dict; every tensor has to be used and every leaf filled.
+
+    A 1x1 convolution is squeezed to fill a Dense leaf, and the weight of a Dense fills a 1x1 convolution.
 
     Args:
-      state: torch names to arrays, torch's layouts.
+      state: torch names to arrays in torch's layouts.
       shapes: nested dict whose leaves have ``.shape`` (``jax.eval_shape`` of an init).
       where: the file or folder, for messages.
-      renames: repairs of old names.
-      ignore: patterns of keys that carry no weights, searched in the names before any renaming.
-      dtype: what floating-point tensors are cast to; None leaves them as they are stored.
+      renames: how old names are repaired.
+      ignore: patterns of keys that hold no weights; they are searched in the names before any renaming.
+      dtype: the type that floating-point tensors are cast to; None keeps the stored type.
 
     Returns:
-      The tree. Turned kernels are views of the given arrays: JAX turns them on their way to the device, without a
-      second copy on the host. A 1x1 convolution is squeezed for a Dense leaf, and the other way round.
+      The tree. Transposed kernels are views of the given arrays: JAX transposes them on their way to the device,
+      without a second copy on the host.
 
     Raises:
-      UserError: missing, unknown, mis-shaped or duplicate keys, sorted and named as torch names them.
+      UserError: keys are missing, unknown, duplicate or of another shape; they are listed, sorted, under torch's names.
     """
+    # Assign every tensor to a leaf, and collect the problems.
     wanted = {tuple(path.split("/")): leaf for path, leaf in flatten(shapes).items()}
     filled: dict[tuple[str, ...], np.ndarray] = {}
     sources: dict[tuple[str, ...], str] = {}
@@ -99,17 +104,18 @@ def to_tree(
             expected = _torch_shape(path, wanted[path].shape)
             problems["of another shape or type"].append(f"{key} {array.dtype}{array.shape}, expected {expected}")
         filled[path] = array if value is None else _cast(value, dtype)
+    # Report all problems at once.
     missing = [torch_key(path) for path in wanted.keys() - filled.keys()]
     _raise_problems(where, {"missing": missing, **problems})
     return unflatten({"/".join(path): value for path, value in filled.items()})
 
 
 def to_state(tree: Mapping[str, Any], dtype: Any = None) -> dict[str, np.ndarray]:
-    """The inverse of `to_tree`: contiguous arrays under torch's names and in torch's layouts.
+    """Inverts `to_tree`: returns contiguous arrays under torch's names and in torch's layouts.
 
     Args:
-      tree: nested dict of arrays, numpy or jax.
-      dtype: what floating-point leaves are cast to; None leaves them as they are.
+      tree: nested dict of numpy or jax arrays.
+      dtype: the type that floating-point leaves are cast to; None keeps their type.
 
     Raises:
       ValueError: two leaves have the same torch name, or a kernel has a rank that no torch layer has.
@@ -117,14 +123,15 @@ def to_state(tree: Mapping[str, Any], dtype: Any = None) -> dict[str, np.ndarray
     state: dict[str, np.ndarray] = {}
     for flat_path, leaf in flatten(tree).items():
         path = tuple(flat_path.split("/"))
-        key, value = torch_key(path), np.asarray(leaf)
+        key = torch_key(path)
+        value = np.asarray(leaf)
         if key in state:
             raise ValueError(f"two leaves of the tree are named {key} in torch")
         if path[-1] == "kernel":
             if value.ndim not in _TO_TORCH:
-                raise ValueError(f"{flat_path} has rank {value.ndim}: no torch layer has such a weight")
+                raise ValueError(f"{flat_path} has rank {value.ndim}: expected the rank of a torch layer, 2 to 4")
             value = value.transpose(_TO_TORCH[value.ndim])
-        # order="C" and not ascontiguousarray, which would turn a scalar (logit_scale) into a vector of one.
+        # np.ascontiguousarray would turn a scalar (logit_scale) into a vector of one element.
         state[key] = np.asarray(_cast(value, dtype), order="C")
     return state
 
@@ -143,7 +150,7 @@ def _find_leaf(key: str, wanted: Mapping[tuple[str, ...], Any]) -> tuple[str, ..
 
 
 def _as_leaf(array: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array in the layout of the leaf, or None when it does not fit it."""
+    """Returns the array in the layout of the leaf, or None if it does not fit."""
     if path[-1] == "kernel":
         if len(shape) == 2 and array.ndim == 4 and array.shape[2:] == (1, 1):
             array = array[:, :, 0, 0]
@@ -156,12 +163,14 @@ def _as_leaf(array: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...]) -
 
 
 def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    turned = path[-1] == "kernel" and len(shape) in _TO_TORCH
-    return tuple(shape[axis] for axis in _TO_TORCH[len(shape)]) if turned else tuple(shape)
+    """Returns the shape that the weight of a leaf has in torch."""
+    if path[-1] == "kernel" and len(shape) in _TO_TORCH:
+        return tuple(shape[axis] for axis in _TO_TORCH[len(shape)])
+    return tuple(shape)
 
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
-    # A lone number (CLIP's logit_scale) keeps its digits: bfloat16 would move every score by a percent.
+    # Scalars (CLIP's logit_scale) keep their precision: in bfloat16 every score would change by a percent.
     casts = dtype is not None and array.ndim > 0 and jnp.issubdtype(array.dtype, jnp.floating)
     return array.astype(dtype, copy=False) if casts else array
 

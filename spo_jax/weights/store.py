@@ -1,6 +1,6 @@
-"""Files of a component's folder: which of them hold the weights, reading them and writing them.
+"""The files of a component's folder: chooses those that hold the weights, reads them and writes them.
 
-A state is ``dict[str, np.ndarray]`` with torch's names and layouts; bfloat16 is ``ml_dtypes.bfloat16``.
+A state is a ``dict[str, np.ndarray]`` with torch's names and layouts; bfloat16 is ``ml_dtypes.bfloat16``.
 """
 
 import os
@@ -22,7 +22,7 @@ from spo_jax.weights.torch_zip import read_torch_zip
 State = dict[str, np.ndarray]
 Kind = Literal["diffusers", "transformers"]
 
-# The names that diffusers and transformers give to their files: safetensors, then torch's own.
+# The file names of diffusers and transformers: first the safetensors file, then the torch file.
 _FILES: dict[str, tuple[str, str]] = {
     "diffusers": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
     "transformers": ("model.safetensors", "pytorch_model.bin"),
@@ -31,15 +31,16 @@ _FALLBACK_VARIANT = "fp16"
 
 
 def choose_weights(names: Iterable[str], kind: Kind, variant: str | None = None) -> tuple[str, str | None] | None:
-    """Which file (or index of shards) of a folder to read.
+    """Chooses the file (or the index of shards) of a folder to read.
 
     Args:
       names: the file names of the folder, local or on the hub.
-      kind: whose file names to look for.
-      variant: e.g. ``fp16``, and no other; None prefers full precision and takes ``fp16`` when there is nothing else.
+      kind: the library whose file names to look for.
+      variant: for example ``fp16``, and then no other variant is chosen; None prefers full precision and falls back to
+        ``fp16`` if there is nothing else.
 
     Returns:
-      (file name, variant of it), or None when the folder has no such file.
+      The file name and its variant, or None if the folder has no such file.
     """
     names = set(names)
     for wanted in (variant,) if variant else (None, _FALLBACK_VARIANT):
@@ -51,43 +52,46 @@ def choose_weights(names: Iterable[str], kind: Kind, variant: str | None = None)
 
 
 def weights_name(kind: Kind, variant: str | None = None) -> str:
-    """The safetensors file of a component: ``diffusion_pytorch_model.safetensors``, ``model.fp16.safetensors``, ..."""
+    """Names the safetensors file of a component, such as ``diffusion_pytorch_model.safetensors``."""
     return _with_variant(_FILES[kind][0], variant)
 
 
 def files_of_choice(name: str, names: Iterable[str]) -> list[str]:
-    """The chosen file alone, or an index together with its shards, known by their names."""
+    """Lists the chosen file, or the chosen index and its shards, which are recognised by their names."""
     match = re.fullmatch(r"(.+)\.(safetensors|bin)\.index(\.[^.]+)?\.json", name)
     if match is None:
         return [name]
-    stem, suffix, variant = match.group(1), match.group(2), match.group(3) or ""
+    stem = match.group(1)
+    suffix = match.group(2)
+    variant = match.group(3) or ""
     shard = re.compile(rf"{re.escape(stem + variant)}-\d{{5}}-of-\d{{5}}\.{suffix}")
     return [name, *sorted(other for other in names if shard.fullmatch(other))]
 
 
 def _with_variant(name: str, variant: str | None) -> str:
-    # diffusers and transformers agree: before the last suffix, so that an index ends in ".index.fp16.json".
+    # diffusers and transformers both put the variant before the last suffix: an index ends in ".index.fp16.json".
     head, suffix = name.rsplit(".", 1)
     return f"{head}.{variant}.{suffix}" if variant else name
 
 
 def read_state(folder: str | os.PathLike, kind: Kind, variant: str | None = None) -> State:
-    """All tensors of a component's folder, or of one file.
+    """Reads all tensors of a component's folder, or of one file.
 
     Args:
-      folder: holds ``diffusion_pytorch_model.*`` or ``model.*`` (`kind`), whole or in shards; a file is read as it is.
-      kind: whose file names to look for.
+      folder: a folder that holds ``diffusion_pytorch_model.*`` or ``model.*`` (see ``kind``), whole or in shards; or a
+        file, which is read as it is.
+      kind: the library whose file names to look for.
       variant: see `choose_weights`.
 
     Raises:
-      UserError: no weights, a missing shard, a key in two shards, an index that disagrees with its shards, or a
-        damaged file.
+      UserError: there are no weights, a shard is missing, a key is in two shards, an index disagrees with its shards,
+        or a file is damaged.
     """
     folder = Path(folder)
     if folder.is_file():
         return read_file(folder)
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}; expected one with {weights_name(kind, variant)}")
+        raise UserError(f"no such folder: {folder}: expected a folder with {weights_name(kind, variant)}")
     names = sorted(entry.name for entry in folder.iterdir())
     choice = choose_weights(names, kind, variant)
     if choice is None:
@@ -95,15 +99,15 @@ def read_state(folder: str | os.PathLike, kind: Kind, variant: str | None = None
         raise UserError(f"{folder} holds no weights: expected {expected}, found {shorten(names) or 'nothing'}")
     name, used = choice
     if used != variant:
-        logging.warning("%s has no weights in full precision, reading its %s variant: %s", folder, used, name)
+        logging.warning("%s has no weights in full precision; reading its %s variant: %s", folder, used, name)
     return _read_shards(folder / name) if name.endswith(".json") else read_file(folder / name)
 
 
 def read_file(path: str | os.PathLike) -> State:
-    """The tensors of one ``.safetensors``, ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file.
+    """Reads the tensors of one ``.safetensors``, ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file.
 
     Raises:
-      UserError: the file is missing, damaged or of another kind (see `read_torch_zip` for torch's own).
+      UserError: the file is missing, damaged or of another kind (see `read_torch_zip` for torch files).
     """
     path = Path(path)
     if not path.is_file():
@@ -116,7 +120,7 @@ def read_file(path: str | os.PathLike) -> State:
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """The text metadata in the header of a safetensors file; empty for any other file.
+    """Reads the text metadata in the header of a safetensors file; empty for any other file.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -139,18 +143,18 @@ def _with_safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
         return read(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"cannot read {path} as safetensors: {explain_unreadable(path)} ({error})") from error
-    except AttributeError as error:  # safetensors looks its types up in numpy, which has no 8-bit floats
-        raise UserError(f"{path} holds a number type that cannot be read: {error}; convert it to float16") from error
+    except AttributeError as error:  # safetensors looks up its types in numpy, which has no 8-bit floats
+        raise UserError(f"{path} has tensors of an unreadable type: {error}; convert them to float16") from error
 
 
 def _read_shards(index: Path) -> State:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} has no weight_map")
+        raise UserError(f"{index} has no weight_map: expected an index of shards")
     shards = sorted({str(name) for name in weight_map.values()})
     missing = [name for name in shards if Path(name).name != name or not (index.parent / name).is_file()]
     if missing:
-        raise UserError(f"{index} names shards that are not there: {shorten(missing)}; fetch them again")
+        raise UserError(f"{index} names shards that are missing: {shorten(missing)}; fetch them again")
     state: State = {}
     for shard in shards:
         part = read_file(index.parent / shard)
@@ -170,20 +174,21 @@ def write_state(
     metadata: Mapping[str, str] | None = None,
     max_shard_bytes: int | None = None,
 ) -> set[str]:
-    """Writes safetensors that torch, diffusers and transformers read, each file whole or not at all.
+    """Writes safetensors files that torch, diffusers and transformers read, each of them whole or not at all.
 
     Args:
-      path: ``.../diffusion_pytorch_model.safetensors`` or the like; shards and their index are named after it.
-      state: torch names to arrays (numpy or jax), torch's layouts.
-      metadata: more text for the header, beside ``format: pt``.
-      max_shard_bytes: cut into shards of at most this size (one tensor is never cut); None writes one file.
+      path: the file, such as ``.../diffusion_pytorch_model.safetensors``; shards and their index are named after it.
+      state: torch names to numpy or jax arrays in torch's layouts.
+      metadata: text for the header, in addition to ``format: pt``.
+      max_shard_bytes: cuts the weights into shards of at most this size (a tensor is never cut); None writes one file.
 
     Returns:
-      The names of the files, all in the folder of ``path``.
+      The names of the files that were written, all in the folder of ``path``.
 
     Raises:
       UserError: the files cannot be written.
     """
+    # Cut the arrays into shards and name the files.
     path = Path(path)
     header = {**(metadata or {}), "format": "pt"}
     arrays = {name: _contiguous(value) for name, value in state.items()}
@@ -192,10 +197,12 @@ def write_state(
         names = [path.name]
     else:
         names = [f"{path.stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    # Write the files.
     for name, shard in zip(names, shards, strict=True):
         write_atomic(path.parent / name, lambda temporary, shard=shard: _save(shard, temporary, header))
     if len(shards) == 1:
         return set(names)
+    # Write the index of the shards.
     index = _index_name(path.name)
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in sorted(shard)}
     total = sum(array.nbytes for array in arrays.values())
@@ -206,18 +213,19 @@ def write_state(
 def _save(state: State, path: Path, header: Mapping[str, str]) -> None:
     try:
         save_file(state, path, metadata=dict(header))
-    except SafetensorError as error:  # also of a full disk
+    except SafetensorError as error:  # a full disk raises it too
         raise OSError(str(error)) from error
 
 
 def _contiguous(value: Any) -> np.ndarray:
-    # safetensors.numpy (0.8.0) writes the memory behind a transposed view as it lies, without a word, and so saves
-    # wrong numbers. np.ascontiguousarray would mend that but turns a scalar into a vector of one.
+    # safetensors.numpy (0.8.0) silently writes the memory behind a transposed view in its original order, and so saves
+    # wrong values. np.ascontiguousarray would prevent that, but it turns a scalar into a vector of one element.
     array = np.asarray(value, order="C")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _cut(arrays: State, max_bytes: int | None) -> list[State]:
+    """Distributes the arrays, in order, over shards of at most ``max_bytes`` (None: one shard)."""
     shards: list[State] = [{}]
     size = 0
     for name, array in arrays.items():
@@ -235,13 +243,13 @@ def _index_name(name: str) -> str:
 
 
 def remove_older(path: Path, keep: set[str]) -> None:
-    """Removes an earlier writing to ``path``, in another number of shards, from a component's folder.
+    """Removes the files that an earlier `write_state` to the same path, with another number of shards, left behind.
 
-    diffusers prefers an index to a single file: left-overs would shadow what was written.
+    diffusers prefers an index to a single file, so an old index would hide the new file.
 
     Args:
-      path: as for `write_state`.
-      keep: what `write_state` returned.
+      path: the path that was given to `write_state`.
+      keep: the names that `write_state` returned.
     """
     shard = re.compile(rf"{re.escape(path.stem)}-\d{{5}}-of-\d{{5}}\.safetensors")
     for entry in path.parent.iterdir():

@@ -21,7 +21,7 @@ from spo_jax.methods.spm.programs import Networks as SPMNetworks
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spo.programs import Networks
 from spo_jax.methods.spo.settings import SPMSettings, SPOSettings, TrainSettings
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.models import open_pipeline
 from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch
 from spo_jax.rewards.common.preference_model import load_spm
 from spo_jax.toy import ASSETS
@@ -45,7 +45,7 @@ def test_shapes_are_those_of_a_run_that_is_loaded():
     settings = TrainSettings(dtype="bfloat16", prompts_per_batch=8, spo=SMALL)
     mesh = make_mesh(dataclasses.replace(settings.mesh, data=2, fsdp=4))
     dtype = jnp.dtype(settings.dtype)
-    pipeline, spm = load_pipeline("embedded", dtype=dtype, mesh=mesh), load_spm("embedded", dtype=dtype, mesh=mesh)
+    pipeline, spm = open_pipeline("embedded", dtype=dtype, mesh=mesh), load_spm("embedded", dtype=dtype, mesh=mesh)
     loaded = Networks.build(pipeline, spm, settings.spo, 1.0, mesh)
     inputs = loaded.feed(loaded.inputs(TRAIN_PROMPTS[:8]))
 
@@ -160,7 +160,7 @@ def test_shapes_of_a_preference_model_in_training_are_those_of_one_that_is_loade
     """The embedded one, its state cut over 8 devices as fsdp; pictures cut over all of them."""
     settings = SPMTrainSettings(dtype="bfloat16", batch_size=16, mesh=MeshSettings(2, 4))
     mesh = make_mesh(settings.mesh)
-    pipeline = load_pipeline("embedded", dtype=jnp.bfloat16, mesh=mesh)
+    pipeline = open_pipeline("embedded", dtype=jnp.bfloat16, mesh=mesh)
     start = load_start("embedded", jax.random.key(0), dtype=jnp.bfloat16, mesh=mesh)
     networks = SPMNetworks(pipeline, start.clip, settings, mesh)
     shapes = spm_run_shapes(settings, mesh)

@@ -10,9 +10,11 @@ from jax.sharding import PartitionSpec
 
 from benchmarks import flops
 from benchmarks.flops import count, peak_flops, xla_flops
+from spo_jax.nn.tiny_vae import TAESD
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.pipeline import unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.pipeline import unet_shapes
+from spo_jax.nn.shapes import vae_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn import clip_config
 from spo_jax.nn.attention import flash_attention
@@ -21,7 +23,7 @@ from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.mesh import make_mesh
-from spo_jax.rewards.common.preference_model import clip_shapes
+from spo_jax.nn.shapes import clip_shapes
 
 A, B = jnp.zeros((3, 4)), jnp.zeros((4, 5))
 PRODUCT = 2 * 3 * 4 * 5  # of A and B
@@ -150,7 +152,7 @@ def upsampling(*levels):
             upsampling((128, 512), (256, 512), (512, 256)),
         ),
         (
-            lambda: decoder(AutoencoderTiny(TinyVAEConfig.from_dict(presets.TAESD))),
+            lambda: decoder(AutoencoderTiny(TinyVAEConfig.from_dict(TAESD))),
             0.141,
             upsampling((128, 64), (256, 64), (512, 64)),
         ),

@@ -1,7 +1,7 @@
 """The loading benchmark: its cost model is the documented one, and its numbers hang together."""
 
 import pytest
-from spo_jax.data.preferences.format.images import decode
+from spo_jax.data.preferences.images import decode
 
 from benchmarks import loading
 

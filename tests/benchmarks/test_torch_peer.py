@@ -16,7 +16,8 @@ from spo_jax.core.trees import flatten
 from spo_jax.methods.spo.pairs import make_pairs, rank, shuffled_order
 from spo_jax.methods.spo.resampler import draw, judge, make_plan, rollout
 from spo_jax.methods.spo.update import init_state, make_optimiser
-from spo_jax.models.stable_diffusion.functions import Guidance, bind_denoise, decode
+from spo_jax.models.base import Guidance, bind_denoise
+from spo_jax.models.stable_diffusion.functions import decode
 from spo_jax.rewards.common.clip_score import score_images
 from spo_jax.weights.rules import module_name
 

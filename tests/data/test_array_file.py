@@ -1,4 +1,4 @@
-"""Rows on disk: whole or in part, of what they were computed from, and safe against stops and full disks."""
+"""Rows on disk are whole or partial, bound to what they were computed from, and safe against stops and full disks."""
 
 import errno
 import json
@@ -25,22 +25,23 @@ def write(file, rows, **settings):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_round_trip_to_the_bit(tmp_path, dtype):
-    file, rows = file_of(tmp_path / "new", dtype), ROWS.astype(dtype)
+def test_the_round_trip_is_exact_to_the_bit(tmp_path, dtype):
+    file = file_of(tmp_path / "new", dtype)
+    rows = ROWS.astype(dtype)
     write(file, rows)
     assert file.rows_done() == 7 and not file.part.exists()
     assert file.open().dtype == dtype
     np.testing.assert_array_equal(file.open(), rows)
 
 
-def test_stopped_and_gone_on_with(tmp_path):
-    """Half a row, and rows that the card does not know, are written again."""
+def test_a_stopped_file_is_resumed(tmp_path):
+    """Half a row, and rows that are not on the card, are written again."""
     file = file_of(tmp_path)
     with pytest.raises(KeyboardInterrupt), Writer(file) as writer:
         writer.append(ROWS[:4])
         raise KeyboardInterrupt
     assert file.rows_done() == 4 and not file.path.exists()
-    with pytest.raises(UserError, match="rows.npy; it has not been computed to the end"):
+    with pytest.raises(UserError, match="rows.npy: the array is not complete yet"):
         file.open()
     with open(file.part, "ab") as stream:
         stream.write(b"half a row and more" * 2)
@@ -48,8 +49,8 @@ def test_stopped_and_gone_on_with(tmp_path):
     np.testing.assert_array_equal(file.open(), ROWS)
 
 
-def test_a_crash_loses_what_was_not_made_sure_of(tmp_path):
-    """A killed process: no exit code runs. The card is never ahead of the rows."""
+def test_a_crash_loses_only_rows_that_were_not_synced(tmp_path):
+    """A killed process does not run its exit code. The card is never ahead of the rows."""
     file = file_of(tmp_path)
     writer = Writer(file, flush_every=2)
     for row in ROWS[:5]:
@@ -57,7 +58,7 @@ def test_a_crash_loses_what_was_not_made_sure_of(tmp_path):
     assert file.rows_done() == 4
 
 
-def test_a_cut_part_counts_its_whole_rows(tmp_path):
+def test_a_truncated_file_counts_its_whole_rows(tmp_path):
     file = file_of(tmp_path)
     write(file, ROWS[:5])
     with open(file.part, "r+b") as stream:
@@ -78,18 +79,18 @@ def test_a_cut_part_counts_its_whole_rows(tmp_path):
 )
 def test_rows_of_something_else_are_refused(tmp_path, rows, other, message):
     write(file_of(tmp_path), ROWS[:rows])
-    with pytest.raises(UserError, match=f"{message}; name another folder, or remove this one"):
+    with pytest.raises(UserError, match=f"{message}; choose another folder, or delete this one"):
         file_of(tmp_path, **other).rows_done()
 
 
-def test_removed_rows_leave_no_claim(tmp_path):
+def test_deleted_rows_do_not_bind_new_ones(tmp_path):
     write(file_of(tmp_path), ROWS)
     (tmp_path / "rows.npy").unlink()
     write(file_of(tmp_path, data="b"), ROWS)
     assert json.loads((tmp_path / "rows.json").read_text())["bound"]["data"] == "b"
 
 
-def test_damage_is_named(tmp_path):
+def test_damage_is_an_error(tmp_path):
     file = file_of(tmp_path)
     write(file, ROWS)
     content = file.path.read_bytes()
@@ -97,25 +98,25 @@ def test_damage_is_named(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*rows\.npy"):
         file.rows_done()
     np.save(file.path, ROWS[:3])
-    with pytest.raises(UserError, match=r"damaged: it holds float32\[3, 2, 3\]"):
+    with pytest.raises(UserError, match=r"damaged: it holds float32\[3, 2, 3\]: expected float32\[7, 2, 3\]"):
         file.rows_done()
     file.card.unlink()
     with pytest.raises(UserError, match=r"missing file: .*rows\.json"):
         file.rows_done()
 
 
-def test_one_process_at_a_time_writes(tmp_path):
-    """A second one would begin at the same row, and cut off what the first has written since."""
+def test_only_one_process_at_a_time_may_write(tmp_path):
+    """A second one would begin at the same row and cut off what the first has written since."""
     file = file_of(tmp_path)
     with Writer(file) as writer:
         writer.append(ROWS[:4])
-        with pytest.raises(UserError, match=r"rows\.npy is being written by another process; wait for it, or name"):
+        with pytest.raises(UserError, match=r"rows\.npy is being written by another process; wait for it, or choose"):
             Writer(file)
         writer.append(ROWS[4:])
     np.testing.assert_array_equal(file.open(), ROWS)
 
 
-def test_a_writer_that_was_refused_or_stopped_holds_nothing(tmp_path):
+def test_a_writer_that_was_refused_or_stopped_releases_the_lock(tmp_path):
     file = file_of(tmp_path)
     with pytest.raises(KeyboardInterrupt), Writer(file):
         raise KeyboardInterrupt
@@ -125,8 +126,8 @@ def test_a_writer_that_was_refused_or_stopped_holds_nothing(tmp_path):
     np.testing.assert_array_equal(file.open(), ROWS)
 
 
-def test_whole_but_for_its_name(tmp_path):
-    """Stopped after the last row and before the renaming: the next writer, with nothing to append, makes up for it."""
+def test_a_complete_file_without_its_final_name(tmp_path):
+    """After a stop between the last row and the renaming, the next writer renames the file without appending."""
     file = file_of(tmp_path)
     with pytest.raises(KeyboardInterrupt), Writer(file) as writer:
         writer.append(ROWS)
@@ -137,7 +138,7 @@ def test_whole_but_for_its_name(tmp_path):
     assert not file.part.exists()
 
 
-def test_finished_by_another_process_in_the_meantime(tmp_path):
+def test_a_file_that_another_process_finished_in_the_meantime(tmp_path):
     file = file_of(tmp_path)
     write(file, ROWS)
     with Writer(file) as writer:
@@ -145,9 +146,10 @@ def test_finished_by_another_process_in_the_meantime(tmp_path):
     np.testing.assert_array_equal(file.open(), ROWS)
 
 
-def test_a_stop_before_the_first_row_is_no_obstacle(tmp_path, monkeypatch):
-    """The card comes first: rows without one would be nobody's."""
-    file, real_open = file_of(tmp_path), open
+def test_a_stop_before_the_first_row_is_not_an_obstacle(tmp_path, monkeypatch):
+    """The card comes first, because nobody could say what rows without a card belong to."""
+    file = file_of(tmp_path)
+    real_open = open
 
     def killed(path, *arguments, **options):
         if path == file.part:
@@ -163,20 +165,20 @@ def test_a_stop_before_the_first_row_is_no_obstacle(tmp_path, monkeypatch):
     np.testing.assert_array_equal(file.open(), ROWS)
 
 
-def test_too_little_space_is_told_before_the_work(tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 0, 7 * 24 - 1))
-    with pytest.raises(UserError, match="needs 0.0 GiB, and 0.0 GiB are free"):
+    with pytest.raises(UserError, match="not enough space: rows.npy needs 0.0 GiB, but only 0.0 GiB are free"):
         Writer(file_of(tmp_path))
 
 
-def test_only_the_rest_needs_space(tmp_path, monkeypatch):
+def test_only_the_remaining_rows_need_space(tmp_path, monkeypatch):
     write(file_of(tmp_path), ROWS[:5])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 0, 2 * 24))
     write(file_of(tmp_path), ROWS[5:])
     np.testing.assert_array_equal(file_of(tmp_path).open(), ROWS)
 
 
-def test_a_disk_that_fills_up_keeps_what_is_safe(tmp_path):
+def test_a_disk_that_fills_up_keeps_the_safe_rows(tmp_path):
     file = file_of(tmp_path)
 
     class Full:
@@ -195,7 +197,7 @@ def test_a_disk_that_fills_up_keeps_what_is_safe(tmp_path):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(UserError, match=r"No space left on device; 4 of 7 rows are done, and the same command goes on"):
+    with pytest.raises(UserError, match=r"No space left on device; 4 of 7 rows are done, and the same command resumes"):
         with Writer(file, flush_every=1) as writer:
             writer.append(ROWS[:4])
             writer._stream = Full(writer._stream)
@@ -205,7 +207,7 @@ def test_a_disk_that_fills_up_keeps_what_is_safe(tmp_path):
     np.testing.assert_array_equal(file.open(), ROWS)
 
 
-def test_a_folder_that_is_a_file(tmp_path):
+def test_a_folder_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken is not a folder"):
         Writer(file_of(tmp_path / "taken"))

@@ -1,4 +1,4 @@
-"""Token ids of CLIP tokenizer folders, old and new."""
+"""Old and new CLIP tokenizer folders give the token ids of transformers."""
 
 import shutil
 
@@ -8,14 +8,14 @@ from transformers import CLIPTokenizer
 
 from spo_jax.core.errors import UserError
 from spo_jax.data.tokenizer import CLIP_LENGTH, Tokenizer
-from spo_jax.toy.tokenizer import write_scene_tokenizer
+from spo_jax.toy.tokenizer import write_tokenizer
 
 PROMPTS = ["a red star", "", "Ünd möre, 12 of them!", "star " * 100]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    write_scene_tokenizer(tmp_path / "tokenizer")
+    write_tokenizer(tmp_path / "tokenizer")
     return tmp_path / "tokenizer"
 
 
@@ -31,11 +31,12 @@ def test_ids_are_those_of_transformers(folder):
 
 @pytest.mark.parametrize("kept", [("vocab.json", "merges.txt", "tokenizer_config.json"), ("tokenizer.json",)])
 def test_old_and_new_folders_give_the_same_ids(folder, kept, tmp_path):
-    """Without tokenizer_config.json there is no length but CLIP's."""
+    """Without tokenizer_config.json, the length is CLIP's."""
     (tmp_path / "part").mkdir()
     for name in kept:
         shutil.copy(folder / name, tmp_path / "part" / name)
-    part, whole = Tokenizer(tmp_path / "part"), Tokenizer(folder)
+    part = Tokenizer(tmp_path / "part")
+    whole = Tokenizer(folder)
     assert part.length == (16 if "tokenizer_config.json" in kept else CLIP_LENGTH)
     np.testing.assert_array_equal(part(PROMPTS[:2])[:, :16], whole(PROMPTS[:2]))
 
@@ -44,14 +45,14 @@ def test_old_and_new_folders_give_the_same_ids(folder, kept, tmp_path):
     ("damage", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "no tokenizer here"),
-        (lambda folder: [path.unlink() for path in folder.iterdir()], "no tokenizer here .expected tokenizer.json"),
+        (lambda folder: [path.unlink() for path in folder.iterdir()], "no tokenizer here: expected tokenizer.json"),
         (lambda folder: [path.write_text("{") for path in folder.iterdir()], "cannot read the tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot read the tokenizer"),
         (lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "merges.txt")], "cannot read"),
     ],
-    ids=["no folder", "empty", "all cut off", "empty tokenizer.json", "no merges"],
+    ids=["no folder", "empty", "all truncated", "empty tokenizer.json", "no merges"],
 )
-def test_what_is_no_tokenizer(folder, damage, message):
+def test_a_folder_without_a_readable_tokenizer_is_an_error(folder, damage, message):
     damage(folder)
     with pytest.raises(UserError, match=f"{folder}: .*{message}|{folder}: {message}"):
         Tokenizer(folder)

@@ -6,7 +6,8 @@ import pytest
 from diffusers import DDIMScheduler
 
 from spo_jax.core.errors import UserError
-from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, make_schedule
+from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod
+from spo_jax.diffusion.ddpm import make_ddpm
 
 SD15 = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, steps_offset=1)
 
@@ -24,16 +25,16 @@ def test_timesteps(spacing, steps, offset):
     theirs, config = pair(**SD15 | {"timestep_spacing": spacing, "steps_offset": offset})
     if spacing == "leading" and steps == 1000 and offset:  # diffusers starts at t = 1000, which does not exist
         with pytest.raises(UserError, match="steps: 1000: with leading spacing and steps_offset 1 they .* 1000 to 1,"):
-            make_schedule(config, steps)
+            make_ddpm(config, steps)
         return
     theirs.set_timesteps(steps)
-    schedule = make_schedule(config, steps)
+    schedule = make_ddpm(config, steps)
     assert schedule.timesteps.dtype == np.int32
     np.testing.assert_array_equal(schedule.timesteps, theirs.timesteps)
 
 
 def test_timesteps_of_the_published_recipe():
-    schedule = make_schedule(ScheduleConfig.from_dict(SD15), 20)
+    schedule = make_ddpm(ScheduleConfig.from_dict(SD15), 20)
     assert schedule.timesteps.tolist() == list(range(951, 0, -50))
     assert schedule.previous(jnp.asarray(schedule.timesteps)).tolist() == [*range(901, 0, -50), 0]
 
@@ -54,7 +55,7 @@ def test_alphas(fields):
     ours = alphas_cumprod(config)
     # Near zero SNR float32 rounding counts relatively more.
     np.testing.assert_allclose(ours, theirs.alphas_cumprod, rtol=2e-6, atol=1e-8)
-    schedule = make_schedule(config, 4)
+    schedule = make_ddpm(config, 4)
     np.testing.assert_allclose(schedule.final_alpha_cumprod, theirs.final_alpha_cumprod, rtol=2e-6)
     if config.rescale_betas_zero_snr:
         assert ours[-1] == 0
@@ -89,7 +90,7 @@ def test_fields_of_other_samplers_are_read_over():
 @pytest.mark.parametrize("steps", [0, 1001])
 def test_a_number_of_steps_that_cannot_be(steps):
     with pytest.raises(UserError, match=f"steps: {steps}, expected 1 to 1000"):
-        make_schedule(ScheduleConfig.from_dict(SD15), steps)
+        make_ddpm(ScheduleConfig.from_dict(SD15), steps)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,7 @@ def test_a_number_of_steps_that_cannot_be(steps):
 def test_timesteps_that_do_not_exist(fields, steps):
     """An index beyond the end would be clamped, and one below 0 counted from the end, without a word."""
     with pytest.raises(UserError, match=f"steps: {steps}: with .* expected within .* to 0"):
-        make_schedule(ScheduleConfig.from_dict(SD15 | fields), steps)
+        make_ddpm(ScheduleConfig.from_dict(SD15 | fields), steps)
 
 
 ZERO_SNR = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -113,12 +114,12 @@ def test_noise_prediction_without_signal_is_refused():
     """x0 = (x - noise) / 0. Networks that predict v or the picture may start there, and so may leading spacing."""
     message = "scheduler config: prediction_type 'epsilon' with rescale_betas_zero_snr: .* at timestep 999, .*'v_pred"
     with pytest.raises(UserError, match=message):
-        make_schedule(ScheduleConfig.from_dict(ZERO_SNR), 20)
+        make_ddpm(ScheduleConfig.from_dict(ZERO_SNR), 20)
     for fields in ({"prediction_type": "v_prediction"}, {"prediction_type": "sample"}, {"timestep_spacing": "leading"}):
-        make_schedule(ScheduleConfig.from_dict(ZERO_SNR | fields), 20)
+        make_ddpm(ScheduleConfig.from_dict(ZERO_SNR | fields), 20)
 
 
 def test_a_spacing_that_is_not_given_is_ddims():
     config = ScheduleConfig.from_dict(SD15)
-    assert make_schedule(config, 20).timesteps.tolist() == list(range(951, 0, -50))
+    assert make_ddpm(config, 20).timesteps.tolist() == list(range(951, 0, -50))
     assert config.timestep_spacing is None

@@ -10,12 +10,13 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.exporting import export
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.models import open_pipeline
 from spo_jax.nn.lora import init_lora
 from spo_jax.sampling import sample
 from spo_jax.toy import ASSETS
 from spo_jax.weights import store
-from spo_jax.weights.lora import LoRA, write_lora
+from spo_jax.weights.lora import LoRA
+from spo_jax.models.lora import write_lora
 
 TINY = "--config=configs/tiny.py"
 LOG_LINE = re.compile(r"[IW]\d{4} ")  # absl's: "I1121 05:44:00 ..."
@@ -144,7 +145,7 @@ def test_a_lora_of_sdxl_s_predecessors(refused, tmp_path, run_folder, tiny_sdxl,
 
 
 def test_a_lora_of_sdxl_for_its_predecessor(refused, tmp_path, tiny_sdxl):
-    params = load_pipeline(tiny_sdxl).params["unet"]
+    params = open_pipeline(tiny_sdxl).params["unet"]
     shapes = jax.eval_shape(lambda key: init_lora(key, params, 2), jax.random.key(0))
     tree = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
     write_lora(tmp_path / "lora.safetensors", LoRA(tree, 2.0, 2))

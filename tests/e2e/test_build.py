@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spo_jax.build_toy import autoencoder, base, build, preference
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.models import open_pipeline
 from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.rewards.common.preference_model import load_spm
 from spo_jax.toy import ASSETS
@@ -45,7 +45,7 @@ def test_the_pipeline_is_written_as_it_is_shipped(stages, embedded, spm_settings
     for part in ("pipeline", "spm"):
         names = lambda folder: sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())  # noqa: E731
         assert names(tmp_path / "out" / part) == names(ASSETS / part)
-    made = load_pipeline(tmp_path / "out" / "pipeline")
+    made = open_pipeline(tmp_path / "out" / "pipeline")
     assert (made.unet.config, made.vae.config) == (embedded.pipeline.unet.config, embedded.pipeline.vae.config)
     jax.tree.map(np.testing.assert_array_equal, made.params, embedded.pipeline.params)  # float16 already
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from spo_jax.data.preferences.format.format import open_preferences
+from spo_jax.data.preferences.format import open_preferences
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,10 +8,10 @@ from spo_jax import exporting, sampling
 from spo_jax.core.errors import UserError
 from spo_jax.exporting import export
 from spo_jax.models.sampler import Sampler, initial_latents
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.models import open_pipeline
 from spo_jax.sampling import sample
 from spo_jax.toy import ASSETS
-from spo_jax.weights.lora import read_lora
+from spo_jax.models.lora import read_lora
 
 FOLDER = ASSETS / "pipeline"
 PROMPTS = ["a red star", "a blue moon"]
@@ -121,10 +121,10 @@ def test_a_run_s_revision_is_of_the_run_s_model(run_folder, tmp_path, monkeypatc
 
     def load(model, revision, base):
         calls.append((model, revision))
-        return load_pipeline(model)
+        return open_pipeline(model)
 
     monkeypatch.setattr(exporting.Checkpointer, "read_meta", read_meta)
-    monkeypatch.setattr(exporting, "load_pipeline", load)
+    monkeypatch.setattr(exporting, "open_pipeline", load)
     export(run_folder, "diffusers", tmp_path / "lora.safetensors", **given)
     assert calls == [asked]
 

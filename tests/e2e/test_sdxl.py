@@ -14,11 +14,11 @@ from PIL import Image
 from spo_jax import training
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.models import open_pipeline
 from spo_jax.nn.lora import merge
 from spo_jax.run.folder import Resume
 from spo_jax.run.metrics import read_metrics
-from spo_jax.weights.lora import read_lora
+from spo_jax.models.lora import read_lora
 from spo_jax.weights.store import read_file
 
 FORMS = {
@@ -70,7 +70,7 @@ def run(run_command, config, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(tiny_sdxl):
-    return load_pipeline(tiny_sdxl)
+    return open_pipeline(tiny_sdxl)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_exported_loras_are_the_run_s(exported, adapter, base, form):
 
 @pytest.mark.parametrize("form", ["merged", "single-file"])
 def test_exported_models_are_base_and_lora(exported, adapter, base, tiny_sdxl, form):
-    found = load_pipeline(exported[form], base=tiny_sdxl if form == "single-file" else "").params
+    found = open_pipeline(exported[form], base=tiny_sdxl if form == "single-file" else "").params
     expected = merge(base.params["unet"], adapter.tree, adapter.alpha / adapter.rank)
     before, after = flatten(base.params["unet"]), flatten(found["unet"])
     changed = {path for path, weights in flatten(expected).items() if (weights != before[path]).any()}

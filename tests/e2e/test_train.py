@@ -14,7 +14,7 @@ from spo_jax import training
 from spo_jax.core.errors import UserError
 from spo_jax.run.folder import Resume
 from spo_jax.run.metrics import read_metrics
-from spo_jax.weights.lora import read_lora
+from spo_jax.models.lora import read_lora
 from spo_jax.weights.store import read_file
 
 TIMING = ("seconds/", "pairs_per_second")
@@ -126,6 +126,6 @@ def test_a_run_that_has_done_more_than_is_asked_for_is_refused(run_folder, tiny_
 def test_prompts_that_the_judge_does_not_know_are_refused_before_training(tiny_settings, tmp_path):
     (tmp_path / "prompts.txt").write_text("a photograph of a cat")
     evaluation = dataclasses.replace(tiny_settings.eval, prompts=str(tmp_path / "prompts.txt"))
-    with pytest.raises(UserError, match="'a photograph of a cat' is outside the embedded world"):
+    with pytest.raises(UserError, match="'a photograph of a cat' is outside the toy world"):
         training.train(dataclasses.replace(tiny_settings, eval=evaluation), tmp_path / "run")
     assert not (tmp_path / "run").exists()

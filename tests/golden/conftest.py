@@ -13,14 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from spo_jax.diffusion.schedule import ScheduleConfig
+from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.pipeline import text_shapes, unet_shapes, vae_shapes
+from spo_jax.nn.shapes import text_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.pipeline import unet_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
-from spo_jax.rewards.common.preference_model import clip_shapes
+from spo_jax.nn.shapes import clip_shapes
 from spo_jax.weights import components as clip_weights
 from spo_jax.weights import components as diffusers_weights
 
@@ -74,7 +76,7 @@ class Golden:
             vae=vae,
             vae_params=diffusers_weights.load_vae(folder / "vae", vae_shapes(vae)),
             encoders=encoders,
-            schedule=make_schedule(ScheduleConfig.from_dict(scheduler), 20),
+            schedule=make_ddpm(ScheduleConfig.from_dict(scheduler), 20),
         )
 
     @functools.cached_property

@@ -14,7 +14,9 @@ import pytest
 
 from spo_jax.methods.spo.pairs import make_pairs, rank
 from spo_jax.methods.spo.resampler import Draws, ResamplerConfig, judge, make_plan, rollout
-from spo_jax.models.stable_diffusion.functions import Conditioning, Guidance, bind_denoise, decode
+from spo_jax.models.stable_diffusion.conditioning import Conditioning
+from spo_jax.models.base import Guidance, bind_denoise
+from spo_jax.models.stable_diffusion.functions import decode
 from spo_jax.rewards.common.clip_score import score_images, text_features
 
 CASES = {

@@ -14,8 +14,9 @@ import pytest
 from spo_jax.core.trees import flatten, take_rows
 from spo_jax.methods.spo.pairs import Pairs
 from spo_jax.methods.spo.update import UpdateConfig, init_state, make_optimiser, pair_log_probs, train_batch
-from spo_jax.models.stable_diffusion.functions import Conditioning, Guidance, denoise
-from spo_jax.weights.lora import read_lora
+from spo_jax.models.stable_diffusion.conditioning import Conditioning
+from spo_jax.models.base import Guidance, denoise
+from spo_jax.models.lora import read_lora
 
 KINDS = ["sd15", "sdxl"]
 NO_CLIP = 1e9

@@ -14,12 +14,13 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.models.sampler import Sampler, initial_latents, read_latents, shape_of_latents
-from spo_jax.models.stable_diffusion.functions import SizeConditions
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
-from spo_jax.models.stable_diffusion.save import write_merged
+from spo_jax.models.stable_diffusion.conditioning import SizeConditions
+from spo_jax.models import open_pipeline
+from spo_jax.models.save import write_merged
 from spo_jax.nn.lora import init_lora
 from spo_jax.toy import ASSETS
-from spo_jax.weights.lora import LoRA, write_lora
+from spo_jax.weights.lora import LoRA
+from spo_jax.models.lora import write_lora
 from spo_jax.weights.store import read_state, write_state
 
 FOLDER = ASSETS / "pipeline"
@@ -79,7 +80,7 @@ def test_a_merged_folder_is_the_adapted_pipeline(embedded, adapted, lora, latent
     out = tmp_path / "merged"
     write_merged(out, embedded.pipeline, jax.tree.map(jnp.asarray, lora.tree), ALPHA / RANK)
     np.testing.assert_allclose(adapted, diffusers_pictures(out, PROMPTS, latents, **SETTINGS), atol=2 / 255)
-    merged = load_pipeline(out)
+    merged = open_pipeline(out)
     for name in ("vae", "text_encoder"):
         for a, b in zip(*(jax.tree.leaves(p.params[name]) for p in (merged, embedded.pipeline)), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -220,7 +221,7 @@ def test_pictures_of_a_v_model_with_zero_snr_are_diffusers(latents, tmp_path, so
     file = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    pipeline = load_pipeline(tmp_path / "model")
+    pipeline = open_pipeline(tmp_path / "model")
     ours = unit(Sampler(pipeline, steps=10, guidance=5.0, batch=3, solver=solver)(PROMPTS, latents))
     scheduler = {"ddim": DDIMScheduler, **SOLVERS}[solver]
     theirs = pictures_of_diffusers(
@@ -232,7 +233,7 @@ def test_pictures_of_a_v_model_with_zero_snr_are_diffusers(latents, tmp_path, so
 
 def test_size_conditions_are_diffusers(tiny_sdxl):
     """Random weights, in whose pictures the conditions are seen. Without any, they are the pictures' own size."""
-    pipeline = load_pipeline(tiny_sdxl)
+    pipeline = open_pipeline(tiny_sdxl)
     shape = shape_of_latents(pipeline, 32, 96)
     latents, drawn = initial_latents(0, 2, shape), []
     names = {"original": "original_size", "crop": "crops_coords_top_left", "target": "target_size"}

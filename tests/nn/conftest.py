@@ -1,3 +1,3 @@
-"""Reference networks in torch for the tests of ours."""
+"""Torch networks that ours are compared with."""
 
 from tests.torch_networks import reference, unets  # noqa: F401

@@ -1,6 +1,6 @@
-"""Which kernel attends where, and that the TPU's is attention; it runs here in Pallas' interpreter.
+"""Which kernel is chosen on which platform, and that the TPU's kernel, here in Pallas' interpreter, is attention.
 
-1e-5 of the largest value: float32 in both, sums in another order.
+The tolerance is 1e-5 of the largest value: both sides are float32, but sum in a different order.
 """
 
 import functools
@@ -23,20 +23,20 @@ MESH = ("data", "fsdp"), (AxisType.Auto,) * 2
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Pallas' kernels as programs for the CPU."""
+    """Runs Pallas' kernels on the CPU."""
     monkeypatch.setattr(pl, "pallas_call", functools.partial(pl.pallas_call, interpret=True))
 
 
 @pytest.fixture
 def tpu_mesh():
-    """A mesh of 8 v5e that are not here, in context."""
+    """Puts into context a mesh of 8 v5e chips that this host does not have."""
     names, types = MESH
     mesh = AbstractMesh((8, 1), names, types, abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
     with jax.sharding.use_abstract_mesh(mesh):
         yield mesh
 
 
-def test_attention_is_plain_on_the_cpu():
+def test_cpus_use_plain_attention():
     for dtype in (jnp.float32, jnp.bfloat16):
         assert attention.attention_implementation(64, dtype, 4096) == "xla"
 
@@ -46,38 +46,42 @@ def test_attention_is_plain_on_the_cpu():
     [
         ("8.0", jnp.bfloat16, 40, "cudnn"),
         ("8.0", jnp.float16, 128, "cudnn"),
-        ("8.0", jnp.bfloat16, 160, "xla"),  # SD 1.5's lowest level
+        ("8.0", jnp.bfloat16, 160, "xla"),  # the lowest level of SD 1.5
         ("9.0", jnp.bfloat16, 160, "cudnn"),
         ("10.0", jnp.bfloat16, 256, "cudnn"),
-        ("9.0", jnp.bfloat16, 512, "xla"),  # the autoencoder's one head
+        ("9.0", jnp.bfloat16, 512, "xla"),  # the only head of the autoencoder
         ("9.0", jnp.bfloat16, 44, "xla"),
         ("9.0", jnp.float32, 64, "xla"),
     ],
 )
-def test_attention_on_gpus_follows_cudnn(monkeypatch, capability, dtype, head_dim, expected):
+def test_gpus_use_cudnn_where_it_is_supported(monkeypatch, capability, dtype, head_dim, expected):
     device = SimpleNamespace(platform="gpu", compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert attention.attention_implementation(head_dim, dtype, 4096) == expected
 
 
-def test_long_attention_on_tpus_is_flash(monkeypatch):
+def test_tpus_use_flash_attention_for_long_sequences(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="tpu")])
     kinds = [attention.attention_implementation(64, jnp.bfloat16, tokens) for tokens in (77, 1023, 1024, 4096)]
     assert kinds == ["xla", "xla", "flash", "flash"]
 
 
 def test_the_mesh_in_context_decides_and_not_the_host(tpu_mesh):
-    """Programs for TPUs are compiled on hosts without one."""
+    """Programs for TPUs can be compiled on hosts without one."""
     assert jax.default_backend() == "cpu"
     assert platform_in_context() == "tpu"
-    q, text = jnp.zeros((8, 1024, 16)), jnp.zeros((8, 77, 16))
-    traced = lambda k: str(jax.make_jaxpr(lambda q, k: attention.dot_product_attention(q, k, k, 2))(q, k))  # noqa: E731
+    q = jnp.zeros((8, 1024, 16))
+    text = jnp.zeros((8, 77, 16))
+
+    def traced(k):
+        return str(jax.make_jaxpr(lambda q, k: attention.dot_product_attention(q, k, k, 2))(q, k))
+
     assert "pallas_call" in traced(q)
     assert "pallas_call" not in traced(text)
 
 
 def both(attend, plain, q, k, v, weights):
-    """Output and gradients of two ways to attend."""
+    """Output and gradients of two implementations of attention."""
 
     def run(function, q, k, v, weights):
         out, pull = jax.vjp(function, q, k, v)
@@ -96,14 +100,14 @@ def arrays(reference, rows, queries, keys, heads, width):
     ("queries", "keys", "width", "is_causal"),
     [
         (1024, 1024, 40, False),  # whole blocks
-        (1100, 1100, 8, False),  # padded: queries and keys
+        (1100, 1100, 8, False),  # padded queries and keys
         (600, 77, 64, False),  # fewer keys than a block
-        (130, 700, 160, False),  # a head of more than one register
+        (130, 700, 160, False),  # a head wider than one register
         (600, 600, 8, True),
     ],
 )
 def test_flash_attention_is_attention(reference, queries, keys, width, is_causal):
-    """SD 1.5's head sizes 40, 80 and 160 and SDXL's 64 are padded by the kernel's layout or by us."""
+    """The kernel's layout or our code pads the head sizes 40, 80 and 160 of SD 1.5 and 64 of SDXL."""
     attend = functools.partial(attention.flash_attention, is_causal=is_causal)
     plain = functools.partial(jax.nn.dot_product_attention, is_causal=is_causal)
     for ours, theirs in zip(*both(attend, plain, *arrays(reference, 2, queries, keys, 1, width)), strict=True):
@@ -113,7 +117,7 @@ def test_flash_attention_is_attention(reference, queries, keys, width, is_causal
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("rows", [8, 3])
 def test_on_a_mesh_every_device_attends_to_its_rows(reference, rows):
-    """Rows that 8 devices do not divide are computed on all; gradients are not summed over these copies."""
+    """Rows that 8 devices cannot share evenly are computed on all; gradients are not summed over these copies."""
     names, types = MESH
     with jax.set_mesh(jax.make_mesh((4, 2), names, axis_types=types)):
         results = both(
@@ -127,17 +131,17 @@ def test_on_a_mesh_every_device_attends_to_its_rows(reference, rows):
 
 @pytest.mark.usefixtures("interpreted")
 def test_dot_product_attention_is_the_same_on_all_platforms(monkeypatch, reference):
-    """Flat heads through the kernel and back."""
+    """Flat heads are split for the kernel and joined again."""
     q, k, v = (reference.normal(seed, 1, 1024, 16) for seed in range(3))
     plain = attention.dot_product_attention(q, k, v, 2)
     monkeypatch.setattr(attention, "platform_in_context", lambda: "tpu")
     assert reference.relative_error(attention.dot_product_attention(q, k, v, 2), plain) < TOLERANCE
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, wheel libtpu, is not here")
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler (libtpu) is not installed")
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(4096, 2, 40), (1024, 2, 80), (4096, 1, 512)])
-def test_no_scores_in_a_tpus_memory(tokens, heads, width):
-    """Forward and backward for v5e: all temporaries together are smaller than one score matrix of 16 bits."""
+def test_tpus_never_hold_the_score_matrix(tokens, heads, width):
+    """Forward and backward on v5e need less memory for all temporaries than one score matrix in 16 bits takes."""
     from benchmarks.topologies import find_topology
 
     names, types = MESH

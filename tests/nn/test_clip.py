@@ -1,6 +1,6 @@
-"""CLIP's two towers against transformers': 1e-4 of the largest value, float32 on both sides.
+"""The two towers of CLIP against those of transformers, to 1e-4 of the largest value, in float32 on both sides.
 
-The time-conditioned tower has no counterpart in transformers: the golden arrays hold it to the SPO authors' code.
+The time-conditioned tower has no counterpart in transformers; the golden arrays compare it with the SPO authors' code.
 """
 
 import dataclasses
@@ -14,10 +14,9 @@ import transformers
 from transformers.activations import ACT2FN
 
 from spo_jax.core.trees import flatten
-from spo_jax.models.stable_diffusion.pipeline import text_shapes
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel, CLIPVisionTransformer, activation
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
-from spo_jax.rewards.common.preference_model import clip_shapes
+from spo_jax.nn.shapes import clip_shapes, text_shapes
 
 TOLERANCE = 1e-4
 
@@ -41,19 +40,19 @@ VISION = dict(
     layer_norm_eps=1.0,
 )
 END = 40
-# The end token comes twice, and a token with a larger id before it: the two rules of pooling choose differently.
+# The end token comes twice, with a token of larger id before it, so the two rules of pooling choose differently.
 IDS = jnp.array([[1, 2, 3, END, 5, END, END], [7, 59, 8, 9, END, 59, 0]])
 
 
 @pytest.mark.parametrize("name", ["quick_gelu", "gelu"])
-def test_activations_are_transformers(reference, name):
+def test_activations_match_transformers(reference, name):
     x = jnp.linspace(-6, 6, 101)
     assert reference.relative_error(activation(name)(x), ACT2FN[name](reference.to_torch(x))) < 1e-6
 
 
 @pytest.mark.parametrize("eos_token_id", [2, END])
 @pytest.mark.parametrize(("hidden_act", "projection"), [("quick_gelu", False), ("gelu", True)])
-def test_text_is_transformers(reference, hidden_act, eos_token_id, projection):
+def test_text_tower_matches_transformers(reference, hidden_act, eos_token_id, projection):
     torch.manual_seed(0)
     config = transformers.CLIPTextConfig(
         **TEXT, hidden_act=hidden_act, eos_token_id=eos_token_id, projection_dim=10, layer_norm_eps=1e-3
@@ -78,16 +77,17 @@ def test_text_is_transformers(reference, hidden_act, eos_token_id, projection):
 
 @pytest.fixture(scope="module")
 def clip(reference):
-    """(theirs, ours, our parameters) of a CLIPModel; the two activations, one in each tower."""
+    """(theirs, ours, our parameters) of a CLIPModel with a different activation in each tower."""
     torch.manual_seed(0)
-    text, vision = TEXT | dict(hidden_act="gelu", eos_token_id=2), VISION | dict(hidden_act="quick_gelu")
+    text = TEXT | dict(hidden_act="gelu", eos_token_id=2)
+    vision = VISION | dict(hidden_act="quick_gelu")
     config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=10)
     theirs = reference.randomised(transformers.CLIPModel(config))
     ours = CLIPModel(CLIPConfig.from_dict(config.to_dict()))
     return theirs, ours, jax.device_put(reference.tree(theirs, clip_shapes(ours)))
 
 
-def test_both_towers_are_transformers(clip, reference):
+def test_both_towers_match_transformers(clip, reference):
     theirs, ours, params = clip
     pixels = reference.normal(0, 2, 14, 14, 3)
 
@@ -97,7 +97,8 @@ def test_both_towers_are_transformers(clip, reference):
         return vision, bound.encode_text(IDS), bound.encode_image(pixels), bound(IDS, pixels), bound.scale()
 
     vision, text_embeds, image_embeds, scores, scale = reference.jit(forward)(params)
-    ids, images = reference.to_torch(IDS).long(), reference.nchw(pixels)
+    ids = reference.to_torch(IDS).long()
+    images = reference.nchw(pixels)
     tower = theirs.vision_model(images, output_hidden_states=True)
     assert reference.relative_error(vision.last, tower.last_hidden_state) < TOLERANCE
     assert reference.relative_error(vision.penultimate, tower.hidden_states[-2]) < TOLERANCE
@@ -110,18 +111,23 @@ def test_both_towers_are_transformers(clip, reference):
 
 
 def test_remat_changes_nothing(clip, reference):
-    """Recomputing the layers (here the first one) of a tower gives the same states and the same gradients."""
+    """Recomputing the layers of a tower, here only the first, gives the same states and the same gradients."""
     _, ours, params = clip
-    pixels, config = reference.normal(0, 2, 14, 14, 3), dataclasses.replace(ours.config.vision, num_hidden_layers=1)
+    pixels = reference.normal(0, 2, 14, 14, 3)
+    config = dataclasses.replace(ours.config.vision, num_hidden_layers=1)
 
     def run(remat):
         module = CLIPVisionTransformer(config, remat)
-        loss = lambda params: jnp.sum(jnp.sin(module.apply({"params": params}, pixels).pooled))  # noqa: E731
+
+        def loss(params):
+            return jnp.sum(jnp.sin(module.apply({"params": params}, pixels).pooled))
+
         assert reference.remat_blocks(loss, params["vision_model"]) == (1 if remat else 0)
         value, gradients = reference.jit(jax.value_and_grad(loss))(params["vision_model"])
         return value, flatten(gradients)
 
-    (value, gradients), (remat_value, remat_gradients) = run(False), run(True)
+    value, gradients = run(False)
+    remat_value, remat_gradients = run(True)
     assert reference.relative_error(remat_value, value) < 1e-6
     largest = max(float(jnp.abs(leaf).max()) for leaf in gradients.values())
     errors = [float(jnp.abs(leaf - remat_gradients[path]).max()) for path, leaf in gradients.items()]
@@ -129,9 +135,10 @@ def test_remat_changes_nothing(clip, reference):
 
 
 @pytest.mark.parametrize("time_conditioned", [False, True])
-def test_timesteps_are_given_if_and_only_if_wanted(clip, time_conditioned):
+def test_timesteps_are_required_if_and_only_if_time_conditioned(clip, time_conditioned):
     _, ours, _ = clip
     module = CLIPModel(CLIPConfig(ours.config.text, ours.config.vision, 10, time_conditioned))
-    pixels, t = jnp.zeros((1, 14, 14, 3)), () if time_conditioned else (jnp.zeros(1),)
-    with pytest.raises(ValueError, match="time_conditioned"):
+    pixels = jnp.zeros((1, 14, 14, 3))
+    t = () if time_conditioned else (jnp.zeros(1),)
+    with pytest.raises(ValueError, match=f"config.time_conditioned={time_conditioned}: give t if and only if"):
         jax.eval_shape(lambda: module.init(jax.random.key(0), IDS[:1], pixels, *t))

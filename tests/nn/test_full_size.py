@@ -1,7 +1,9 @@
-"""The networks of SD 1.5 and CLIP-H, and SDXL's transformers, at their true sizes, with random weights, against
-diffusers and transformers. To 1e-4 of the largest value: float32 in both, and sums of thousands in another order.
+"""Networks at their true sizes against diffusers and transformers: SD 1.5, CLIP-H and the transformers of SDXL.
 
-``pytest -m full tests/models/test_full_size.py``. One network at a time: torch's is gone before ours is compiled.
+The weights are random. The tolerance is 1e-4 of the largest value: both sides are float32, but sum thousands of terms
+in a different order. Only one network is in memory at a time: torch's is freed before ours is compiled.
+
+Run with ``pytest -m full tests/nn/test_full_size.py``.
 """
 
 import gc
@@ -19,30 +21,30 @@ from peft import LoraConfig
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.pipeline import text_shapes, unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.pipeline import unet_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn import clip_config
 from spo_jax.nn import lora as lora_lib
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
 from spo_jax.nn.layers import SpatialTransformer
+from spo_jax.nn.shapes import clip_shapes, text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
-from spo_jax.rewards.common.preference_model import clip_shapes
 from spo_jax.weights.rules import module_path
 
 pytestmark = pytest.mark.full
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
 RANK, ALPHA = 4, 8.0
-MEMORY = 24e9  # bytes: what a machine for these tests has to have
+MEMORY = 24e9  # Bytes of memory that a machine for these tests needs.
 END = 49407
-# Two prompts of 77 tokens: start, words, end, and the end token again as padding.
+# Two prompts of 77 tokens: start, words, end, and more end tokens as padding.
 IDS = jnp.full((2, 77), END).at[:, 0].set(END - 1).at[0, 1:6].set(jnp.arange(320, 325)).at[1, 1:30].set(4000)
 
 
 @pytest.fixture(autouse=True)
 def within_memory():
-    """No test may need more than `MEMORY` at its peak, both libraries' networks included."""
+    """Checks that no test needs more than `MEMORY` at its peak, including the networks of both libraries."""
     gc.collect()
     yield
     jax.clear_caches()
@@ -51,12 +53,15 @@ def within_memory():
 
 
 def test_unet(reference):
-    """Prediction with a LoRA, and the gradients of that LoRA, with every block recomputed."""
-    x, t = reference.normal(1, 2, 16, 24, 4), jnp.array([999, 251])
-    context, weights = reference.normal(2, 2, 77, 768), reference.normal(3, 2, 16, 24, 4)
+    """The prediction with a LoRA, and the gradients of the LoRA, with every block recomputed."""
+    x = reference.normal(1, 2, 16, 24, 4)
+    t = jnp.array([999, 251])
+    context = reference.normal(2, 2, 77, 768)
+    weights = reference.normal(3, 2, 16, 24, 4)
     ours = UNet2DConditionModel(UNetConfig.from_dict(presets.SD15_UNET), remat=True)
     shapes = unet_shapes(ours)
 
+    # Theirs, with an adapter from peft.
     torch.manual_seed(0)
     theirs = reference.randomised(diffusers.UNet2DConditionModel.from_config(presets.SD15_UNET))
     params = jax.device_put(reference.tree(theirs, shapes))
@@ -66,13 +71,17 @@ def test_unet(reference):
     out = theirs(reference.nchw(x), reference.to_torch(t), reference.to_torch(context)).sample
     (reference.nchw(weights) * out).sum().backward()
     expected_out = reference.nhwc(out)
-    adapter, expected = {}, {}
+    adapter = {}
+    expected = {}
     for name, parameter in leaves.items():
         module, leaf = re.fullmatch(r"(.+)\.(lora_[AB])\.default\.weight", name).groups()
         path = "/".join((*module_path(module), leaf))
-        adapter[path], expected[path] = jnp.asarray(parameter.detach().numpy().T), parameter.grad.numpy().T
+        adapter[path] = jnp.asarray(parameter.detach().numpy().T)
+        expected[path] = parameter.grad.numpy().T
     del theirs, leaves, out, parameter
     gc.collect()
+
+    # Ours, with the same weights and the same adapter.
 
     def loss(adapter, params):
         variables = {"params": params, "lora": lora_lib.scaled(adapter, ALPHA / RANK)}
@@ -87,14 +96,17 @@ def test_unet(reference):
     assert max(errors.values()) < GRADIENT_TOLERANCE, max(errors, key=errors.get)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # diffusers of itself
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # diffusers warns about itself
 @pytest.mark.parametrize("level", [1, 2], ids=["640 wide, 2 layers", "1280 wide, 10 layers"])
 def test_a_transformer_of_sdxl(reference, level):
-    """One of the 5 and 6 of a kind that the UNet has; most of its weights are theirs."""
+    """The UNet has 5 and 6 transformers of these two kinds; they hold most of its weights."""
     config = presets.SDXL_UNET
-    width, heads = config["block_out_channels"][level], config["attention_head_dim"][level]  # heads, misnamed
-    layers, groups = config["transformer_layers_per_block"][level], config["norm_num_groups"]
-    x, context = reference.normal(1, 2, 16, 12, width), reference.normal(2, 2, 77, config["cross_attention_dim"])
+    width = config["block_out_channels"][level]
+    heads = config["attention_head_dim"][level]  # the number of heads, despite its name
+    layers = config["transformer_layers_per_block"][level]
+    groups = config["norm_num_groups"]
+    x = reference.normal(1, 2, 16, 12, width)
+    context = reference.normal(2, 2, 77, config["cross_attention_dim"])
     torch.manual_seed(0)
     theirs = diffusers.Transformer2DModel(
         num_attention_heads=heads, attention_head_dim=width // heads, in_channels=width, num_layers=layers,
@@ -102,7 +114,7 @@ def test_a_transformer_of_sdxl(reference, level):
     )  # fmt: skip
     theirs = reference.randomised(theirs)
     expected = reference.nhwc(theirs(reference.nchw(x), reference.to_torch(context)).sample)
-    # Of what the transformer adds: the skip connection around it would hide half of an error.
+    # Compare what the transformer adds: the skip connection around it would hide half of an error.
     expected = expected - x
     assert width // heads == 64
     ours = SpatialTransformer(heads=heads, layers=layers, groups=groups, use_linear_projection=True)
@@ -115,7 +127,8 @@ def test_a_transformer_of_sdxl(reference, level):
 
 
 def test_vae(reference):
-    images, latents = jnp.tanh(reference.normal(1, 1, 128, 128, 3)), reference.normal(2, 1, 16, 16, 4)
+    images = jnp.tanh(reference.normal(1, 1, 128, 128, 3))
+    latents = reference.normal(2, 1, 16, 16, 4)
     torch.manual_seed(0)
     theirs = reference.randomised(diffusers.AutoencoderKL.from_config(presets.SD15_VAE))
     posterior = theirs.encode(reference.nchw(images)).latent_dist
@@ -152,8 +165,9 @@ def test_clip_h(reference):
     torch.manual_seed(0)
     theirs = reference.randomised(transformers.CLIPModel(transformers.CLIPConfig(**clip_config.CLIP_H)))
     expected = theirs(input_ids=reference.to_torch(IDS).long(), pixel_values=reference.nchw(pixels))
-    # transformers puts the projected features, not yet normalised, where the towers' own pooled states were.
-    vision, text = expected.vision_model_output, expected.text_model_output
+    # transformers replaces the pooled states of the towers by the projected features, which are not yet normalised.
+    vision = expected.vision_model_output
+    text = expected.text_model_output
     scores = expected.logits_per_image.diagonal()
     expected = text.last_hidden_state, text.pooler_output, vision.last_hidden_state, vision.pooler_output, scores
     ours = CLIPModel(CLIPConfig.from_dict(clip_config.CLIP_H))

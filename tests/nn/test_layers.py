@@ -1,4 +1,4 @@
-"""What the networks are made of: attention layers, sinusoids, resampling, padding."""
+"""Blocks of the networks against those of diffusers: attention, sinusoids, resampling, padding."""
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,19 @@ from diffusers.models.upsampling import Upsample2D
 
 from spo_jax.nn import layers
 
-TOLERANCE = 1e-5  # of the largest value: single layers lose less than whole networks
+TOLERANCE = 1e-5  # Relative to the largest value; single layers lose less precision than whole networks.
 
 
 @pytest.mark.parametrize("upcast", [False, True])
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_attention_is_diffusers(reference, upcast, use_bias):
+def test_attention_matches_diffusers(reference, upcast, use_bias):
     torch.manual_seed(0)
     theirs = TorchAttention(12, 10, heads=3, dim_head=4, bias=use_bias, upcast_attention=upcast, upcast_softmax=upcast)
     theirs = reference.randomised(theirs)
-    theirs.set_processor(AttnProcessor())  # the written-out one, which heeds upcast_attention
+    theirs.set_processor(AttnProcessor())  # the explicit implementation, which respects upcast_attention
     ours = layers.Attention(heads=3, use_bias=use_bias, upcast=upcast)
-    x, context = 3 * reference.normal(0, 2, 5, 12), 3 * reference.normal(1, 2, 7, 10)
+    x = 3 * reference.normal(0, 2, 5, 12)
+    context = 3 * reference.normal(1, 2, 7, 10)
     params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x, context)["params"])
     expected = theirs(reference.to_torch(x), reference.to_torch(context))
     assert reference.relative_error(ours.apply({"params": params}, x, context), expected) < TOLERANCE
@@ -32,8 +33,9 @@ def test_attention_is_diffusers(reference, upcast, use_bias):
 
 @pytest.mark.parametrize("upcast", [False, True])
 def test_upcast_attention_is_in_float32(monkeypatch, reference, upcast):
-    """SD 2.1 in 16 bits: queries, keys and values are float32 in the attention, and nothing outside it is."""
-    plain, dtypes = jax.nn.dot_product_attention, []
+    """SD 2.1 in 16 bits: queries, keys and values are float32 inside the attention, and nothing outside it is."""
+    plain = jax.nn.dot_product_attention
+    dtypes = []
 
     def spy(q, k, v, **settings):
         dtypes.extend((q.dtype, k.dtype, v.dtype))
@@ -46,10 +48,10 @@ def test_upcast_attention_is_in_float32(monkeypatch, reference, upcast):
     assert dtypes == [jnp.float32 if upcast else jnp.bfloat16] * 3
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # diffusers of itself
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # diffusers warns about itself
 @pytest.mark.parametrize("use_linear_projection", [False, True])
-def test_transformer_is_diffusers_on_faint_input(reference, use_linear_projection):
-    """Variances near the norms' epsilons, which are not in any config: 1e-6 outside the blocks, 1e-5 inside."""
+def test_transformer_matches_diffusers_on_faint_input(reference, use_linear_projection):
+    """Variances are near the epsilons of the norms, which are in no config: 1e-6 outside the blocks, 1e-5 inside."""
     torch.manual_seed(0)
     theirs = Transformer2DModel(
         num_attention_heads=2,
@@ -64,7 +66,8 @@ def test_transformer_is_diffusers_on_faint_input(reference, use_linear_projectio
     for parameter in theirs.proj_in.parameters():
         parameter.data *= 1e-3
     ours = layers.SpatialTransformer(heads=2, layers=2, groups=4, use_linear_projection=use_linear_projection)
-    x, context = 1e-3 * reference.normal(0, 2, 3, 4, 8), reference.normal(1, 2, 5, 6)
+    x = 1e-3 * reference.normal(0, 2, 3, 4, 8)
+    context = reference.normal(1, 2, 5, 6)
     params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x, context)["params"])
     expected = reference.nhwc(theirs(reference.nchw(x), reference.to_torch(context)).sample)
     out = reference.jit(ours.apply)({"params": params}, x, context)
@@ -73,21 +76,21 @@ def test_transformer_is_diffusers_on_faint_input(reference, use_linear_projectio
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("shift", [0, 1])
-def test_sinusoidal_embedding_is_diffusers(reference, flip, shift):
+def test_sinusoidal_embedding_matches_diffusers(reference, flip, shift):
     t = jnp.array([0, 1, 998, 999])
     expected = get_timestep_embedding(reference.to_torch(t), 12, flip_sin_to_cos=flip, downscale_freq_shift=shift)
     assert reference.relative_error(layers.sinusoidal_embedding(t, 12, flip, shift), expected) < TOLERANCE
 
 
 def test_neighbouring_timesteps_differ_in_bfloat16_networks():
-    """999 and 998 are one number in bfloat16: the sinusoid has to take them in float32."""
+    """bfloat16 cannot tell 999 from 998, so the sinusoid has to be computed in float32."""
     near, far = layers.sinusoidal_embedding(jnp.array([998, 999]), 320)
     assert near.dtype == jnp.float32
     assert float(jnp.abs(near - far).max()) > 0.5
 
 
 @pytest.mark.parametrize("size", [None, (9, 12), (10, 11), (9, 11)])
-def test_upsample_is_diffusers(reference, size):
+def test_upsample_matches_diffusers(reference, size):
     torch.manual_seed(0)
     theirs = reference.randomised(Upsample2D(3, use_conv=True, out_channels=4))
     x = reference.normal(0, 2, 5, 6, 3)
@@ -99,9 +102,9 @@ def test_upsample_is_diffusers(reference, size):
 
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7)])
-def test_downsample_is_diffusers(reference, asymmetric, height, width):
+def test_downsample_matches_diffusers(reference, asymmetric, height, width):
     torch.manual_seed(0)
-    padding = 0 if asymmetric else 1  # diffusers' sign for "below and right only" is a padding of 0
+    padding = 0 if asymmetric else 1  # In diffusers a padding of 0 means "below and right only".
     theirs = reference.randomised(Downsample2D(3, use_conv=True, out_channels=4, padding=padding, name="op"))
     x = reference.normal(0, 2, height, width, 3)
     ours = layers.Downsample(4, asymmetric=asymmetric)

@@ -1,4 +1,4 @@
-"""LoRA against peft on diffusers' UNet: gradients to 1e-3 per tensor, and what the adapter must not change."""
+"""LoRA against peft on diffusers' UNet, with gradients to 1e-3 per tensor, and what the adapter must not change."""
 
 import functools
 import re
@@ -16,17 +16,19 @@ from spo_jax.nn import lora as lora_lib
 from spo_jax.nn.layers import Attention
 from spo_jax.weights.rules import module_name, module_path
 
-RANK, ALPHA = 3, 6.0
+RANK = 3
+ALPHA = 6.0
 SIZE = (6, 4)
-# The published targets, and every linear layer that a UNet with linear projections has.
+# The published targets, and all linear layers of a UNet with linear projections.
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 EVERY = [*ATTENTION, "proj", "net.2", "proj_in", "proj_out", "time_emb_proj", "linear_1", "linear_2"]
 CASES = {"sd15": (ATTENTION, lora_lib.ATTENTION_TARGETS), "sdxl": (EVERY, "")}
 
 
 def _random_adapter(params, pattern):
-    """peft's start for A, and a B that is not zero; numpy's numbers, for JAX's cost a compilation per shape."""
-    normal, flat = np.random.default_rng(0).standard_normal, {}
+    """A as peft initialises it, and a B that is not zero; from numpy, because JAX would compile once per shape."""
+    normal = np.random.default_rng(0).standard_normal
+    flat = {}
     for path, (features_in, features_out) in lora_lib.target_shapes(params, pattern).items():
         flat[f"{path}/lora_A"] = normal((features_in, RANK), np.float32) / RANK
         flat[f"{path}/lora_B"] = 0.3 * normal((RANK, features_out), np.float32)
@@ -35,7 +37,7 @@ def _random_adapter(params, pattern):
 
 @pytest.fixture(scope="module")
 def adapted(unets, reference):
-    """Kind -> network, adapter, inputs, the loss's weights and the adapter's gradients with or without remat."""
+    """Kind -> network, adapter, inputs, weights of the loss, and a function for the gradients with or without remat."""
 
     @functools.cache
     def build(kind):
@@ -45,7 +47,7 @@ def adapted(unets, reference):
 
         @functools.cache
         def run(remat):
-            """Prediction and gradients of sum(weights * prediction)."""
+            """The prediction, and the gradients of sum(weights * prediction)."""
             module = UNet2DConditionModel(net.ours.config, remat)
 
             def loss(adapter):
@@ -64,7 +66,7 @@ def adapted(unets, reference):
 
 @pytest.fixture(scope="module")
 def peft_results(adapted, reference):
-    """Kind -> prediction and gradients of peft's adapter with the same A and B, in our names and layouts."""
+    """Kind -> prediction and gradients of peft's adapter with the same A and B, under our names and in our layouts."""
 
     def run(kind):
         net = adapted(kind)
@@ -85,8 +87,8 @@ def peft_results(adapted, reference):
             (reference.to_torch(net.weights) * out).sum().backward()
             return out.detach(), {path: p.grad.numpy().T for path, p in paths.items()}
         finally:
+            # This leaves peft's wrappers in place, which behave as the plain layers without an adapter.
             net.theirs.delete_adapters("test")
-            # peft leaves its wrappers in place; without adapters they are the plain layers.
 
     return run
 
@@ -102,25 +104,29 @@ def test_forward_and_gradients_are_pefts(adapted, peft_results, reference, kind,
 
 
 def test_remat_changes_nothing(adapted, reference):
-    """Recomputing a block gives the same numbers: the network has no randomness, and dtypes do not change."""
+    """Recomputing a block gives the same values, because the network has no randomness and dtypes do not change."""
     net = adapted("sd15")
-    (out, gradients), (remat_out, remat_gradients) = net.run(False), net.run(True)
+    out, gradients = net.run(False)
+    remat_out, remat_gradients = net.run(True)
     assert reference.relative_error(remat_out, out) < 1e-5
     errors = [reference.relative_error(remat_gradients[path], gradients[path]) for path in gradients]
-    assert max(errors) < 1e-4 and np.median(errors) < 3e-5  # blocks are fused otherwise, so sums are cut otherwise
-    blocks = (1 + 1) + 2 + (2 + 2) + (1 + 1 + 2)  # resnets down, in the middle and up; transformer blocks
+    # Blocks are fused differently, so sums are split differently.
+    assert max(errors) < 1e-4 and np.median(errors) < 3e-5
+    # Resnets on the way down, in the middle and on the way up; then transformer blocks.
+    blocks = (1 + 1) + 2 + (2 + 2) + (1 + 1 + 2)
     for remat, expected in ((False, 0), (True, blocks)):
         module = UNet2DConditionModel(net.ours.config, remat)
         assert reference.remat_blocks(module.apply, {"params": net.params}, *net.example) == expected
 
 
-def test_without_the_collection_it_is_the_reference(adapted, reference):
-    """No adapter, an empty one and one with B = 0 are one and the same policy."""
+def test_without_the_collection_the_policy_is_the_reference(adapted, reference):
+    """No adapter, an empty adapter and an adapter with B = 0 give the same policy."""
     net = adapted("sd15")
     base = net.apply({"params": net.params}, *net.example)
     for adapter in ({}, lora_lib.scaled(net.adapter, 0.0)):
         np.testing.assert_array_equal(net.apply({"params": net.params, "lora": adapter}, *net.example), base)
-    assert reference.relative_error(net.run(False)[0], base) > 1e-2  # and the adapter of these tests is another
+    # The adapter of these tests gives a different policy.
+    assert reference.relative_error(net.run(False)[0], base) > 1e-2
 
 
 def test_merged_weights_are_the_adapter(adapted, reference):
@@ -128,13 +134,14 @@ def test_merged_weights_are_the_adapter(adapted, reference):
     merged = lora_lib.merge(net.params, net.adapter, ALPHA / RANK)
     out = net.apply({"params": merged}, *net.example)
     assert reference.relative_error(out, net.run(False)[0]) < 1e-5
-    flat, changed = flatten(merged), {path.rsplit("/", 1)[0] for path in flatten(net.adapter)}
+    flat = flatten(merged)
+    changed = {path.rsplit("/", 1)[0] for path in flatten(net.adapter)}
     for path, leaf in flatten(net.params).items():
         assert np.array_equal(flat[path], leaf) == (path.removesuffix("/kernel") not in changed)
 
 
 def test_merging_is_the_same_program_in_every_process():
-    """Else it would not be found among the compiled ones: additions come in the order of the names."""
+    """Additions come in the order of the names; any other program would not be found in the compilation cache."""
     widths = dict(zip("bdfhacge", range(3, 11), strict=True))
     kernels = {name: {"kernel": jnp.ones((width, width))} for name, width in widths.items()}
     adapter = {n: {"lora_A": jnp.ones((w, 2)), "lora_B": jnp.ones((2, w))} for n, w in widths.items()}
@@ -144,7 +151,7 @@ def test_merging_is_the_same_program_in_every_process():
 
 
 def test_merge_keeps_the_dtype_and_sums_in_float32():
-    """bfloat16 counts by 2 above 256: 257 and a little is 258, unless the update is rounded first."""
+    """bfloat16 has steps of 2 above 256: slightly more than 257 is 258, unless the update is rounded first."""
     kernel = jnp.full((2, 2), 256.0, jnp.bfloat16)
     adapter = {"to_q": {"lora_A": jnp.ones((2, 1)), "lora_B": jnp.full((1, 2), 1 + 2.0**-9)}}
     merged = lora_lib.merge({"to_q": {"kernel": kernel}}, adapter, 1.0)["to_q"]["kernel"]
@@ -153,7 +160,7 @@ def test_merge_keeps_the_dtype_and_sums_in_float32():
 
 
 def test_adapter_is_computed_in_float32():
-    """In bfloat16 this A would be (1, -1) and give 0."""
+    """In bfloat16 this A would be (1, -1), and the result 0."""
     module = lora_lib.LoRADense(1, use_bias=False, dtype=jnp.bfloat16)
     lora = {"lora_A": jnp.array([[1 + 2.0**-10], [-1.0]]), "lora_B": jnp.ones((1, 1))}
     variables = {"params": {"kernel": jnp.zeros((2, 1), jnp.bfloat16)}, "lora": lora}
@@ -188,15 +195,16 @@ def test_init_is_pefts_gaussian():
     assert adapter.keys() == {"attn1"}
 
 
-def test_scaled_multiplies_b_alone():
+def test_scaled_multiplies_only_b():
     adapter = {"attn1": {"to_q": {"lora_A": jnp.ones((2, 1)), "lora_B": jnp.ones((1, 2))}}}
     flat = flatten(lora_lib.scaled(adapter, 0.5))
     assert flat["attn1/to_q/lora_A"].tolist() == [[1.0], [1.0]]
     assert flat["attn1/to_q/lora_B"].tolist() == [[0.5, 0.5]]
 
 
-def test_adapter_of_one_module_leaves_the_others(reference):
-    module, x = Attention(heads=2), reference.normal(0, 1, 3, 4)
+def test_adapter_of_one_module_leaves_the_others_unchanged(reference):
+    module = Attention(heads=2)
+    x = reference.normal(0, 1, 3, 4)
     params = module.init(jax.random.key(0), x)["params"]
     lora = unflatten({"to_v/lora_A": jnp.ones((4, 1)), "to_v/lora_B": jnp.ones((1, 4))})
     expected = params | {"to_v": {"kernel": params["to_v"]["kernel"] + 1.0}}

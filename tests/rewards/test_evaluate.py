@@ -28,9 +28,9 @@ def test_scenes_judge_reads_ground_truth(drawn):
 def test_what_the_scenes_judge_cannot_judge_is_refused_before_anything_is_drawn():
     check = make_judge("scenes", load_spm("embedded")).check
     check(["a red star"], (32, 32))
-    with pytest.raises(UserError, match="judges the 32 x 32 pixels of the embedded world, not 512 x 512; take 'spm'"):
+    with pytest.raises(UserError, match="judges the 32 x 32 pixels of the toy world, not 512 x 512; take 'spm'"):
         check(["a red star"], (512, 512))
-    with pytest.raises(UserError, match="outside the embedded world"):
+    with pytest.raises(UserError, match="outside the toy world"):
         check(["a photograph of a cat"], (32, 32))
 
 

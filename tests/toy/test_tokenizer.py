@@ -1,4 +1,4 @@
-"""The embedded tokeniser is a CLIP tokeniser in which every word of the world is one token."""
+"""The toy tokenizer is a CLIP tokenizer in which every word of the toy world is one token."""
 
 import json
 
@@ -8,18 +8,18 @@ from transformers import CLIPTokenizer
 
 from spo_jax.core.errors import UserError
 from spo_jax.toy import world
-from spo_jax.toy.tokenizer import END, MAX_LENGTH, START, learn_merges, vocabulary, write_scene_tokenizer
+from spo_jax.toy.tokenizer import END, MAX_LENGTH, START, learn_merges, vocabulary, write_tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer")
-    write_scene_tokenizer(path)
+    write_tokenizer(path)
     return path
 
 
 def _slow_tokens(word, merges):
-    """Byte-pair encoding as CLIP's original Python does it: the earliest merge first."""
+    """Encodes a word into byte pairs as CLIP's original Python does it, the earliest merge first."""
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     pieces = [*word[:-1], word[-1] + "</w>"]
     while len(pieces) > 1:
@@ -30,16 +30,16 @@ def _slow_tokens(word, merges):
     return pieces
 
 
-def test_every_word_is_one_token_by_the_fast_and_by_the_slow_rule():
+def test_every_word_is_one_token_by_the_slow_rule_and_in_the_vocabulary():
     vocab, merges = vocabulary()
     words = {word for prompt in world.PROMPTS for word in prompt.split()}
     assert {word: _slow_tokens(word, merges) for word in words} == {word: [f"{word}</w>"] for word in words}
     assert {f"{word}</w>" for word in words} <= set(vocab)
 
 
-def test_the_vocabulary_is_clips_layout():
+def test_the_vocabulary_has_clips_layout():
     vocab, merges = vocabulary()
-    assert sorted(vocab.values()) == list(range(512 + len(merges) + 2)), "a token twice would leave a hole"
+    assert sorted(vocab.values()) == list(range(512 + len(merges) + 2)), "a repeated token would leave a gap"
     assert vocab["!"] == 0 and vocab["!</w>"] == 256 and vocab["a</w>"] == 320
     assert (vocab[START], vocab[END]) == (len(vocab) - 2, len(vocab) - 1)
 
@@ -61,7 +61,7 @@ def test_transformers_reads_the_folder(folder):
         assert tokenizer.decode(ids, skip_special_tokens=True).strip() == prompt
 
 
-def test_capitals_and_spaces_do_not_matter_and_anything_can_be_spelt(folder):
+def test_capitals_and_spaces_do_not_matter_and_any_text_can_be_encoded(folder):
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     assert tokenizer("A  RED star")["input_ids"] == tokenizer("a red star")["input_ids"]
     text = "größe 42: 猫!"
@@ -72,18 +72,19 @@ def test_capitals_and_spaces_do_not_matter_and_anything_can_be_spelt(folder):
 
 
 def test_vocab_and_merges_alone_give_the_same_ids(folder, tmp_path):
-    """Older transformers read these two files and not tokenizer.json."""
+    """Older versions of transformers read these two files and not tokenizer.json."""
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     texts = [*world.PROMPTS, "", "a photo of 2 cats!"]
-    old, new = CLIPTokenizer.from_pretrained(tmp_path), CLIPTokenizer.from_pretrained(folder)
+    old = CLIPTokenizer.from_pretrained(tmp_path)
+    new = CLIPTokenizer.from_pretrained(folder)
     assert old(texts)["input_ids"] == new(texts)["input_ids"]
     library = FastTokenizer.from_file(str(folder / "tokenizer.json"))
     assert [library.encode(text).ids for text in texts] == new(texts)["input_ids"]
 
 
 def test_the_output_is_always_the_same(folder, tmp_path):
-    write_scene_tokenizer(tmp_path)
+    write_tokenizer(tmp_path)
     names = sorted(path.name for path in folder.iterdir())
     assert names == sorted(
         ["merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
@@ -92,7 +93,7 @@ def test_the_output_is_always_the_same(folder, tmp_path):
     assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "CLIPTokenizer"
 
 
-def test_an_unwritable_folder_is_named(tmp_path):
+def test_an_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_scene_tokenizer(tmp_path / "file" / "tokenizer")
+        write_tokenizer(tmp_path / "file" / "tokenizer")

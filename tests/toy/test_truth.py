@@ -1,12 +1,11 @@
-"""The judge of the embedded world: right about real pictures, and no short cut raises its score."""
+"""The ground truth of the toy world is right about real images, and no short cut raises its score."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from spo_jax.core.errors import UserError
-from spo_jax.toy import truth as judge
-from spo_jax.toy import world
+from spo_jax.toy import truth, world
 
 PROMPTS = world.PROMPTS
 TERMS = {"crisp": "edge_width", "clean": "grain", "colour": "dullness"}
@@ -23,27 +22,31 @@ def real():
 
 @pytest.fixture(scope="module")
 def reconstructed(real):
-    """Pictures after the 16 strongest components of 4x4 patches, about what a latent of 8x8x16 keeps."""
+    """The real images from the 16 strongest components of their 4x4 patches, about what a latent of 8x8x16 keeps."""
 
     def patches(images):
+        # [b 32 32 3] -> [b * 64 48]
         return images.reshape(-1, 8, 4, 8, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 48)
 
+    # The components come from other images than those that are reconstructed.
     rng = np.random.default_rng(2)
-    flat = patches(world.draw(rng, list(rng.choice(world.PROMPTS, 1000)))[0])
+    prompts = list(rng.choice(world.PROMPTS, 1000))
+    flat = patches(world.draw(rng, prompts)[0])
     mean = flat.mean(0)
     basis = np.linalg.eigh(np.cov((flat - mean).T))[1][:, -16:].astype(np.float32)
     kept = (patches(real[0]) - mean) @ basis @ basis.T + mean
+    # [b * 64 48] -> [b 32 32 3]
     return kept.reshape(-1, 8, 8, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 32, 32, 3)
 
 
 @pytest.fixture(scope="module")
 def real_terms(real):
-    return judge.aesthetic_terms(real[0], real[1])
+    return truth.aesthetic_terms(real[0], real[1])
 
 
 @pytest.fixture(scope="module")
 def reconstructed_terms(real, reconstructed):
-    return judge.aesthetic_terms(reconstructed, real[1])
+    return truth.aesthetic_terms(reconstructed, real[1])
 
 
 def _total(terms):
@@ -51,7 +54,7 @@ def _total(terms):
 
 
 def _drawn(**values):
-    """A picture of every caption in a random pose, with the given quality."""
+    """Draws an image of every caption in a random pose, with the given quality."""
     factors = world.sample_factors(np.random.default_rng(3), len(PROMPTS))
     factors |= {name: np.full(len(PROMPTS), value, np.float32) for name, value in values.items()}
     return world.render(np.random.default_rng(4), PROMPTS, factors)
@@ -68,7 +71,7 @@ def middling():
 
 
 def _score(images, prompts=PROMPTS):
-    return float(judge.aesthetic(images.astype(np.float32), prompts).mean())
+    return float(truth.aesthetic(images.astype(np.float32), prompts).mean())
 
 
 def _saturated(images, factor):
@@ -93,16 +96,17 @@ def _disc(radius, softness=1):
     return np.clip(0.5 - (np.hypot(x, y) - radius) / softness, 0, 1)[None].astype(np.float32)
 
 
-def test_the_classifier_is_right_about_real_and_about_reconstructed_pictures(real, reconstructed):
+def test_the_classifier_is_right_about_real_and_reconstructed_images(real, reconstructed):
     images, prompts, _ = real
-    for right in judge.accuracy(images, prompts).values():
+    for right in truth.accuracy(images, prompts).values():
         assert right.mean() >= 0.99
-    for right in judge.accuracy(reconstructed, prompts).values():
+    for right in truth.accuracy(reconstructed, prompts).values():
         assert right.mean() >= 0.97
 
 
-def test_accuracy_tells_the_attributes_apart(clean):
+def test_accuracy_distinguishes_the_attributes(clean):
     def moved(colours, shapes):
+        """Returns the captions with each colour and shape replaced by a later one of its list."""
         words = [world.parse_prompt(prompt) for prompt in PROMPTS]
         return [
             world.caption(
@@ -113,7 +117,7 @@ def test_accuracy_tells_the_attributes_apart(clean):
         ]
 
     for colours, shapes in [(0, 0), (1, 0), (0, 1), (1, 1)]:
-        right = judge.accuracy(clean, moved(colours, shapes))
+        right = truth.accuracy(clean, moved(colours, shapes))
         assert right["colour"].all() == (not colours) and right["colour"].any() == (not colours)
         assert right["shape"].all() == (not shapes) and right["shape"].any() == (not shapes)
         np.testing.assert_array_equal(right["all"], right["colour"] & right["shape"])
@@ -128,7 +132,7 @@ def test_each_term_follows_its_own_hidden_factor_and_no_other(real, real_terms, 
             assert abs(np.corrcoef(values, factors[other])[0, 1]) < 0.12, other
 
 
-def test_real_pictures_spread_widely_and_keep_their_order_after_reconstruction(real_terms, reconstructed_terms):
+def test_real_images_spread_widely_and_keep_their_order_after_reconstruction(real_terms, reconstructed_terms):
     scores = _total(real_terms)
     assert 0 <= scores.min() and scores.max() <= 1
     assert 0.14 < scores.std() < 0.22
@@ -137,26 +141,27 @@ def test_real_pictures_spread_widely_and_keep_their_order_after_reconstruction(r
 
 def test_the_aesthetic_is_the_gated_geometric_mean_of_its_terms(real, real_terms):
     images, prompts, _ = real
-    scores = judge.aesthetic(images[:50], prompts[:50])
+    scores = truth.aesthetic(images[:50], prompts[:50])
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, _total(real_terms)[:50], atol=1e-4)
 
 
 def test_layout_does_not_count(real, real_terms):
-    factors, scores = real[2], _total(real_terms)
+    factors = real[2]
+    scores = _total(real_terms)
     for name in ("shift_x", "shift_y", "tilt", "scale", "background", "grain_size"):
         assert abs(np.corrcoef(scores, factors[name])[0, 1]) < 0.12, name
     for name in ("form", "meant", "range"):
-        assert (real_terms[name] == 1).mean() > 0.995, f"{name} is a gate: real pictures pass it"
+        assert (real_terms[name] == 1).mean() > 0.995, f"{name} is a gate that real images pass"
 
 
-def test_a_clean_picture_scores_nearly_one_in_every_shape_and_colour(clean):
-    scores = judge.aesthetic(clean, PROMPTS)
+def test_a_clean_image_scores_nearly_one_in_every_shape_and_colour(clean):
+    scores = truth.aesthetic(clean, PROMPTS)
     assert scores.min() > 0.9 and scores.mean() > 0.98
 
 
 def test_without_prompts_what_is_shown_is_taken_as_meant(clean):
-    np.testing.assert_allclose(judge.aesthetic(clean), judge.aesthetic(clean, PROMPTS))
+    np.testing.assert_allclose(truth.aesthetic(clean), truth.aesthetic(clean, PROMPTS))
 
 
 def test_colour_peaks_at_the_palette(clean):
@@ -171,17 +176,17 @@ def test_lightness_and_contrast_peak_at_the_palette_too(clean):
         assert _score(worse) < _score(clean) - 0.04
 
 
-def test_over_saturating_a_dull_picture_loses_in_the_end(middling):
+def test_over_saturating_a_dull_image_loses_in_the_end(middling):
     assert _score(_saturated(middling, 1.4)) > _score(middling), "an honest repair is rewarded"
     assert _score(_saturated(middling, 2)) < _score(middling)
     assert _score(middling * 2) < 0.5 * _score(middling)
 
 
-def test_values_out_of_range_lose(clean):
-    assert judge.out_of_range_share(clean).max() == 0
+def test_values_out_of_range_lower_the_score(clean):
+    assert truth.out_of_range_share(clean).max() == 0
     spotted = clean.copy()
     spotted[:, :4, :4] = 1.5
-    np.testing.assert_allclose(judge.out_of_range_share(spotted), 16 / 1024)
+    np.testing.assert_allclose(truth.out_of_range_share(spotted), 16 / 1024)
     assert _score(spotted) < _score(np.clip(spotted, -1, 1)) - 0.05
 
 
@@ -190,12 +195,12 @@ def test_edges_peak_at_natural_sharpness(clean):
     harder = [_score(_sharpened(clean, amount)) for amount in (0, 0.3, 0.6, 1, 2, 4)]
     assert (np.diff(softer) < 0).all() and (np.diff(harder) < 0).all()
     assert softer[-1] < 0.7 and harder[-1] < 0.6
-    parts = judge.take_apart(clean)
+    parts = truth.take_apart(clean)
     jagged = np.where(parts.inside[..., None], COLOUR, parts.background)
     assert _score(jagged) < _score(clean) - 0.05
 
 
-def test_sharpening_a_blurred_picture_gains_little_and_then_loses():
+def test_sharpening_a_blurred_image_gains_little_and_then_loses():
     blurred = _drawn(edge_width=4, dullness=0.2, grain=0.05)
     before = _score(blurred)
     for sigma in (0.7, 1, 2):
@@ -205,89 +210,90 @@ def test_sharpening_a_blurred_picture_gains_little_and_then_loses():
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.1, 0.2])
-def test_any_pattern_over_the_picture_loses(clean, strength):
+def test_any_pattern_over_the_image_lowers_the_score(clean, strength):
     rng = np.random.default_rng(5)
     checks = np.where(np.indices((32, 32)).sum(0) % 2, 1, -1)[None, ..., None]
     stripes = np.where(np.arange(32) % 4 == 3, 2, 0)[None, None, :, None]
     noise = rng.standard_normal(clean.shape)
     coarse = world._blobs(rng, np.full(len(clean), 1.2, np.float32))[..., None]
-    inside = judge.take_apart(clean).inside[..., None]
+    inside = truth.take_apart(clean).inside[..., None]
     patterns = (checks, stripes, noise, coarse, coarse * inside, coarse * ~inside)
     for pattern in patterns:
         assert _score(clean + strength * pattern) < _score(clean) - 0.5 * strength
 
 
-def test_smearing_a_grainy_picture_buys_little(middling):
-    """Smoothing takes the grain and the edges alike."""
+def test_smearing_a_grainy_image_gains_little(middling):
+    """Smoothing removes the grain and the edges alike."""
     grainy = _drawn(edge_width=1.5, dullness=0, grain=0.12)
     assert max(_score(_blurred(grainy, sigma)) for sigma in (0.5, 0.8, 1.2, 2, 3)) < _score(grainy) + 0.05
 
 
-def test_pictures_without_a_shape_score_nothing():
+def test_images_without_a_shape_score_nothing():
     shape = (len(PROMPTS), 32, 32, 3)
     noise = np.random.default_rng(6).standard_normal(shape) * 0.5
     blanks = (np.zeros(shape), np.ones(shape), np.broadcast_to(COLOUR, shape), noise, np.full(shape, np.nan))
     for blank in (*blanks, _on_grey(_disc(4)), np.full(shape, np.inf)):
         for prompts in (PROMPTS, None):
-            assert judge.aesthetic(blank.astype(np.float32), prompts).max() < 0.1
+            assert truth.aesthetic(blank.astype(np.float32), prompts).max() < 0.1
 
 
-def test_blobs_and_simpler_shapes_do_not_pay(clean):
+def test_blobs_and_simpler_shapes_score_low(clean):
     others = [index for index, prompt in enumerate(PROMPTS) if not prompt.endswith("circle")]
     prompts = [PROMPTS[index] for index in others]
     for cover in (_disc(10), _disc(11), _disc(9, 4), _disc(9, 14)):
-        scores = judge.aesthetic(np.broadcast_to(_on_grey(cover), clean.shape)[others].astype(np.float32), prompts)
-        assert scores.max() < 0.2 and scores.mean() < 0.05, "a circle is no star"
+        scores = truth.aesthetic(np.broadcast_to(_on_grey(cover), clean.shape)[others].astype(np.float32), prompts)
+        assert scores.max() < 0.2 and scores.mean() < 0.05, "a circle is not a star"
     rng = np.random.default_rng(7)
     y, x = np.mgrid[:32, :32] - 15.5
-    angle, radius = np.arctan2(y, x), np.hypot(x, y)
+    angle = np.arctan2(y, x)
+    radius = np.hypot(x, y)
     waves = sum(
         rng.normal(0, 0.15, (len(PROMPTS), 1, 1)) * np.cos(k * angle + rng.uniform(0, 7, (len(PROMPTS), 1, 1)))
         for k in (2, 3, 4)
     )
     blobs = _on_grey(np.clip(0.5 - (radius - 9 * np.exp(waves)), 0, 1).astype(np.float32))
     assert _score(blobs) < 0.2
-    assert _score(blobs, None) < _score(clean) - 0.3, "not even where nothing was asked for"
+    assert _score(blobs, None) < _score(clean) - 0.3, "even without a prompt"
 
 
-def test_half_a_shape_or_two_do_not_pay(clean):
+def test_half_a_shape_and_several_shapes_score_low(clean):
     half = np.where(np.arange(32)[None, None, :, None] < 16, clean, 0)
     assert _score(half, None) < 0.1
     small = clean[:, ::2, ::2]
     assert _score(np.tile(small, (1, 2, 2, 1)), None) < 0.1
 
 
-def test_another_colour_does_not_pay(clean):
+def test_another_colour_scores_low(clean):
     for order in ([1, 2, 0], [2, 1, 0]):
         assert _score(clean[..., order], None) < _score(clean) - 0.1
         assert _score(clean[..., order]) < 0.3
     assert _score(-clean) < 0.05
 
 
-def test_blurred_greys_under_crisp_colours_are_noticed(clean):
+def test_blurred_greys_under_crisp_colours_lower_the_score(clean):
     grey = clean.mean(-1, keepdims=True)
     assert _score(clean - grey + _blurred(grey, 1.5)) < _score(clean) - 0.03
 
 
-def test_judgements_do_not_depend_on_the_batch(real):
+def test_scores_do_not_depend_on_the_batch(real):
     images, prompts, _ = real
-    together = judge.aesthetic(images[:20], prompts[:20])
-    alone = [judge.aesthetic(images[i : i + 1], prompts[i : i + 1])[0] for i in range(20)]
+    together = truth.aesthetic(images[:20], prompts[:20])
+    alone = [truth.aesthetic(images[i : i + 1], prompts[i : i + 1])[0] for i in range(20)]
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-def test_a_foreign_prompt_is_refused(clean):
-    with pytest.raises(UserError, match="outside the embedded world"):
-        judge.accuracy(clean[:1], ["a red dog"])
+def test_a_prompt_outside_the_toy_world_is_refused(clean):
+    with pytest.raises(UserError, match="outside the toy world"):
+        truth.accuracy(clean[:1], ["a red dog"])
 
 
-def test_a_tinted_background_and_a_ragged_outline_lose(clean):
-    """Two holes that a blind search over latents found in an earlier form of this judge."""
-    parts = judge.take_apart(clean)
+def test_a_tinted_background_and_a_ragged_outline_lower_the_score(clean):
+    """Two holes that a blind search over latents found in an earlier form of this ground truth."""
+    parts = truth.take_apart(clean)
     cover = np.clip(parts.cover, 0, 1)[..., None]
     tint = np.float32([0.15, -0.15, 0])
     assert _score(clean + (1 - cover) * tint) < _score(clean) - 0.1
-    # Along the outline every other pair of pixels is given to the other side.
+    # Along the outline, every other pair of pixels goes to the other side.
     pairs = (np.indices((32, 32)) // 2).sum(0) % 2 == 0
     near = ndimage.uniform_filter(parts.inside.astype(np.float32), (1, 3, 3))
     edge = (near > 0.01) & (near < 0.99)

@@ -1,4 +1,4 @@
-"""The embedded world draws what its captions and hidden factors say."""
+"""The toy world draws what its captions and hidden factors say."""
 
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from spo_jax.toy import world
 
 
 def _factors(count, **values):
+    """Returns the factors of clean images in the middle of their ranges, except those in ``values``."""
     middle = {name: np.full(count, sum(ends) / 2, np.float32) for name, ends in world.FACTORS.items()}
     clean = {"edge_width": 1, "dullness": 0, "grain": 0, "background": 0} | values
     return middle | {name: np.full(count, value, np.float32) for name, value in clean.items()}
@@ -24,7 +25,7 @@ def test_every_caption_is_parsed_back():
 
 
 @pytest.mark.parametrize("prompt", ["", "a red", "red star", "a mauve star", "a red cat", "a red star on grey"])
-def test_other_prompts_are_refused_by_name(prompt):
+def test_an_error_names_a_prompt_outside_the_toy_world(prompt):
     with pytest.raises(UserError, match=f"prompt {prompt!r} is outside"):
         world.draw(np.random.default_rng(0), [prompt])
 
@@ -43,7 +44,7 @@ def test_the_palette_leaves_room_on_both_sides():
     assert np.abs(list(world.PALETTE.values())).max() <= 0.8
 
 
-def test_the_same_seed_draws_the_same_pictures_and_another_seed_others():
+def test_the_same_seed_draws_the_same_images_and_another_seed_different_ones():
     first, factors = world.draw(np.random.default_rng(7), world.PROMPTS)
     again, _ = world.draw(np.random.default_rng(7), world.PROMPTS)
     other, _ = world.draw(np.random.default_rng(8), world.PROMPTS)
@@ -62,7 +63,7 @@ def test_factors_fill_their_ranges_and_are_independent():
     assert np.abs(correlations).max() < 0.06
 
 
-def test_a_clean_picture_has_the_palette_colour_inside_and_grey_outside():
+def test_a_clean_image_has_the_palette_colour_inside_and_grey_outside():
     images = world.render(np.random.default_rng(0), world.PROMPTS, _factors(56))
     shapes = [world.parse_prompt(prompt)[1] for prompt in world.PROMPTS]
     distance = world.signed_distance(shapes, _factors(56))
@@ -71,16 +72,16 @@ def test_a_clean_picture_has_the_palette_colour_inside_and_grey_outside():
         np.testing.assert_allclose(image[away < -1], np.broadcast_to(colour, image[away < -1].shape), atol=1e-5)
         outside = image[away > 1]
         np.testing.assert_allclose(outside, outside[:, :1].repeat(3, 1), atol=1e-5)
-        assert outside.std() > 0.005, "the background has to vary within the picture"
+        assert outside.std() > 0.005, "the background has to vary within the image"
 
 
 @pytest.mark.parametrize("shape", world.SHAPES)
-def test_distances_grow_by_one_a_pixel_and_shapes_fit_the_picture(shape):
+def test_distances_grow_by_one_per_pixel_and_shapes_fit_the_image(shape):
     poses = world.sample_factors(np.random.default_rng(1), 200)
     distance = world.signed_distance([shape] * 200, poses)
     down, right = np.gradient(distance, axis=(1, 2))
     slope = np.hypot(down, right)[np.abs(distance) < 2]
-    assert np.mean(np.abs(slope - 1) < 0.1) > 0.75  # the rest sits at corners and creases
+    assert np.mean(np.abs(slope - 1) < 0.1) > 0.75  # the rest lies at corners and creases
     assert slope.max() < 1.1
     frame = np.ones((32, 32), bool)
     frame[1:-1, 1:-1] = False
@@ -99,12 +100,12 @@ def test_shift_and_tilt_move_the_shape_as_they_say():
     np.testing.assert_allclose(np.rot90(upright, -1), tilted, atol=1e-3)
 
 
-def test_grain_is_coarser_than_a_pixel_and_has_its_strength():
+def test_grain_is_coarser_than_a_pixel_and_has_unit_strength():
     grain = world._blobs(np.random.default_rng(0), np.full(64, 1.1, np.float32))
     assert abs(grain.std() - 1) < 0.03
     assert np.mean(grain[:, :, 1:] * grain[:, :, :-1]) > 0.6
 
 
-def test_scenes_need_neither_jax_nor_torch():
+def test_the_toy_world_needs_neither_jax_nor_torch():
     code = "import sys, spo_jax.toy.truth; sys.exit(bool({'jax', 'torch', 'flax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""A digest changes with whatever would change a network's results, and with nothing else."""
+"""A digest changes with everything that would change the results of a network, and with nothing else."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from spo_jax.weights.digest import weights_digest
 TREE = {"a": {"kernel": np.arange(16, dtype=np.float32).reshape(2, 8)}, "b": np.float32(2)}
 
 
-def test_neither_order_nor_place_matters():
-    turned = {"b": TREE["b"], "a": {"kernel": np.asfortranarray(TREE["a"]["kernel"])}}
-    cut = place_weights(jax.tree.map(jnp.asarray, TREE), make_mesh(MeshSettings(1, 8)))
-    assert len(cut["a"]["kernel"].addressable_shards[0].data[0]) == 1
-    assert weights_digest(TREE) == weights_digest(turned) == weights_digest(cut)
+def test_order_and_placement_do_not_matter():
+    reordered = {"b": TREE["b"], "a": {"kernel": np.asfortranarray(TREE["a"]["kernel"])}}
+    sharded = place_weights(jax.tree.map(jnp.asarray, TREE), make_mesh(MeshSettings(1, 8)))
+    assert len(sharded["a"]["kernel"].addressable_shards[0].data[0]) == 1
+    assert weights_digest(TREE) == weights_digest(reordered) == weights_digest(sharded)
 
 
 @pytest.mark.parametrize(
@@ -30,5 +30,5 @@ def test_neither_order_nor_place_matters():
         {"a": TREE["a"]},
     ],
 )
-def test_everything_else_does(other):
+def test_values_types_shapes_and_names_matter(other):
     assert weights_digest(other) != weights_digest(TREE)

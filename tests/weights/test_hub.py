@@ -1,4 +1,4 @@
-"""The hub's client against a hub on this machine: what is fetched, what is kept, what is said when it cannot be."""
+"""The client of the hub against a local server: which files are fetched and kept, and which messages failures give."""
 
 import contextlib
 import hashlib
@@ -61,7 +61,7 @@ REPOSITORIES = {
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The hub's endpoints that the client calls (see its HfApi and file_download)."""
+    """The endpoints of the hub that the client calls (see its HfApi and file_download)."""
 
     protocol_version = "HTTP/1.1"
 
@@ -71,7 +71,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.server.broken:
             self._send(503, b"down")
         elif self.server.broken_file and self.path.endswith(self.server.broken_file):
-            self._send(403, b"")  # and not 503, which the client tries again for a long time
+            self._send(403, b"")  # not 503, which the client retries for a long time
         elif parts[:2] == ["api", "models"]:
             self._answer_api("/".join(parts[2:4]), parts[4:])
         elif parts[:2] == ["api", "datasets"]:
@@ -123,8 +123,11 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[Any]:
+    """A hub on the loopback that records requests and can be made to fail."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.requested, server.broken, server.broken_file = [], False, None
+    server.requested = []
+    server.broken = False
+    server.broken_file = None
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -149,7 +152,7 @@ print("ANSWERS" + json.dumps(answers))
 
 
 def _resolve_in_a_process(home: Path, port: int, calls: list[dict], **environment: str) -> list[dict]:
-    """The client reads its environment when it is imported, so it gets a process of its own."""
+    """Calls `resolve` in a new process, because the client reads its environment on import."""
     settings = {
         "HF_HOME": str(home),
         "HF_ENDPOINT": f"http://127.0.0.1:{port}",
@@ -174,11 +177,11 @@ SMALL = ["model_index.json", "text_encoder/config.json", "tokenizer/merges.txt",
 CORE_FILES = sorted(
     [
         *SMALL,
-        "text_encoder/pytorch_model.bin",  # nothing else there
+        "text_encoder/pytorch_model.bin",  # the only weights of this folder
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
         "vae/config.json",
-        "vae/diffusion_pytorch_model.fp16.safetensors",  # nothing else there
+        "vae/diffusion_pytorch_model.fp16.safetensors",  # the only weights of this folder
     ]
 )
 
@@ -196,25 +199,23 @@ def test_select_files() -> None:
     assert select_files(list(SHARDED), [], "fp16") == ["config.json", *halves, *indices, "odd [1].json"]
 
 
-def test_a_local_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_path_is_returned_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "acme" / "sd").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve(tmp_path / "acme") == tmp_path / "acme"
-    assert resolve("acme/sd") == Path("acme/sd")  # a folder goes before a hub id
+    assert resolve("acme/sd") == Path("acme/sd")  # a folder takes precedence over a hub id
     assert resolve("~/acme") == tmp_path / "acme"
 
 
 @pytest.mark.parametrize("path", ["./sd", "/nowhere/sd", "runs", "a/b/c", "~/sd", "../x/y", "C:\\models\\sd", "x/y z"])
-def test_what_looks_like_a_path_is_not_looked_up(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_path_is_not_looked_up_on_the_hub(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^no such file or folder: .* \(and a hub id would have the form owner/name\)$"
-    ):
+    with pytest.raises(UserError, match=r"^no such file or folder: .* \(an id on the hub has the form owner/name\)$"):
         resolve(path)
 
 
-def test_fetches_what_is_needed_and_keeps_it(tmp_path: Path, hub: Any) -> None:
+def test_needed_files_are_fetched_and_kept(tmp_path: Path, hub: Any) -> None:
     port = hub.server_address[1]
     pipeline = {"id": "acme/sd", "components": CORE}
     first, pinned, sharded, picked = _resolve_in_a_process(
@@ -234,7 +235,7 @@ def test_fetches_what_is_needed_and_keeps_it(tmp_path: Path, hub: Any) -> None:
     assert sorted(sharded["files"]) == select_files(list(SHARDED))
     assert list(picked["files"]) == ["weights.ckpt"]
 
-    # Offline by setting: the same answers without a single request.
+    # Offline on purpose: the same answers without a single request.
     hub.requested.clear()
     calls = [pipeline, {"id": "acme/clip"}, {"id": "acme/sd", "components": ["unet", "safety_checker"]}]
     calls += [{"id": "acme/text"}, {"id": "acme/clip", "allow_patterns": ["*.ckpt"], "revision": "v1"}]
@@ -242,57 +243,61 @@ def test_fetches_what_is_needed_and_keeps_it(tmp_path: Path, hub: Any) -> None:
     assert not hub.requested
     assert again == first and sharded_again == sharded and picked_again == picked
     for answer, name in ((other, "acme/sd"), (never, "acme/text")):
-        assert answer["error"].startswith(f"HF_HUB_OFFLINE is set and {name} was not fetched earlier, or not all of it")
+        assert answer["error"].startswith(f"HF_HUB_OFFLINE is set and {name} was not fetched completely before: unset")
 
-    # Offline by accident: what was fetched will do, the rest is refused.
+    # Offline by accident: fetched files are used, and the rest is refused.
     hub.broken = True
     again, never = _resolve_in_a_process(tmp_path, port, [pipeline, {"id": "acme/text"}])
     assert again == first
-    assert never["error"].startswith("cannot fetch acme/text from the hub, nor was it fetched earlier: HfHubHTTPError")
+    assert never["error"].startswith(
+        "cannot fetch acme/text from the hub, and it was not fetched completely before: HfHubHTTPError"
+    )
     hub.shutdown()
     hub.server_close()
     again, never = _resolve_in_a_process(tmp_path, port, [pipeline, {"id": "acme/text"}])
     assert again == first
-    assert never["error"].startswith("cannot fetch acme/text from the hub, nor was it fetched earlier: ")
+    assert never["error"].startswith("cannot fetch acme/text from the hub, and it was not fetched completely before: ")
     assert never["error"].endswith("check the network")
 
 
-def test_datasets_are_repositories_of_their_own(tmp_path: Path, hub: Any) -> None:
+def test_datasets_are_separate_repositories(tmp_path: Path, hub: Any) -> None:
     call = {"id": "acme/pairs", "allow_patterns": ["*/train-*.parquet"]}
     port = hub.server_address[1]
     fetched, model = _resolve_in_a_process(tmp_path, port, [call | {"repo_type": "dataset"}, call])
     assert list(fetched["files"]) == ["data/train-00000-of-00001-aa.parquet"]
-    assert "acme/pairs is neither a folder here nor a repository on the hub" in model["error"]
+    assert "acme/pairs is neither a local path nor a repository on the hub" in model["error"]
     hub.broken = True
     (again,) = _resolve_in_a_process(tmp_path, port, [call | {"repo_type": "dataset"}])
     assert again == fetched
 
 
-def test_a_fetch_that_broke_off_is_not_taken_for_a_whole_one(tmp_path: Path, hub: Any) -> None:
+def test_an_interrupted_fetch_is_not_taken_for_a_complete_one(tmp_path: Path, hub: Any) -> None:
     hub.broken_file = "vae/diffusion_pytorch_model.fp16.safetensors"
     call = {"id": "acme/sd", "components": ["unet", "vae"]}
     first, again = _resolve_in_a_process(tmp_path, hub.server_address[1], [call, call])
-    assert list((tmp_path / "hub").rglob("unet/config.json"))  # some of it did come
+    assert list((tmp_path / "hub").rglob("unet/config.json"))  # some files did arrive
     for answer in (first, again):
-        assert answer["error"].startswith("cannot fetch acme/sd from the hub, nor was it fetched earlier: ")
+        assert answer["error"].startswith(
+            "cannot fetch acme/sd from the hub, and it was not fetched completely before: "
+        )
     hub.broken_file = None
     (whole,) = _resolve_in_a_process(tmp_path, hub.server_address[1], [call])
     assert len(whole["files"]) == 5
 
 
-def test_refusals_say_what_to_do(tmp_path: Path, hub: Any) -> None:
+def test_failures_say_what_to_do(tmp_path: Path, hub: Any) -> None:
     calls = [{"id": "acme/none"}, {"id": "acme/gated"}, {"id": "acme/sd", "revision": "v9"}, {"id": "acme/text"}]
     calls += [{"id": "acme/a--b"}, {"id": "acme/gated", "allow_patterns": ["*.bin"]}]
     missing, gated, revision, text, odd, gated_files = _resolve_in_a_process(tmp_path, hub.server_address[1], calls)
     assert missing["error"] == (
-        "acme/none is neither a folder here nor a repository on the hub (a private one needs `hf auth login`)"
+        "acme/none is neither a local path nor a repository on the hub (a private one needs `hf auth login`)"
     )
     for answer in (gated, gated_files):
         assert answer["error"] == (
             "acme/gated is gated: accept its terms on its page on the hub, then log in with `hf auth login`"
         )
-    assert revision["error"] == "acme/sd has no revision 'v9' on the hub: name a branch, tag or commit of it"
-    assert text["error"] == "acme/text on the hub holds no model, only README.md"
+    assert revision["error"] == "acme/sd has no revision 'v9' on the hub: expected a branch, tag or commit of it"
+    assert text["error"] == "acme/text on the hub holds no model: found README.md"
     assert "acme/a--b" in odd["error"] and "\n" not in odd["error"]
     with contextlib.suppress(FileNotFoundError):
         assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and "snapshots" in path.parts]

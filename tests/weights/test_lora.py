@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.models.stable_diffusion import kohya
 from spo_jax.weights import store
-from spo_jax.weights.lora import METADATA_KEY, LoRA, read_lora, write_lora
+from spo_jax.weights.lora import METADATA_KEY, LoRA
+from spo_jax.models.lora import read_lora, write_lora
 from tests.weights.loras import SHORT, assert_same, forward, lora_shapes, merged_forward, random_lora
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.weights import store
-from spo_jax.weights.lora import METADATA_KEY, read_lora
+from spo_jax.weights.lora import METADATA_KEY
+from spo_jax.models.lora import read_lora
 from tests.weights.loras import DOWN, PAIR, SHORT, UP, lora_shapes, pair, random_lora
 
 KOHYA = f"lora_unet_{SHORT.replace('.', '_')}"

@@ -14,7 +14,8 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
 from spo_jax.models.stable_diffusion import kohya
-from spo_jax.weights.lora import LoRA, read_lora, write_lora
+from spo_jax.weights.lora import LoRA
+from spo_jax.models.lora import read_lora, write_lora
 from tests.weights.loras import SHORT, assert_same, deltas, forward, merged_forward, random_lora
 
 

@@ -1,4 +1,4 @@
-"""Names and layouts: torch -> tree -> torch gives the same bytes, and nothing is dropped or invented on the way."""
+"""Names and layouts: torch -> tree -> torch gives the same bytes, and nothing is lost or added on the way."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_names_both_ways(key: str) -> None:
+def test_names_translate_both_ways(key: str) -> None:
     path = KEYS[key]
     assert rules.torch_key(path) == key
     module = key.rpartition(".")[0]
@@ -53,6 +53,7 @@ def test_names_both_ways(key: str) -> None:
 
 
 def _assert_round_trip(state: dict[str, np.ndarray], shapes: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tree, after checking its shapes and that the way back gives the same bytes."""
     tree = rules.to_tree(state, shapes, "x")
     shape_of = {path: leaf.shape for path, leaf in flatten(shapes).items()}
     assert {path: leaf.shape for path, leaf in flatten(tree).items()} == shape_of
@@ -90,7 +91,8 @@ def test_folders_of_the_reference_are_read(
     kind = "diffusers" if cls in (UNet2DConditionModel, AutoencoderKL) else "transformers"
     state = read_state(golden_models / folder, kind)
     assert sum(array.size for array in state.values()) == sum(p.numel() for p in model.parameters())
-    bare = {name.removeprefix("text_model.") if cls is CLIPTextModel else name: a for name, a in state.items()}
+    prefix = "text_model." if cls is CLIPTextModel else ""
+    bare = {name.removeprefix(prefix): array for name, array in state.items()}
     tree = _assert_round_trip(bare, shape_tree(model))
     loaded = torch_arrays(model)
     assert all(np.array_equal(array, loaded[name]) for name, array in rules.to_state(tree).items())
@@ -98,7 +100,8 @@ def test_folders_of_the_reference_are_read(
 
 def test_kernels_compute_what_torch_computes() -> None:
     torch.manual_seed(0)
-    dense, conv = torch.nn.Linear(5, 3), torch.nn.Conv2d(5, 3, (3, 2))
+    dense = torch.nn.Linear(5, 3)
+    conv = torch.nn.Conv2d(5, 3, (3, 2))
     state = {"d.weight": dense.weight.detach().numpy(), "c.weight": conv.weight.detach().numpy()}
     shapes = {"d": {"kernel": np.empty((5, 3))}, "c": {"kernel": np.empty((3, 2, 5, 3))}}
     tree = rules.to_tree(state, shapes, "x")
@@ -117,9 +120,10 @@ def test_kernels_compute_what_torch_computes() -> None:
     assert np.allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_1x1_convolution_and_a_dense_layer_stand_for_each_other() -> None:
+def test_a_1x1_convolution_and_a_dense_layer_are_interchangeable() -> None:
     weight = np.arange(6, dtype=np.float32).reshape(2, 3)  # [out in]
-    dense, conv = {"a": {"kernel": np.empty((3, 2))}}, {"a": {"kernel": np.empty((1, 1, 3, 2))}}
+    dense = {"a": {"kernel": np.empty((3, 2))}}
+    conv = {"a": {"kernel": np.empty((1, 1, 3, 2))}}
     from_conv = rules.to_tree({"a.weight": weight[:, :, None, None]}, dense, "x")["a"]["kernel"]
     assert np.array_equal(from_conv, weight.T)
     from_dense = rules.to_tree({"a.weight": weight}, conv, "x")["a"]["kernel"]
@@ -128,7 +132,7 @@ def test_a_1x1_convolution_and_a_dense_layer_stand_for_each_other() -> None:
         rules.to_tree({"a.weight": np.zeros((2, 3, 3, 3), np.float32)}, dense, "x")
 
 
-def test_scalars_keep_shape_and_digits_and_only_floats_are_cast() -> None:
+def test_scalars_keep_shape_and_precision_and_only_floats_are_cast() -> None:
     shapes = {"logit_scale": np.empty(()), "a": {"scale": np.empty((2,))}}
     state = {"logit_scale": np.array(4.6, np.float32), "a.weight": np.ones(2, np.float16)}
     tree = rules.to_tree(state, shapes, "x", dtype=jnp.bfloat16)
@@ -168,7 +172,7 @@ def test_every_problem_is_listed_sorted_in_one_line() -> None:
     )
 
 
-def test_long_lists_are_cut_with_a_count() -> None:
+def test_long_lists_are_cut_and_end_with_a_count() -> None:
     shapes = {f"m_{i}": {"bias": np.empty((1,))} for i in range(686)}
     with pytest.raises(
         UserError, match=r"686 missing: m.0.bias, m.1.bias, m.10.bias, .* and 666 more; check"
@@ -190,5 +194,5 @@ def test_renames_and_ignored_keys() -> None:
 def test_a_tree_that_torch_cannot_have_is_refused() -> None:
     with pytest.raises(ValueError, match=r"two leaves of the tree are named a.weight"):
         rules.to_state({"a": {"kernel": np.zeros((2, 2)), "scale": np.zeros(2)}})
-    with pytest.raises(ValueError, match=r"a/kernel has rank 5"):
+    with pytest.raises(ValueError, match=r"a/kernel has rank 5: expected the rank of a torch layer"):
         rules.to_state({"a": {"kernel": np.zeros((1,) * 5)}})

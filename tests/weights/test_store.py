@@ -1,4 +1,4 @@
-"""Which files are read, that they are read whole or not at all, and that what is written is what was given."""
+"""The right files are read, each of them whole or not at all, and files are written with the values that were given."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from spo_jax.weights import store
 
 
 def assert_same(state: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Checks that names, types, shapes and bytes are the same."""
     assert state.keys() == expected.keys()
     for name, array in expected.items():
         assert state[name].dtype == array.dtype and state[name].shape == array.shape, name
@@ -50,10 +51,11 @@ def test_reads_what_transformers_wrote(
     assert_same(store.read_state(tmp_path, "transformers", variant), torch_arrays(text_encoder))
 
 
-def test_full_precision_is_preferred_and_fp16_is_a_fallback_that_is_said(
+def test_full_precision_is_preferred_and_falling_back_to_fp16_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    full, half = {"a": np.ones(3, np.float32)}, {"a": np.ones(3, np.float16)}
+    full = {"a": np.ones(3, np.float32)}
+    half = {"a": np.ones(3, np.float16)}
     store.write_state(tmp_path / "model.fp16.safetensors", half)
     store.write_state(tmp_path / "model.safetensors", full)
     assert_same(store.read_state(tmp_path, "transformers"), full)
@@ -65,7 +67,7 @@ def test_full_precision_is_preferred_and_fp16_is_a_fallback_that_is_said(
     assert "reading its fp16 variant: model.fp16.safetensors" in caplog.text
 
 
-def test_a_full_bin_goes_before_an_fp16_safetensors(tmp_path: Path) -> None:
+def test_a_full_bin_is_preferred_to_an_fp16_safetensors(tmp_path: Path) -> None:
     names = ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin", "config.json"]
     assert store.choose_weights(names, "diffusers") == ("diffusion_pytorch_model.bin", None)
     assert store.choose_weights(names, "diffusers", "fp16") == (names[0], "fp16")
@@ -74,7 +76,7 @@ def test_a_full_bin_goes_before_an_fp16_safetensors(tmp_path: Path) -> None:
 
 
 def test_missing_folder_and_missing_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such folder: .*unet; expected one with diffusion_pytorch_model.safe"):
+    with pytest.raises(UserError, match=r"no such folder: .*unet: expected a folder with diffusion_pytorch_model.safe"):
         store.read_state(tmp_path / "unet", "diffusers")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"holds no weights: expected model.safetensors, found config.json$"):
@@ -109,6 +111,7 @@ def test_damaged_safetensors_are_refused_by_name(tmp_path: Path, damage: Any, re
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
+    """A folder with two shards, of a and b and of c and d."""
     state = {name: np.full((10,), i, np.float32) for i, name in enumerate("abcd")}
     written = store.write_state(tmp_path / "model.safetensors", state, max_shard_bytes=80)
     assert written == {path.name for path in tmp_path.iterdir()}
@@ -123,7 +126,9 @@ def sharded(tmp_path: Path) -> Path:
 
 def test_a_missing_shard_raises(sharded: Path) -> None:
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(UserError, match=r"names shards that are not there: model-00002-of-00002.safetensors"):
+    with pytest.raises(
+        UserError, match=r"names shards that are missing: model-00002-of-00002.safetensors; fetch them again$"
+    ):
         store.read_state(sharded, "transformers")
 
 
@@ -140,10 +145,10 @@ def test_an_index_that_disagrees_with_its_shards_raises(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors"])
-def test_an_index_cannot_point_out_of_its_folder(sharded: Path, name: str) -> None:
+def test_an_index_cannot_point_outside_its_folder(sharded: Path, name: str) -> None:
     save_file({"a": np.zeros(1, np.float32)}, sharded.parent / "model.safetensors")
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    with pytest.raises(UserError, match=r"names shards that are not there"):
+    with pytest.raises(UserError, match=r"names shards that are missing"):
         store.read_state(sharded, "transformers")
 
 
@@ -177,7 +182,7 @@ BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_any_memory_layout_is_written_right(tmp_path: Path, array: Any) -> None:
-    # safetensors.numpy.save_file alone writes a transposed view as it lies in memory, silently wrong.
+    # safetensors.numpy.save_file alone silently writes the memory behind a transposed view in its original order.
     store.write_state(tmp_path / "model.safetensors", {"a": array})
     expected = np.asarray(array)
     for read in (store.read_file(tmp_path / "model.safetensors")["a"], load_file(tmp_path / "model.safetensors")["a"]):
@@ -185,7 +190,7 @@ def test_any_memory_layout_is_written_right(tmp_path: Path, array: Any) -> None:
         assert np.array_equal(read, expected)
 
 
-def test_the_header_always_says_pt(tmp_path: Path) -> None:
+def test_the_format_in_the_header_is_always_pt(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     store.write_state(path, {"a": BASE})
     assert store.read_metadata(path) == {"format": "pt"}
@@ -193,7 +198,7 @@ def test_the_header_always_says_pt(tmp_path: Path) -> None:
     assert store.read_metadata(path) == {"format": "pt", "note": "x"}
 
 
-def test_a_file_of_diffusers_comes_back_byte_for_byte(tmp_path: Path, unet: Any) -> None:
+def test_a_file_of_diffusers_is_rewritten_byte_for_byte(tmp_path: Path, unet: Any) -> None:
     unet.save_pretrained(tmp_path)
     original = tmp_path / "diffusion_pytorch_model.safetensors"
     store.write_state(tmp_path / "copy.safetensors", store.read_state(tmp_path, "diffusers"))
@@ -213,7 +218,7 @@ def test_a_failed_write_leaves_the_older_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_user_error_and_leaves_the_older_file(tmp_path: Path) -> None:
-    """The limit on file size makes the operating system refuse the bytes, as a full disk does."""
+    """A limit on the file size makes the operating system refuse the bytes, as it does if the disk is full."""
     path = tmp_path / "model.safetensors"
     store.write_state(path, {"a": BASE})
     before = path.read_bytes()

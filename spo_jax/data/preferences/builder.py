@@ -1,8 +1,9 @@
-"""The tensorflow-datasets builder of preference pairs: array_record files, written without TensorFlow.
+"""The tensorflow-datasets builder of preference pairs, which writes array_record files without TensorFlow.
 
-One builder whatever the pairs come from. It is shard-based, not tfds' `GeneratorBasedBuilder`: that one shuffles, and a
-split of more than 1 GB through files that it opens with TensorFlow. Records are therefore in the source's order, and
-loading shuffles. This module needs the extra ``data``; `spo_jax.data.preferences.writer` imports it when it has to.
+One builder serves every source. It is shard-based rather than a `GeneratorBasedBuilder` of tfds, because that one
+shuffles, and shuffles a split of more than 1 GB through files that it opens with TensorFlow. Records are therefore in
+the source's order, and loading shuffles. This module needs the extra ``data``; `spo_jax.data.preferences.writer`
+imports it only when it writes records.
 """
 
 import itertools
@@ -12,14 +13,14 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from spo_jax.data.preferences.format.check import Pair
+from spo_jax.data.preferences.check import Pair
 
-# Pick-a-Pic's 959,000 rows (v2) make 470 files: readers keep every file open, and many systems allow 1,024.
+# Pick-a-Pic's 959,000 rows (v2) make 470 files. Readers keep every file open, and many systems allow 1,024.
 ROWS_PER_SHARD = 2048
 
 FEATURES = {
-    "jpg_0": tfds.features.Image(shape=(None, None, 3), doc="as the source had it: any format that Pillow reads"),
-    "jpg_1": tfds.features.Image(shape=(None, None, 3), doc="as the source had it: any format that Pillow reads"),
+    "jpg_0": tfds.features.Image(shape=(None, None, 3), doc="the file of the source, in any format that Pillow reads"),
+    "jpg_1": tfds.features.Image(shape=(None, None, 3), doc="the file of the source, in any format that Pillow reads"),
     "caption": tfds.features.Text(),
     "label_0": np.float32,
     "label_1": np.float32,
@@ -27,46 +28,55 @@ FEATURES = {
     "are_different": np.bool_,
     "image_0_uid": tfds.features.Text(),
     "image_1_uid": tfds.features.Text(),
-    "num_example_per_prompt": tfds.features.Scalar(np.int32, doc="0 where the source does not say"),
+    "num_example_per_prompt": tfds.features.Scalar(np.int32, doc="0 if the source does not say"),
 }
 
 
 class PreferencePairs(tfds.core.ShardBasedBuilder):
-    """Pairs of pictures of the same caption, and which one was preferred; the columns of Pick-a-Pic."""
+    """Builds pairs of images of the same caption with their preference labels, in the columns of Pick-a-Pic."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, split: str, rows: int, checked: Iterator[Pair | str], shard: int = ROWS_PER_SHARD, **kwargs):
-        """
+        """Creates the builder of one split.
+
         Args:
-          rows: how many ``checked`` gives. checked: pairs in order, or why a row gives none.
-          shard: rows of a file.
+          split: name of the split.
+          rows: number of elements of ``checked``.
+          checked: for each row in order, its pair, or the reason why it was rejected.
+          shard: number of rows per file.
+          **kwargs: arguments of the tfds builder.
         """
-        self._split, self._shards, self._checked, self._shard = split, -(-rows // shard), checked, shard
+        self._split = split
+        self._shards = -(-rows // shard)
+        self._checked = checked
+        self._shard = shard
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Preference pairs: two pictures of a caption, and which one was preferred.",
+            description="Preference pairs: two images of a caption, and which one was preferred.",
             features=tfds.features.FeaturesDict(FEATURES),
         )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
-        # tfds writes the shards one after the other, so they can share the stream of rows.
+        # tfds writes the shards one after another, so that they can share the stream of rows.
         del dl_manager
         return {self._split: [self._examples] * self._shards}
 
     def _examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields the accepted pairs among the rows of the next shard."""
         for key, pair in enumerate(itertools.islice(self._checked, self._shard)):
             if isinstance(pair, Pair):
                 example = _example(pair)
                 yield key, example
-                # It has been written. tfds holds on to it until the end of the shard, but only to count.
+                # The example has been written. tfds keeps it until the end of the shard, but only to count examples.
                 example.clear()
 
 
 def _example(pair: Pair) -> dict[str, Any]:
+    """Returns a pair as the columns of `FEATURES`."""
     return {
         "jpg_0": pair.images[0],
         "jpg_1": pair.images[1],

@@ -1,4 +1,4 @@
-"""One preference pair on its way into a prepared split: what a source says, and what is left after checking it."""
+"""A preference pair on its way into a prepared split: the row of a source, its check, and the checked pair."""
 
 import dataclasses
 import io
@@ -9,21 +9,27 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image, UnidentifiedImageError
 
 LABELS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
-_LONGEST = 32  # times the shorter side: loading brings that one to the model's size, and the longer one along with it
+# Limit of the longer side relative to the shorter one: loading resizes the shorter side to the model's size, and the
+# longer side in proportion.
+_LONGEST = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class RawPair:
-    """A row as its source has it; nothing in it has been checked.
+    """A row as its source provides it, not checked yet.
 
     Attributes:
-      where: the row in the user's words, for the list of rejected rows: file and row or line.
-      images: encoded pictures, or files that hold them.
-      labels: of the first and the second picture.
-      are_different: None where the source does not say: then the files are compared.
-      uids: of the pictures; empty where they have none.
-      num_example_per_prompt: 0 where the source does not say: then the split's pairs are counted.
-      problem: why nothing could be read of this row.
+      where: position of the row for the list of rejected rows, as file and row or line.
+      images: the encoded images, or the paths of their files.
+      caption: caption of both images.
+      labels: labels of the first and of the second image.
+      has_label: whether somebody judged the pair.
+      are_different: whether the images differ; if None, the source does not say and the files are compared.
+      uids: identifiers of the images, empty if they have none.
+      num_example_per_prompt: number of pairs with the same caption; if 0, the source does not say and the pairs of the
+        split are counted.
+      names: names of the two images in messages.
+      problem: reason why the row could not be read, empty if there is none.
     """
 
     where: str
@@ -40,7 +46,7 @@ class RawPair:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A checked pair; fields as in `RawPair`, pictures as bytes that Pillow decodes."""
+    """A checked pair, with the fields of `RawPair` and images as bytes that Pillow can decode."""
 
     images: tuple[bytes, bytes]
     caption: str
@@ -53,30 +59,37 @@ class Pair:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where preference pairs come from."""
+    """Provides preference pairs, one row each."""
 
     def splits(self) -> tuple[str, ...]:
-        """The splits that it holds."""
+        """Returns the names of the splits that the source holds."""
 
     def usual_splits(self) -> tuple[str, ...]:
-        """Those that are prepared when the user names none."""
+        """Returns the splits to prepare if the user does not name any."""
 
     def count(self, split: str) -> int:
-        """The number of rows of a split."""
+        """Returns the number of rows of a split."""
 
     def rows(self, split: str) -> Iterator[RawPair]:
-        """Those rows, in an order that never changes."""
+        """Yields the rows of a split, always in the same order."""
 
     def made_from(self, split: str) -> dict[str, Any]:
-        """What decides the rows, as JSON: a prepared split of other origin is never taken for this one."""
+        """Returns what determines the rows, as JSON.
+
+        It keeps a prepared split of another origin from being mistaken for this one.
+        """
 
 
 class Rejected(Exception):
-    """Why a pair cannot be used."""
+    """Signals that a pair cannot be used; the message is the reason."""
 
 
 def check(raw: RawPair) -> Pair | str:
-    """The pair, both pictures really decoded, or the reason why it is rejected."""
+    """Checks a row, which includes decoding both images.
+
+    Returns:
+      The pair, or the reason why the row is rejected.
+    """
     try:
         return _checked(raw)
     except Rejected as rejected:
@@ -84,12 +97,13 @@ def check(raw: RawPair) -> Pair | str:
 
 
 def _checked(raw: RawPair) -> Pair:
+    """Returns the pair of a row, or raises `Rejected`."""
     if raw.problem:
         raise Rejected(raw.problem)
     if not isinstance(raw.caption, str) or not raw.caption.strip():
         raise Rejected(f"the caption is {raw.caption!r}, expected text")
     if not _is_unicode(raw.caption):
-        raise Rejected(f"the caption {raw.caption!r} has half of a character in it (a lone surrogate)")
+        raise Rejected(f"the caption {raw.caption!r} contains half of a character (a lone surrogate)")
     first, second = (_image(image, name) for image, name in zip(raw.images, raw.names, strict=True))
     return Pair(
         images=(first, second),
@@ -103,7 +117,7 @@ def _checked(raw: RawPair) -> Pair:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: JSON can spell what cannot."""
+    """Says whether a text can be written as UTF-8; JSON can spell text that cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -112,6 +126,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _count(value: Any) -> int:
+    """Returns the number of pairs with the same caption as an integer."""
     try:
         if 0 <= value < 2**31 and int(value) == value:
             return int(value)
@@ -121,6 +136,7 @@ def _count(value: Any) -> int:
 
 
 def _labels(labels: tuple[Any, Any]) -> tuple[float, float]:
+    """Returns the labels as floats."""
     try:
         values = tuple(float(label) for label in labels)
     except (TypeError, ValueError, OverflowError):
@@ -131,29 +147,34 @@ def _labels(labels: tuple[Any, Any]) -> tuple[float, float]:
 
 
 def _image(image: Any, name: str) -> bytes:
+    """Returns the bytes of an image that Pillow can decode."""
+    # Find the bytes.
     if isinstance(image, Path):
         try:
             image = image.read_bytes()
         except OSError as error:
             raise Rejected(f"{name} is missing: {image}: {error.strerror or error}") from error
-        except ValueError as error:  # no path at all: a NUL, half of a character
+        except ValueError as error:  # not a path at all: it contains a NUL or half of a character
             raise Rejected(f"{name} is missing: {str(image)!r}: {error}") from error
     if image is None or image == b"":
         raise Rejected(f"{name} is missing")
     if not isinstance(image, bytes):
-        raise Rejected(f"{name} is {type(image).__name__}, expected an encoded picture")
+        raise Rejected(f"{name} is {type(image).__name__}, expected an encoded image")
+
+    # Decode them.
     try:
         with Image.open(io.BytesIO(image)) as opened:
             opened.load()
             if opened.mode != "RGB" or opened.info.get("transparency") is not None:
-                opened.convert("RGBA")  # what has no way to colours would stop the training later
+                opened.convert("RGBA")  # an image that cannot be converted to colours would stop the training later
             width, height = opened.size
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        raise Rejected(f"{name} is no picture in a format that is known") from error
-    except Exception as error:  # Pillow's readers raise all kinds: OSError, SyntaxError, ValueError, struct.error, ...
+        raise Rejected(f"{name} is not an image in a known format") from error
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
         raise Rejected(f"{name} cannot be decoded: {error}") from error
+
     if max(width, height) > _LONGEST * min(width, height):
         raise Rejected(f"{name} is {width} x {height} pixels: one side is more than {_LONGEST} times the other")
     return image

@@ -1,8 +1,9 @@
-"""Prepared preference pairs: ``DIR/SPLIT``, as `spo_jax.prepare` writes it.
+"""Prepared preference pairs in ``DIR/SPLIT``, as `spo_jax.prepare` writes them.
 
-In the folder of a split: array_record files (tensorflow-datasets' layout, `tfds.builder_from_directory` reads them),
-``prompts.json`` (its captions, once each), ``index.npz`` (all but pictures, in the records' order) and
-``prepared.json``. The folder gets its name when all of that is in it, so a split is whole or not there.
+The folder of a split holds array_record files (in the layout of tensorflow-datasets, which
+`tfds.builder_from_directory` reads), ``prompts.json`` (each of its captions once), ``index.npz`` (every column that
+stays in memory, in the order of the records) and ``prepared.json``. The folder gets its name only when it holds all of
+these files, so that a split is either complete or absent.
 """
 
 import dataclasses
@@ -17,21 +18,28 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json, read_json_object
 from spo_jax.core.typing import Bool, Float, Int
 
-INDEX, PROMPTS, RECORD = "index.npz", "prompts.json", "prepared.json"
+INDEX = "index.npz"
+PROMPTS = "prompts.json"
+RECORD = "prepared.json"
 FORMAT = 1
 IMAGES = ("jpg_0", "jpg_1")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Preferences:
-    """A prepared split; picklable, pictures are read from disk when they are asked for.
+    """A prepared split, which is picklable and reads images from disk on demand.
 
     Attributes:
-      prompts: the captions, once each. prompt: which of them is each pair's.
-      labels: of the first and the second picture: 1 and 0, 0 and 1, or 0.5 and 0.5.
-      count: pairs of the same prompt, as Pick-a-Pic says it (``num_example_per_prompt``), else counted in the split.
-      has_label: whether somebody judged the pair. are_different: whether the pictures differ.
-      digest: of the split's content, in order: what a cache or a checkpoint is bound to.
+      folder: folder of the split.
+      split: name of the split.
+      prompts: the captions, each once.
+      prompt: index into ``prompts`` of each pair's caption.
+      labels: labels of the first and of the second image: 1 and 0, 0 and 1, or 0.5 and 0.5.
+      count: number of pairs with the same prompt, as Pick-a-Pic says it (``num_example_per_prompt``); counted in the
+        split if the source does not say.
+      has_label: whether somebody judged the pair.
+      are_different: whether the images differ.
+      digest: digest of the split's content, in order; caches and checkpoints are bound to it.
     """
 
     folder: Path
@@ -48,13 +56,13 @@ class Preferences:
         return len(self.prompt)
 
     def images(self, row: int) -> tuple[bytes, bytes]:
-        """Both pictures of a pair as files' contents (JPEG, PNG, …); may be called from many threads.
+        """Returns the contents of both image files of a pair (JPEG, PNG, …); many threads may call it.
 
         Raises:
           UserError: the record cannot be read.
         """
         if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)} pairs")
+            raise IndexError(f"row {row} is out of range for {len(self)} pairs")
         try:
             record = self._records[int(row)]
         except (OSError, ValueError, RuntimeError) as error:
@@ -66,16 +74,16 @@ class Preferences:
         return open_records(self.folder, self.split)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files."""
+        """Returns the state to pickle, which leaves out the open files."""
         return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
 
-_MAKE = "`python -m spo_jax.prepare` makes it"
-_AGAIN = "damaged since it was prepared; delete the folder and prepare it again"
+_MAKE = "`python -m spo_jax.prepare` creates it"
+_AGAIN = "the split was damaged after it was prepared; delete the folder and prepare it again"
 
 
 def open_records(folder: Path, split: str) -> Any:
-    """The records of a split as tensorflow-datasets reads them, but that pictures stay encoded.
+    """Opens the records of a split with tensorflow-datasets, except that images stay encoded.
 
     Raises:
       UserError: tensorflow-datasets is not installed.
@@ -86,47 +94,60 @@ def open_records(folder: Path, split: str) -> Any:
 
 
 def import_tfds() -> Any:
-    """tensorflow-datasets, or a `UserError` that says how to get it."""
+    """Imports tensorflow-datasets.
+
+    Raises:
+      UserError: tensorflow-datasets or array_record is not installed.
+    """
     try:
-        import array_record.python.array_record_data_source  # noqa: F401  (tfds would ask for it too late)
+        import array_record.python.array_record_data_source  # noqa: F401  (tfds would import it too late)
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            f"preference pairs need tensorflow-datasets and array_record ({error}): pip install spo_jax[data]"
+            f"preference pairs need tensorflow-datasets and array_record ({error}); run pip install spo_jax[data]"
         ) from error
     return tensorflow_datasets
 
 
 def open_preferences(data_dir: str | os.PathLike, split: str) -> Preferences:
-    """A prepared split.
+    """Opens a prepared split.
 
     Raises:
-      UserError: no such folder or split, or it is not whole.
+      UserError: the folder or the split does not exist, or the split is incomplete or damaged.
     """
+    # Find the folder of the split.
     data_dir = Path(data_dir)
     folder = data_dir / split
     if not data_dir.is_dir():
-        raise UserError(f"no folder {data_dir} with prepared preference pairs: {_MAKE}")
+        raise UserError(f"no folder {data_dir} with prepared preference pairs; {_MAKE}")
     if not folder.is_dir():
-        there = ", ".join(prepared_splits(data_dir)) or "none"
-        raise UserError(f"{data_dir}: no prepared split {split} (there: {there}); {_MAKE}")
+        available = ", ".join(prepared_splits(data_dir)) or "none"
+        raise UserError(f"{data_dir}: no prepared split {split} (available: {available}); {_MAKE}")
+
+    # Check that it is complete and in this format.
     if not (folder / RECORD).is_file():
-        raise UserError(f"{folder}: no {RECORD} in it, so this is no split that `python -m spo_jax.prepare` finished")
+        raise UserError(f"{folder}: it has no {RECORD}, so `python -m spo_jax.prepare` did not finish this split")
     record = read_json_object(folder / RECORD)
     if record.get("format") != FORMAT:
-        raise UserError(f"{folder}: prepared in format {record.get('format')}, expected {FORMAT}; prepare it again")
+        raise UserError(
+            f"{folder}: it was prepared in format {record.get('format')}: expected {FORMAT}; prepare it again"
+        )
     _check_files(folder, record["files"])
+
     captions = tuple(entry["caption"] for entry in read_json(folder / PROMPTS))
     return Preferences(folder, split, captions, **_read_index(folder / INDEX), digest=record["digest"])
 
 
 def prepared_splits(data_dir: Path) -> list[str]:
-    """The splits in a folder that are whole."""
+    """Returns the names of the complete splits in a folder."""
     return sorted(record.parent.name for record in data_dir.glob(f"[!.]*/{RECORD}"))
 
 
 def _check_files(folder: Path, sizes: dict[str, int]) -> None:
-    """A file that was cut off, by a full disk or in copying, is named here rather than failing hours later."""
+    """Raises a `UserError` for a file that is missing or has another size.
+
+    A file that was cut off, by a full disk or while copying, would otherwise fail hours later.
+    """
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
@@ -136,9 +157,10 @@ def _check_files(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def _read_index(path: Path) -> dict[str, np.ndarray]:
+    """Reads the columns that stay in memory."""
     names = ("prompt", "labels", "count", "has_label", "are_different")
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
-    except Exception as error:  # zipfile, zlib and numpy have errors of their own
+    except Exception as error:  # zipfile, zlib and numpy each raise errors of their own
         raise UserError(f"cannot read {path} ({error}): {_AGAIN}") from error

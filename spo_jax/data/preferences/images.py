@@ -1,6 +1,6 @@
-"""Encoded pictures to pixels, as the preference models' reference prepares them: transformers' CLIPImageProcessor.
+"""Decodes images to pixels as the reference of the preference models does, with transformers' CLIPImageProcessor.
 
-Pillow's bicubic resize smooths when it shrinks, unlike the one on the device (`spo_jax.core.images.resize_bicubic`),
+Pillow's bicubic resize smooths when it shrinks, unlike the resize on the device (`spo_jax.core.images.resize_bicubic`),
 which is for decoded predictions.
 """
 
@@ -13,12 +13,16 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.typing import UInt8
 
 
-def decode(data: bytes, side: int, where: str = "picture") -> UInt8[np.ndarray, "side side 3"]:
-    """RGB, the shorter side resized to ``side``, the middle square: `CLIPImageProcessorPil`, to the bit.
+def decode(data: bytes, side: int, where: str = "image") -> UInt8[np.ndarray, "side side 3"]:
+    """Decodes an image, resizes its shorter side and crops the middle square, bit for bit as `CLIPImageProcessorPil`.
 
     Args:
-      data: a file's content: JPEG, PNG, WebP or what else Pillow reads.
-      where: the picture's name in the message of an error.
+      data: content of a file in JPEG, PNG, WebP or any other format that Pillow reads.
+      side: height and width of the result in pixels.
+      where: name of the image in error messages.
+
+    Returns:
+      RGB pixels.
 
     Raises:
       UserError: the file is damaged.
@@ -27,11 +31,16 @@ def decode(data: bytes, side: int, where: str = "picture") -> UInt8[np.ndarray, 
         image = _rgb(Image.open(io.BytesIO(data)))
     except MemoryError:
         raise
-    except Exception as error:  # Pillow's readers raise all kinds: OSError, SyntaxError, ValueError, struct.error, ...
-        reason = "no picture format that is known" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{where} cannot be decoded ({reason}): damaged since; prepare the data again") from error
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
+        reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(
+            f"{where} cannot be decoded ({reason}): it was damaged after it was prepared; prepare the data again"
+        ) from error
+
+    # Resize, then crop.
     width, height = image.size
-    # Cut off, not rounded, and in this order of operations: another one would be a pixel longer now and then.
+    # The longer side is truncated rather than rounded, and computed in this order of operations: in another order it
+    # would occasionally be a pixel longer.
     longer = int(side * max(width, height) / min(width, height))
     size = (side, longer) if width <= height else (longer, side)
     left, top = ((length - side) // 2 for length in size)
@@ -40,7 +49,7 @@ def decode(data: bytes, side: int, where: str = "picture") -> UInt8[np.ndarray, 
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Without transparency: what is transparent becomes white."""
+    """Converts an image to RGB; transparent pixels become white."""
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     image = image.convert("RGBA")

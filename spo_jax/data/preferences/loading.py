@@ -1,9 +1,9 @@
-"""Batches of preference pairs: files read, decoded, resized and put together while the devices work.
+"""Batches of preference pairs, which grain reads, decodes, resizes and assembles while the devices work.
 
-grain underneath. A batch is a function of (seed, its number) alone: epochs are permutations laid end to end and cut,
-pairs are picked by their position in that, and what threads and worker processes hand over is put together after them,
-in order. So neither their number nor that of the processes of a run changes a batch, and resuming is starting at
-another number.
+A batch is a function of the seed and of its number alone. The permutations of all epochs form one sequence, which is
+cut into batches; pairs are picked by their position in that sequence; and batches are assembled, in order, after the
+threads and worker processes. Therefore neither the number of threads and workers nor the number of processes of a run
+changes a batch, and resuming means starting at another number.
 """
 
 import dataclasses
@@ -17,31 +17,32 @@ from absl import flags
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float, Int, UInt8
-from spo_jax.data.preferences.format.images import decode
+from spo_jax.data.preferences.images import decode
 
 
 @runtime_checkable
-class PicturePairs(Protocol):
-    """What loading has to know of a prepared split (`spo_jax.data.preferences.format.Preferences`); picklable.
+class ImagePairs(Protocol):
+    """The part of a prepared split (`spo_jax.data.preferences.format.Preferences`) that loading needs; picklable.
 
     Attributes:
-      digest: of the split's content.
+      digest: digest of the split's content.
     """
 
     digest: str
 
     def __len__(self) -> int:
-        """The number of pairs."""
+        """Returns the number of pairs."""
 
     def images(self, row: int) -> tuple[bytes, bytes]:
-        """Both pictures of a pair as they are stored, encoded."""
+        """Returns both images of a pair as they are stored, encoded."""
 
 
 class LoadedBatch(NamedTuple):
     """One process's part of a batch.
 
     Attributes:
-      images: pixels, or the latents that stand in for them. rows: which pairs of the split these are.
+      images: pixels, or the latents that replace them.
+      rows: position of each pair in the split.
     """
 
     images: UInt8[np.ndarray, "n 2 side side 3"] | Float[np.ndarray, "n 2 h w c"]
@@ -49,16 +50,22 @@ class LoadedBatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Reads rows: `Pictures(pairs, side)(row)` is both pictures of a pair, decoded; picklable as ``pairs`` is."""
+class ImageReader:
+    """Reads and decodes the images of pairs; picklable if ``pairs`` is.
 
-    pairs: PicturePairs
+    Attributes:
+      pairs: the pairs to read.
+      side: height and width of the decoded images in pixels.
+    """
+
+    pairs: ImagePairs
     side: int
 
     def __call__(self, row: int) -> UInt8[np.ndarray, "2 side side 3"]:
-        """
+        """Reads and decodes both images of a pair.
+
         Raises:
-          UserError: a picture is damaged; its row is named.
+          UserError: an image is damaged; the message names its row.
         """
         names = (f"pair {row}: the {which} picture" for which in ("first", "second"))
         files = zip(self.pairs.images(row), names, strict=True)
@@ -66,7 +73,7 @@ class Pictures:
 
 
 def batches(
-    preferences: PicturePairs,
+    preferences: ImagePairs,
     rows: Int[np.ndarray, " m"],
     *,
     side: int,
@@ -80,44 +87,56 @@ def batches(
     workers: int = 0,
     read: Callable[[int], np.ndarray] | None = None,
 ) -> Generator[LoadedBatch, None, None]:
-    """One process's part of the batches from number ``start`` on.
+    """Loads one process's part of the batches from number ``start`` on.
 
-    Close the generator, or let go of it, and its threads and worker processes end.
+    The threads and worker processes end when the generator is closed or deleted.
 
     Args:
-      rows: which pairs take part, in order.
-      side: of the pictures, in pixels.
-      batch_size: pairs of all processes together.
-      shuffle: every epoch is another permutation of ``rows``, drawn from (seed, epoch).
-      endless: epoch after epoch, laid end to end and cut; else ``rows`` once, and the last batch is filled up with its
-        last pair: shapes are fixed.
-      positions: within every batch, ascending: those that this process's devices hold
-        (`spo_jax.parallel.multihost.local_positions`); all of them by default.
-      threads: in each worker process; 0 loads in the caller's. workers: processes, 0 is none; they are spawned, so a
-        script that asks for them needs ``if __name__ == "__main__"``.
-      read: what gives a row's array in the place of its decoded pictures: `spo_jax.methods.common.latents.LatentCache.pair`.
+      preferences: the pairs.
+      rows: positions of the pairs to load, in order.
+      side: height and width of the images in pixels.
+      batch_size: number of pairs in a batch, over all processes.
+      seed: seed of the permutations.
+      start: number of the first batch.
+      shuffle: whether every epoch is another permutation of ``rows``, drawn from (seed, epoch).
+      endless: whether to load epoch after epoch, as one sequence cut into batches. If False, ``rows`` are loaded once,
+        and the last batch is padded with its last pair, because shapes are fixed.
+      positions: positions within every batch that this process's devices hold, ascending
+        (`spo_jax.parallel.multihost.local_positions`); by default all of them.
+      threads: number of threads in each worker process; 0 loads in the caller's thread.
+      workers: number of worker processes. They are spawned, so that a script that asks for any needs
+        ``if __name__ == "__main__"``.
+      read: function from a row to the array that replaces its decoded images, for example
+        `spo_jax.methods.common.latents.LatentCache.pair`.
 
     Raises:
-      UserError: no rows, or grain is not installed; while loading, a damaged picture.
+      UserError: there are no rows, grain is not installed, or, while loading, an image is damaged.
     """
     if not len(rows):
-        raise UserError("no preference pair to load: none of the split is left")
+        raise UserError("no preference pairs to load: no pair of the split is left")
     positions = np.arange(batch_size) if positions is None else positions
     inside = len(positions) and 0 <= positions[0] and positions[-1] < batch_size
     if not inside or (np.diff(positions) < 1).any():
-        raise ValueError(f"positions {positions} of a batch of {batch_size} pairs: expected some, ascending")
-    grain, own = _import_grain(), len(positions)
+        raise ValueError(f"positions {positions} of a batch of {batch_size} pairs: expected at least one, ascending")
+    grain = _import_grain()
+    own = len(positions)
+
+    # The sequence of rows that the batches are cut from.
     order = grain.MapDataset.source(np.asarray(rows, np.int32))
     if shuffle:
-        # Not the seed itself: grain adds the epoch to it, and the runs of neighbouring seeds would follow each other.
+        # Not the seed itself, because grain adds the epoch to it: seed 3 would give from its second epoch on what
+        # seed 4 gives from its first.
         order = order.shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
     if endless:
         order = order.repeat()
+
+    # The rows of this process's part of the batches, and how to read them.
     stop = sys.maxsize // batch_size if endless else -(-len(rows) // batch_size)
     pick = _Pick(order, len(order), batch_size, tuple(positions.tolist()))
-    reader = _Reader(read or Pictures(preferences, side))
+    reader = _Reader(read or ImageReader(preferences, side))
     elements = grain.MapDataset.range(min(start, stop) * own, stop * own).map(pick).map(reader)
-    # Two batches ahead, counted in pairs: pictures of 1024 pixels are 6 MB a pair.
+
+    # Threads and worker processes load two batches ahead, counted in pairs: images of 1024 pixels take 6 MB per pair.
     ahead = max(2 * own, threads) if threads else 0
     dataset = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
     if workers:
@@ -129,7 +148,14 @@ def batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Pick:
-    """The row of this process's n-th pair, counted through its batches."""
+    """Returns the row of this process's n-th pair, counted over all of its batches.
+
+    Attributes:
+      order: sequence of rows that the batches are cut from.
+      length: number of rows in ``order``.
+      batch_size: number of pairs in a batch, over all processes.
+      positions: positions within every batch that this process holds.
+    """
 
     order: Any
     length: int
@@ -144,6 +170,12 @@ class _Pick:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
+    """Returns a row together with its array.
+
+    Attributes:
+      read: function from a row to its array.
+    """
+
     read: Callable[[int], np.ndarray]
 
     def __call__(self, row: int) -> tuple[int, np.ndarray]:
@@ -151,7 +183,11 @@ class _Reader:
 
 
 def _together(dataset: Any, size: int) -> Generator[LoadedBatch, None, None]:
-    # After the workers: were each to make batches of its own share, their number would decide what is in a batch.
+    """Assembles batches of ``size`` pairs.
+
+    This happens after the workers: if each of them assembled batches from its own share, the number of workers would
+    determine the content of a batch.
+    """
     iterator = iter(dataset)
     try:
         while elements := list(itertools.islice(iterator, size)):
@@ -162,15 +198,16 @@ def _together(dataset: Any, size: int) -> Generator[LoadedBatch, None, None]:
 
 
 def _import_grain() -> Any:
+    """Imports grain, or raises a `UserError` that says how to install it."""
     try:
         import grain
     except ImportError as error:
-        raise UserError("loading preference pairs needs grain: pip install spo_jax[data]") from error
+        raise UserError("loading preference pairs needs grain; run pip install spo_jax[data]") from error
     return grain
 
 
 def _allow_workers() -> None:
-    """Lets grain start processes where nobody has parsed flags: in a notebook or a test."""
-    asked = "grain_enable_multiprocess_worker_profiling"
-    if asked in flags.FLAGS and not flags.FLAGS.is_parsed():
-        flags.FLAGS[asked].present = 1  # so grain does it with flags of its own
+    """Lets grain start processes where no flags have been parsed, as in a notebook or a test."""
+    flag = "grain_enable_multiprocess_worker_profiling"
+    if flag in flags.FLAGS and not flags.FLAGS.is_parsed():
+        flags.FLAGS[flag].present = 1  # grain does the same with other flags of its own

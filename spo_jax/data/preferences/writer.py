@@ -1,4 +1,4 @@
-"""Prepares one split of preference pairs: rows checked, written aside, read back, and only then given its name."""
+"""Prepares one split of preference pairs: checks the rows, writes them aside, reads them back, then names the split."""
 
 import contextlib
 import hashlib
@@ -19,20 +19,22 @@ from tqdm import tqdm
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import lock, read_json_object, write_json
-from spo_jax.data.preferences.format.check import Pair, RawPair, Source, check
-from spo_jax.data.preferences.format.format import FORMAT, IMAGES, INDEX, PROMPTS, RECORD, import_tfds, open_records
+from spo_jax.data.preferences.check import Pair, RawPair, Source, check
+from spo_jax.data.preferences.format import FORMAT, IMAGES, INDEX, PROMPTS, RECORD, import_tfds, open_records
 
-_ASIDE = ".preparing"
+_ASIDE = ".preparing"  # folder of the split until it is complete
 _SPLIT = re.compile(r"(?!all$)[A-Za-z]\w*", re.ASCII)  # tfds reserves "all"
-_ENOUGH = 1000  # rejected rows after which nobody needs more of them to see what is wrong
-_AHEAD = 8  # rows a thread, read ahead
+_ENOUGH = 1000  # rejected rows that are enough to see what is wrong with a hopeless split
+_AHEAD = 8  # rows to read ahead per thread
 
 
 class Prepared(NamedTuple):
-    """What became of a split.
+    """The result of preparing a split.
 
     Attributes:
-      kept: it had been prepared before, and was not touched.
+      pairs: number of pairs in the split.
+      rejected: number of rejected rows.
+      kept: whether the split had been prepared before and was left as it was.
     """
 
     pairs: int
@@ -42,12 +44,14 @@ class Prepared(NamedTuple):
 
 @contextlib.contextmanager
 def preparing(data_dir: Path) -> Iterator[None]:
-    """Holds the folder, and clears away what a killed command left in it.
+    """Locks the folder and removes what a killed command left in it.
 
     Raises:
-      UserError: another command is preparing into it, or it cannot be written to.
+      UserError: another command is preparing data into the folder, or the folder cannot be written.
     """
-    with lock(data_dir / ".lock", f"{data_dir}: another command is preparing data into it; wait for it"):
+    with lock(
+        data_dir / ".lock", f"{data_dir}: another command is preparing data in this folder; wait for it to finish"
+    ):
         shutil.rmtree(data_dir / _ASIDE, ignore_errors=True)
         try:
             yield
@@ -58,28 +62,34 @@ def preparing(data_dir: Path) -> Iterator[None]:
 def prepare_split(
     source: Source, split: str, data_dir: Path, max_bad: float = 0.01, limit: int = 0, shard: int = 0
 ) -> Prepared:
-    """Writes ``data_dir/split``, and ``data_dir/rejected-SPLIT.jsonl`` if rows were rejected (see `preferences`).
+    """Writes ``data_dir/split``, and ``data_dir/rejected-SPLIT.jsonl`` if rows were rejected.
 
-    Call it inside of `preparing`.
+    It has to be called within `preparing`.
 
     Args:
+      source: the source of the rows.
+      split: name of the split.
+      data_dir: folder of the prepared splits.
       max_bad: share of the rows that may be rejected.
-      limit: take the first ``limit`` rows; 0 takes all.
-      shard: rows of an array_record file; 0 is what suits Pick-a-Pic.
+      limit: use only the first ``limit`` rows (0: all).
+      shard: number of rows per array_record file; 0 is a number that suits Pick-a-Pic.
 
     Raises:
-      UserError: the source has no such split or cannot be read; too many rows are rejected, or all; the split was
-        prepared from something else before; it cannot be written.
+      UserError: the source does not have the split or cannot be read; too many rows are rejected, or all of them; the
+        split was prepared from something else before; or the split cannot be written.
     """
+    # Check the request, and keep a split that is already prepared.
     if not _SPLIT.fullmatch(split):
         raise UserError(f"split {split!r}: expected letters, digits and underscores, a letter first, and not 'all'")
     if split not in source.splits():
-        raise UserError(f"no split {split} in the source, only {', '.join(source.splits())}")
+        raise UserError(f"split {split!r} is not in the source: expected one of {', '.join(source.splits())}")
     made_from = source.made_from(split) | {"limit": limit}
     folder = data_dir / split
     if folder.exists():
         record = _record_of(folder, made_from)
         return Prepared(record["pairs"], record["rejected"], kept=True)
+
+    # Write everything aside, and rename the folder once it is complete.
     rows = source.count(split)
     rows = min(rows, limit) if limit else rows
     aside = data_dir / _ASIDE / split
@@ -98,34 +108,43 @@ def prepare_split(
 
 
 def _record_of(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:
-    """What is said of a split that is there already, if it is the one that was asked for."""
+    """Returns the record of an existing split, provided that it was made from the same rows."""
     if not (folder / RECORD).is_file():
-        raise UserError(f"{folder} is there and no prepared split: choose another --data-dir, or delete it")
+        raise UserError(f"{folder} exists but is not a prepared split; choose another --data-dir, or delete it")
     record = read_json_object(folder / RECORD)
     before = record.get("made_from", {})
     for name in sorted(before.keys() | made_from.keys()):
         if before.get(name) != made_from.get(name):
             raise UserError(
-                f"{folder} was prepared with {name} = {before.get(name)!r}, now it is {made_from.get(name)!r}: choose "
-                "another --data-dir, or delete the folder"
+                f"{folder} was prepared with {name} = {before.get(name)!r}, but now it is {made_from.get(name)!r}; "
+                "choose another --data-dir, or delete the folder"
             )
     return record
 
 
 class _Checked:
-    """The rows of a split, checked in threads, in order; counts and lists those that are rejected."""
+    """Checks the rows of a split in threads and yields the results in order; counts and lists the rejected rows.
+
+    Attributes:
+      rejected: number of rejected rows so far.
+      seen: number of checked rows so far.
+    """
 
     def __init__(self, source: Source, split: str, rows: int, max_bad: float, data_dir: Path):
-        self._split, self._rows, self._max_bad = split, rows, max_bad
+        self._split = split
+        self._rows = rows
+        self._max_bad = max_bad
         self._raw = itertools.islice(source.rows(split), rows)
-        self._list, self._aside = data_dir / f"rejected-{split}.jsonl", data_dir / _ASIDE / f"rejected-{split}.jsonl"
-        self.rejected = self.seen = 0
+        self._list = data_dir / f"rejected-{split}.jsonl"
+        self._aside = data_dir / _ASIDE / f"rejected-{split}.jsonl"
+        self.rejected = 0
+        self.seen = 0
 
     def __enter__(self) -> "_Checked":
         self._aside.parent.mkdir(parents=True, exist_ok=True)
-        # A reason may quote what is no text.
+        # A reason may quote characters that UTF-8 cannot represent.
         self._file = open(self._aside, "w", encoding="utf-8", errors="backslashreplace")
-        # Pillow decodes without the interpreter's lock.
+        # Threads run in parallel, because Pillow releases the interpreter's lock while it decodes.
         self._threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._threads)
         return self
@@ -135,7 +154,7 @@ class _Checked:
         self._publish()
 
     def _publish(self) -> None:
-        """The list stays, whatever becomes of the split."""
+        """Publishes the list of rejected rows, even if the split cannot be prepared."""
         self._file.close()
         if self.rejected:
             os.replace(self._aside, self._list)
@@ -152,6 +171,7 @@ class _Checked:
                     yield result
 
     def _reject(self, row: RawPair, reason: str) -> None:
+        """Lists a rejected row, and gives up once there are enough of them in a hopeless split."""
         self.rejected += 1
         entry = {"where": row.where, "image_uids": list(row.uids), "reason": reason}
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -160,46 +180,54 @@ class _Checked:
             self.end()
 
     def end(self) -> None:
-        """
+        """Checks the number of rejected rows.
+
         Raises:
-          UserError: too many of the rows were rejected, or all of them; the first reason is named.
+          UserError: too many rows were rejected, or all of them; the message shows the first reason.
         """
         if not self._rows:
-            raise UserError(f"split {self._split}: there are no rows in it")
+            raise UserError(f"split {self._split}: the source has no rows in it")
         if self.rejected <= self._max_bad * self._rows and self.rejected < self._rows:
             return
         self._file.flush()
         with open(self._aside, encoding="utf-8") as listed:
             first = json.loads(listed.readline())
-        much = "which leaves none" if self.rejected == self._rows else f"more than --max-bad={self._max_bad:g} allows"
+        all_rejected = self.rejected == self._rows
+        excess = "which leaves none" if all_rejected else f"which is more than --max-bad={self._max_bad:g} allows"
         raise UserError(
             f"split {self._split}: {self.rejected} of {self.seen} rows ({self.rejected / self.seen:.2%}) cannot be "
-            f"used, {much}, e.g. {first['where']}: {first['reason']}; they are listed in {self._list}, and this "
-            "split was not prepared"
+            f"used, {excess}, for example {first['where']}: {first['reason']}; the rejected rows are listed in "
+            f"{self._list}, and this split was not prepared"
         )
 
 
 def _write_records(checked: _Checked, split: str, rows: int, aside: Path, shard: int) -> Path:
-    """Writes the array_record files; the folder they are in."""
+    """Writes the array_record files.
+
+    Returns:
+      The folder that they are in.
+    """
     import_tfds().disable_progress_bar()
-    from spo_jax.data.preferences.format.builder import ROWS_PER_SHARD, PreferencePairs
+    from spo_jax.data.preferences.builder import ROWS_PER_SHARD, PreferencePairs
 
     if not rows:
         checked.end()
+
     stream = iter(checked)
     builder = PreferencePairs(
         split=split, rows=rows, checked=stream, shard=shard or ROWS_PER_SHARD, data_dir=str(aside),
         file_format="array_record",
     )  # fmt: skip
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # its talk of downloads of unknown size
+        with contextlib.redirect_stdout(io.StringIO()):  # tfds prints a message about downloads of unknown size
             builder.download_and_prepare()
     except RuntimeError as error:
-        # array_record's words: "write() failed: No space left on device; writing ..."
+        # array_record says for example "write() failed: No space left on device; writing ...".
         failed = re.search(r"\w+\(\) failed: ([^;]*)", str(error))
         if not failed:
             raise
         raise UserError(f"cannot write to {aside}: {failed[1]}") from error
+
     for _ in stream:
         raise ValueError("a shard was left out")
     checked.end()
@@ -207,14 +235,20 @@ def _write_records(checked: _Checked, split: str, rows: int, aside: Path, shard:
 
 
 def _write_index(folder: Path, split: str) -> tuple[int, str]:
-    """Reads the records back and writes what stays in memory while training; (number of pairs, digest).
+    """Reads the records back and writes the columns that stay in memory during training.
 
-    Read, and not remembered while writing: so it is aligned with what is on the disk, and that has been read once.
+    The columns are read rather than remembered from writing, so that they are aligned with the records on disk, and so
+    that every record has been read once.
+
+    Returns:
+      (number of pairs, digest of the content).
     """
-    records, digest = open_records(folder, split), hashlib.blake2b(digest_size=16)
+    # Collect the columns and the digest, record by record.
+    records = open_records(folder, split)
+    digest = hashlib.blake2b(digest_size=16)
     prompts: dict[str, int] = {}
     columns: dict[str, list[Any]] = {"prompt": [], "labels": [], "count": [], "has_label": [], "are_different": []}
-    for row in tqdm(range(len(records)), desc=f"{split}, read back", unit=" pairs", mininterval=1):
+    for row in tqdm(range(len(records)), desc=f"{split}: reading back", unit=" pairs", mininterval=1):
         record = records[row]
         caption = record["caption"].decode()
         values = {
@@ -228,6 +262,7 @@ def _write_index(folder: Path, split: str) -> tuple[int, str]:
             columns[name].append(value)
         for part in (*(record[name] for name in IMAGES), caption.encode(), repr(values).encode()):
             digest.update(len(part).to_bytes(8, "little") + part)
+
     index = _arrays(columns)
     with open(folder / INDEX, "wb") as file:
         np.savez(file, **index)
@@ -236,7 +271,7 @@ def _write_index(folder: Path, split: str) -> tuple[int, str]:
 
 
 def _arrays(columns: dict[str, list[Any]]) -> dict[str, np.ndarray]:
-    """Columns as arrays; where the source does not say how many pairs a prompt has, they are counted."""
+    """Converts columns to arrays, and counts the pairs of a prompt where the source does not say their number."""
     kinds = {"prompt": np.int32, "labels": np.float32, "count": np.int32, "has_label": bool, "are_different": bool}
     arrays = {name: np.asarray(values, kinds[name]) for name, values in columns.items()}
     own = Counter(columns["prompt"])

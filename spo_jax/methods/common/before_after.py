@@ -1,124 +1,149 @@
-"""Pictures before and after a run, their scores, grids and the report."""
+"""Images of an adapter before and after training: their scores, grids, and what the report shows of them."""
 
-import dataclasses
-import importlib.metadata
 import itertools
 import math
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_atomic
 from spo_jax.core.images import image_grid, to_uint8
 from spo_jax.core.statistics import paired_scores
-from spo_jax.core.typing import Float, Params
-from spo_jax.methods.spo.programs import Networks
-from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.core.typing import Float, Params, UInt8
+from spo_jax.methods.common.settings import EvalSettings
+from spo_jax.models.base import Pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
-from spo_jax.parallel.multihost import is_writer
-from spo_jax.rewards.evaluate import make_judge
-from spo_jax.run.metrics import MetricsWriter, read_metrics
-from spo_jax.run.report import write_report
+from spo_jax.rewards import load_reward
+from spo_jax.rewards.base import Context, Reward, Scores
 
 GRID_COLUMNS = 8
 REPORTED_GRIDS = 3
 
+ImageArray = Float[np.ndarray, "b H W 3"]
 
-class Evaluation:
-    """Pictures of the evaluation prompts from fixed noise, their scores, and grids."""
 
-    def __init__(self, networks: Networks, settings: TrainSettings, prompts: Sequence[str], out: Path):
-        self.settings, self.out = settings, out
-        config = settings.eval
-        self.prompts = list(itertools.islice(itertools.cycle(prompts), config.pictures))
-        self.latents = initial_latents(config.seed, config.pictures, networks.pipeline.latent_shape)
-        self.condition = networks.pipeline.encode_prompts(self.prompts)
+class BeforeAfter:
+    """Images of the evaluation prompts from fixed noise, drawn from a model with an adapter.
+
+    Args:
+      settings: prompts are repeated until there are enough.
+      lora_scale: alpha / r.
+      rewards: score the images.
+
+    Raises:
+      UserError: a reward cannot score images of this model or these prompts, or two rewards give a score of one name.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: EvalSettings,
+        lora_scale: float,
+        prompts: Sequence[str],
+        rewards: Sequence[Reward],
+    ):
+        self.settings = settings
+        self.prompts = list(itertools.islice(itertools.cycle(prompts), settings.images))
+        self.latents = initial_latents(settings.seed, settings.images, pipeline.latent_shape)
+        self.condition = pipeline.encode_prompts(self.prompts)
         self.sampler = Sampler(
-            networks.pipeline,
-            steps=config.steps,
-            guidance=config.guidance_scale,
-            lora_scale=settings.lora.scale,
-            batch=min(config.batch, config.pictures),
+            pipeline,
+            steps=settings.steps,
+            guidance=settings.guidance_scale,
+            lora_scale=lora_scale,
+            batch=min(settings.batch, settings.images),
         )
-        self.judge = make_judge(config.reward, networks.spm)
-        self.judge.check(self.prompts, networks.pipeline.image_size)
+        self.rewards = rewards
+        for reward in rewards:
+            reward.check(self.prompts, pipeline.image_size)
+        _check_names(rewards)
 
-    def pictures(self, lora: Params, count: int | None = None) -> Float[np.ndarray, "b H W 3"]:
-        """One picture per prompt (of the first ``count``), not clipped.
+    def start(self, lora: Params) -> None:
+        """Draws and scores the images before training; the fresh adapter is the base model, because its B is zero."""
+        self.before = self.images(lora)
+        self._scores_before = self.measure(self.before)
 
-        The fresh adapter is the base model: its B is zero.
-        """
+    def images(self, lora: Params, count: int | None = None) -> ImageArray:
+        """One image per prompt (of the first ``count``), not clipped."""
         count = len(self.prompts) if count is None else min(count, len(self.prompts))
         return self.sampler.draw(self.condition, self.latents[:count], lora)
 
-    def measure(self, pictures: Float[np.ndarray, "b H W 3"]) -> dict[str, Float[np.ndarray, " b"]]:
-        """Scores of `pictures` by name.
+    def measure(self, images: ImageArray) -> Scores:
+        """Scores of `images` by name.
 
         Raises:
           UserError: one is not a finite number.
         """
-        scores = self.judge.measure(pictures, self.prompts)
+        scores = {}
+        for reward in self.rewards:
+            scores |= reward.measure(images, self.prompts)
         for name, values in scores.items():
             if not np.isfinite(values).all():
-                raise UserError(f"{name} of the evaluation pictures is not finite: look at eval.guidance_scale, dtype")
+                raise UserError(f"{name} of the evaluation images is not finite: check eval.guidance_scale and dtype")
         return scores
 
-    def compare(self, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict:
-        """What `summary.json` holds of two `measure`s: means, changes and their standard errors."""
-        scores = paired_scores(before, after, self.judge.meanings, self.judge.lower_is_better)
-        return {"pictures": len(self.prompts), "scores": scores}
+    def grid(self, lora: Params) -> UInt8[np.ndarray, "H W 3"]:
+        """The first images as one."""
+        return image_grid(to_uint8(self.images(lora, self.settings.grid_images)), GRID_COLUMNS)
 
-    def grid_writer(self, writer: MetricsWriter) -> Callable[[int, Params], dict[str, float]]:
-        """For the loop, with (batch, adapter): the first pictures, as a grid in ``samples/`` and TensorBoard."""
+    def finish(self, lora: Params) -> tuple[dict[str, Any], list[tuple[str, np.ndarray, np.ndarray]]]:
+        """Draws and scores the images after training.
 
-        def write(batch: int, lora: Params) -> dict[str, float]:
-            images = self.pictures(lora, self.settings.log.sample_pictures)
-            if is_writer():
-                grid = image_grid(to_uint8(images), GRID_COLUMNS)
-                write_atomic(self.out / "samples" / f"{batch:06d}.png", lambda path: Image.fromarray(grid).save(path))
-                writer.write_images(batch, {"samples": grid})
-            return {}  # nothing for the curves
+        Returns:
+          The summary (means, paired changes and their standard errors), and grids (caption, before, after).
+        """
+        after = self.images(lora)
+        scores_after = self.measure(after)
+        meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
+        lower = [name for reward in self.rewards for name in reward.lower_is_better]
+        scores = paired_scores(self._scores_before, scores_after, meanings, lower)
+        return {"images": len(self.prompts), "scores": scores}, self._grids(after)
 
-        return write
-
-    def write_report(self, summary: dict, before: np.ndarray, after: np.ndarray) -> None:
-        """``report.html``: settings, curves, scores, and the pictures before and after."""
-        count = min(self.settings.log.sample_pictures, len(before))
+    def _grids(self, after: ImageArray) -> list[tuple[str, np.ndarray, np.ndarray]]:
+        count = min(self.settings.grid_images, len(after))
         grids = []
-        for first in range(0, len(before), count)[:REPORTED_GRIDS]:
+        for first in range(0, len(after), count)[:REPORTED_GRIDS]:
             cut = slice(first, first + count)
-            pair = (image_grid(_enlarged(to_uint8(images[cut])), GRID_COLUMNS) for images in (before, after))
+            pair = (image_grid(_enlarged(to_uint8(images[cut])), GRID_COLUMNS) for images in (self.before, after))
             names = ", ".join(dict.fromkeys(self.prompts[cut]))
             grids.append((f"Same prompts, same noise: {names}", *pair))
-        write_report(
-            self.out / "report.html",
-            title="SPO run",
-            settings=dataclasses.asdict(self.settings),
-            rows=read_metrics(self.out / "metrics.jsonl"),
-            summary=summary,
-            grids=grids,
-        )
+        return grids
 
 
-def _enlarged(images: np.ndarray) -> np.ndarray:
-    """Small pictures in whole multiples, so that people see pixels and not a browser's blur."""
+def load_rewards(
+    settings: EvalSettings, pipeline: Pipeline, mesh: Mesh | None, options: Any, shared: dict[str, Reward]
+) -> list[Reward]:
+    """The rewards that evaluation names.
+
+    Args:
+      options: the method's settings; their group that is named after a reward holds its options.
+      shared: rewards that are loaded already, by what they are called in settings.
+    """
+    rewards = []
+    for spec in settings.reward_names:
+        if spec not in shared:
+            group = reward_options(options, spec)
+            shared[spec] = load_reward(spec, Context(pipeline.kind, pipeline.dtype, mesh, group))
+        rewards.append(shared[spec])
+    return rewards
+
+
+def reward_options(settings: Any, spec: str) -> dict[str, Any]:
+    """The fields of the settings' group that is named after a reward; empty where there is none."""
+    group = getattr(settings, spec.partition(":")[0], None)
+    return vars(group) if group is not None and hasattr(group, "__dataclass_fields__") else {}
+
+
+def _check_names(rewards: Sequence[Reward]) -> None:
+    names = [name for reward in rewards for name in reward.meanings]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"config field eval.rewards: several rewards give a score {', '.join(twice)}; keep one of them")
+
+
+def _enlarged(images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b H W 3"]:
+    """Small images in whole multiples, so that pixels are seen and not a browser's blur."""
     factor = max(1, math.floor(96 / images.shape[1]))
     return images.repeat(factor, 1).repeat(factor, 2)
-
-
-def versions(mesh: Mesh) -> dict[str, str]:
-    """Of Python, the libraries that decide numbers, and the devices that did the work."""
-    names = ("spo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    device = mesh.devices.flat[0]
-    return {"python": platform.python_version(), **found, "device": f"{mesh.size} x {device.device_kind}"}

@@ -1,4 +1,4 @@
-"""One pass over a split through a network, its results kept on disk: latents, scores of clean pictures."""
+"""One pass over a split through a network, its results kept on disk: latents, or scores of clean images."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from spo_jax.core.typing import Array
 from spo_jax.data.array_file import ArrayFile, Writer
-from spo_jax.data.preferences.format.loading import LoadedBatch, PicturePairs, batches
+from spo_jax.data.preferences.loading import ImagePairs, LoadedBatch, batches
 from spo_jax.parallel.mesh import devices_in_context
 from spo_jax.parallel.multihost import agreed, is_writer, join_parts, local_positions
 from spo_jax.parallel.sharding import to_host
@@ -16,7 +16,7 @@ from spo_jax.parallel.sharding import to_host
 
 def fill(
     file: ArrayFile,
-    pairs: PicturePairs,
+    pairs: ImagePairs,
     compute: Callable[[LoadedBatch], Array],
     *,
     side: int,
@@ -25,21 +25,26 @@ def fill(
     threads: int = 8,
     workers: int = 0,
 ) -> None:
-    """Computes the rows of ``file`` that are not there yet, a row per pair; nothing if it is whole.
+    """Computes the rows of ``file`` that are missing, a row per pair; does nothing if it is complete.
 
     Process 0 writes, into a folder that all processes see. What was computed before a stop is kept.
 
     Args:
       compute: a process's part of a batch to the whole batch's rows, in the order in which `join_parts` lays them.
-      side: of the pictures, in pixels. pairs_per_device: computed at a time; the same shape throughout.
+      side: side of the images in pixels.
+      pairs_per_device: pairs computed at a time; the same shape throughout.
+      title: title of the progress bar.
+      threads: see `spo_jax.data.preferences.loading.batches`.
+      workers: likewise.
 
     Raises:
-      UserError: what is on disk is of something else, or another run is writing it; the folder cannot be written or is
-        full; a damaged picture.
+      UserError: the rows on disk belong to something else, or another run is writing them; the folder cannot be written
+        or is full; a damaged image.
     """
-    total, batch_size = file.shape[0], pairs_per_device * devices_in_context()
+    total = file.shape[0]
+    batch_size = pairs_per_device * devices_in_context()
     with contextlib.ExitStack() as held:
-        writer = held.enter_context(Writer(file)) if is_writer() and not _whole(file) else None
+        writer = held.enter_context(Writer(file)) if is_writer() and not _is_complete(file) else None
         done = agreed(writer.done if writer else total)
         if done < total:
             loaded = batches(
@@ -57,7 +62,7 @@ def fill(
             bar = held.enter_context(tqdm(total=total, initial=done, desc=title, unit="pair", disable=not is_writer()))
             for batch in loaded:
                 rows, values = to_host((join_parts(batch.rows), compute(batch)))
-                # In order, and without those that fill the last batch up.
+                # In order, and without the rows that fill the last batch up.
                 rows, index = np.unique(rows, return_index=True)
                 if writer is not None:
                     writer.append(values[index])
@@ -65,5 +70,5 @@ def fill(
     agreed(total)  # nobody reads before process 0 has written
 
 
-def _whole(file: ArrayFile) -> bool:
+def _is_complete(file: ArrayFile) -> bool:
     return file.path.exists() and file.rows_done() == file.shape[0]

@@ -1,100 +1,101 @@
-"""Pair accuracy of a preference model at several timesteps."""
+"""Pair accuracy of a preference model against the timestep: measuring, writing and plotting it."""
 
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.statistics import mean_and_error
 from spo_jax.core.typing import Float, Params
-from spo_jax.data.preferences.format.loading import batches
-from spo_jax.methods.spm.programs import Frozen, Networks
+from spo_jax.data.preferences.loading import batches
+from spo_jax.methods.spm.programs import FrozenParams, Rows, SPMTraining
 from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.multihost import is_writer, join_parts, local_positions
 from spo_jax.parallel.sharding import make, to_host
+from spo_jax.run.report import as_svg
 
-# Timestep to 1, ½ or 0 of every pair.
+# Timestep to 1, ½ or 0 for every pair.
 Agreement = Mapping[int, Float[np.ndarray, " n"]]
+ACCURACY = "accuracy.json"
 
 
 def agreement(scores: Float[np.ndarray, "n 2"], labels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    """(s₀ > s₁) · label₀ + (s₀ < s₁) · label₁, the reference's rule: a tie counts a half, unless the scores are equal,
-    which count nothing."""
-    first, second = scores[:, 0] > scores[:, 1], scores[:, 0] < scores[:, 1]
+    """(s₀ > s₁) · label₀ + (s₀ < s₁) · label₁, the reference's rule.
+
+    A tie counts half, unless the two scores are equal, which counts nothing.
+    """
+    first = scores[:, 0] > scores[:, 1]
+    second = scores[:, 0] < scores[:, 1]
     return (first * labels[:, 0] + second * labels[:, 1]).astype(np.float32)
 
 
-def mean_and_error(values: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
-    """With the mean's standard error, which a single value does not have."""
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return float(values.mean(dtype=np.float64)), error
-
-
-def summarised(measured: Agreement) -> dict[str, dict[str, float | int | None]]:
-    """For JSON: timestep to accuracy, its standard error, and the number of pairs."""
-    out = {}
-    for t, values in measured.items():
-        accuracy, error = mean_and_error(values)
-        out[str(t)] = {"accuracy": accuracy, "standard_error": error, "pairs": len(values)}
-    return out
-
-
 class Evaluator:
-    """The same pairs and noises every time, for weights of one network."""
+    """Measures weights of one network on the same pairs and noise every time.
 
-    def __init__(self, networks: Networks, frozen: Frozen, split: Split, mesh: Mesh):
-        """
-        Raises:
-          UserError: no pair of the split is decided; a timestep that the diffusion model does not have.
-        """
-        config = networks.settings.eval
-        networks.check_timesteps(config.timesteps)
+    Raises:
+      UserError: no pair of the split is decided; a timestep that the diffusion model does not have.
+    """
+
+    def __init__(self, training: SPMTraining, frozen: FrozenParams, split: Split, mesh: Mesh):
+        config = training.settings.eval
+        training.check_timesteps(config.timesteps)
         self.rows = split.decided(config.pairs)
-        self._networks, self._frozen, self._split = networks, frozen, split
+        self._training = training
+        self._frozen = frozen
+        self._split = split
         self._key = make(lambda: jax.random.key(config.seed), mesh)
-        self._noised, self._clean = jax.jit(networks.scores), jax.jit(networks.clean_scores)
+        self._noised = jax.jit(training.scores)
+        self._clean = jax.jit(training.clean_scores)
 
     @property
-    def told(self) -> str:
+    def fingerprint(self) -> str:
         """What two measurements have to share to be compared pair by pair."""
-        settings = self._networks.settings
-        config, labels = settings.eval, self._split.labels[self.rows]
+        settings = self._training.settings
+        config = settings.eval
+        labels = self._split.labels[self.rows]
         fields = {"timesteps": config.timesteps, "pairs": config.pairs, "batch": config.batch, "seed": config.seed}
-        # What decides the pictures that are judged; `dtype` the judge's rounding too.
+        # What decides the images that are judged; `dtype` decides the judge's rounding too.
         names = ("model", "revision", "base", "vae", "dtype", "posterior", "guidance_scale", "resolution")
         fields |= {name: getattr(settings, name) for name in names}
         fields["labels"] = hashlib.sha256(self.rows.tobytes() + labels.tobytes()).hexdigest()
         return json.dumps({"digest": self._split.pairs.digest, **fields})
 
     def measure(self, params: Params) -> dict[int, Float[np.ndarray, " n"]]:
-        """`agreement` of every pair at every timestep; at 0 of the picture itself, else noised as in training.
+        """`agreement` of every pair at every timestep; at 0 of the image itself, otherwise noised as in training.
 
         Raises:
           UserError: a score that is not finite.
         """
-        settings = self._networks.settings
-        config, loading = settings.eval, settings.loading
+        settings = self._training.settings
+        config = settings.eval
         scores = {t: np.full((len(self._split.pairs), 2), np.nan, np.float32) for t in config.timesteps}
         loaded = batches(
             self._split.pairs,
             self.rows,
-            side=self._networks.side,
+            side=self._training.side,
             batch_size=config.batch,
             shuffle=False,
             endless=False,
             positions=local_positions(config.batch),
-            threads=loading.threads,
-            workers=loading.workers,
+            threads=settings.loading.threads,
+            workers=settings.loading.workers,
         )
-        count, silent = -(-len(self.rows) // config.batch), not is_writer()
+        count = -(-len(self.rows) // config.batch)
+        bar = tqdm(loaded, "accuracy", count, unit="batch", disable=not is_writer())
         with contextlib.closing(loaded):
-            for number, batch in enumerate(tqdm(loaded, "accuracy", count, unit="batch", disable=silent)):
-                numbers, rows = to_host(join_parts(batch.rows)), self._networks.feed(self._split.feed(batch))
+            for number, batch in enumerate(bar):
+                numbers = to_host(join_parts(batch.rows))
+                rows = self._training.feed(self._split.feed(batch))
                 for t in config.timesteps:
                     scores[t][numbers] = to_host(self._score(params, rows, t, number))
         for t, values in scores.items():
@@ -103,7 +104,70 @@ class Evaluator:
         labels = self._split.labels[self.rows]
         return {t: agreement(values[self.rows], labels) for t, values in scores.items()}
 
-    def _score(self, params: Params, rows, t: int, number: int) -> jax.Array:
+    def _score(self, params: Params, rows: Rows, t: int, number: int) -> jax.Array:
         if t == 0:
             return self._clean(params, rows)
         return self._noised(params, self._frozen, rows, np.int32(t), np.int32(number), self._key)
+
+
+# Reporting
+
+
+def summarised(measured: Agreement) -> dict[str, dict[str, float | int | None]]:
+    """For JSON: timestep to accuracy, its standard error, and the number of pairs."""
+    summary = {}
+    for t, values in measured.items():
+        accuracy, error = mean_and_error(values)
+        summary[str(t)] = {"accuracy": accuracy, "standard_error": error, "pairs": len(values)}
+    return summary
+
+
+def write_accuracy(folder: Path, measured: Mapping[str, Agreement]) -> None:
+    """Writes ``accuracy.json``, ``accuracy.svg`` and ``accuracy.png``.
+
+    JSON: name of the model to timestep to accuracy, its standard error and the number of pairs; chance is a half, with
+    ties counting half.
+    """
+    lines = {line: summarised(agreement) for line, agreement in measured.items()}
+    write_json(folder / ACCURACY, lines | {"chance": 0.5})
+    write_figure(folder / "accuracy", accuracy_figure(measured))
+
+
+def print_accuracy(measured: Mapping[str, Agreement]) -> None:
+    """Shows the accuracies on the screen."""
+    for line, agreement in measured.items():
+        print(f"\n{line}:")
+        for t, values in summarised(agreement).items():
+            error = "" if values["standard_error"] is None else f" ± {values['standard_error']:.4f}"
+            print(f"  pair accuracy at t = {t:>4s}  {values['accuracy']:.4f}{error}  ({values['pairs']} pairs)")
+
+
+def accuracy_figure(lines: Mapping[str, Agreement]) -> Figure:
+    """A curve for each model with one standard error up and down, and chance."""
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, measured) in enumerate(lines.items()):
+        timesteps = sorted(measured)
+        values = [mean_and_error(measured[t]) for t in timesteps]
+        heights = [mean for mean, _ in values]
+        errors = [error or 0.0 for _, error in values]
+        style = {"marker": "o", "markersize": 4, "capsize": 3, "linewidth": 1.5, "color": f"C{index}"}
+        axes.errorbar(timesteps, heights, yerr=errors, label=name, **style)
+    axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1, label="chance")
+    axes.set_xlabel("timestep t of the noised image (0: the image itself)")
+    axes.set_ylabel("pair accuracy")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def write_figure(path: str | os.PathLike, figure: Figure) -> None:
+    """Writes ``path`` with the endings .svg and .png.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    path = Path(path)
+    write_atomic(path.with_suffix(".svg"), lambda file: file.write_bytes(as_svg(figure)))
+    write_atomic(path.with_suffix(".png"), lambda file: figure.savefig(file, format="png", dpi=150))

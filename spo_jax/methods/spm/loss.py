@@ -1,5 +1,7 @@
-"""A batch of preference pairs: their scores, their loss (the reference's ``SPMCriterion``, without in-batch negatives)
-and how many are ordered right."""
+"""A batch of preference pairs: its scores, its loss and its accuracy.
+
+The loss is the reference's ``SPMCriterion``, without in-batch negatives.
+"""
 
 from typing import NamedTuple
 
@@ -15,9 +17,11 @@ class PairBatch(NamedTuple):
     """A batch of preference pairs.
 
     Attributes:
-      pixels: CLIP's input for both pictures. t: the pair's timestep. ids: the prompt.
-      labels: (1, 0), (0, 1), or (½, ½) for a tie. weights: 1 / (number of pairs of that prompt), summing to 1 over
-        all that the optimiser steps on.
+      pixels: CLIP's input for both images.
+      t: the pair's timestep.
+      ids: tokens of the prompt.
+      labels: (1, 0), (0, 1), or (½, ½) for a tie.
+      weights: 1 / (number of pairs of that prompt), summing to 1 over all pairs of an optimizer step.
     """
 
     pixels: Float[Array, "n 2 h w 3"]
@@ -28,7 +32,7 @@ class PairBatch(NamedTuple):
 
 
 def pair_scores(clip: CLIPModel, params: Params, batch: PairBatch) -> Float[Array, "n 2"]:
-    """Scores of both pictures of every pair, in one call of the vision tower."""
+    """Scores of both images of every pair, in one call of the vision tower."""
     n = len(batch.t)
     text = text_features(clip, params, batch.ids)
     pixels = batch.pixels.reshape(2 * n, *batch.pixels.shape[2:])
@@ -46,7 +50,7 @@ def pair_losses(scores: Float[Array, "n 2"], labels: Float[Array, "n 2"]) -> Flo
 def pair_accuracy(
     scores: Float[Array, "n 2"], labels: Float[Array, "n 2"]
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
-    """Whether the preferred picture scores higher (equal scores count half), and 1 for pairs that are no ties."""
+    """Whether the preferred image scores higher (equal scores count half), and 1 for pairs that are not ties."""
     decided = (labels[:, 0] != labels[:, 1]).astype(jnp.float32)
     right = 0.5 * (1 + jnp.sign(scores[:, 0] - scores[:, 1]) * jnp.sign(labels[:, 0] - labels[:, 1]))
     return right * decided, decided

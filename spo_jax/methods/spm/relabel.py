@@ -1,7 +1,7 @@
-"""Preferences made anew: a plain CLIP (PickScore) judges the clean pictures of a split, once.
+"""Preferences made anew: a plain CLIP (PickScore) judges the clean images of a split, once.
 
-What is kept on disk are scores; labels follow from them, so that another margin costs nothing, and evaluation has the
-plain model's accuracy at hand.
+Scores are kept on disk and labels follow from them, so that another margin costs nothing, and evaluation has the plain
+model's accuracy at hand.
 """
 
 import dataclasses
@@ -14,61 +14,34 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import read_json_object
-from spo_jax.core.typing import Array, DType, Float, Int, Params, UInt8
+from spo_jax.core.typing import Array, Float, Int, Params, UInt8
 from spo_jax.data.array_file import ArrayFile
-from spo_jax.data.preferences.format.loading import LoadedBatch, PicturePairs
+from spo_jax.data.preferences.loading import ImagePairs, LoadedBatch
 from spo_jax.methods.common.precompute import fill
 from spo_jax.nn.clip import CLIPModel
-from spo_jax.nn.clip_config import CLIPConfig
-from spo_jax.parallel.chunks import in_chunks
 from spo_jax.parallel.mesh import gathered, spread
 from spo_jax.parallel.multihost import join_parts
-from spo_jax.rewards.common.clip_score import normalise, text_features, unit_norm
-from spo_jax.rewards.common.preference_model import SPM, read_model, tokenizer_folder
-from spo_jax.weights import hub
+from spo_jax.rewards.common.clip_score import encode_texts, normalise, unit_norm
+from spo_jax.rewards.common.preference_model import PreferenceModel
 from spo_jax.weights.digest import weights_digest
 
 FILE = "scores.npy"
-MARGIN = 0.1  # published
-_TEXT_CHUNK = 64  # prompts encoded at a time
+MARGIN = 0.1  # as published
 
 
 @runtime_checkable
-class CaptionedPairs(PicturePairs, Protocol):
-    """What judging has to know of a prepared split.
+class CaptionedPairs(ImagePairs, Protocol):
+    """The part of a prepared split that judging needs.
 
     Attributes:
-      prompts: its captions, each once. prompt: the row in it of each pair's.
+      prompts: its captions, each once.
+      prompt: for each pair, the position of its caption in `prompts`.
     """
 
     prompts: tuple[str, ...]
     prompt: Int[np.ndarray, " n"]
-
-
-def load_judge(
-    model: str | os.PathLike,
-    *,
-    tokenizer: str | os.PathLike | None = None,
-    dtype: DType = jnp.float32,
-    mesh: Mesh | None = None,
-) -> SPM:
-    """Reads a plain CLIP in transformers' layout, PickScore or any other.
-
-    Args:
-      model: folder or hub id. tokenizer: folder or hub id, when ``model`` does not hold one.
-      mesh: where the weights go; without one, to the first device.
-
-    Raises:
-      UserError: what is missing or does not fit.
-    """
-    path = hub.resolve(model)
-    where = path / "config.json"
-    clip = CLIPModel(CLIPConfig.from_dict(read_json_object(where), str(where)), dtype=dtype)
-    return read_model(path, clip, mesh, str(model), tokenizer_folder(path, tokenizer, "--config.relabel.tokenizer"))
 
 
 def new_labels(scores: Float[np.ndarray, "n 2"], margin: float = MARGIN) -> Float[np.ndarray, "n 2"]:
@@ -81,33 +54,35 @@ def new_labels(scores: Float[np.ndarray, "n 2"], margin: float = MARGIN) -> Floa
 def clean_scores(
     folder: str | os.PathLike,
     preferences: CaptionedPairs,
-    judge: SPM,
+    judge: PreferenceModel,
     *,
     pairs_per_device: int = 16,
     threads: int = 8,
     workers: int = 0,
 ) -> Float[np.ndarray, "n 2"]:
-    """exp(logit_scale) · cos of every pair's clean pictures and its prompt; what is on disk is not computed again.
+    """exp(logit_scale) · cos of every pair's clean images and its prompt; scores on disk are not computed again.
 
-    Pictures take the preference model's own way: its size, and pixels straight from the files.
+    Images are prepared as for the preference model itself: in its size, with pixels straight from the files.
 
     Args:
       folder: holds this split's scores and nothing else; all processes see it.
       judge: a plain CLIP, without time conditioning.
-      pairs_per_device: judged at a time, on the mesh in context. threads, workers: see `spo_jax.data.preferences.loading.batches`.
+      pairs_per_device: pairs judged at a time, on the mesh in context.
+      threads: see `spo_jax.data.preferences.loading.batches`.
+      workers: likewise.
 
     Raises:
       UserError: the folder holds scores of other data or another model (what differs is named); it cannot be written;
-        a damaged picture; the judge is time-conditioned.
+        a damaged image; the judge is time-conditioned.
     """
     clip, params = judge.clip, judge.params
     if clip.config.time_conditioned:
-        raise UserError("clean pictures are judged by a plain CLIP such as PickScore; this one is time-conditioned")
+        raise UserError("clean images are judged by a plain CLIP such as PickScore; this one is time-conditioned")
     tokens = judge.tokenizer(preferences.prompts)
     bound = {
         "preferences": preferences.digest,
         "preference model": weights_digest(params),
-        # What weights do not tell: a model of the same shapes may end its texts elsewhere, or read other tokens.
+        # What weights do not show: a model of the same shapes may end its texts elsewhere, or read other tokens.
         "config of the preference model": dataclasses.asdict(clip.config),
         "tokens of the prompts": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "dtype of the model": str(jnp.dtype(clip.dtype)),
@@ -115,7 +90,7 @@ def clean_scores(
     file = ArrayFile(Path(folder) / FILE, (len(preferences), 2), np.dtype(np.float32), bound)
 
     # Only if there is something left to judge.
-    texts = functools.cache(lambda: _encode_prompts(judge, tokens))
+    texts = functools.cache(lambda: encode_texts(judge.clip, judge.params, tokens))
 
     def compute(batch: LoadedBatch) -> Array:
         text = texts()[preferences.prompt[batch.rows]]
@@ -127,7 +102,7 @@ def clean_scores(
         compute,
         side=clip.config.vision.image_size,
         pairs_per_device=pairs_per_device,
-        title="scores of clean pictures",
+        title="scores of clean images",
         threads=threads,
         workers=workers,
     )
@@ -136,11 +111,6 @@ def clean_scores(
         row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
         raise UserError(f"{file.path}: the scores of pair {row} are {scores[row]}; remove the folder, and use float32")
     return scores
-
-
-def _encode_prompts(judge: SPM, tokens: Int[np.ndarray, "u l"]) -> Float[np.ndarray, "u p"]:
-    encode = jax.jit(lambda params, ids: gathered(text_features(judge.clip, params, ids)))
-    return in_chunks(functools.partial(encode, judge.params), tokens, _TEXT_CHUNK)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -28,10 +28,13 @@ def spo_loss(
     """L = -log σ(β (log r_w - log r_l)), r = clip(exp(log p_θ - log p_ref), 1 - ε, 1 + ε).
 
     The clip is inside the log: a member that has moved far enough gets no gradient. Log-probabilities are means over
-    pixels (`spo_jax.diffusion.ddim.log_prob`), float32.
+    pixels (`spo_jax.diffusion.process.log_prob`), float32.
     """
     ratio_win = jnp.exp(logp_win - ref_logp_win)
     ratio_lose = jnp.exp(logp_lose - ref_logp_lose)
-    clipped = lambda ratio: jnp.log(jnp.clip(ratio, 1 - eps, 1 + eps))  # noqa: E731
-    loss = -jax.nn.log_sigmoid(beta * (clipped(ratio_win) - clipped(ratio_lose)))
+
+    def log_clipped(ratio: Array) -> Array:
+        return jnp.log(jnp.clip(ratio, 1 - eps, 1 + eps))
+
+    loss = -jax.nn.log_sigmoid(beta * (log_clipped(ratio_win) - log_clipped(ratio_lose)))
     return ObjectiveOutput(loss, ratio_win, ratio_lose)

@@ -6,38 +6,29 @@ import jax
 import jax.numpy as jnp
 
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
+from spo_jax.methods.common.policy import Pairs
 from spo_jax.methods.spo.resampler import Plan, Trajectory
 
 
 class Verdict(NamedTuple):
-    """Winner and loser of every pool, and whether the pair is clear enough to train on."""
+    """The outcome of judging every pool.
+
+    Attributes:
+      win: index of the best candidate.
+      lose: index of the worst.
+      valid: whether the two differ clearly enough to train on.
+    """
 
     win: Int[Array, "s b"]
     lose: Int[Array, "s b"]
     valid: Bool[Array, "s b"]
 
 
-class Pairs(NamedTuple):
-    """Training pairs, n = transitions · prompts.
-
-    Attributes:
-      x_t: the parent, once when winner and loser share it, else the winner's and the loser's.
-      x_prev: the winner's and the loser's x_{t'}.
-      t: timestep of the transition. row: prompt of the pair. valid: whether to train on it.
-    """
-
-    x_t: Float[Array, "n m h w c"]
-    x_prev: Float[Array, "n 2 h w c"]
-    t: Int[Array, " n"]
-    row: Int[Array, " n"]
-    valid: Bool[Array, " n"]
-
-
 def rank(scores: Float[Array, "s k b"], threshold: float) -> Verdict:
     """Best and worst of every pool.
 
-    Valid where softmax over these two scores alone differs by more than ``threshold``, strictly. Equal scores rank by
-    index (a stable descending sort): all equal gives winner 0, loser k-1, not valid.
+    Valid where the softmax over these two scores alone differs by more than ``threshold``, strictly. Equal scores rank
+    by index (a stable descending sort): all equal gives winner 0, loser k-1, not valid.
     """
     k = scores.shape[1]
     win = jnp.argmax(scores, axis=1)
@@ -49,11 +40,11 @@ def rank(scores: Float[Array, "s k b"], threshold: float) -> Verdict:
 
 def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
     """One pair per transition and prompt, with the verdict of the transition's segment; transitions vary slowest."""
-    win, lose, valid = (array[plan.segment] for array in verdict)
+    win, lose, valid = (array[plan.segment] for array in verdict)  # [r b]
     records, b = win.shape
     both = jnp.stack([win, lose], axis=1)  # [r 2 b]
 
-    def of_both(candidates):  # [r k b h w c] -> [r·b 2 h w c]
+    def of_both(candidates: Array) -> Array:  # [r k b h w c] -> [r·b 2 h w c]
         taken = jnp.take_along_axis(candidates, both[..., None, None, None], axis=1)
         return _flat(jnp.moveaxis(taken, 1, 2))
 

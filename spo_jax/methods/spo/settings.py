@@ -1,169 +1,108 @@
-"""Every setting of a training run, as frozen dataclasses; config files fill them, commands read them."""
+"""Settings of SPO; defaults are the published ones of SD 1.5."""
 
 import dataclasses
-import math
 from typing import ClassVar
 
-from spo_jax.core.config import check_seed
-from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Params
-from spo_jax.methods.spo.resampler import ResamplerConfig
-from spo_jax.methods.spo.update import UpdateConfig
-from spo_jax.parallel.mesh import MeshSettings
-from spo_jax.parallel.sharding import to_host
-from spo_jax.run.loop import SaveSettings
-from spo_jax.weights.lora import LoRA
-
-
-def _check_finite(field: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise UserError(f"config field {field} = {value}: expected a finite number")
+from spo_jax import toy
+from spo_jax.core.config import Settings, setting
+from spo_jax.methods.common.settings import AdapterSettings, PromptSettings
+from spo_jax.parallel.chunks import padded_chunk
 
 
 @dataclasses.dataclass(frozen=True)
-class SPOSettings(ResamplerConfig, UpdateConfig):
-    """Rollout and update together.
+class JudgeSettings(Settings):
+    """The preference model."""
 
-    Attributes:
-      threshold: a pair is kept if softmax over the best and the worst score differs by more.
-      guidance_scale: classifier-free guidance w, in sampling and in training alike.
-      decode_chunk: pictures that a device decodes and judges at a time: their memory.
-      decoder: ``vae`` for the pipeline's own, or folder or hub id of a distilled one (AutoencoderTiny).
-    """
+    GROUP: ClassVar = "spm."
 
-    threshold: float = 0.3
-    guidance_scale: float = 5.0
-    decode_chunk: int = 4
-    decoder: str = "vae"
-
-    def __post_init__(self):
-        ResamplerConfig.__post_init__(self)
-        UpdateConfig.__post_init__(self)
-        _check_finite("spo.guidance_scale", self.guidance_scale)
-        if not 0 <= self.threshold < 1:
-            raise UserError(f"config field spo.threshold = {self.threshold}: expected 0 to below 1")
-        if self.decode_chunk < 1:
-            raise UserError(f"config field spo.decode_chunk = {self.decode_chunk}: expected at least 1")
+    model: str = setting(
+        toy.NAME,
+        "Preference model: folder, weights file, hub id, one file of a hub repository (owner/name/file), or 'toy'.",
+    )
+    tokenizer: str = setting("", "Folder or hub id of its tokenizer, where the model holds none.")
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRASettings:
-    """The adapter: ``rank`` r, and ``alpha`` (0 means rank, that is scale 1). Targets are the published ones."""
+class ResamplerSettings(Settings):
+    """The rollout."""
 
-    rank: int = 4
-    alpha: float = 0.0
+    GROUP: ClassVar = "spo."
 
-    def __post_init__(self):
-        _check_finite("lora.alpha", self.alpha)
-        if self.rank < 1 or self.alpha < 0:
-            raise UserError(f"config fields lora.rank = {self.rank}, lora.alpha = {self.alpha}: expected positive")
+    num_steps: int = setting(20, "Sampling steps T.", at_least=1)
+    eta: float = setting(
+        1.0, "Stochasticity of the steps, 1 as in DDPM; a step without noise has no likelihood.", above=0
+    )
+    divert_start_step: int = setting(4, "The first step that branches.", at_least=0)
+    num_candidates: int = setting(4, "Candidates k that every pool holds.", at_least=2)
+    num_inner_step: int = setting(
+        0, "Plain steps that every candidate walks before it is judged (SDXL: 3).", at_least=0
+    )
+    branch_at_last_step: bool = setting(True, "Whether the last step may branch; in the SDXL recipe it never does.")
 
-    @property
-    def scale(self) -> float:
-        """alpha / r."""
-        return (self.alpha or self.rank) / self.rank
-
-    def adapter(self, tree: Params) -> LoRA:
-        """The trained tree, from wherever it lies, as what LoRA files hold."""
-        return LoRA(to_host(tree), self.scale * self.rank, self.rank)
-
-
-@dataclasses.dataclass(frozen=True)
-class SPMSettings:
-    """The preference model: folder, hub id or ``embedded``; and its tokenizer's, when it lies elsewhere."""
-
-    model: str = "embedded"
-    tokenizer: str = ""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        last = self.num_steps - 1 - (not self.branch_at_last_step)
+        self.require(self.divert_start_step <= last, "divert_start_step", f"0 to {last}")
 
 
 @dataclasses.dataclass(frozen=True)
-class LogSettings(SaveSettings):
-    """How often (in batches of prompts) grids are drawn and checkpoints saved; 0 is never, but at the end."""
+class UpdateSettings(Settings):
+    """The objective and its training batches."""
 
-    sample_every: int = 50
-    sample_pictures: int = 16
+    GROUP: ClassVar = "spo."
 
-    AT_LEAST_ONE: ClassVar = (*SaveSettings.AT_LEAST_ONE, "sample_pictures")
+    beta: float = setting(10.0, "Factor of the log ratios inside the sigmoid.", above=0)
+    eps: float = setting(
+        0.1, "Likelihood ratios are clipped to 1 ± eps; less than 1, so that they stay positive.", above=0, below=1
+    )
+    train_batch_size: int = setting(10, "Pairs of a training batch, over all devices.", at_least=1)
+    train_chunk: int = setting(
+        10, "Pairs that a device trains on at a time: their memory; changes no result except by rounding.", at_least=1
+    )
 
-
-@dataclasses.dataclass(frozen=True)
-class EvalSettings:
-    """Pictures before and after, the same prompts and noise, with DDIM and eta 0.
-
-    Attributes:
-      prompts: as ``TrainSettings.prompts``; repeated until there are ``pictures``.
-      reward: ``scenes`` (ground truth of the embedded world) or ``spm`` (the preference model at timestep 0).
-    """
-
-    prompts: str = "embedded:held_out"
-    pictures: int = 100
-    batch: int = 25
-    seed: int = 1234
-    steps: int = 20
-    guidance_scale: float = 5.0
-    reward: str = "scenes"
-
-    def __post_init__(self):
-        if self.reward not in ("scenes", "spm"):
-            raise UserError(f"config field eval.reward = {self.reward!r}: expected 'scenes' or 'spm'")
-        _check_finite("eval.guidance_scale", self.guidance_scale)
-        check_seed("eval.seed", self.seed)
-        for field in ("pictures", "batch", "steps"):
-            if getattr(self, field) < 1:
-                raise UserError(f"config field eval.{field} = {getattr(self, field)}: expected 1 or more")
+    def chunk(self, devices: int) -> int:
+        """Pairs in memory at a time, on all devices together: equal parts of a batch that has to be cut."""
+        return padded_chunk(self.train_batch_size, self.train_chunk, devices)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSettings:
-    """A run.
+class SPOSettings(ResamplerSettings, UpdateSettings):
+    """Rollout, judgement and update together."""
 
-    Attributes:
-      model: Stable Diffusion or SDXL: folder, hub id (at ``revision``), ``embedded``, or a checkpoint in one file.
-      base: folder or hub id that lends a checkpoint in one file its tokenizers and scheduler; empty is the published
-        model of its architecture.
-      vae: folder or hub id of an autoencoder instead of the model's own; empty is its own.
-      dtype: of frozen weights and activations, ``float32`` or ``bfloat16``; LoRA and optimiser are float32.
-      remat: gradient checkpointing of the UNet.
-      prompts: prompt file, or ``embedded:train`` or ``embedded:held_out``.
-      prompts_per_batch: prompts of a rollout, over all devices. num_epochs: passes over the prompts.
-      max_batches: stop after so many batches; 0 is no limit.
-    """
+    threshold: float = setting(
+        0.3,
+        "A pair is kept if the softmax over its best and worst score differs by more than this.",
+        at_least=0,
+        below=1,
+    )
+    guidance_scale: float = setting(5.0, "Classifier-free guidance scale w, in sampling and in training.")
+    reward: str = setting(
+        "spm", "What judges candidates: a name in spo_jax.rewards (NAME or NAME:SOURCE), or a dotted path of your own."
+    )
+    decode_chunk: int = setting(4, "Images that a device decodes and judges at a time: their memory.", at_least=1)
+    decoder: str = setting(
+        "vae", "Decoder of the images that are judged: vae, or folder or hub id of a distilled one (AutoencoderTiny)."
+    )
 
-    model: str = "embedded"
-    revision: str = ""
-    base: str = ""
-    vae: str = ""
-    dtype: str = "float32"
-    remat: bool = False
-    seed: int = 0
-    prompts: str = "embedded:train"
-    prompts_per_batch: int = 10
-    num_epochs: int = 10
-    max_batches: int = 0
-    mesh: MeshSettings = MeshSettings()
-    lora: LoRASettings = LoRASettings()
-    spm: SPMSettings = SPMSettings()
+
+@dataclasses.dataclass(frozen=True)
+class SPOTrainSettings(PromptSettings, AdapterSettings):
+    """All settings of a run of SPO."""
+
+    FREE_FIELDS: ClassVar = (
+        *AdapterSettings.FREE_FIELDS, "max_batches", "num_epochs", "spo.decode_chunk", "spo.train_chunk",
+    )  # fmt: skip
+    BATCHES: ClassVar = {"prompts_per_batch": "prompts", "spo.train_batch_size": "pairs"}
+
+    spm: JudgeSettings = JudgeSettings()
     spo: SPOSettings = SPOSettings()
-    log: LogSettings = LogSettings()
-    eval: EvalSettings = EvalSettings()
 
-    # See `spo_jax.run.folder.RunSettings`.
-    FREE_FIELDS: ClassVar = ("log", "eval", "max_batches", "num_epochs", "mesh", "spo.decode_chunk", "spo.train_chunk")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "'constant', because the number of training batches is not known before a run"
+        self.optimizer.require(self.optimizer.schedule == "constant", "schedule", expected)
 
     @property
     def data(self) -> str:
-        """What the run learns from, for messages."""
+        """Names what the run learns from, for messages."""
         return f"the prompts in {self.prompts}"
-
-    def __post_init__(self):
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"config field dtype = {self.dtype!r}: expected 'float32' or 'bfloat16'")
-        check_seed("seed", self.seed)
-        for field, least in (("prompts_per_batch", 1), ("num_epochs", 1), ("max_batches", 0)):
-            if getattr(self, field) < least:
-                raise UserError(f"config field {field} = {getattr(self, field)}: expected {least} or more")
-
-    def total_batches(self, prompts: int) -> int:
-        """Batches of the whole run; a rest of prompts smaller than a batch is left out at the very end."""
-        total = max(self.num_epochs * prompts // self.prompts_per_batch, 1)
-        return min(total, self.max_batches) if self.max_batches else total

@@ -17,6 +17,11 @@ _SGM = re.compile(r"lora_unet_((in|out)put_blocks|middle_block)_")
 SD, SDXL = "SD 1.x or 2.x", "SDXL"
 
 
+def claims(names: Iterable[str]) -> bool:
+    """Whether these are names of modules of a UNet, torch's or kohya's."""
+    return any("_blocks" in name or "mid_block" in name for name in names)
+
+
 def architecture(names: Iterable[str]) -> str | None:
     """`SD` or `SDXL`, told from the names of modules, torch's or kohya's; None if they could be of either.
 

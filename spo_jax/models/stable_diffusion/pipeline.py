@@ -1,11 +1,11 @@
-"""The Stable Diffusion bundle, SD and SDXL: networks, weights and tokenizers as one, and how it is read."""
+"""The Stable Diffusion pipeline, SD and SDXL: networks, weights and tokenizers as one, and how it is read."""
 
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,38 +14,52 @@ from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
-from spo_jax.core.typing import Array, DType, Float, Int, Params
-from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.core.typing import Array, DType, Float, Int, Num, Params
+from spo_jax.data.tokenizer import AbstractTokenizer, Tokenizer
+from spo_jax.diffusion.ddpm import DDPM, make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig
+from spo_jax.diffusion.steps import SolverSteps, solver_steps
+from spo_jax.models.stable_diffusion import sources
 from spo_jax.models.stable_diffusion.checks import check_parts
+from spo_jax.models.stable_diffusion.conditioning import Conditioning, SizeConditions
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.functions import Conditioning, SizeConditions
-from spo_jax.models.stable_diffusion.sources import SCHEDULER_FILE, Source, open_source, open_vae, resolve
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPTextModel
 from spo_jax.nn.clip_config import CLIPTextConfig
-from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
+from spo_jax.nn.lora import scaled
+from spo_jax.nn.shapes import text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.chunks import in_chunks
 from spo_jax.parallel.mesh import gathered
-from spo_jax.parallel.sharding import place_weights
-from spo_jax.weights import components as diffusers_weights
+from spo_jax.parallel.sharding import abstract_weights, place_weights
+from spo_jax.weights.digest import weights_digest
 
+COMPONENTS = sources.COMPONENTS
 TEXT_CHUNK = 64  # prompts encoded at a time, in one compiled shape
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """Networks, weights and settings of one Stable Diffusion model, of the first generations or SDXL.
+class StableDiffusion:
+    """A `spo_jax.models.base.Pipeline`: one Stable Diffusion model, of the first generations or SDXL.
 
     Attributes:
       folder: where it was read from: a diffusers folder (other files are copied from there on export), or a single
-        file. base: the folder of tokenizers and scheduler, where that is another one.
+        file.
+      unet: the network that is trained.
       vae: float32 where SDXL's config says `force_upcast`, whatever the others are, as in diffusers' pipeline.
+      text_encoder: SD's only text encoder, SDXL's first.
+      tokenizer: its tokenizer.
+      scheduler: the noise schedule's config.
       params: {"unet", "vae", "text_encoder"} weights, and SDXL's "text_encoder_2".
-      text_encoder_2, tokenizer_2: SDXL only.
+      text_encoder_2: SDXL only.
+      tokenizer_2: SDXL only.
       zero_unconditional: zeros are the unconditional input, not the encoded empty prompt.
+      base: the folder of tokenizers and scheduler, where that is another one.
     """
+
+    FAMILY: ClassVar[str] = "stable_diffusion"
+    TRAINED: ClassVar[str] = "unet"
 
     folder: Path
     unet: UNet2DConditionModel
@@ -59,10 +73,17 @@ class Pipeline:
     zero_unconditional: bool = False
     base: Path | None = None
 
+    # Sizes and parts
+
     @property
     def kind(self) -> str:
         """``sdxl``, or ``sd`` for its predecessors."""
         return "sd" if self.text_encoder_2 is None else "sdxl"
+
+    @property
+    def dtype(self) -> DType:
+        """Dtype of the UNet's activations and frozen weights."""
+        return self.unet.dtype
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -76,34 +97,120 @@ class Pipeline:
         """(height, width) in pixels at that size."""
         return self.pixels(self.latent_shape)
 
-    def pixels(self, latent_shape: tuple[int, int, int]) -> tuple[int, int]:
-        """(height, width) of a picture of latents (h, w, c)."""
-        height, width, _ = latent_shape
-        return height * self.vae.config.downscale, width * self.vae.config.downscale
+    @property
+    def downscale(self) -> int:
+        """Pixels per latent along a side."""
+        return self.vae.config.downscale
 
-    def encode_prompts(self, prompts: Sequence[str], size: SizeConditions | None = None) -> Conditioning:
-        """What the UNet is told of prompts, on the host; computed once per prompt and kept by the caller.
+    @property
+    def scheduler_file(self) -> Path:
+        """The file that `scheduler` was read from, for messages."""
+        return (self.base or self.folder) / "scheduler" / sources.SCHEDULER_FILE
+
+    @property
+    def text_params(self) -> Params:
+        """Weights of the text encoders."""
+        return {name: self.params[name] for name in _TEXT_ENCODERS if name in self.params}
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(number of text encoders, tokens of a prompt)."""
+        return len(self.text_params), self.tokenizer.length
+
+    def pixels(self, latent_shape: tuple[int, int, int]) -> tuple[int, int]:
+        """(height, width) of an image of latents (h, w, c)."""
+        height, width, _ = latent_shape
+        return height * self.downscale, width * self.downscale
+
+    def latent_shape_of(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """(h, w, c) for images of that size in pixels; None is the model's own.
+
+        Raises:
+          UserError: a side that autoencoder and UNet cannot halve as often as they do.
+        """
+        whole = self.downscale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        shape = list(self.latent_shape)
+        for axis, (name, side) in enumerate((("height", height), ("width", width))):
+            if side is None:
+                continue
+            near = side // whole * whole
+            if near != side or side < 1:
+                choice = f"{near} or {near + whole}" if near > 0 else str(whole)
+                raise UserError(
+                    f"--{name}={side}: expected a multiple of {whole}, as the model halves it; try {choice}"
+                )
+            shape[axis] = side // self.downscale
+        return tuple(shape)
+
+    # The process
+
+    def process(self, steps: int) -> DDPM:
+        """The diffusion process cut into ``steps`` sampling steps."""
+        return make_ddpm(self.scheduler, steps)
+
+    def solver_steps(self, solver: str, steps: int, karras: bool = False) -> SolverSteps:
+        """The table of a deterministic solver (see `spo_jax.diffusion.steps.solver_steps`)."""
+        return solver_steps(self.scheduler, solver, steps, karras)
+
+    # Text
+
+    def prompt_options(
+        self,
+        latent_shape: tuple[int, int, int],
+        original: tuple[int, int] | None = None,
+        crop: tuple[int, int] | None = None,
+        target: tuple[int, int] | None = None,
+    ) -> dict[str, Any]:
+        """What `encode_prompts` takes besides prompts: SDXL's size conditions for images of that size.
+
+        Args:
+          latent_shape: (h, w, c).
+          original: (height, width) instead of the images' own; likewise the others, see `SizeConditions`.
+
+        Raises:
+          UserError: size conditions for a model that takes none.
+        """
+        given = {"original": original, "crop": crop, "target": target}
+        given = {name: pair for name, pair in given.items() if pair is not None}
+        if self.kind == "sdxl":
+            return {"size": dataclasses.replace(SizeConditions.uncropped(self.pixels(latent_shape)), **given)}
+        if given:
+            raise UserError(f"{self.folder} takes no size conditions ({', '.join(given)}): only SDXL models do")
+        return {}
+
+    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "b e l"]:
+        """Tokens for each of the e text encoders."""
+        tokenizers = [self.tokenizer, *([self.tokenizer_2] if self.tokenizer_2 else [])]
+        return np.stack([tokenizer(prompts) for tokenizer in tokenizers], axis=1)
+
+    def encode_tokens(
+        self, params: Params, ids: Int[Array | np.ndarray, "b e l"], size: SizeConditions | None = None
+    ) -> Conditioning:
+        """What the UNet is conditioned on, from tokens; inside a program or outside.
 
         SD takes its text encoder's last states; SDXL both encoders' penultimate ones side by side, the second's
         projected pooled text, and ``size`` (diffusers' `StableDiffusionXLPipeline.encode_prompt`).
 
         Args:
+          params: `text_params`.
           size: None is the model's own size, uncropped.
 
         Raises:
           UserError: a size is given to a model that takes none.
         """
-        ids, encoders, params = [self.tokenizer(prompts)], (self.text_encoder,), (self.params["text_encoder"],)
-        if self.kind == "sdxl":
-            ids.append(self.tokenizer_2(prompts))
-            encoders, params = (*encoders, self.text_encoder_2), (*params, self.params["text_encoder_2"])
-        encoded = in_chunks(functools.partial(encode_text, encoders, params), np.stack(ids, axis=1), TEXT_CHUNK)
-        return encoded._replace(time_ids=self._time_ids(len(prompts), size))
+        encoders = (self.text_encoder, self.text_encoder_2)[: len(params)]
+        encoded = _encode_text(encoders, tuple(params[name] for name in _TEXT_ENCODERS[: len(params)]), ids)
+        return encoded._replace(time_ids=self._time_ids(len(ids), size))
+
+    def encode_prompts(self, prompts: Sequence[str], size: SizeConditions | None = None) -> Conditioning:
+        """`encode_tokens` of prompts, on the host; computed once per prompt and kept by the caller."""
+        encode = functools.partial(self.encode_tokens, self.text_params, size=size)
+        return in_chunks(encode, self.tokenize(prompts), TEXT_CHUNK)
 
     def encode_unconditional(self, size: SizeConditions | None = None) -> Conditioning:
         """What guidance leads away from, one row: the empty prompt; zeros where the pipeline says so (SDXL).
 
-        Args and raises as `encode_prompts`.
+        Args and raises as `encode_tokens`.
         """
         if not self.zero_unconditional:
             return self.encode_prompts([""], size)
@@ -119,12 +226,59 @@ class Pipeline:
         size = size or SizeConditions.uncropped(self.image_size)
         return np.tile(np.asarray([size.time_ids], np.float32), (rows, 1))
 
+    # The networks
+
+    def predict(
+        self,
+        params: Params,
+        lora: Params | None,
+        x: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        condition: Conditioning,
+        lora_scale: float = 1.0,
+    ) -> Float[Array, "b h w c"]:
+        """The UNet's prediction.
+
+        Args:
+          params: the UNet's base weights.
+          lora: the adapter's tree; None is the base model.
+          lora_scale: alpha / r, times the strength that a user asks for.
+        """
+        variables = {"params": params} if lora is None else {"params": params, "lora": scaled(lora, lora_scale)}
+        return self.unet.apply(variables, x, t, *condition)
+
+    def decode(self, params: Params, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        """Images near [-1, 1], not clipped, of latents as the diffusion model sees them."""
+        return self.vae.apply({"params": params}, latents / self.vae.config.scaling_factor, method="decode")
+
+    def encode(
+        self, params: Params, images: Float[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+        """Mean and log variance of the autoencoder's posterior, before `scale_latents`."""
+        return self.vae.apply({"params": params}, images, method="encode")
+
+    def scale_latents(self, latents: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+        """The autoencoder's latents as the diffusion model sees them."""
+        return latents * self.vae.config.scaling_factor
+
+    def encoder_fingerprint(self) -> Mapping[str, Any]:
+        """What latents depend on: the autoencoder's config and its encoder's weights.
+
+        The decoder plays no part: one that was tuned later may use the same latents.
+        """
+        weights = self.params["vae"]
+        return {
+            "autoencoder": dataclasses.asdict(self.vae.config),
+            "autoencoder weights": weights_digest(
+                {name: weights[name] for name in ("encoder", "quant_conv") if name in weights}
+            ),
+        }
+
 
 @functools.partial(jax.jit, static_argnums=0)
-def encode_text(
+def _encode_text(
     encoders: tuple[CLIPTextModel, ...], params: tuple[Params, ...], ids: Int[Array, "b e l"]
 ) -> Conditioning:
-    """``ids``: e encoders' tokens of each prompt."""
     pairs = zip(encoders, params, strict=True)
     outputs = [encoder.apply({"params": weights}, ids[:, e]) for e, (encoder, weights) in enumerate(pairs)]
     if len(outputs) == 1:
@@ -133,68 +287,113 @@ def encode_text(
     return gathered(Conditioning(states, pooled=outputs[-1][1]))
 
 
-def load_pipeline(
-    model: str | os.PathLike,
+# Reading
+
+
+def claims(path: Path) -> bool:
+    """Whether a folder or file is this family's: a diffusers folder of its classes, or a single-file checkpoint."""
+    if path.is_file():
+        return True
+    index = path / "model_index.json"
+    return index.is_file() and read_json_object(index).get("_class_name") in sources.CLASSES
+
+
+def load(
+    path: Path,
     *,
-    revision: str | None = None,
     dtype: DType = jnp.float32,
     remat: bool = False,
     mesh: Mesh | None = None,
     vae: str | os.PathLike = "",
     base: str | os.PathLike = "",
-) -> Pipeline:
-    """Reads a Stable Diffusion or SDXL pipeline: a diffusers folder or a single-file checkpoint.
+    abstract: bool = False,
+) -> StableDiffusion:
+    """Reads a pipeline that the family claims; arguments as `spo_jax.models.open_pipeline`."""
+    return _assemble(sources.open_source(path, base), vae, dtype, remat, mesh, abstract)
 
-    Args:
-      model: folder, hub id, ``"embedded"``, or a checkpoint in one file.
-      dtype: of weights and activations; SDXL's autoencoder is float32 if its config says `force_upcast`.
-      remat: gradient checkpointing in the UNet.
-      mesh: where the weights go; without one, to the first device.
-      vae: folder or hub id of an autoencoder that replaces the model's own.
-      base: folder or hub id that lends a single file its tokenizers and scheduler; by default the published model of
-        its architecture.
 
-    Raises:
-      UserError: what is missing or does not fit, with file and field.
-    """
-    source = open_source(resolve(model, revision), base)
-    vae_source = open_vae(vae) if vae else source
-    unet = UNet2DConditionModel(_part_config(UNetConfig, source, "unet"), remat, dtype)
-    vae_config = _part_config(VAEConfig, vae_source, "vae")
-    upcast = source.kind == "sdxl" and vae_config.force_upcast
-    modules = {
-        "unet": unet,
-        "vae": AutoencoderKL(vae_config, jnp.float32 if upcast else dtype),
-        "text_encoder": CLIPTextModel(_part_config(CLIPTextConfig, source, "text_encoder"), dtype=dtype),
-    }
-    tokenizers = {"tokenizer": Tokenizer(source.base / "tokenizer")}
-    if source.kind == "sdxl":
-        text_config = _part_config(CLIPTextConfig, source, "text_encoder_2")
-        modules["text_encoder_2"] = CLIPTextModel(text_config, projection=True, dtype=dtype)
-        tokenizers["tokenizer_2"] = Tokenizer(source.base / "tokenizer_2")
+def load_published(
+    name: str, *, dtype: DType, remat: bool, mesh: Mesh | None, vae: str | os.PathLike = ""
+) -> StableDiffusion | None:
+    """The abstract pipeline of a hub id whose configs are known, or None."""
+    source = sources.published_source(name)
+    return None if source is None else _assemble(source, vae, dtype, remat, mesh, True)
+
+
+def _assemble(
+    source: sources.Source, vae: str | os.PathLike, dtype: DType, remat: bool, mesh: Mesh | None, abstract: bool
+) -> StableDiffusion:
+    vae_source = source
+    if vae:
+        vae_source = (abstract and sources.published_vae(str(vae))) or sources.open_vae(vae)
+    modules = _modules(source, vae_source, dtype, remat)
+    tokenizers = _tokenizers(source, modules, abstract)
     check_parts(source, vae_source, {name: module.config for name, module in modules.items()}, tokenizers)
     params = {}
     for name, module in modules.items():
         part = vae_source if name == "vae" else source
-        params[name] = part.weights(name, _SHAPES[name](module), module.dtype)
-    return Pipeline(
+        shapes = shapes_of_module(name, module)
+        if abstract:
+            params[name] = abstract_weights(shapes, module.dtype, mesh)
+        else:
+            params[name] = part.weights(name, shapes, module.dtype)
+    if not abstract:
+        # On the devices once and for all: numpy arrays would travel there with every call.
+        params = place_weights(params, mesh, title=str(source.path))
+    where = str(source.base / "scheduler" / sources.SCHEDULER_FILE)
+    return StableDiffusion(
         folder=source.path,
         base=source.base,
         **modules,
         **tokenizers,
-        scheduler=ScheduleConfig.from_dict(source.scheduler(), str(source.base / "scheduler" / SCHEDULER_FILE)),
-        # On the devices once and for all: numpy arrays would travel there with every call.
-        params=place_weights(params, mesh, title=str(model)),
+        scheduler=ScheduleConfig.from_dict(source.scheduler(), where),
+        params=params,
         zero_unconditional=source.zero_unconditional,
     )
 
 
-def _part_config(cls: Any, source: Source, name: str) -> Any:
-    return cls.from_dict(source.config(name), source.where(name))
+def _modules(source: sources.Source, vae_source: sources.PartSource, dtype: DType, remat: bool) -> dict[str, Any]:
+    def config(cls: Any, part: sources.PartSource, name: str) -> Any:
+        return cls.from_dict(part.config(name), part.where(name))
+
+    vae_config = config(VAEConfig, vae_source, "vae")
+    upcast = source.kind == "sdxl" and vae_config.force_upcast
+    modules = {
+        "unet": UNet2DConditionModel(config(UNetConfig, source, "unet"), remat, dtype),
+        "vae": AutoencoderKL(vae_config, jnp.float32 if upcast else dtype),
+        "text_encoder": CLIPTextModel(config(CLIPTextConfig, source, "text_encoder"), dtype=dtype),
+    }
+    if source.kind == "sdxl":
+        text_config = config(CLIPTextConfig, source, "text_encoder_2")
+        modules["text_encoder_2"] = CLIPTextModel(text_config, projection=True, dtype=dtype)
+    return modules
+
+
+def _tokenizers(source: sources.Source, modules: Mapping[str, Any], abstract: bool) -> dict[str, Tokenizer]:
+    tokenizers = {}
+    for encoder in _TEXT_ENCODERS:
+        if encoder not in modules:
+            continue
+        name = encoder.replace("text_encoder", "tokenizer")
+        if abstract:
+            tokenizers[name] = AbstractTokenizer(modules[encoder].config.max_position_embeddings)
+        else:
+            tokenizers[name] = Tokenizer(source.base / name)
+    return tokenizers
+
+
+# Shapes of weights, without allocating them
+
+
+def shapes_of_module(name: str, module: Any) -> Params:
+    """Shapes of a component's weights."""
+    if name == "unet":
+        return unet_shapes(module)
+    return vae_shapes(module) if name == "vae" else text_shapes(module)
 
 
 def unet_shapes(unet: UNet2DConditionModel) -> Params:
-    """Shapes of the UNet's weights, without allocating them."""
+    """Shapes of the UNet's weights."""
     config = unet.config
     x = jnp.zeros((1, 8, 8, config.in_channels))
     extra = ()
@@ -203,32 +402,3 @@ def unet_shapes(unet: UNet2DConditionModel) -> Params:
         extra = (jnp.zeros((1, pooled)), jnp.zeros((1, 6)))
     states = jnp.zeros((1, 1, config.cross_attention_dim))
     return jax.eval_shape(unet.init, jax.random.key(0), x, jnp.zeros(1), states, *extra)["params"]
-
-
-def vae_shapes(vae: AutoencoderKL | AutoencoderTiny) -> Params:
-    """Shapes of an autoencoder's weights."""
-    images = jnp.zeros((1, 64, 64, vae.config.in_channels))
-    return jax.eval_shape(vae.init, jax.random.key(0), images)["params"]
-
-
-def text_shapes(text_encoder: CLIPTextModel) -> Params:
-    """Shapes of a text encoder's weights."""
-    return jax.eval_shape(text_encoder.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
-
-
-_SHAPES = {"unet": unet_shapes, "vae": vae_shapes, "text_encoder": text_shapes, "text_encoder_2": text_shapes}
-
-
-def load_tiny_vae(
-    model: str | os.PathLike, dtype: DType = jnp.float32, mesh: Mesh | None = None
-) -> tuple[AutoencoderTiny, Params]:
-    """Reads a distilled autoencoder (AutoencoderTiny) from a folder or a hub id.
-
-    Raises:
-      UserError: as `load_pipeline`.
-    """
-    folder = resolve(model)
-    config_file = folder / "config.json"
-    vae = AutoencoderTiny(TinyVAEConfig.from_dict(read_json_object(config_file), str(config_file)), dtype)
-    weights = diffusers_weights.load_vae(folder, vae_shapes(vae), dtype=dtype)
-    return vae, place_weights(weights, mesh, title=str(model))

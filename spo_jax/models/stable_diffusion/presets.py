@@ -116,25 +116,6 @@ SD15_VAE: Config = {
 
 SDXL_VAE: Config = {**SD15_VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
 
-# TAESD and TAESDXL, 2.4 M parameters.
-TAESD: Config = {
-    "_class_name": "AutoencoderTiny",
-    "act_fn": "relu",
-    "block_out_channels": [64, 64, 64, 64],
-    "decoder_block_out_channels": [64, 64, 64, 64],
-    "encoder_block_out_channels": [64, 64, 64, 64],
-    "force_upcast": False,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "latent_magnitude": 3,
-    "latent_shift": 0.5,
-    "num_decoder_blocks": [3, 3, 3, 1],
-    "num_encoder_blocks": [1, 3, 3, 3],
-    "out_channels": 3,
-    "scaling_factor": 1.0,
-    "upsampling_scaling_factor": 2,
-}
-
 # The text tower of OpenAI's CLIP ViT-L/14.
 SD15_TEXT: Config = CLIP_L_TEXT
 
@@ -149,4 +130,33 @@ SDXL_TEXT_2: Config = {
     "num_attention_heads": 20,
     "num_hidden_layers": 32,
     "projection_dim": 1280,
+}
+
+# The process that SD 1.x, SD 2.x and SDXL were trained on, as DDIM runs it.
+SCHEDULER: Config = {
+    "_class_name": "DDIMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+# Whole pipelines by component.
+SD15: dict[str, Config] = {
+    "unet": SD15_UNET,
+    "vae": SD15_VAE,
+    "text_encoder": SD15_TEXT,
+    "scheduler": SCHEDULER,
+}
+SDXL: dict[str, Config] = {
+    "unet": SDXL_UNET,
+    "vae": SDXL_VAE,
+    "text_encoder": SDXL_TEXT_1,
+    "text_encoder_2": SDXL_TEXT_2,
+    "scheduler": SCHEDULER,
 }

@@ -1,14 +1,21 @@
-"""Scores of pictures at a diffusion timestep."""
+"""Scores of a preference model that is a CLIP: pixels, features and their cosine."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spo_jax.core.images import center_crop, resize_bicubic, shorter_side_size
 from spo_jax.core.typing import Array, Float, Int, Params
 from spo_jax.nn.clip import CLIPModel
+from spo_jax.parallel.chunks import in_chunks
+from spo_jax.parallel.mesh import gathered
 
 # CLIP's pixel statistics on [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_TEXT_CHUNK = 64  # prompts encoded at a time, in one compiled shape
 
 
 def normalise(unit: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
@@ -18,7 +25,7 @@ def normalise(unit: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
 
 
 def pixel_values(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b side side 3"]:
-    """Decoded pictures to CLIP's input: the shorter side resized to ``side``, centre crop, one clamp, normalisation.
+    """Decoded images to CLIP's input: the shorter side resized to ``side``, centre crop, one clamp, normalisation.
 
     The resize works on [-1, 1] and the clamp comes after it, as in the reference's ``get_preference_score``.
     """
@@ -28,14 +35,20 @@ def pixel_values(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b 
 
 
 def unit_norm(features: Float[Array, "b p"]) -> Float[Array, "b p"]:
-    """Features of length 1, float32."""
+    """Features scaled to length 1, float32."""
     features = features.astype(jnp.float32)
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def text_features(clip: CLIPModel, params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b p"]:
-    """Unit text features; they know no timestep, so once per prompt is enough."""
+    """Text features of unit length; they do not depend on a timestep, so once per prompt is enough."""
     return unit_norm(clip.apply({"params": params}, ids, method="encode_text"))
+
+
+def encode_texts(clip: CLIPModel, params: Params, ids: Int[np.ndarray, "b l"]) -> Float[np.ndarray, "b p"]:
+    """`text_features` of any number of prompts, on the host."""
+    encode = jax.jit(lambda params, ids: gathered(text_features(clip, params, ids)))
+    return in_chunks(functools.partial(encode, params), ids, _TEXT_CHUNK)
 
 
 def score_images(
@@ -45,7 +58,12 @@ def score_images(
     t: Int[Array, " b"],
     text: Float[Array, "b p"],
 ) -> Float[Array, " b"]:
-    """exp(logit_scale) · cos(image, text) at timestep ``t``; images in [-1, 1] of any size, ``text`` of unit length."""
+    """exp(logit_scale) · cos(image, text) at timestep ``t``.
+
+    Args:
+      images: in [-1, 1], of any size.
+      text: features of unit length.
+    """
     pixels = pixel_values(images, clip.config.vision.image_size)
     features = unit_norm(clip.apply({"params": params}, pixels, t, method="encode_image"))
     return clip.apply({"params": params}, method="scale") * jnp.sum(features * text, axis=-1)

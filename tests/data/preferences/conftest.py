@@ -1,4 +1,4 @@
-"""Pictures and preference pairs as files, damaged ones among them."""
+"""Images and preference pairs as files, some of them damaged."""
 
 import io
 from collections.abc import Callable
@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from spo_jax.data.preferences.format.sources.pick_a_pic import PickAPic
-from spo_jax.data.preferences.format.writer import prepare_split, preparing
+
+from spo_jax.data.preferences.sources.pick_a_pic import PickAPic
+from spo_jax.data.preferences.writer import prepare_split, preparing
 
 
 def encode(shade: int = 100, form: str = "jpeg", size: tuple[int, int] = (12, 10), mode: str = "RGB") -> bytes:
-    """A plain picture, encoded; noise would only make it longer."""
+    """Encodes a plain image; noise would only make the file longer."""
     buffer = io.BytesIO()
     Image.new(mode, size, shade if len(mode) == 1 else (shade, 20, 30)).save(buffer, form)
     return buffer.getvalue()
 
 
 def pair_row(index: int, **changes: Any) -> dict[str, Any]:
-    """A row of Pick-a-Pic; every third pair is a tie, captions repeat after four."""
+    """Makes a row of Pick-a-Pic; every third pair is a tie, and captions repeat after four rows."""
     first = (1.0, 0.0, 0.5)[index % 3]
     row = {
         "jpg_0": encode(index % 250),
@@ -39,19 +40,19 @@ def pair_row(index: int, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def picture() -> Callable[..., bytes]:
-    """`encode`."""
+    """The function `encode`."""
     return encode
 
 
 @pytest.fixture
 def row() -> Callable[..., dict[str, Any]]:
-    """`pair_row`."""
+    """The function `pair_row`."""
     return pair_row
 
 
 @pytest.fixture
 def write_parquet() -> Callable[[Path, list[dict[str, Any]]], Path]:
-    """Writes rows as a parquet file with row groups of three."""
+    """A function that writes rows to a parquet file with row groups of three."""
     import pyarrow
     import pyarrow.parquet
 
@@ -65,7 +66,7 @@ def write_parquet() -> Callable[[Path, list[dict[str, Any]]], Path]:
 
 @pytest.fixture
 def make_source(tmp_path, write_parquet):
-    """Rows of the split ``train`` as a source."""
+    """A function that makes a source from the rows of the split ``train``."""
 
     def make(rows):
         write_parquet(tmp_path / "source" / "train.parquet", rows)
@@ -76,7 +77,7 @@ def make_source(tmp_path, write_parquet):
 
 @pytest.fixture
 def prepare(tmp_path):
-    """Prepares ``train`` into a folder that `data_dir` names, two rows a shard."""
+    """A function that prepares ``train`` into the folder `data_dir`, with two rows per shard."""
 
     def run(source, **options):
         with preparing(tmp_path / "out"):

@@ -1,13 +1,14 @@
-"""The tfds builder by itself: memory does not grow with the rows of a shard."""
+"""The tfds builder by itself, whose memory does not grow with the rows of a shard."""
 
-from spo_jax.data.preferences.format.builder import PreferencePairs
-from spo_jax.data.preferences.format.check import Pair
+from spo_jax.data.preferences.builder import PreferencePairs
+from spo_jax.data.preferences.check import Pair
 
 
 class Counted(bytes):
-    """A picture that knows how many of its kind are alive."""
+    """An image that counts how many of its class are alive."""
 
-    alive = most = 0
+    alive = 0
+    most = 0
 
     def __init__(self, *_):
         Counted.alive += 1
@@ -17,8 +18,8 @@ class Counted(bytes):
         Counted.alive -= 1
 
 
-def test_pictures_are_let_go_of_as_soon_as_they_are_written(tmp_path, picture):
-    """tfds keeps every example of a shard; at 200 KB each a shard would be hundreds of MB."""
+def test_images_are_released_as_soon_as_they_are_written(tmp_path, picture):
+    """tfds keeps every example of a shard; with 200 KB per image, a shard would take hundreds of MB."""
 
     def pairs():
         for number in range(100):
@@ -28,5 +29,5 @@ def test_pictures_are_let_go_of_as_soon_as_they_are_written(tmp_path, picture):
     options = {"data_dir": str(tmp_path), "file_format": "array_record"}
     builder = PreferencePairs(split="train", rows=100, checked=pairs(), shard=50, **options)
     builder.download_and_prepare()
-    assert Counted.most <= 6  # of the pair being written, the one before, and the one that is being made
+    assert Counted.most <= 6  # two each for the pair being written, the one before it, and the one being made
     assert builder.info.splits["train"].num_examples == 100 and builder.info.splits["train"].num_shards == 2

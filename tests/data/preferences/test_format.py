@@ -1,4 +1,4 @@
-"""Prepared splits, read: what went in comes out aligned, and what is damaged or not there is told."""
+"""Prepared splits return every pair aligned with its columns, and report what is damaged or missing."""
 
 import itertools
 import pickle
@@ -7,20 +7,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from spo_jax.data.preferences.format.format import open_preferences
-from spo_jax.data.preferences.format.loading import PicturePairs, batches
-from spo_jax.data.preferences.format.writer import Prepared, prepare_split, preparing
 
 from spo_jax.core.errors import UserError
+from spo_jax.data.preferences.format import open_preferences
+from spo_jax.data.preferences.loading import ImagePairs, batches
+from spo_jax.data.preferences.writer import Prepared, prepare_split, preparing
 from spo_jax.data.prompts import load_prompts
 
 
-def test_all_columns_are_aligned_with_the_pictures(make_source, prepare, data_dir, row):
-    """Rows of several shards, and a rejected one in the middle of a shard."""
+def test_all_columns_are_aligned_with_the_images(make_source, prepare, data_dir, row):
+    """The rows fill several shards, and a rejected one is in the middle of a shard."""
     rows = [row(i) for i in range(7)]
     rows[3]["jpg_1"] = b"damaged"
     assert prepare(make_source(rows), max_bad=0.5) == Prepared(6, 1, kept=False)
-    good, preferences = rows[:3] + rows[4:], open_preferences(data_dir, "train")
+    good = rows[:3] + rows[4:]
+    preferences = open_preferences(data_dir, "train")
     assert len(preferences) == 6
     for index, want in enumerate(good):
         assert preferences.images(index) == (want["jpg_0"], want["jpg_1"])
@@ -33,7 +34,7 @@ def test_all_columns_are_aligned_with_the_pictures(make_source, prepare, data_di
     assert len(set(preferences.prompts)) == len(preferences.prompts) == 3
 
 
-def test_it_is_what_tensorflow_datasets_reads_and_no_tensorflow_is_needed(make_source, prepare, data_dir, row):
+def test_tensorflow_datasets_reads_it_without_tensorflow(make_source, prepare, data_dir, row):
     import tensorflow_datasets as tfds
 
     prepare(make_source([row(0), row(1)]))
@@ -43,8 +44,8 @@ def test_it_is_what_tensorflow_datasets_reads_and_no_tensorflow_is_needed(make_s
     assert not any(name.split(".")[0] == "tensorflow" for name in sys.modules)
 
 
-def test_pairs_of_a_prompt_are_counted_where_nobody_says(make_source, prepare, data_dir, row):
-    """Those that were kept; what a row does say stays."""
+def test_pairs_of_a_prompt_are_counted_if_the_source_does_not_say(make_source, prepare, data_dir, row):
+    """Only accepted pairs count, and a number that a row does have is kept."""
     rows = [row(0, caption=caption, num_example_per_prompt=None) for caption in "abaab"]
     rows[3]["label_0"] = 7.0
     rows[4]["num_example_per_prompt"] = 9
@@ -52,17 +53,17 @@ def test_pairs_of_a_prompt_are_counted_where_nobody_says(make_source, prepare, d
     assert open_preferences(data_dir, "train").count.tolist() == [2, 2, 2, 9]
 
 
-def test_prompts_are_a_list_that_load_prompts_reads(make_source, prepare, data_dir, row):
+def test_load_prompts_reads_the_prompts(make_source, prepare, data_dir, row):
     prepare(make_source([row(i) for i in range(6)]))
     captions = load_prompts(data_dir / "train" / "prompts.json")
     assert captions == [f"a pícture of {i}" for i in range(4)]
     assert tuple(captions) == open_preferences(data_dir, "train").prompts
 
 
-def test_a_copy_of_another_process_and_many_threads_read_the_same(make_source, prepare, data_dir, row):
+def test_a_pickled_copy_and_many_threads_read_the_same(make_source, prepare, data_dir, row):
     prepare(make_source([row(i) for i in range(20)]), shard=3)
     preferences = open_preferences(data_dir, "train")
-    preferences.images(0)  # its files are open now, and must not go along
+    preferences.images(0)  # its files are open now and must not be pickled
     copy = pickle.loads(pickle.dumps(preferences))
     assert copy.digest == preferences.digest
     with ThreadPoolExecutor(8) as pool:
@@ -73,63 +74,63 @@ def test_a_copy_of_another_process_and_many_threads_read_the_same(make_source, p
 def test_grain_loads_it(make_source, prepare, data_dir, row):
     prepare(make_source([row(i) for i in range(4)]))
     preferences = open_preferences(data_dir, "train")
-    assert isinstance(preferences, PicturePairs)
+    assert isinstance(preferences, ImagePairs)
     options = {"side": 8, "batch_size": 2, "shuffle": False, "threads": 2}
     second = next(itertools.islice(batches(preferences, np.arange(4, dtype=np.int32), **options), 1, None))
     assert second.rows.tolist() == [2, 3]
-    # JPEG keeps a plain grey-red to within a few of its 8-bit steps.
+    # JPEG keeps a plain reddish grey to within a few of its 8-bit steps.
     assert abs(int(second.images[1, 0, 4, 4, 0]) - 3) < 5 and abs(int(second.images[1, 1, 4, 4, 0]) - 252) < 5
 
 
-def test_the_digest_is_of_the_content(make_source, prepare, tmp_path, row):
+def test_the_digest_depends_on_the_content_alone(make_source, prepare, tmp_path, row):
     digests = []
     changes = [{}, {}, {"jpg_1": row(9)["jpg_0"]}, {"caption": "b"}, {"label_0": 0.0, "label_1": 1.0}]
     for number, change in enumerate([*changes, {"has_label": False}, {"num_example_per_prompt": 1}]):
         source = make_source([row(0) | change, row(1)])
         with preparing(tmp_path / str(number)):
-            # How the rows are cut into files does not matter.
+            # The number of rows per file does not matter.
             prepare_split(source, "train", tmp_path / str(number), shard=1 + number % 2)
         digests.append(open_preferences(tmp_path / str(number), "train").digest)
     assert digests[0] == digests[1] and len(set(digests)) == 6
 
 
-def test_opening_what_is_not_there(make_source, prepare, data_dir, row):
+def test_opening_a_missing_folder_split_or_row_is_an_error(make_source, prepare, data_dir, row):
     with pytest.raises(
-        UserError, match=f"no folder {data_dir} with prepared preference pairs: `python -m spo_jax.prepa"
+        UserError, match=f"no folder {data_dir} with prepared preference pairs; `python -m spo_jax.prepa"
     ):
         open_preferences(data_dir, "train")
     prepare(make_source([row(0)]))
     with pytest.raises(
-        UserError, match=r"no prepared split test_unique \(there: train\); `python -m spo_jax.prepare` mak"
+        UserError, match=r"no prepared split test_unique \(available: train\); `python -m spo_jax.prepare` creates"
     ):
         open_preferences(data_dir, "test_unique")
     with pytest.raises(IndexError):
         open_preferences(data_dir, "train").images(-1)
 
 
-def test_a_folder_that_prepare_did_not_finish(data_dir):
+def test_a_folder_that_prepare_did_not_finish_is_an_error(data_dir):
     (data_dir / "train").mkdir(parents=True)
-    with pytest.raises(UserError, match=f"{data_dir}/train: no prepared.json in it, so this is no split that `python"):
+    with pytest.raises(
+        UserError, match=f"{data_dir}/train: it has no prepared.json, so `python -m spo_jax.prepare` did not"
+    ):
         open_preferences(data_dir, "train")
 
 
 @pytest.mark.parametrize("name", ["index.npz", "prompts.json", "preference_pairs-train.array_record-00000-of-00001"])
-def test_files_that_were_cut_off_or_lost(make_source, prepare, data_dir, row, name):
+def test_truncated_and_missing_files_are_errors(make_source, prepare, data_dir, row, name):
     prepare(make_source([row(0)]))
     path = data_dir / "train" / name
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(
-        UserError, match=f"{path} has {size - 10} bytes, expected {size}: damaged since it was prepared"
-    ):
+    with pytest.raises(UserError, match=f"{path} has {size - 10} bytes, expected {size}: the split was damaged after"):
         open_preferences(data_dir, "train")
     path.unlink()
-    with pytest.raises(UserError, match=f"missing file: {path}: damaged since it was prepared; delete the folder and"):
+    with pytest.raises(UserError, match=f"missing file: {path}: the split was damaged after it was prepared; delete"):
         open_preferences(data_dir, "train")
 
 
-def test_a_record_damaged_later(make_source, prepare, data_dir, row):
-    """Of the right size: array_record's own checksums tell."""
+def test_a_record_damaged_later_is_an_error(make_source, prepare, data_dir, row):
+    """The size of the file is right, but the checksums of array_record fail."""
     prepare(make_source([row(0), row(1)]), shard=1)
     path = data_dir / "train" / "preference_pairs-train.array_record-00001-of-00002"
     content = bytearray(path.read_bytes())
@@ -137,5 +138,7 @@ def test_a_record_damaged_later(make_source, prepare, data_dir, row):
     path.write_bytes(content)
     preferences = open_preferences(data_dir, "train")
     assert preferences.images(0)[0] == row(0)["jpg_0"]
-    with pytest.raises(UserError, match=f"{data_dir}/train: pair 1 cannot be read .*damaged since it was prepared"):
+    with pytest.raises(
+        UserError, match=f"{data_dir}/train: pair 1 cannot be read .*the split was damaged after it was prepared"
+    ):
         preferences.images(1)

@@ -1,4 +1,4 @@
-"""A batch depends on nothing but the seed and its number."""
+"""A batch depends only on the seed and on its number."""
 
 import itertools
 import multiprocessing
@@ -8,13 +8,13 @@ import time
 
 import numpy as np
 import pytest
-from spo_jax.data.preferences.format.images import decode
 
 from spo_jax.core.errors import UserError
-from spo_jax.data.preferences.format import loading
+from spo_jax.data.preferences import loading
+from spo_jax.data.preferences.images import decode
 from tests.pairs import noise_pairs
 
-ROWS = np.asarray([0, 1, 2, 4, 6, 7, 8])  # of nine pairs; two do not take part
+ROWS = np.asarray([0, 1, 2, 4, 6, 7, 8])  # seven of nine pairs
 SETTINGS = dict(side=16, batch_size=4, seed=3)
 
 
@@ -42,29 +42,29 @@ def assert_equal(ours, others):
         np.testing.assert_array_equal(one.images, other.images)
 
 
-def test_rows_come_with_their_own_pictures(pairs):
+def test_rows_come_with_their_own_images(pairs):
     for batch in load(pairs, 2):
         assert batch.images.shape == (4, 2, 16, 16, 3) and batch.rows.dtype == np.int32
         for row, images in zip(batch.rows, batch.images, strict=True):
             np.testing.assert_array_equal(images, [decode(data, 16) for data in pairs.images(row)])
 
 
-def test_epochs_are_different_permutations_laid_end_to_end(pairs):
-    """Seven rows in batches of four: epochs begin in the middle of batches."""
+def test_epochs_are_different_permutations_in_one_sequence(pairs):
+    """With seven rows in batches of four, epochs begin in the middle of batches."""
     epochs = rows_of(load(pairs, 7)).reshape(4, 7)
     assert all(sorted(epoch) == ROWS.tolist() for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
 def test_neighbouring_seeds_have_nothing_in_common(pairs):
-    """grain itself gives seed 4 from the first epoch on what seed 3 gives from the second on."""
+    """grain by itself gives seed 4 from its first epoch on what it gives seed 3 from its second epoch on."""
     epochs = [tuple(epoch) for seed in (3, 4) for epoch in rows_of(load(pairs, 7, seed=seed)).reshape(4, 7)]
     assert len(set(epochs)) == 8
 
 
 @pytest.mark.parametrize("start", [1, 2, 5])
-def test_starting_in_the_middle_goes_on_with_the_same_batches(pairs, start):
-    """Batch 2 holds the second epoch's rows alone, batch 5 lies across the third and the fourth."""
+def test_starting_in_the_middle_continues_with_the_same_batches(pairs, start):
+    """Batch 2 holds rows of the second epoch only, and batch 5 spans the third and the fourth."""
     assert_equal(load(pairs, 4, start=start), load(pairs, start + 4)[start:])
 
 
@@ -75,7 +75,7 @@ def test_threads_and_workers_change_nothing(pairs, settings):
 
 @pytest.mark.parametrize("positions", [([0, 1], [2, 3]), ([0, 2], [1, 3]), ([1, 2, 3], [0])])
 @pytest.mark.parametrize("settings", [dict(start=2), dict(shuffle=False, endless=False)])
-def test_parts_of_processes_make_the_whole_batch(pairs, settings, positions):
+def test_the_parts_of_all_processes_make_the_whole_batch(pairs, settings, positions):
     whole = load(pairs, 4, **settings)
     parts = [load(pairs, 4, positions=np.asarray(part), **settings) for part in positions]
     order = np.argsort(np.concatenate(positions))
@@ -89,7 +89,7 @@ def test_parts_of_processes_make_the_whole_batch(pairs, settings, positions):
     assert_equal(joined, whole)
 
 
-def test_a_single_pass_is_in_order_and_fills_its_last_batch(pairs):
+def test_a_single_pass_is_in_order_and_pads_its_last_batch(pairs):
     first, last = load(pairs, 9, shuffle=False, endless=False)
     assert (first.rows.tolist(), last.rows.tolist()) == ([0, 1, 2, 4], [6, 7, 8, 8])
     assert last.images.shape == first.images.shape
@@ -98,28 +98,28 @@ def test_a_single_pass_is_in_order_and_fills_its_last_batch(pairs):
     assert not load(pairs, 9, shuffle=False, endless=False, start=3)
 
 
-def test_a_single_shuffled_pass(pairs):
+def test_a_single_shuffled_pass_loads_every_row_once(pairs):
     first, last = load(pairs, 9, endless=False)
     assert sorted([*first.rows, *last.rows[:3]]) == ROWS.tolist()
     assert_equal([first], load(pairs, 1))
 
 
-def test_fewer_rows_than_a_batch(pairs):
+def test_fewer_rows_than_a_batch_are_padded(pairs):
     stream = loading.batches(pairs, np.asarray([5]), **SETTINGS, endless=False)
     assert [batch.rows.tolist() for batch in stream] == [[5, 5, 5, 5]]
 
 
-def test_other_arrays_in_the_place_of_pictures(pairs):
-    """The same rows in the same order."""
+def test_other_arrays_may_replace_the_images(pairs):
+    """The batches hold the same rows in the same order."""
     latents = load(pairs, 3, read=lambda row: np.full((2, 2, 2, 4), row, np.float32))
-    pictures = load(pairs, 3)
-    np.testing.assert_array_equal(rows_of(latents), rows_of(pictures))
+    images = load(pairs, 3)
+    np.testing.assert_array_equal(rows_of(latents), rows_of(images))
     for batch in latents:
         np.testing.assert_array_equal(batch.images[:, 0, 0, 0, 0], batch.rows)
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(threads=0), dict(workers=2)])
-def test_a_picture_damaged_since_names_its_row(pairs, settings):
+def test_an_error_names_the_row_of_an_image_damaged_later(pairs, settings):
     damaged = noise_pairs(9)
     damaged.files[4] = (damaged.files[4][0], damaged.files[4][1][:100])
     with pytest.raises(UserError, match="^pair 4: the second picture cannot be decoded"):
@@ -127,21 +127,21 @@ def test_a_picture_damaged_since_names_its_row(pairs, settings):
 
 
 @pytest.mark.parametrize("settings", [dict(), dict(workers=2)])
-def test_closing_ends_threads_and_processes(pairs, settings):
+def test_closing_the_generator_ends_threads_and_processes(pairs, settings):
     before = set(multiprocessing.active_children())
     load(pairs, 1, **settings)
-    deadline = time.monotonic() + 10  # a thread finishes the picture that it is at
+    deadline = time.monotonic() + 10  # a thread finishes the image that it is working on
     while time.monotonic() < deadline and any("grain-prefetch" in t.name for t in threading.enumerate()):
         time.sleep(0.01)
     assert not [thread.name for thread in threading.enumerate() if "grain-prefetch" in thread.name]
     assert set(multiprocessing.active_children()) == before
 
 
-def test_refusals(pairs, monkeypatch):
-    with pytest.raises(UserError, match="no preference pair to load"):
+def test_invalid_arguments_and_a_missing_grain_are_errors(pairs, monkeypatch):
+    with pytest.raises(UserError, match="no preference pairs to load"):
         loading.batches(pairs, np.zeros(0, np.int32), **SETTINGS)
     for positions in ([], [0, 4], [-1, 0], [1, 0], [1, 1]):
-        with pytest.raises(ValueError, match="of a batch of 4 pairs: expected some, ascending"):
+        with pytest.raises(ValueError, match="of a batch of 4 pairs: expected at least one, ascending"):
             loading.batches(pairs, ROWS, **SETTINGS, positions=np.asarray(positions, int))
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(UserError, match=r"pip install spo_jax\[data\]"):

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spo_jax.data.preferences.format.images import decode
-from spo_jax.data.preferences.format.loading import batches
+from spo_jax.data.preferences.images import decode
+from spo_jax.data.preferences.loading import batches
 
 from spo_jax.core.errors import UserError
 from spo_jax.methods.common.latents import LatentCache, latent_cache

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spo_jax.data.preferences.format.images import decode
-from spo_jax.data.preferences.format.loading import LoadedBatch
+from spo_jax.data.preferences.images import decode
+from spo_jax.data.preferences.loading import LoadedBatch
 
 from spo_jax.core.errors import UserError
 from spo_jax.methods.spm.accuracy import Evaluator, agreement, mean_and_error, summarised

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spo_jax.diffusion.ddim import add_noise
-from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
+
+from spo_jax.diffusion.schedule import ScheduleConfig
+from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.methods.spm.inputs import predictions, training_pixels
 from spo_jax.rewards.common.clip_score import CLIP_MEAN, CLIP_STD, pixel_values
 
-SCHEDULE = make_schedule(ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), 20)
+SCHEDULE = make_ddpm(ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), 20)
 
 
 def noise_of(latents):
@@ -27,7 +28,7 @@ def test_both_members_of_a_pair_get_the_same_noise_and_timestep():
     t = jnp.array([1, 400, 900])
     predictions(noise_of(latents), SCHEDULE, denoise, lambda z: z, latents, t)
     np.testing.assert_array_equal(seen["t"], [1, 1, 400, 400, 900, 900])
-    clean = add_noise(SCHEDULE, latents.reshape(6, 4, 4, 3), jnp.zeros((6, 4, 4, 3)), seen["t"])
+    clean = SCHEDULE.add_noise(latents.reshape(6, 4, 4, 3), jnp.zeros((6, 4, 4, 3)), seen["t"])
     noise = (seen["x"] - clean).reshape(3, 2, 4, 4, 3)
     np.testing.assert_allclose(noise[:, 0], noise[:, 1], atol=1e-5)
     assert np.abs(noise[0, 0] - noise[1, 0]).max() > 0.1  # pairs differ from one another

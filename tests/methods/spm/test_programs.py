@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spo_jax.data.preferences.format.loading import LoadedBatch
+from spo_jax.data.preferences.loading import LoadedBatch
 
 from spo_jax.core.trees import flatten
 from spo_jax.methods.common.latents import encode_pairs, model_range
@@ -20,7 +20,8 @@ from spo_jax.methods.spm.programs import Networks, compile_programs
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spm.split import Split
 from spo_jax.methods.spm.update import init_state, make_optimiser, state_shardings
-from spo_jax.models.stable_diffusion.functions import Guidance, decode, denoise, encode_image
+from spo_jax.models.base import Guidance, denoise
+from spo_jax.models.stable_diffusion.functions import decode, encode_image
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import make
 from tests.networks import SIDE, labelled_pairs, small_clip, small_pipeline, small_sdxl

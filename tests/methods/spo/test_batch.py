@@ -14,7 +14,7 @@ from spo_jax.methods.spo.pairs import Pairs
 from spo_jax.methods.spo.programs import Frozen, Inputs, Programs
 from spo_jax.methods.spo.settings import LogSettings, TrainSettings
 from spo_jax.methods.spo.update import UpdateConfig, init_state, make_optimiser
-from spo_jax.models.stable_diffusion.functions import Conditioning
+from spo_jax.models.stable_diffusion.conditioning import Conditioning
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.loop import Outlets
 from spo_jax.run.metrics import MetricsWriter, read_metrics

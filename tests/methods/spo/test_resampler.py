@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from spo_jax.diffusion.schedule import ScheduleConfig
+from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.methods.spo.resampler import (
     Draws,
     ResamplerConfig,
@@ -29,7 +30,7 @@ SHAPE = (2, 3, 1)
 
 
 def schedule_of(config):
-    return make_schedule(PROCESS, config.num_steps)
+    return make_ddpm(PROCESS, config.num_steps)
 
 
 def numpy_draws(config, batch):

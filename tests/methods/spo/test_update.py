@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.diffusion.ddim import predict_x0, step_moments
-from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
+
+from spo_jax.diffusion.schedule import ScheduleConfig
+from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.methods.spo.pairs import Pairs, shuffled_order
 from spo_jax.methods.spo.resampler import ResamplerConfig, draw
 from spo_jax.methods.spo.update import (
@@ -27,7 +28,7 @@ from spo_jax.methods.spo.update import (
 
 CHANNELS = 3
 PROCESS = ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
-SCHEDULE = make_schedule(PROCESS, 20)
+SCHEDULE = make_ddpm(PROCESS, 20)
 CONFIG = UpdateConfig(train_batch_size=4, learning_rate=1e-2)
 
 
@@ -53,8 +54,8 @@ def pairs_of(valid, seed=0):
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
     x_t, t = normal(n, 1, 4, 4, CHANNELS), jnp.asarray(rng.choice(SCHEDULE.timesteps[4:], n))
     row = jnp.asarray(rng.integers(0, 3, n, np.int32))
-    x0, eps = predict_x0(SCHEDULE, x_t[:, 0], predict(None, x_t[:, 0], t, row), t)
-    mean, std = step_moments(SCHEDULE, x0, eps, t, 1.0)
+    x0, eps = SCHEDULE.split(x_t[:, 0], predict(None, x_t[:, 0], t, row), t)
+    mean, std = SCHEDULE.step(x0, eps, t, 1.0)
     x_prev = mean[:, None] + std[:, None] * normal(n, 2, 4, 4, CHANNELS)
     return Pairs(x_t, x_prev, t, row, jnp.asarray(valid))
 
@@ -244,7 +245,7 @@ def test_weight_decay_is_decoupled():
 
 def test_collect_reports_what_it_found():
     config = ResamplerConfig(num_steps=6, divert_start_step=3, num_candidates=3)
-    schedule = make_schedule(PROCESS, 6)
+    schedule = make_ddpm(PROCESS, 6)
     draws = draw(jax.random.key(0), config, 2, (4, 4, CHANNELS))
 
     def score(latents, t, row):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.diffusion.schedule import ScheduleConfig, make_schedule
+from spo_jax.diffusion.schedule import ScheduleConfig
+from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.methods.spo.resampler import ResamplerConfig, draw
 from spo_jax.methods.spo.update import UpdateConfig, collect, init_state, make_optimiser, update
 
@@ -30,7 +31,7 @@ def predict(lora, x, t, row):
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
 def test_a_batch_from_zero_snr_is_finite(prediction_type):
-    schedule = make_schedule(ScheduleConfig(prediction_type=prediction_type, **PROCESS), ROLLOUT.num_steps)
+    schedule = make_ddpm(ScheduleConfig(prediction_type=prediction_type, **PROCESS), ROLLOUT.num_steps)
     assert schedule.alphas_cumprod[schedule.timesteps[0]] == 0
     matrix = lambda seed: 0.1 * jax.random.normal(jax.random.key(seed), (3, 3))  # noqa: E731
     state = init_state({"to_q": {"lora_A": matrix(0), "lora_B": matrix(1)}}, make_optimiser(UPDATE))
@@ -51,4 +52,4 @@ def test_a_batch_from_zero_snr_is_finite(prediction_type):
 
 def test_a_network_that_predicts_the_noise_cannot_be_trained_from_there():
     with pytest.raises(UserError, match="prediction_type 'epsilon' with rescale_betas_zero_snr"):
-        make_schedule(ScheduleConfig(**PROCESS), ROLLOUT.num_steps)
+        make_ddpm(ScheduleConfig(**PROCESS), ROLLOUT.num_steps)

@@ -8,7 +8,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from spo_jax.core.trees import take_rows
-from spo_jax.models.stable_diffusion.functions import Conditioning, Guidance, bind_denoise, decode, encode_image
+from spo_jax.models.stable_diffusion.conditioning import Conditioning
+from spo_jax.models.base import Guidance, bind_denoise
+from spo_jax.models.stable_diffusion.functions import decode, encode_image
 from spo_jax.nn.lora import init_lora
 from spo_jax.toy import ASSETS
 

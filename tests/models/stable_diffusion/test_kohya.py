@@ -16,7 +16,7 @@ from spo_jax.core.trees import flatten
 from spo_jax.models.stable_diffusion import kohya, presets
 from spo_jax.weights import lora as lora_files
 from spo_jax.weights import store
-from spo_jax.weights.lora import read_lora, write_lora
+from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.weights.rules import module_name, module_path, torch_key
 from tests.weights.loras import assert_same, pair, random_lora
 

@@ -10,7 +10,8 @@ import pytest
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from spo_jax.core.errors import UserError
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline, load_tiny_vae
+from spo_jax.models import open_pipeline
+from spo_jax.models.stable_diffusion.pipeline import load_tiny_vae
 from spo_jax.toy import ASSETS
 from spo_jax.toy.world import PROMPTS
 
@@ -55,7 +56,7 @@ def test_many_prompts_are_encoded_as_few(embedded):
 
 
 def test_bfloat16(embedded):
-    pipeline = load_pipeline("embedded", dtype=jnp.bfloat16)
+    pipeline = open_pipeline("embedded", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(pipeline.params)} == {jnp.dtype(jnp.bfloat16)}
     states = pipeline.encode_prompts(["a red star"]).states.astype(jnp.float32)
     np.testing.assert_allclose(states, embedded.pipeline.encode_prompts(["a red star"]).states, atol=0.1)
@@ -119,13 +120,13 @@ def test_what_is_wrong_with_a_folder_is_told(tmp_path, damage, message):
     shutil.copytree(FOLDER, folder)
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
-        load_pipeline(folder)
+        open_pipeline(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_neither_a_folder_nor_a_hub_id():
     with pytest.raises(UserError, match="no such file or folder: no/such/folder"):
-        load_pipeline("no/such/folder")
+        open_pipeline("no/such/folder")
 
 
 def test_a_distilled_decoder_equals_diffusers(tmp_path):

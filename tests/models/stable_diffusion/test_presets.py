@@ -11,14 +11,15 @@ import transformers
 from spo_jax.core.trees import flatten
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.pipeline import text_shapes, unet_shapes, vae_shapes
+from spo_jax.nn.shapes import text_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.pipeline import unet_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
 from spo_jax.nn.lora import target_shapes
 from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
-from spo_jax.rewards.common.preference_model import clip_shapes
+from spo_jax.nn.shapes import clip_shapes
 from spo_jax.weights import rules
 
 

@@ -16,13 +16,15 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.exporting import export
 from spo_jax.models.stable_diffusion import save as exports
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
-from spo_jax.models.stable_diffusion.save import write_merged, write_merged_file
+from spo_jax.models import open_pipeline
+from spo_jax.models.save import write_merged
+from spo_jax.models.stable_diffusion.save import write_merged_file
 from spo_jax.models.stable_diffusion.single_file import read_single_file
 from spo_jax.nn.lora import init_lora, merge
 from spo_jax.toy import ASSETS
 from spo_jax.weights.components import text_state
-from spo_jax.weights.lora import LoRA, write_lora
+from spo_jax.weights.lora import LoRA
+from spo_jax.models.lora import write_lora
 from spo_jax.weights.rules import to_state
 from spo_jax.weights.store import read_file, write_state
 
@@ -32,7 +34,7 @@ RANK, SCALE = 2, 0.5
 
 @pytest.fixture(scope="module")
 def sdxl(tiny_sdxl):
-    return load_pipeline(tiny_sdxl)
+    return open_pipeline(tiny_sdxl)
 
 
 def random_lora(pipeline):
@@ -102,7 +104,7 @@ def test_diffusers_and_we_read_a_merged_file_of_sdxl(sdxl, tiny_sdxl, tmp_path):
     expected = written(sdxl, lora)
     for key, array in expected["unet"].items():
         np.testing.assert_array_equal(unet.state_dict()[key].numpy(), array, err_msg=key)
-    back = load_pipeline(out, base=tiny_sdxl)  # which lends the numbers of heads and groups as well
+    back = open_pipeline(out, base=tiny_sdxl)  # which lends the numbers of heads and groups as well
     assert back.kind == "sdxl" and back.unet.config == sdxl.unet.config
     for name, state in written(back, jax.tree.map(jnp.zeros_like, lora)).items():
         for key, array in state.items():
@@ -112,7 +114,7 @@ def test_diffusers_and_we_read_a_merged_file_of_sdxl(sdxl, tiny_sdxl, tmp_path):
 def test_a_merged_folder_of_sdxl_is_the_whole_pipeline(sdxl, tiny_sdxl, tmp_path):
     lora, out = random_lora(sdxl), tmp_path / "merged"
     write_merged(out, sdxl, lora, SCALE)
-    merged, expected = load_pipeline(out), written(sdxl, lora)
+    merged, expected = open_pipeline(out), written(sdxl, lora)
     for name, state in written(merged, jax.tree.map(jnp.zeros_like, lora)).items():
         for key, array in state.items():
             np.testing.assert_array_equal(array, expected[name][key], err_msg=key)

@@ -18,12 +18,13 @@ from transformers import CLIPTextModel
 from spo_jax.core.errors import UserError
 from spo_jax.methods.spo.settings import LoRASettings
 from spo_jax.models.sampler import Sampler, initial_latents
-from spo_jax.models.stable_diffusion.functions import SizeConditions, decode
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.models.stable_diffusion.conditioning import SizeConditions
+from spo_jax.models.stable_diffusion.functions import decode
+from spo_jax.models import open_pipeline
 from spo_jax.models.stable_diffusion.single_file import write_single_file
 from spo_jax.nn.lora import init_lora
 from spo_jax.weights.components import text_state
-from spo_jax.weights.lora import read_lora, write_lora
+from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.weights.rules import to_state
 from tests.sdxl import VAE
 
@@ -38,7 +39,7 @@ def pipe(tiny_sdxl):
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_sdxl):
-    return load_pipeline(tiny_sdxl)
+    return open_pipeline(tiny_sdxl)
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_prompts_are_encoded_as_by_diffusers(pipeline, pipe):
 
 def test_without_forced_zeros_the_empty_prompt_is_encoded(copy, pipe):
     edit(copy / "model_index.json", force_zeros_for_empty_prompt=False)
-    empty = load_pipeline(copy).encode_unconditional()
+    empty = open_pipeline(copy).encode_unconditional()
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
     try:
         with torch.no_grad():
@@ -96,7 +97,7 @@ def test_an_index_that_is_silent_forces_zeros(copy):
     index = json.loads((copy / "model_index.json").read_text())
     del index["force_zeros_for_empty_prompt"]
     (copy / "model_index.json").write_text(json.dumps(index))
-    assert not load_pipeline(copy).encode_unconditional().states.any()
+    assert not open_pipeline(copy).encode_unconditional().states.any()
 
 
 def test_the_second_tokenizer_pads_with_its_own_token(pipeline, pipe):
@@ -138,15 +139,15 @@ def test_pictures_are_diffusers_pictures(pipeline, tiny_sdxl, diffusers_pictures
 def test_in_16_bits_the_autoencoder_stays_float32_where_its_config_says_so(tiny_sdxl, other_vae):
     """SDXL's own; its replacement is made for 16 bits, and SD's never is upcast, as in diffusers' pipelines."""
     dtypes = lambda tree: {leaf.dtype.name for leaf in jax.tree.leaves(tree)}  # noqa: E731
-    own = load_pipeline(tiny_sdxl, dtype=jnp.bfloat16)
+    own = open_pipeline(tiny_sdxl, dtype=jnp.bfloat16)
     assert own.vae.dtype == jnp.float32 and dtypes(own.params["vae"]) == {"float32"}
     for name in ("unet", "text_encoder", "text_encoder_2"):
         assert getattr(own, name).dtype == jnp.bfloat16 and dtypes(own.params[name]) == {"bfloat16"}
     condition = own.encode_unconditional()
     assert condition.states.dtype == condition.pooled.dtype == own.encode_prompts([""]).states.dtype == jnp.bfloat16
-    replaced = load_pipeline(tiny_sdxl, dtype=jnp.bfloat16, vae=other_vae)
+    replaced = open_pipeline(tiny_sdxl, dtype=jnp.bfloat16, vae=other_vae)
     assert replaced.vae.dtype == jnp.bfloat16 and dtypes(replaced.params["vae"]) == {"bfloat16"}
-    assert load_pipeline("embedded", dtype=jnp.bfloat16).vae.dtype == jnp.bfloat16
+    assert open_pipeline("embedded", dtype=jnp.bfloat16).vae.dtype == jnp.bfloat16
 
 
 def test_a_replacement_autoencoder_comes_with_its_own_scale(tiny_sdxl, other_vae, tmp_path):
@@ -156,18 +157,18 @@ def test_a_replacement_autoencoder_comes_with_its_own_scale(tiny_sdxl, other_vae
     theirs = AutoencoderKL.from_pretrained(other_vae)
     expected = theirs.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)) / 0.25).sample.permute(0, 2, 3, 1)
     for folder in (other_vae, tmp_path / "whole"):
-        replaced = load_pipeline(tiny_sdxl, vae=folder)
+        replaced = open_pipeline(tiny_sdxl, vae=folder)
         pictures = decode(replaced.vae, replaced.params["vae"], jnp.asarray(latents))
         np.testing.assert_allclose(pictures, expected.detach(), atol=1e-4)
 
 
 def test_an_autoencoder_of_other_latents_is_refused(tiny_sdxl):
     with pytest.raises(UserError, match="vae/config.json: latent_channels = 16, but the UNet takes latents of 4: this"):
-        load_pipeline(tiny_sdxl, vae="embedded")
+        open_pipeline(tiny_sdxl, vae="embedded")
     with pytest.raises(UserError, match="no such file or folder: no/such/vae"):
-        load_pipeline(tiny_sdxl, vae="no/such/vae")
+        open_pipeline(tiny_sdxl, vae="no/such/vae")
     with pytest.raises(UserError, match="model_index.json' is a file: expected an autoencoder's folder"):
-        load_pipeline(tiny_sdxl, vae=tiny_sdxl / "model_index.json")
+        open_pipeline(tiny_sdxl, vae=tiny_sdxl / "model_index.json")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_parts_that_do_not_belong_together(copy, file, fields, message):
         edit(copy / "unet" / "config.json", cross_attention_dim=16)
     edit(copy / file, **fields)
     with pytest.raises(UserError, match=message) as caught:
-        load_pipeline(copy)
+        open_pipeline(copy)
     assert "\n" not in str(caught.value) and str(copy) in str(caught.value)
 
 
@@ -206,14 +207,14 @@ def test_what_is_missing_is_named(copy, missing, message):
     path = copy / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(UserError, match=message):
-        load_pipeline(copy)
+        open_pipeline(copy)
 
 
 def test_an_encoder_without_its_projection_is_refused(copy, pipe):
     """A CLIPTextModel where a CLIPTextModelWithProjection belongs."""
     CLIPTextModel(pipe.text_encoder_2.config).save_pretrained(copy / "text_encoder_2")
     with pytest.raises(UserError, match="folder/text_encoder_2: .* 1 missing: text_projection.weight"):
-        load_pipeline(copy)
+        open_pipeline(copy)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
@@ -241,7 +242,7 @@ def _as_single_file(pipeline, path):
 def test_a_checkpoint_in_one_file(pipeline, tiny_sdxl, tmp_path):
     """With its base's tokenizers, scheduler and what weights do not show, the same pipeline."""
     path = _as_single_file(pipeline, tmp_path / "model.safetensors")
-    found = load_pipeline(path, base=tiny_sdxl)
+    found = open_pipeline(path, base=tiny_sdxl)
     assert (found.kind, found.folder, found.base) == ("sdxl", path, tiny_sdxl)
     assert (found.unet, found.vae, found.scheduler) == (pipeline.unet, pipeline.vae, pipeline.scheduler)
     jax.tree.map(np.testing.assert_array_equal, found.params, pipeline.params)
@@ -252,8 +253,8 @@ def test_a_checkpoint_in_one_file(pipeline, tiny_sdxl, tmp_path):
 def test_the_base_of_a_checkpoint_has_to_be_of_its_kind(pipeline, embedded, tiny_sdxl, tmp_path):
     path = _as_single_file(pipeline, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="base = 'embedded' is another kind of model than .*model.safetensors, an sdxl"):
-        load_pipeline(path, base="embedded")
+        open_pipeline(path, base="embedded")
     with pytest.raises(UserError, match="no model_index.json here"):
-        load_pipeline(path, base=tmp_path)
+        open_pipeline(path, base=tmp_path)
     with pytest.raises(UserError, match="has its own tokenizer and scheduler: leave base = 'embedded' out"):
-        load_pipeline(tiny_sdxl, base="embedded")
+        open_pipeline(tiny_sdxl, base="embedded")

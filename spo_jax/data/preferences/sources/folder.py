@@ -4,16 +4,36 @@ A line: ``{"prompt": "a red star", "image_0": "a.png", "image_1": "b.png", "labe
 is preferred, 0.5 neither, and ``label_0`` and ``label_1`` (1 and 0, 0 and 1, 0.5 and 0.5) may stand in its place.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
-from spo_jax.data.preferences.format.check import RawPair
+from spo_jax.data.preferences.check import RawPair
+from spo_jax.data.preferences.sources import SourceOptions
 
 _PROMPT_KEYS = ("caption", "prompt", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(SourceOptions):
+    """Which folder to read."""
+
+    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(bool(self.source), "source", "a folder")
+
+
+def open_source(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> "PreferenceFolder":
+    """Opens the folder."""
+    del splits, fetch
+    return PreferenceFolder(Path(options.source).expanduser())
 
 
 class PreferenceFolder:

@@ -1,19 +1,47 @@
 """Pick-a-Pic (v1, v2, and what has its columns) from parquet files, a few rows in memory at a time."""
 
+import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
-from spo_jax.data.preferences.format.check import RawPair
+from spo_jax.data.preferences.check import RawPair
+from spo_jax.data.preferences.sources import SourceOptions
 
 SPLITS = ("train", "validation_unique", "test_unique")  # what the preference models are trained and measured on
 _REQUIRED = ("jpg_0", "jpg_1", "caption", "label_0", "label_1")
 _OPTIONAL = ("has_label", "are_different", "image_0_uid", "image_1_uid", "num_example_per_prompt")
 _PART = re.compile(r"(?P<split>\w+)-(?P<part>\d+)-of-(?P<parts>\d+)(-.*)?")
 _ROWS = 64  # read at a time; a row is about 200 KB
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(SourceOptions):
+    """Which files to read."""
+
+    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id).")
+    revision: str = setting("", "Use this revision of the hub id.")
+    partial: bool = setting(False, "Prepare the parquet files that are there even though some are missing.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(bool(self.source), "source", "a folder or a hub id")
+
+
+def open_source(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> "PickAPic":
+    """Opens a local folder, or fetches the files of the splits from the hub."""
+    is_local = Path(options.source).expanduser().exists()
+    if is_local and options.revision:
+        raise UserError(
+            f"--revision={options.revision} is for hub ids, and --source={options.source} is a local folder"
+        )
+    wanted = patterns(tuple(splits) or SPLITS)
+    folder = fetch(options.source, options.revision or None, allow_patterns=wanted, repo_type="dataset")
+    return PickAPic(folder, "" if is_local else options.source, options.revision, options.partial)
 
 
 class PickAPic:

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from spo_jax.data.preferences.format.check import check
-from spo_jax.data.preferences.format.sources.folder import PreferenceFolder
+from spo_jax.data.preferences.check import check
+from spo_jax.data.preferences.sources.folder import PreferenceFolder
 
 from spo_jax.core.errors import UserError
 

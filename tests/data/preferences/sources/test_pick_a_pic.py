@@ -1,7 +1,7 @@
 """Parquet files in the layouts that there are, read as rows; every refusal by its text."""
 
 import pytest
-from spo_jax.data.preferences.format.sources.pick_a_pic import PickAPic, patterns
+from spo_jax.data.preferences.sources.pick_a_pic import PickAPic, patterns
 
 from spo_jax.core.errors import UserError
 

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from spo_jax.data.preferences.format.check import check
-from spo_jax.data.preferences.format.sources import toy as scene_pairs
-from spo_jax.data.preferences.format.sources.toy import TIE, Scenes, draw_pairs
+from spo_jax.data.preferences.check import check
+from spo_jax.data.preferences.sources import toy as scene_pairs
+from spo_jax.data.preferences.sources.toy import TIE, Scenes, draw_pairs
 
 from spo_jax.core.errors import UserError
 from spo_jax.toy import world

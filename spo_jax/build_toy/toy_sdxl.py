@@ -1,7 +1,7 @@
-"""Writes a tiny SDXL pipeline with random weights: ``python -m spo_jax.build_toy.tiny_sdxl --out=build/tiny_sdxl``.
+"""Writes a tiny SDXL pipeline with random weights: ``python -m spo_jax.build_toy.toy_sdxl --out=build/toy_sdxl``.
 
 Seconds. Its parts, their names and how they fit together are those of SDXL; widths are a handful, and it has learnt
-nothing, so its pictures are noise. With ``configs/tiny_sdxl.py`` it drives the whole of an SDXL run on any machine.
+nothing, so its pictures are noise. With ``configs/toy_sdxl.py`` it drives the whole of an SDXL run on any machine.
 """
 
 import json
@@ -16,13 +16,14 @@ from spo_jax.core.files import check_free, write_json
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Params
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.pipeline import text_shapes, unet_shapes, vae_shapes
+from spo_jax.models.stable_diffusion.pipeline import unet_shapes
 from spo_jax.models.stable_diffusion.presets import SDXL_TEXT_1, SDXL_TEXT_2, SDXL_UNET, SDXL_VAE
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPTextModel
 from spo_jax.nn.clip_config import CLIPTextConfig
+from spo_jax.nn.shapes import text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
-from spo_jax.toy.tokenizer import MAX_LENGTH, vocabulary, write_scene_tokenizer
+from spo_jax.toy.tokenizer import MAX_LENGTH, vocabulary, write_tokenizer
 from spo_jax.weights.components import text_state, write_component
 from spo_jax.weights.rules import to_state
 
@@ -71,18 +72,18 @@ MODEL_INDEX = {
 
 def run() -> None:
     """The command."""
-    out = flags.DEFINE_string("out", "build/tiny_sdxl", "Folder for the pipeline.")
+    out = flags.DEFINE_string("out", "build/toy_sdxl", "Folder for the pipeline.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace what is in --out.")
 
     def main(_) -> None:
         check_free(Path(out.value), overwrite.value)
-        write_tiny_sdxl(Path(out.value))
+        write_toy_sdxl(Path(out.value))
         print(f"wrote {out.value}")
 
     run_command(main)
 
 
-def write_tiny_sdxl(folder: Path, seed: int = 0) -> None:
+def write_toy_sdxl(folder: Path, seed: int = 0) -> None:
     """Writes the pipeline in diffusers' layout, 1.5 MB.
 
     Raises:
@@ -99,8 +100,8 @@ def write_tiny_sdxl(folder: Path, seed: int = 0) -> None:
         kind = {"architectures": ["CLIPTextModelWithProjection" if second else "CLIPTextModel"]}
         state = text_state(_random(rng, text_shapes(encoder)))
         write_component(folder / name, config | kind, state, kind="transformers")
-    write_scene_tokenizer(folder / "tokenizer")
-    write_scene_tokenizer(folder / "tokenizer_2")
+    write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer_2")
     _pad_with_id_0(folder / "tokenizer_2")
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "model_index.json", MODEL_INDEX)

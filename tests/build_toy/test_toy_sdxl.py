@@ -5,7 +5,7 @@ import pytest
 
 from spo_jax.build_toy.tiny_sdxl import write_tiny_sdxl
 from spo_jax.models.sampler import Sampler, initial_latents
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
+from spo_jax.models import open_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
 
 def test_diffusers_draws_the_same_pictures(folder, diffusers_pictures):
     """To 1e-4 of [0, 1], as those of `tests/pipeline/test_sdxl.py`."""
-    pipeline = load_pipeline(folder)
+    pipeline = open_pipeline(folder)
     assert pipeline.kind == "sdxl" and pipeline.image_size == (64, 64)
     prompts, latents = ["a red star", "a blue moon"], initial_latents(0, 2, pipeline.latent_shape)
     theirs = diffusers_pictures(folder, prompts, latents, 3, 5.0)

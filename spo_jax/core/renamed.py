@@ -1,0 +1,31 @@
+"""Names that earlier versions had, so that an old command is refused with the new name in the message."""
+
+COMMANDS = {
+    "train_spm": "train",
+    "embedded.build": "build_toy.build",
+    "embedded.gates": "build_toy.gates",
+    "embedded.tiny_sdxl": "build_toy.toy_sdxl",
+}
+CONFIG_FILES = {"tiny": "toy", "tiny_sdxl": "toy_sdxl", "spm_tiny": "spm_toy"}
+# Values of any flag or field, whole or before a colon.
+VALUES = {"embedded": "toy", "scenes": "toy"}
+_OPTIMIZER = (
+    "learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm",
+    "gradient_accumulation_steps", "warmup_steps",
+)  # fmt: skip
+FIELDS = {
+    "log.sample_every": "log.eval_every",
+    "log.sample_pictures": "eval.grid_images",
+    "eval.pictures": "eval.images",
+    "eval.reward": "eval.rewards",
+    **{f"spo.{name}": f"optimizer.{name}" for name in _OPTIMIZER},
+    **{name: f"optimizer.{name}" for name in _OPTIMIZER},
+    # Only preference models had it at the top.
+    "num_steps": "train_steps",
+}
+
+
+def renamed_value(value: str) -> str | None:
+    """The new form of a value such as ``embedded:train``; None where it was not renamed."""
+    head, colon, rest = value.partition(":")
+    return f"{VALUES[head]}{colon}{rest}" if head in VALUES else None

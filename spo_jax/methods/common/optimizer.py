@@ -1,0 +1,54 @@
+"""The optimizer of every method."""
+
+import optax
+
+from spo_jax.core.typing import Array
+from spo_jax.methods.common.settings import OptimizerSettings
+
+
+def learning_rate(settings: OptimizerSettings, total: int = 0) -> float | optax.Schedule:
+    """The learning rate, as a function of the number of finished optimizer steps where it changes.
+
+    A linear schedule is transformers' ``get_linear_schedule_with_warmup``.
+
+    Args:
+      total: training batches of the whole run; needed by a linear schedule.
+    """
+    peak = settings.learning_rate
+    warmup = settings.warmup_steps
+    if settings.schedule == "linear":
+        after = optax.linear_schedule(peak, 0.0, total // settings.gradient_accumulation_steps - warmup)
+    elif not warmup:
+        return peak
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def learning_rate_at(settings: OptimizerSettings, total: int, step: Array) -> Array | float:
+    """The learning rate of the optimizer step that training batch number ``step`` belongs to."""
+    rate = learning_rate(settings, total)
+    return rate(step // settings.gradient_accumulation_steps) if callable(rate) else rate
+
+
+def make_optimizer(settings: OptimizerSettings, total: int = 0) -> optax.GradientTransformation:
+    """AdamW with decoupled weight decay after a clip of the global norm, accumulating if asked to.
+
+    Args:
+      total: as in `learning_rate`.
+    """
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(settings.max_grad_norm),
+        optax.adamw(
+            learning_rate(settings, total),
+            b1=settings.adam_beta1,
+            b2=settings.adam_beta2,
+            eps=settings.adam_epsilon,
+            weight_decay=settings.weight_decay,
+        ),
+    )
+    if settings.gradient_accumulation_steps > 1:
+        optimizer = optax.MultiSteps(optimizer, settings.gradient_accumulation_steps).gradient_transformation()
+    return optimizer

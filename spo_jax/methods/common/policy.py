@@ -1,0 +1,95 @@
+"""A LoRA on a frozen model as a policy, and the log-probabilities of its steps."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from spo_jax.core.trees import take_rows
+from spo_jax.core.typing import Array, Bool, Float, Int, Params, PyTree
+from spo_jax.diffusion.process import Process, log_prob
+from spo_jax.models.base import Guidance, Pipeline, bind_denoise, denoise
+from spo_jax.nn.lora import merge
+from spo_jax.parallel.mesh import platform_in_context
+
+# (adapter or None for the reference, x [n h w c], t [n], row [n]) to guided prediction.
+Predict = Callable[[Params | None, Array, Array, Array], Float[Array, "n h w c"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Guided predictions of a model with an adapter, and of the model alone, which is the reference.
+
+    Attributes:
+      pipeline: the model.
+      guidance_scale: classifier-free guidance w.
+      lora_scale: alpha / r.
+    """
+
+    pipeline: Pipeline
+    guidance_scale: float
+    lora_scale: float
+
+    def at_rest(self, network: Params, lora: Params) -> tuple[Params, Params | None]:
+        """Weights of a policy that does not change for a while: merged, where that costs no digits.
+
+        Added to 16-bit weights the adapter's small steps would be lost; accelerators multiply float32 weights in
+        fewer bits as well.
+        """
+        if self.pipeline.dtype != jnp.float32 or platform_in_context() != "cpu":
+            return network, lora
+        return merge(network, lora, self.lora_scale), None
+
+    def sampler(
+        self, network: Params, lora: Params | None, condition: PyTree, unconditional: PyTree
+    ) -> Callable[[Array, Array], Array]:
+        """(x, t) to guided prediction, for the rows of ``condition`` or copies of them."""
+        guidance = Guidance(condition, unconditional, self.guidance_scale)
+        return bind_denoise(self.pipeline, network, lora, guidance, self.lora_scale)
+
+    def predictor(self, network: Params, condition: PyTree, unconditional: PyTree) -> Predict:
+        """(adapter or None, x, t, row) to guided prediction, where each x has its row of ``condition``."""
+
+        def predict(lora: Params | None, x: Array, t: Array, row: Array) -> Array:
+            guidance = Guidance(take_rows(condition, row), unconditional, self.guidance_scale)
+            return denoise(self.pipeline, network, lora, guidance, x, t, self.lora_scale)
+
+        return predict
+
+
+class Pairs(NamedTuple):
+    """Training pairs of a winner and a loser, n of them.
+
+    Attributes:
+      x_t: the parent, once when winner and loser share it, otherwise the winner's and the loser's.
+      x_prev: the winner's and the loser's x_{t'}.
+      t: timestep of the transition.
+      row: prompt of the pair.
+      valid: whether to train on it.
+    """
+
+    x_t: Float[Array, "n m h w c"]
+    x_prev: Float[Array, "n 2 h w c"]
+    t: Int[Array, " n"]
+    row: Int[Array, " n"]
+    valid: Bool[Array, " n"]
+
+
+def pair_log_probs(predict: Callable, process: Process, eta: float, batch: Pairs) -> Float[Array, "n 2"]:
+    """log p(x_{t'} | x_t) of winner and loser; one network call where they share x_t, half of the work.
+
+    Args:
+      predict: (x [n h w c], t [n], row [n]) to guided prediction, of the policy or of the reference.
+    """
+    members = batch.x_t.shape[1]
+    x = batch.x_t.reshape(-1, *batch.x_t.shape[2:])  # [n m h w c] -> [n·m h w c]
+    t = jnp.repeat(batch.t, members)
+    row = jnp.repeat(batch.row, members)
+    x0, noise = process.split(x, predict(x, t, row), t)
+    mean, std = process.step(x0, noise, t, eta)
+
+    def unfold(x: Array) -> Array:  # [n·m ...] -> [n m ...]
+        return x.reshape(-1, members, *x.shape[1:])
+
+    return log_prob(batch.x_prev, unfold(mean), unfold(std))

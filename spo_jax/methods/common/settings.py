@@ -1,0 +1,128 @@
+"""Groups of settings that methods share; each field is declared once, here or in `spo_jax.run.settings`."""
+
+import dataclasses
+from typing import ClassVar
+
+from spo_jax import toy
+from spo_jax.core.config import Settings, seed_setting, setting
+from spo_jax.core.typing import Params
+from spo_jax.parallel.sharding import to_host
+from spo_jax.run.settings import RunSettings
+from spo_jax.weights.lora import LoRA
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(Settings):
+    """The text-to-image model."""
+
+    model: str = setting(
+        toy.NAME, "Stable Diffusion or SDXL: a diffusers folder, a hub id, a checkpoint in one file, or 'toy'."
+    )
+    revision: str = setting("", "Revision of the hub id (empty: its main branch).")
+    base: str = setting(
+        "",
+        "Folder or hub id that lends a checkpoint in one file its tokenizers and scheduler (empty: the published model "
+        "of its architecture).",
+    )
+    vae: str = setting("", "Folder or hub id of an autoencoder to use instead of the model's own (empty: its own).")
+    dtype: str = setting(
+        "float32",
+        "Dtype of frozen weights and of activations; weights that train, losses and optimizer are float32.",
+        choices=("float32", "bfloat16"),
+    )
+    remat: bool = setting(False, "Recompute activations in the backward pass (gradient checkpointing) to save memory.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    """AdamW with decoupled weight decay after a clip of the global norm."""
+
+    GROUP: ClassVar = "optimizer."
+
+    learning_rate: float = setting(6e-5, "Peak learning rate.", above=0)
+    schedule: str = setting(
+        "constant", "Learning rate after warm-up: constant, or falling linearly to 0.", choices=("constant", "linear")
+    )
+    warmup_steps: int = setting(0, "Optimizer steps over which the learning rate rises from 0.", at_least=0)
+    adam_beta1: float = setting(0.9, "Decay of the gradients' running mean.", at_least=0, below=1)
+    adam_beta2: float = setting(0.999, "Decay of the squared gradients' running mean.", at_least=0, below=1)
+    adam_epsilon: float = setting(1e-8, "Added to the root of the squared gradients' mean.", above=0)
+    weight_decay: float = setting(1e-4, "Decoupled weight decay, applied to all weights that train.", at_least=0)
+    max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", above=0)
+    gradient_accumulation_steps: int = setting(1, "Training batches whose gradients are averaged per step.", at_least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRASettings(Settings):
+    """The adapter; its targets are the published ones, all attention projections."""
+
+    GROUP: ClassVar = "lora."
+
+    rank: int = setting(4, "Rank r of the adapter.", at_least=1)
+    alpha: float = setting(
+        0.0, "Scale of the adapter times its rank (0: the rank, so that the scale is 1).", at_least=0
+    )
+
+    @property
+    def scale(self) -> float:
+        """alpha / r."""
+        return (self.alpha or self.rank) / self.rank
+
+    def adapter(self, tree: Params) -> LoRA:
+        """The trained tree, from wherever it lies, as what LoRA files hold."""
+        return LoRA(to_host(tree), self.scale * self.rank, self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSettings(Settings):
+    """Images before and after training, from the same prompts and noise, with DDIM and eta 0."""
+
+    GROUP: ClassVar = "eval."
+
+    prompts: str = setting("toy:held_out", "Prompt file, or toy:held_out; repeated until there are enough images.")
+    images: int = setting(100, "Number of images before and after training.", at_least=1)
+    grid_images: int = setting(16, "Number of images in the grids that are drawn during training.", at_least=1)
+    batch: int = setting(25, "Images drawn at a time.", at_least=1)
+    seed: int = seed_setting(1234, "Seed of the initial noise.")
+    steps: int = setting(20, "Sampling steps.", at_least=1)
+    guidance_scale: float = setting(5.0, "Classifier-free guidance scale.")
+    rewards: str = setting(
+        "toy",
+        "Rewards that score the images, separated by commas: names in spo_jax.rewards (NAME or NAME:SOURCE), or dotted "
+        "paths of your own.",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(bool(self.reward_names), "rewards", "at least one reward, such as 'spm'")
+
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """The rewards, one by one."""
+        return tuple(name.strip() for name in self.rewards.split(",") if name.strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterSettings(ModelSettings, RunSettings):
+    """Settings of every method that trains a LoRA."""
+
+    FREE_FIELDS: ClassVar = (*RunSettings.FREE_FIELDS, "eval")
+
+    lora: LoRASettings = LoRASettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    eval: EvalSettings = EvalSettings()
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSettings(Settings):
+    """The prompts of methods that draw their own images."""
+
+    prompts: str = setting("toy:train", "Prompt file (.txt, .json or .jsonl), toy:train or toy:held_out.")
+    prompts_per_batch: int = setting(10, "Prompts of a batch, over all devices.", at_least=1)
+    num_epochs: int = setting(10, "Passes over the prompts.", at_least=1)
+    max_batches: int = setting(0, "Stop after this number of batches (0: no limit).", at_least=0)
+
+    def total_batches(self, prompts: int) -> int:
+        """Batches of the whole run; prompts left over at the very end that do not fill a batch are skipped."""
+        total = max(self.num_epochs * prompts // self.prompts_per_batch, 1)
+        return min(total, self.max_batches) if self.max_batches else total

@@ -1,0 +1,33 @@
+"""What training changes."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from spo_jax.core.typing import Array, Int, Params
+
+
+class TrainState(NamedTuple):
+    """The state of a run.
+
+    Attributes:
+      params: the weights that are trained, float32: an adapter's tree, or a whole network's.
+      opt_state: the optimizer's moments.
+      step: number of training batches so far.
+    """
+
+    params: Params
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first training batch."""
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def apply_gradients(state: TrainState, gradients: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state after one training batch."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)

@@ -1,0 +1,283 @@
+"""A run that trains a step-aware preference model: its data, its steps, and what it leaves behind."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from spo_jax.core.files import check_writable, write_atomic, write_json
+from spo_jax.core.statistics import mean_and_error, paired_scores
+from spo_jax.core.typing import Key
+from spo_jax.data.preferences.format import Preferences, open_preferences
+from spo_jax.data.preferences.loading import batches as load_batches
+from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods.base import Images, Programs, Result
+from spo_jax.methods.common.latents import latent_cache, latent_file
+from spo_jax.methods.common.state import TrainState, init_state
+from spo_jax.methods.spm.accuracy import Agreement, Evaluator, accuracy_figure, summarised, write_accuracy
+from spo_jax.methods.spm.init import Start
+from spo_jax.methods.spm.parts import load_clip, load_frozen_pipeline, relabelled
+from spo_jax.methods.spm.programs import Rows, SPMTraining
+from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.spm.split import Split
+from spo_jax.methods.spm.update import flat_row, optimizer_of, state_shardings
+from spo_jax.nn.shapes import clip_shapes
+from spo_jax.parallel.multihost import is_writer, local_positions
+from spo_jax.parallel.sharding import make, to_host, with_shardings
+from spo_jax.rewards.common.preference_model import abstract_clip, write_spm
+from spo_jax.run.loop import Progress, Row, run_keys
+from spo_jax.run.report import as_svg
+
+SPM_LINE = "step-aware preference model"
+PLAIN_LINE = "plain CLIP on the same images"
+CHARTS = {
+    "loss": ("Loss", "of the pairs of a step; log 2 = 0.693 for a model that cannot tell them apart, 0 for a sure one"),
+    "accuracy": ("Accuracy on the step's own pairs", "those that are not ties; before the step"),
+    "accuracy_at": ("The same by timestep", ""),
+    "eval_accuracy": ("Accuracy on held-out pairs, by timestep", "ties count half"),
+    "grad_norm": ("Gradient norm", "global, before clipping"),
+    "learning_rate": ("Learning rate", ""),
+    "logit_scale": ("Scale of the cosine", "exp(logit_scale)"),
+    "seconds": ("Seconds per step", "where the time goes"),
+    "pairs_per_second": ("Pairs per second", ""),
+}
+_PROGRESS = Progress(
+    title="SPM",
+    shown=lambda row: {"loss": f"{row['loss']:.3f}", "accuracy": f"{row.get('accuracy', math.nan):.0%}"},
+    watched=("loss", "grad_norm"),
+    hint="Lower optimizer.learning_rate, or use float32",
+)
+
+
+class PairData(NamedTuple):
+    """The prepared splits: pairs to train on, and pairs to measure on."""
+
+    train: Preferences
+    held_out: Preferences
+
+    @property
+    def digests(self) -> list[str]:
+        """The digest of the training pairs."""
+        return [self.train.digest]
+
+
+def read_data(settings: SPMTrainSettings) -> PairData:
+    """Opens both splits."""
+    splits = (settings.train_split, settings.eval_split)
+    return PairData(*(open_preferences(settings.data_dir, split) for split in splits))
+
+
+def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, folder: Path | None = None) -> "SPMRun":
+    """Loads the models and makes labels anew if asked to; see `spo_jax.methods.base.Method`."""
+    abstract = data is None
+    pipeline = load_frozen_pipeline(settings, mesh, abstract)
+    if abstract:
+        clip = abstract_clip(settings.init, jnp.dtype(settings.dtype), settings.remat)
+        return SPMRun(SPMTraining(pipeline, clip, settings, mesh))
+    init_key, _ = make(lambda: run_keys(settings.seed), mesh)
+    start = load_clip(settings, settings.init, init_key, mesh, random=settings.init_random)
+    training = SPMTraining(pipeline, start.clip, settings, mesh)
+    training.check_timesteps(settings.eval.timesteps)
+    if settings.cache_latents:
+        check_writable(settings.cache_latents)
+        latent_file(**_latents(training, data.train))  # latents of something else are refused before hours of work
+    # Last, because it may take hours.
+    labels = relabelled(settings, folder / "labels", mesh, *data)
+    tokenizer = Tokenizer(start.tokenizer)
+    train, held_out = (Split.of(pairs, pipeline, tokenizer, new) for pairs, new in zip(data, labels, strict=True))
+    return SPMRun(training, start, train, held_out, folder)
+
+
+def _latents(training: SPMTraining, pairs: Preferences) -> dict[str, Any]:
+    """Arguments of `latent_file` and `latent_cache`."""
+    settings = training.settings
+    return {
+        "folder": Path(settings.cache_latents) / settings.train_split,
+        "preferences": pairs,
+        "pipeline": training.pipeline,
+        "side": training.side,
+        "posterior": settings.posterior == "sample",
+    }
+
+
+class SPMRun:
+    """See `spo_jax.methods.base.Run`.
+
+    Args:
+      training: the method bound to its models.
+      start: the weights to start from; None for an abstract run, as for the others.
+      train: pairs to train on.
+      held_out: pairs to measure on.
+      folder: keeps the measurements.
+    """
+
+    progress = _PROGRESS
+    charts = CHARTS
+
+    def __init__(
+        self,
+        training: SPMTraining,
+        start: Start | None = None,
+        train: Split | None = None,
+        held_out: Split | None = None,
+        folder: Path | None = None,
+    ):
+        self.training = training
+        self.settings = training.settings
+        self.total = self.settings.train_steps
+        self._start = start
+        self._split = train
+        self._folder = folder
+        if start is not None:
+            self._frozen = training.frozen()
+            self._evaluator = Evaluator(training, self._frozen, held_out, training.mesh)
+        self._last: Agreement = {}
+        self._last_step = -1
+
+    def init_state(self, key: Key) -> TrainState:
+        """The state before the first step, cut over the mesh; the weights of the start are used up."""
+        del key  # the start drew from it what it did not read
+        return fresh_state(self.settings, self._start, self.training.mesh)
+
+    def state_shapes(self) -> TrainState:
+        """Shapes of the state, cut over the mesh."""
+        optimizer = optimizer_of(self.settings)
+        shapes = jax.eval_shape(lambda params: init_state(params, optimizer), clip_shapes(self.training.clip))
+        return with_shardings(shapes, state_shardings(shapes, self.training.mesh))
+
+    def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
+        """The program ``step``."""
+        return self.training.trace(state, keep_unused)
+
+    def begin(self, state: TrainState, resuming: bool) -> Row:
+        """Measures the model before its first step; a resumed run finds that measurement in its folder."""
+        if resuming:
+            return {}
+        row, _ = self.evaluate(0, state)
+        if is_writer():
+            _write_agreement(self._folder, self._last, self._evaluator.fingerprint)
+        return row
+
+    def batches(self, start: int) -> Generator[Rows, None, None]:
+        """This process's parts of the batches, on its devices; all pairs take part, with a human label or without."""
+        settings = self.settings
+        pairs = self._split.pairs
+        loading = dataclasses.asdict(settings.loading)
+        read = None
+        if settings.cache_latents:
+            read = latent_cache(**_latents(self.training, pairs), **loading).pair
+        loaded = load_batches(
+            pairs,
+            np.arange(len(pairs), dtype=np.int32),
+            side=self.training.side,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            start=start,
+            positions=local_positions(settings.batch_size),
+            read=read,
+            **loading,
+        )
+        with contextlib.closing(loaded):
+            for batch in loaded:
+                yield self.training.feed(self._split.feed(batch))
+
+    def step(
+        self, programs: Programs, batches: Iterator[Rows], number: int, state: TrainState, key: Key
+    ) -> tuple[TrainState, Row]:
+        """One optimizer step; the state counts its steps, and its draws follow from that count."""
+        del number
+        begin = time.perf_counter()
+        rows = next(batches)
+        middle = time.perf_counter()
+        state, metrics = programs["step"](state, self._frozen, rows, key)
+        row = flat_row(jax.device_get(metrics), self.training.timesteps)
+        end = time.perf_counter()
+        speed = {"seconds/loading": middle - begin, "seconds/step": end - middle}
+        return state, {**row, **speed, "pairs_per_second": self.settings.batch_size / (end - begin)}
+
+    def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
+        """Held-out accuracies, for the row and in ``evaluation/``."""
+        self._last = self._evaluator.measure(state.params)
+        self._last_step = number
+        if is_writer():
+            write_json(self._folder / "evaluation" / f"{number:06d}.json", summarised(self._last))
+        return {f"eval_accuracy/t{t:04d}": mean_and_error(values)[0] for t, values in self._last.items()}, {}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """The preference model, in ``spm/``."""
+        params = to_host(state.params)
+        if is_writer():
+            write_spm(
+                folder / "spm",
+                self._start.clip.config,
+                params,
+                self._start.tokenizer,
+                self.settings.export_dtype,
+                self.training.pipeline.kind,
+            )
+
+    def finish(self, state: TrainState) -> Result:
+        """Accuracies before and after, as numbers and as a plot against the timestep."""
+        if self._last_step != self.total:  # there was nothing left to train
+            self.evaluate(self.total, state)
+        summary = {"pairs": len(self._split.pairs)}
+        lines = {SPM_LINE: self._last}
+        before = _read_agreement(self._folder, self._evaluator.fingerprint)
+        if before is not None:
+            # Before its first step the model scores as the plain CLIP that it was made from.
+            lines |= {PLAIN_LINE if self._start.is_plain else "before training": before}
+            summary = {"scores": self._scores(before, self._last), **summary}
+        if is_writer():
+            write_accuracy(self._folder, lines)
+        caption = "Mean over held-out pairs with one standard error; chance is a half."
+        figure = ("Accuracy against timestep", caption, as_svg(accuracy_figure(lines)))
+        return Result(summary, figures=[figure])
+
+    def _scores(self, before: Agreement, after: Agreement) -> dict[str, dict]:
+        named = [{f"pair accuracy/t{t:04d}": values for t, values in measured.items()} for measured in (before, after)]
+        judged = "as in the human labels; ties count half"
+        if self._split.relabelled:
+            judged = "as PickScore orders the clean images"
+        meanings = dict.fromkeys(named[0], f"share of held-out pairs that are ordered {judged}")
+        return paired_scores(*named, meanings)
+
+
+def fresh_state(settings: SPMTrainSettings, start: Start, mesh: Mesh) -> TrainState:
+    """The state before the first step, cut over the mesh; the weights of ``start`` are used up."""
+    optimizer = optimizer_of(settings)
+    shapes = jax.eval_shape(lambda params: init_state(params, optimizer), start.params)
+    make_state = jax.jit(
+        lambda params: init_state(params, optimizer), out_shardings=state_shardings(shapes, mesh), donate_argnums=0
+    )
+    return make_state(start.params)
+
+
+# The measurement before the first step, on disk
+
+
+def _agreement_file(folder: Path) -> Path:
+    return folder / "evaluation" / "before.npz"
+
+
+def _write_agreement(folder: Path, measured: Agreement, fingerprint: str) -> None:
+    arrays = {str(t): values for t, values in measured.items()}
+    write_atomic(_agreement_file(folder), lambda path: np.savez(path, fingerprint=fingerprint, **arrays))
+
+
+def _read_agreement(folder: Path, fingerprint: str) -> dict | None:
+    """The measurement, or None where it was made on other pairs or noise: the two cannot be paired."""
+    path = _agreement_file(folder)
+    if not path.is_file():
+        return None
+    with np.load(path) as arrays:
+        if str(arrays["fingerprint"]) != fingerprint:
+            return None
+        return {int(t): arrays[t] for t in arrays.files if t != "fingerprint"}

@@ -1,0 +1,232 @@
+"""A run of SPO: which prompts a batch takes, its two halves, and what it leaves behind."""
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.trees import take_rows
+from spo_jax.core.typing import Array, Int, Key
+from spo_jax.data.prompts import load_prompts
+from spo_jax.methods.base import Images, Programs, Result
+from spo_jax.methods.common.adapter import fresh_adapter, write_adapter
+from spo_jax.methods.common.before_after import BeforeAfter, load_rewards, reward_options
+from spo_jax.methods.common.judge import open_judge
+from spo_jax.methods.common.optimizer import make_optimizer
+from spo_jax.methods.common.order import batch_rows
+from spo_jax.methods.common.state import TrainState
+from spo_jax.methods.spo.programs import SPO, PromptFeatures
+from spo_jax.methods.spo.resampler import judged_timesteps
+from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.methods.spo.update import UPDATE_METRICS
+from spo_jax.models import open_pipeline
+from spo_jax.parallel.mesh import replicated
+from spo_jax.parallel.sharding import shapes_of
+from spo_jax.run.loop import Progress, Row
+
+CHARTS = {
+    "loss": ("Loss", "of the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
+    "ratio": ("Likelihood ratio to the reference", "above 1: the policy makes this step more likely than before"),
+    "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
+    "valid_share": ("Share of valid pairs", "pools whose best and worst candidate differ clearly enough to learn from"),
+    "spm_score": ("Preference score by timestep", "mean score of the sampled candidates by the step-aware model"),
+    "valid_share_at": ("Share of valid pairs by timestep", ""),
+    "spm_gap": ("Gap of preference scores by timestep", "mean distance of best and worst candidate of a pool"),
+    "grad_norm": ("Gradient norm", "global, before clipping"),
+    "valid_pairs": ("Valid pairs of a batch", ""),
+    "train_batches": ("Training batches of a batch of prompts", "as many as its valid pairs fill"),
+    "seconds": ("Seconds per batch", "where the time goes"),
+    "pairs_per_second": ("Pairs per second", ""),
+}
+_PROGRESS = Progress(
+    title="SPO",
+    shown=lambda row: {"loss": f"{row.get('loss', math.nan):.3f}", "valid": f"{row['valid_share']:.0%}"},
+    watched=("loss", "grad_norm", "spm_score"),
+    hint="Lower optimizer.learning_rate, or use float32",
+)
+# Jitted, for keys that lie on the devices of several processes.
+_fold_in = jax.jit(jax.random.fold_in)
+_split = jax.jit(lambda key: tuple(jax.random.split(key)))
+
+
+class PromptData(NamedTuple):
+    """What a run reads: prompts to train on, and prompts of the images before and after."""
+
+    prompts: list[str]
+    eval_prompts: list[str]
+
+    @property
+    def digests(self) -> list[str]:
+        """The training prompts themselves."""
+        return self.prompts
+
+
+def read_data(settings: SPOTrainSettings) -> PromptData:
+    """Reads both lists of prompts."""
+    return PromptData(load_prompts(settings.prompts), load_prompts(settings.eval.prompts))
+
+
+def setup(
+    settings: SPOTrainSettings, mesh: Mesh, data: PromptData | None = None, folder: Path | None = None
+) -> "SPORun":
+    """Loads model and judge; see `spo_jax.methods.base.Method`."""
+    del folder
+    abstract = data is None
+    logging.info("reading %s and its judge", settings.model)
+    pipeline = open_pipeline(
+        settings.model,
+        revision=settings.revision or None,
+        dtype=jnp.dtype(settings.dtype),
+        remat=settings.remat,
+        mesh=mesh,
+        vae=settings.vae,
+        base=settings.base,
+        abstract=abstract,
+    )
+    judge = open_judge(
+        settings.spo.reward,
+        reward_options(settings, settings.spo.reward),
+        pipeline,
+        decoder=settings.spo.decoder,
+        group="spo",
+        mesh=mesh,
+        abstract=abstract,
+    )
+    return SPORun(SPO(settings, pipeline, judge, mesh), data)
+
+
+class SPORun:
+    """See `spo_jax.methods.base.Run`.
+
+    Args:
+      spo: the method bound to its models.
+      data: None for an abstract run.
+    """
+
+    progress = _PROGRESS
+    charts = CHARTS
+
+    def __init__(self, spo: SPO, data: PromptData | None = None):
+        self.spo = spo
+        self.settings = spo.settings
+        self._data = data
+        self.total = self.settings.total_batches(len(data.prompts)) if data else 0
+        self._judged = judged_timesteps(self.settings.spo, spo.process)
+        if data is not None:
+            shared = {self.settings.spo.reward: spo.judge.reward}
+            rewards = load_rewards(self.settings.eval, spo.pipeline, spo.mesh, self.settings, shared)
+            self._evaluation = BeforeAfter(
+                spo.pipeline, self.settings.eval, self.settings.lora.scale, data.eval_prompts, rewards
+            )
+
+    def init_state(self, key: Key) -> TrainState:
+        """A fresh adapter, whole on every device."""
+        return fresh_adapter(
+            self.spo.pipeline, self.settings.lora, make_optimizer(self.settings.optimizer), self.spo.mesh, key
+        )
+
+    def state_shapes(self) -> TrainState:
+        """Shapes of the state, whole on every device."""
+        shapes = jax.eval_shape(self.init_state, jax.random.key(0))
+        return shapes_of(shapes, replicated(self.spo.mesh))
+
+    def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
+        """The programs ``collect`` and ``update``."""
+        return self.spo.trace(state, keep_unused)
+
+    def begin(self, state: TrainState, resuming: bool) -> Row:
+        """Draws and scores the images before training; of the fresh adapter, also when a run is resumed."""
+        del resuming
+        self._evaluation.start(state.params)
+        return {}
+
+    def batches(self, start: int) -> Generator[PromptFeatures, None, None]:
+        """The features of each batch's prompts, on the devices."""
+        self._frozen = self.spo.frozen()
+        prompts = self._data.prompts
+        features = self.spo.features(prompts)
+        settings = self.settings
+        for number in range(start, self.total):
+            rows = batch_rows(settings.seed, len(prompts), settings.prompts_per_batch, number)
+            yield self.spo.feed(take_rows(features, rows))
+
+    def step(
+        self, programs: Programs, batches: Iterator[PromptFeatures], number: int, state: TrainState, key: Key
+    ) -> tuple[TrainState, Row]:
+        """One rollout and one update pass; ``state`` is donated."""
+        inputs = next(batches)
+        return run_batch(programs, self._frozen, inputs, self._judged, state, _fold_in(key, np.int32(number)))
+
+    def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
+        """A grid of the first images."""
+        del number
+        return {}, {"samples": self._evaluation.grid(state.params)}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """``lora.safetensors``.
+
+        Raises:
+          UserError: no pair was valid in the whole run.
+        """
+        if not int(state.step):
+            raise UserError(
+                f"no pair was valid in {self.total} batches, so nothing was learned: lower config field spo.threshold"
+            )
+        write_adapter(folder, self.settings, state.params, "SPO")
+
+    def finish(self, state: TrainState) -> Result:
+        """Draws and scores the images after training."""
+        summary, grids = self._evaluation.finish(state.params)
+        return Result(summary, grids)
+
+
+def run_batch(
+    programs: Programs,
+    frozen: Any,
+    inputs: PromptFeatures,
+    judged: Int[np.ndarray, " s"],
+    state: TrainState,
+    key: Key,
+) -> tuple[TrainState, Row]:
+    """One rollout and one update pass, and the row for the curves; ``state`` is donated.
+
+    Args:
+      judged: timesteps of the judgements.
+    """
+    collect_key, update_key = _split(key)
+    begin = time.perf_counter()
+    pairs, rollout = jax.block_until_ready(programs["collect"](state.params, frozen, inputs, collect_key))
+    middle = time.perf_counter()
+    state, update = jax.block_until_ready(programs["update"](state, frozen, inputs, pairs, update_key))
+    end = time.perf_counter()
+    row = _flat_row({**rollout, **update}, judged)
+    speed = {
+        "seconds/rollout": middle - begin,
+        "seconds/update": end - middle,
+        # All pairs that the rollout made, valid or not; those that the update trained on.
+        "pairs_per_second/rollout": len(pairs.valid) / (middle - begin),
+        "pairs_per_second/update": row["valid_pairs"] / (end - middle),
+    }
+    return state, {**row, **speed}
+
+
+def _flat_row(metrics: dict[str, Array], judged: Int[np.ndarray, " s"]) -> Row:
+    """Scalars unchanged; vectors over the judgements as one entry per timestep."""
+    values = jax.device_get(metrics)
+    if not values["valid_pairs"]:  # nothing was trained on: there is no loss, and a curve of zeros would look like one
+        values = {name: value for name, value in values.items() if name not in UPDATE_METRICS}
+    row = {}
+    for name, value in values.items():
+        if value.ndim == 0:
+            row[name] = value.item()
+        else:
+            row |= {f"{name}/t{t:04d}": v.item() for t, v in zip(judged, value, strict=True)}
+    return row

@@ -1,0 +1,37 @@
+"""LoRA files of every model family; `spo_jax.weights.lora` says what is in them."""
+
+import os
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from spo_jax.models import families, family_module
+from spo_jax.weights import lora as files
+from spo_jax.weights.lora import LoRA
+
+
+def names_of(modules: Iterable[str]) -> ModuleType:
+    """The module ``kohya`` of the family that these modules belong to; the first family's if they are of none.
+
+    Args:
+      modules: names, torch's or kohya's.
+    """
+    modules = list(modules)
+    candidates = [family_module(family, "kohya") for family in families()]
+    return next((names for names in candidates if names.claims(modules)), candidates[0])
+
+
+def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None = None) -> LoRA:
+    """Reads a LoRA in diffusers', PEFT's or kohya's layout; see `spo_jax.weights.lora.read_lora`."""
+    return files.read_lora(path, module_shapes, names_of)
+
+
+def write_lora(
+    path: str | os.PathLike,
+    lora: LoRA,
+    format: str = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+    module_shapes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a LoRA in diffusers' or kohya's layout; see `spo_jax.weights.lora.write_lora`."""
+    files.write_lora(path, lora, format, metadata, module_shapes, find_names=names_of)

@@ -1,0 +1,45 @@
+"""What Stable Diffusion's UNet is conditioned on."""
+
+import dataclasses
+from typing import NamedTuple
+
+from spo_jax.core.typing import Array, Float
+
+
+class Conditioning(NamedTuple):
+    """The UNet's inputs besides latents and timesteps.
+
+    Attributes:
+      states: text encoder states.
+      pooled: projected pooled text, SDXL only.
+      time_ids: (original height, width, crop top, left, target height, width), SDXL only.
+    """
+
+    states: Float[Array, "b l d"]
+    pooled: Float[Array, "b p"] | None = None
+    time_ids: Float[Array, "b 6"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SizeConditions:
+    """SDXL's conditions on an image's size, in pixels; diffusers' `_get_add_time_ids`.
+
+    Attributes:
+      original: (height, width) of the image before it was cropped; small ones ask for a blurred image.
+      crop: (top, left) of the crop; (0, 0) asks for a centred subject.
+      target: (height, width) of the crop, usually those of the image to be made.
+    """
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+
+    @classmethod
+    def uncropped(cls, size: tuple[int, int]) -> "SizeConditions":
+        """The conditions of a whole image of (height, width)."""
+        return cls(size, (0, 0), size)
+
+    @property
+    def time_ids(self) -> tuple[float, ...]:
+        """The six values in the order in which the UNet takes them."""
+        return tuple(float(x) for x in (*self.original, *self.crop, *self.target))

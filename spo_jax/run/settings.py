@@ -1,0 +1,67 @@
+"""Settings that every run has, whatever its method."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from spo_jax.core.config import Settings, seed_setting, setting
+from spo_jax.parallel.mesh import MeshSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSettings(Settings):
+    """What a run leaves behind while it trains, and how often, in batches."""
+
+    GROUP: ClassVar = "log."
+
+    checkpoint_every: int = setting(50, "Batches between two checkpoints (0: only after the last).", at_least=0)
+    keep_checkpoints: int = setting(3, "Number of latest checkpoints to keep.", at_least=1)
+    keep_every: int = setting(0, "Also keep checkpoints at multiples of this number of batches (0: none).", at_least=0)
+    eval_every: int = setting(50, "Batches between two evaluations (0: only after the last).", at_least=0)
+    wandb: str = setting("", "Project of Weights & Biases to log to (empty: none); needs the extra wandb.")
+    wandb_entity: str = setting("", "User or team that owns the project (empty: your default).")
+    wandb_name: str = setting("", "Name of the run there (empty: the name of the output folder).")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings(Settings):
+    """Base of every method's settings.
+
+    Attributes:
+      FREE_FIELDS: fields that may differ between a run and its resumption; they change no numbers except by rounding.
+      BATCHES: fields that hold a batch size over all devices, with what the batch consists of.
+    """
+
+    FREE_FIELDS: ClassVar[Sequence[str]] = ("log", "mesh")
+    BATCHES: ClassVar[Mapping[str, str]] = {}
+
+    method: str = setting("spo", "Training method: a name in spo_jax.methods, or a dotted path of your own.")
+    seed: int = seed_setting(0, "Seed of everything that is drawn.")
+    mesh: MeshSettings = MeshSettings()
+    log: LogSettings = LogSettings()
+
+    @property
+    def data(self) -> str:
+        """Names what the run learns from, for messages."""
+        return "the training data"
+
+    def batch_sizes(self) -> dict[str, int]:
+        """The value of every field in `BATCHES`."""
+        sizes = {}
+        for field in self.BATCHES:
+            group, _, name = field.rpartition(".")
+            sizes[field] = getattr(getattr(self, group) if group else self, name)
+        return sizes
+
+    def with_batch_sizes(self, sizes: Mapping[str, int]) -> "RunSettings":
+        """The settings with other values of fields in `BATCHES`."""
+        changed = self
+        for field, size in sizes.items():
+            group, _, name = field.rpartition(".")
+            if group:
+                changed = dataclasses.replace(
+                    changed, **{group: dataclasses.replace(getattr(changed, group), **{name: size})}
+                )
+            else:
+                changed = dataclasses.replace(changed, **{name: size})
+        return changed

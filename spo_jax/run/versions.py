@@ -1,0 +1,20 @@
+"""Versions of everything that decides a run's numbers."""
+
+import importlib.metadata
+import platform
+
+from jax.sharding import Mesh
+
+_NAMES = ("spo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions(mesh: Mesh) -> dict[str, str]:
+    """Versions of Python and of the libraries that decide numbers, and the devices that did the work."""
+    found = {}
+    for name in _NAMES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    device = mesh.devices.flat[0]
+    return {"python": platform.python_version(), **found, "device": f"{mesh.size} x {device.device_kind}"}
