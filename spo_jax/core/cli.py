@@ -59,8 +59,7 @@ def stop(message: str) -> NoReturn:
 
 def stop_renamed(command: str) -> NoReturn:
     """Ends a command that has another name now."""
-    new = renamed.COMMANDS[command]
-    stop(f"python -m spo_jax.{command} is now python -m spo_jax.{new}; its flags have not changed")
+    stop(f"python -m spo_jax.{command} is now python -m spo_jax.{renamed.COMMANDS[command]}")
 
 
 def callable_module(name: str, function: Callable[..., Any]) -> None:
@@ -189,6 +188,8 @@ def _refuse_renamed(argv: Sequence[str]) -> None:
         flag, _, value = argument.partition("=")
         new = renamed.renamed_value(value)
         if new is not None and not Path(value).exists():
+            field = flag.removeprefix("--config.")
+            flag = flag.replace(field, renamed.FIELDS.get(field, field))
             stop(f"{argument}: {value!r} is now {new!r}, expected {flag}={new}")
 
 
