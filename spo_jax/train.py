@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 from PIL import Image
@@ -25,8 +26,10 @@ from PIL import Image
 from spo_jax.core.cli import callable_module, define_config, run_command
 from spo_jax.core.config import describe
 from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.images import above
+from spo_jax.core.typing import UInt8
 from spo_jax.methods import load_method, read_settings
-from spo_jax.methods.base import Data, Programs, Run
+from spo_jax.methods.base import Data, Programs, Result, Run
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer, join
 from spo_jax.parallel.sharding import make
@@ -157,13 +160,19 @@ def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: Na
     row, images = run.evaluate(number, state)
     if images and is_writer():
         for name, image in images.items():
-            path = out / name / f"{number:06d}.png"
-            write_atomic(path, lambda temporary, image=image: Image.fromarray(image).save(temporary))
+            _write_png(out / name / f"{number:06d}.png", image)
         curves.write_images(number, images)
     return row
 
 
-def _write_report(settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Any) -> None:
+def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
+    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, optimize=True))
+
+
+def _write_report(settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result) -> None:
+    if result.grids:
+        _, before, after = result.grids[0]
+        _write_png(out / "before_after.png", above(before, after))
     write_report(
         out / "report.html",
         title=f"{run.progress.title} run",

@@ -38,7 +38,7 @@ def to_uint8(images: Float[Array | np.ndarray, "... c"]) -> UInt8[np.ndarray, ".
 
 
 def image_grid(images: UInt8[np.ndarray, "n h w c"], columns: int, gap: int = 2) -> UInt8[np.ndarray, "H W c"]:
-    """Rows of ``columns`` pictures with a white gap; the last row is filled up with white."""
+    """Rows of ``columns`` images with a white gap; the last row is filled up with white."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     grid = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
@@ -46,3 +46,11 @@ def image_grid(images: UInt8[np.ndarray, "n h w c"], columns: int, gap: int = 2)
         top, left = (index // columns) * (height + gap), (index % columns) * (width + gap)
         grid[top : top + height, left : left + width] = image
     return grid
+
+
+def above(
+    first: UInt8[np.ndarray, "h w c"], second: UInt8[np.ndarray, "h2 w c"], gap: int = 16
+) -> UInt8[np.ndarray, "H w c"]:
+    """Two images of equal width as one, ``first`` above ``second``, with a white gap."""
+    white = np.full((gap, *first.shape[1:]), 255, np.uint8)
+    return np.concatenate([first, white, second])

@@ -34,8 +34,8 @@ class Checkpointer:
 
     ``items`` are pytrees of arrays (typed PRNG keys included) by name, each readable on its own; ``meta`` is a dict of
     JSON values for everything else: data position, resolved settings, counters. Saves run in the background: `save`
-    returns once the arrays have been copied, and waits only for an earlier save that is unfinished. A checkpoint being written
-    has another name, so that it is never taken for a complete one.
+    returns once the arrays have been copied, and waits only for an earlier save that is unfinished. A checkpoint that
+    is being written has another name, so that it is never taken for a complete one.
 
     Args:
       folder: made when missing.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from spo_jax.core.images import center_crop, image_grid, resize_bicubic, shorter_side_size, to_uint8
+from spo_jax.core.images import above, center_crop, image_grid, resize_bicubic, shorter_side_size, to_uint8
 
 
 @pytest.mark.parametrize("size", [(5, 6), (7, 9), (16, 3), (8, 12), (64, 40), (1, 1)])
@@ -59,3 +59,10 @@ def test_grid_fills_up_with_white():
     assert grid.shape == (5, 5, 3) and grid.dtype == np.uint8
     assert [grid[0, 0, 0], grid[0, 3, 0], grid[3, 0, 0]] == [0, 1, 2]
     assert (grid[2] == 255).all() and (grid[:, 2] == 255).all() and (grid[3:, 3:] == 255).all()
+
+
+def test_one_image_above_another():
+    first, second = np.zeros((2, 3, 3), np.uint8), np.ones((4, 3, 3), np.uint8)
+    both = above(first, second, gap=1)
+    assert both.shape == (7, 3, 3) and both.dtype == np.uint8
+    assert both[:, 0, 0].tolist() == [0, 0, 255, 1, 1, 1, 1]

@@ -1,38 +1,95 @@
-"""The adapter that methods train: its first state, and the file it ends as."""
+"""What all runs that train a LoRA share: its first state, images before and after, and the file that it ends as."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from spo_jax.core.typing import Key, Params
-from spo_jax.methods.common.settings import AdapterSettings, LoRASettings
+from spo_jax.core.typing import Key
+from spo_jax.methods.base import Images, Result
+from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
+from spo_jax.methods.common.optimizer import make_optimizer
+from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.methods.common.state import TrainState, init_state
 from spo_jax.models.base import Pipeline
 from spo_jax.models.lora import write_lora
 from spo_jax.nn.lora import init_lora
+from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
-from spo_jax.parallel.sharding import make
+from spo_jax.parallel.sharding import make, shapes_of
+from spo_jax.rewards.base import Reward
+from spo_jax.run.loop import Row
 
 FILE = "lora.safetensors"
 
 
-def fresh_adapter(
-    pipeline: Pipeline, lora: LoRASettings, optimizer: optax.GradientTransformation, mesh: Mesh, key: Key
-) -> TrainState:
-    """The state before the first batch, whole on every device."""
-    network = pipeline.params[pipeline.TRAINED]
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network)
-    return make(lambda key: init_state(init_lora(key, shapes, lora.rank), optimizer), mesh, key)
-
-
-def write_adapter(folder: Path, settings: AdapterSettings, params: Params, method: str) -> None:
-    """Writes ``lora.safetensors``, in one of the processes.
+class AdapterRun:
+    """The part of a `spo_jax.methods.base.Run` that does not depend on how the LoRA is trained.
 
     Args:
-      method: what made it, for the file's metadata.
+      pipeline: the model; of arrays, or of shapes for an abstract run.
+      mesh: where everything lies.
+      eval_prompts: prompts of the images before and after; None for an abstract run.
+      shared: rewards that are loaded already, by what they are called in settings.
+
+    Attributes:
+      METHOD: what the LoRA file's metadata names.
     """
-    if is_writer():
-        metadata = {"base_model": settings.model, "method": method}
-        write_lora(folder / FILE, settings.lora.adapter(params), metadata=metadata)
+
+    METHOD: ClassVar[str]
+
+    def __init__(
+        self,
+        settings: AdapterSettings,
+        pipeline: Pipeline,
+        mesh: Mesh,
+        eval_prompts: Sequence[str] | None = None,
+        shared: dict[str, Reward] | None = None,
+    ):
+        self.settings = settings
+        self.pipeline = pipeline
+        self.mesh = mesh
+        if eval_prompts is not None:
+            rewards = load_rewards(settings.eval, pipeline, mesh, settings, shared or {})
+            self._evaluation = BeforeAfter(pipeline, settings.eval, settings.lora.scale, eval_prompts, rewards)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer of the settings."""
+        return make_optimizer(self.settings.optimizer)
+
+    def init_state(self, key: Key) -> TrainState:
+        """A fresh adapter, whole on every device."""
+        network = self.pipeline.params[self.pipeline.TRAINED]
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network)
+        rank = self.settings.lora.rank
+        return make(lambda key: init_state(init_lora(key, shapes, rank), self.optimizer), self.mesh, key)
+
+    def state_shapes(self) -> TrainState:
+        """Shapes of the state, whole on every device."""
+        return shapes_of(jax.eval_shape(self.init_state, jax.random.key(0)), replicated(self.mesh))
+
+    def begin(self, state: TrainState, resuming: bool) -> Row:
+        """Draws and scores the images before training; of the fresh adapter, also when a run is resumed."""
+        del resuming
+        self._evaluation.start(state.params)
+        return {}
+
+    def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
+        """A grid of the first images."""
+        del number
+        return {}, {"samples": self._evaluation.grid(state.params)}
+
+    def export(self, state: TrainState, folder: Path) -> None:
+        """Writes ``lora.safetensors``, in one of the processes."""
+        if is_writer():
+            metadata = {"base_model": self.settings.model, "method": self.METHOD}
+            write_lora(folder / FILE, self.settings.lora.adapter(state.params), metadata=metadata)
+
+    def finish(self, state: TrainState) -> Result:
+        """Draws and scores the images after training."""
+        summary, grids = self._evaluation.finish(state.params)
+        return Result(summary, grids)

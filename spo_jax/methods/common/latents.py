@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Params, UInt8
 from spo_jax.data.array_file import ArrayFile
 from spo_jax.data.preferences.loading import ImagePairs
 from spo_jax.methods.common.precompute import fill
 from spo_jax.models.base import Pipeline
-from spo_jax.parallel.mesh import gathered, spread
+from spo_jax.parallel.chunks import in_chunks
+from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 from spo_jax.parallel.multihost import join_parts
 
 FILE = "latents.npy"
@@ -66,6 +68,37 @@ def encode_pairs(
     flat = model_range(images).reshape(-1, *images.shape[2:])  # [n 2 H W 3] -> [2n H W 3]
     moments = pipeline.encode(params, flat)
     return tuple(x.reshape(*images.shape[:2], *x.shape[1:]) for x in moments)
+
+
+def encode_images(
+    pipeline: Pipeline, read: Callable[[int, int], UInt8[np.ndarray, "side side 3"]], count: int, chunk: int = 8
+) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
+    """Mean and standard deviation of the latents of many images, not scaled, float32 on the host.
+
+    Args:
+      read: (row, side in pixels) to an image.
+      count: number of images.
+      chunk: images encoded at a time on each device.
+
+    Raises:
+      UserError: the model's native size is not square.
+    """
+    height, width = pipeline.image_size
+    if height != width:
+        raise UserError(
+            f"{pipeline.folder}: its native size {height} x {width} is not square, and images are cut square"
+        )
+
+    @jax.jit
+    def encode(params: Params, images: UInt8[Array, "n H W 3"]) -> tuple[Array, Array]:
+        mean, logvar = pipeline.encode(params, model_range(spread(images)))
+        return gathered((mean.astype(jnp.float32), jnp.exp(0.5 * logvar.astype(jnp.float32))))
+
+    def encode_rows(rows: np.ndarray) -> tuple[Array, Array]:
+        return encode(pipeline.params["vae"], np.stack([read(int(row), height) for row in rows]))
+
+    size = chunk * devices_in_context()
+    return in_chunks(encode_rows, np.arange(-(-count // size) * size) % count, size)
 
 
 def _stored(pipeline: Pipeline, posterior: bool) -> Callable[[Params, Array], Array]:

@@ -16,11 +16,10 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.trees import take_rows
 from spo_jax.core.typing import Array, Int, Key
 from spo_jax.data.prompts import load_prompts
-from spo_jax.methods.base import Images, Programs, Result
-from spo_jax.methods.common.adapter import fresh_adapter, write_adapter
-from spo_jax.methods.common.before_after import BeforeAfter, load_rewards, reward_options
+from spo_jax.methods.base import Programs
+from spo_jax.methods.common.adapter import AdapterRun
+from spo_jax.methods.common.before_after import reward_options
 from spo_jax.methods.common.judge import open_judge
-from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo.programs import SPO, PromptFeatures
@@ -28,8 +27,6 @@ from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.update import UPDATE_METRICS
 from spo_jax.models import open_pipeline
-from spo_jax.parallel.mesh import replicated
-from spo_jax.parallel.sharding import shapes_of
 from spo_jax.run.loop import Progress, Row
 
 CHARTS = {
@@ -103,7 +100,7 @@ def setup(
     return SPORun(SPO(settings, pipeline, judge, mesh), data)
 
 
-class SPORun:
+class SPORun(AdapterRun):
     """See `spo_jax.methods.base.Run`.
 
     Args:
@@ -111,42 +108,21 @@ class SPORun:
       data: None for an abstract run.
     """
 
+    METHOD = "SPO"
     progress = _PROGRESS
     charts = CHARTS
 
     def __init__(self, spo: SPO, data: PromptData | None = None):
+        shared = {spo.settings.spo.reward: spo.judge.reward}
+        super().__init__(spo.settings, spo.pipeline, spo.mesh, data and data.eval_prompts, shared)
         self.spo = spo
-        self.settings = spo.settings
         self._data = data
         self.total = self.settings.total_batches(len(data.prompts)) if data else 0
         self._judged = judged_timesteps(self.settings.spo, spo.process)
-        if data is not None:
-            shared = {self.settings.spo.reward: spo.judge.reward}
-            rewards = load_rewards(self.settings.eval, spo.pipeline, spo.mesh, self.settings, shared)
-            self._evaluation = BeforeAfter(
-                spo.pipeline, self.settings.eval, self.settings.lora.scale, data.eval_prompts, rewards
-            )
-
-    def init_state(self, key: Key) -> TrainState:
-        """A fresh adapter, whole on every device."""
-        return fresh_adapter(
-            self.spo.pipeline, self.settings.lora, make_optimizer(self.settings.optimizer), self.spo.mesh, key
-        )
-
-    def state_shapes(self) -> TrainState:
-        """Shapes of the state, whole on every device."""
-        shapes = jax.eval_shape(self.init_state, jax.random.key(0))
-        return shapes_of(shapes, replicated(self.spo.mesh))
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """The programs ``collect`` and ``update``."""
         return self.spo.trace(state, keep_unused)
-
-    def begin(self, state: TrainState, resuming: bool) -> Row:
-        """Draws and scores the images before training; of the fresh adapter, also when a run is resumed."""
-        del resuming
-        self._evaluation.start(state.params)
-        return {}
 
     def batches(self, start: int) -> Generator[PromptFeatures, None, None]:
         """The features of each batch's prompts, on the devices."""
@@ -165,11 +141,6 @@ class SPORun:
         inputs = next(batches)
         return run_batch(programs, self._frozen, inputs, self._judged, state, _fold_in(key, np.int32(number)))
 
-    def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
-        """A grid of the first images."""
-        del number
-        return {}, {"samples": self._evaluation.grid(state.params)}
-
     def export(self, state: TrainState, folder: Path) -> None:
         """``lora.safetensors``.
 
@@ -180,12 +151,7 @@ class SPORun:
             raise UserError(
                 f"no pair was valid in {self.total} batches, so nothing was learned: lower config field spo.threshold"
             )
-        write_adapter(folder, self.settings, state.params, "SPO")
-
-    def finish(self, state: TrainState) -> Result:
-        """Draws and scores the images after training."""
-        summary, grids = self._evaluation.finish(state.params)
-        return Result(summary, grids)
+        super().export(state, folder)
 
 
 def run_batch(

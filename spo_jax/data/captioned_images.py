@@ -1,0 +1,95 @@
+"""A folder of images with captions, as people keep them for fine-tuning.
+
+Captions stand in ``metadata.jsonl`` (a line ``{"file_name": "a.png", "text": "a red star"}`` per image, as the datasets
+library reads it; ``prompt`` and ``caption`` are read too), or beside each image in a text file of its name.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.typing import UInt8
+from spo_jax.data.preferences.images import decode
+
+METADATA = "metadata.jsonl"
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_KEYS = ("text", "caption", "prompt")
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedImages:
+    """Images and captions in a fixed order; images are read when they are asked for.
+
+    Attributes:
+      files: one per image.
+      captions: one per image.
+      digest: digest of names, sizes and captions.
+    """
+
+    files: tuple[Path, ...]
+    captions: tuple[str, ...]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def image(self, row: int, side: int) -> UInt8[np.ndarray, "side side 3"]:
+        """The middle square of an image, resized to ``side`` pixels.
+
+        Raises:
+          UserError: the file cannot be read or is not an image.
+        """
+        try:
+            data = self.files[row].read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {self.files[row]}: {error.strerror or error}") from error
+        return decode(data, side, str(self.files[row]))
+
+
+def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
+    """Lists the images of a folder and reads their captions.
+
+    Raises:
+      UserError: no such folder, no image with a caption in it, an image without one, or a line that cannot be read.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder} with images and captions")
+    entries = list(_from_metadata(folder) if (folder / METADATA).is_file() else _from_text_files(folder))
+    if not entries:
+        raise UserError(f"{folder} holds no images; expected {', '.join(_SUFFIXES)} with captions")
+    digest = hashlib.sha256()
+    for file, caption in entries:
+        digest.update(f"{file.relative_to(folder)} {file.stat().st_size} {caption}\n".encode())
+    files, captions = zip(*entries, strict=True)
+    return CaptionedImages(files, captions, digest.hexdigest())
+
+
+def _from_metadata(folder: Path) -> Iterator[tuple[Path, str]]:
+    file = folder / METADATA
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            name = entry["file_name"]
+            caption = next(entry[key] for key in _KEYS if key in entry)
+        except (ValueError, TypeError, KeyError, StopIteration) as error:
+            raise UserError(f"{file}, line {number}: expected an object with file_name and text") from error
+        if not isinstance(caption, str) or not (folder / str(name)).is_file():
+            raise UserError(f"{file}, line {number}: no image {folder / str(name)}, or its text is not a string")
+        yield folder / name, caption
+
+
+def _from_text_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES):
+        text = file.with_suffix(".txt")
+        if not text.is_file():
+            raise UserError(f"{file} has no caption: expected {text.name} beside it, or {METADATA} for all images")
+        yield file, text.read_text(encoding="utf-8-sig").strip()
