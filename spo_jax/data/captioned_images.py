@@ -82,8 +82,10 @@ def _from_metadata(folder: Path) -> Iterator[tuple[Path, str]]:
             caption = next(entry[key] for key in _KEYS if key in entry)
         except (ValueError, TypeError, KeyError, StopIteration) as error:
             raise UserError(f"{file}, line {number}: expected an object with file_name and text") from error
-        if not isinstance(caption, str) or not (folder / str(name)).is_file():
-            raise UserError(f"{file}, line {number}: no image {folder / str(name)}, or its text is not a string")
+        if not isinstance(name, str) or not (folder / name).is_file():
+            raise UserError(f"{file}, line {number}: no image {folder / str(name)}")
+        if not isinstance(caption, str):
+            raise UserError(f"{file}, line {number}: the text of {name} is {caption!r}, expected a string")
         yield folder / name, caption
 
 

@@ -98,7 +98,9 @@ def encode_images(
         return encode(pipeline.params["vae"], np.stack([read(int(row), height) for row in rows]))
 
     size = chunk * devices_in_context()
-    return in_chunks(encode_rows, np.arange(-(-count // size) * size) % count, size)
+    rows = np.arange(-(-count // size) * size) % count  # whole chunks, also of fewer images than devices
+    mean, std = in_chunks(encode_rows, rows, size)
+    return mean[:count], std[:count]
 
 
 def _stored(pipeline: Pipeline, posterior: bool) -> Callable[[Params, Array], Array]:

@@ -1,0 +1,93 @@
+"""Folders of images with captions: both ways to write captions, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from spo_jax.core.errors import UserError
+from spo_jax.data.captioned_images import open_captioned_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images: wide, tall and square; the wide one is black with a white middle."""
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 255
+    for name, image in (("a.png", wide), ("b.jpg", np.full((24, 8, 3), 128, np.uint8)), ("c.PNG", wide[:, :8])):
+        Image.fromarray(image).save(tmp_path / name)
+    return tmp_path
+
+
+def _write_metadata(folder, entries):
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_captions_of_a_metadata_file(folder):
+    entries = [{"file_name": "c.PNG", "text": "third"}, "", {"file_name": "a.png", "caption": "first"}]
+    _write_metadata(folder, entries)
+    images = open_captioned_images(folder)
+    assert len(images) == 2
+    assert [file.name for file in images.files] == ["c.PNG", "a.png"]
+    assert images.captions == ("third", "first")
+
+
+def test_captions_beside_the_images(folder):
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(f"caption of {name}\n", encoding="utf-8")
+    images = open_captioned_images(folder)
+    assert [file.name for file in images.files] == ["a.png", "b.jpg", "c.PNG"]
+    assert images.captions == ("caption of a", "caption of b", "caption of c")
+
+
+def test_images_are_cut_to_their_middle_square(folder):
+    _write_metadata(folder, [{"file_name": "a.png", "text": "white"}])
+    image = open_captioned_images(folder).image(0, 8)
+    assert image.shape == (8, 8, 3) and (image == 255).all()
+
+
+def test_the_digest_is_that_of_the_content(folder):
+    def digest(text):
+        _write_metadata(folder, [{"file_name": "a.png", "text": text}])
+        return open_captioned_images(folder).digest
+
+    assert digest("one") == digest("one") != digest("two")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{", "metadata.jsonl, line 2: expected an object with file_name and text"),
+        ("[1]", "metadata.jsonl, line 2: expected an object with file_name and text"),
+        ({"file_name": "a.png"}, "metadata.jsonl, line 2: expected an object with file_name and text"),
+        ({"text": "red"}, "metadata.jsonl, line 2: expected an object with file_name and text"),
+        ({"file_name": "d.png", "text": "red"}, "metadata.jsonl, line 2: no image "),
+        ({"file_name": "a.png", "text": 3}, "metadata.jsonl, line 2: the text of a.png is 3, expected a string"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(folder, entry, message):
+    _write_metadata(folder, [{"file_name": "b.jpg", "text": "grey"}, entry])
+    with pytest.raises(UserError, match=message):
+        open_captioned_images(folder)
+
+
+def test_an_image_without_a_caption_is_refused(folder):
+    (folder / "a.txt").write_text("first")
+    with pytest.raises(UserError, match="b.jpg has no caption: expected b.txt beside it, or metadata.jsonl for all"):
+        open_captioned_images(folder)
+
+
+def test_a_folder_that_holds_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no images; expected .png"):
+        open_captioned_images(tmp_path)
+    with pytest.raises(UserError, match="no folder .*/absent with images and captions"):
+        open_captioned_images(tmp_path / "absent")
+
+
+def test_a_damaged_image_is_named(folder):
+    (folder / "a.png").write_bytes(b"no image")
+    _write_metadata(folder, [{"file_name": "a.png", "text": "red"}])
+    with pytest.raises(UserError, match="a.png"):
+        open_captioned_images(folder).image(0, 8)

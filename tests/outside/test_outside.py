@@ -1,0 +1,125 @@
+"""A reward, a method and a source of pairs from a folder outside the package, named by dotted paths.
+
+The reward is the one of docs/development.md; the method and the source are in ``house/``. They are used through the
+package's Python functions, as a notebook would use them, on models with random weights.
+"""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+import spo_jax
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json
+from spo_jax.data.preferences.format import open_preferences
+from spo_jax.rewards.base import Context
+from spo_jax.run.metrics import read_metrics
+from tests.commands import ROOT
+from tests.e2e.micro import write_micro
+
+HERE = Path(__file__).parent
+EVAL = {"images": 2, "batch": 2, "steps": 2, "grid_images": 2, "prompts": "toy:held_out"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_micro(tmp_path_factory.mktemp("models") / "micro")
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """The current folder holds the user's own modules, which are forgotten afterwards."""
+    shutil.copytree(HERE / "house", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "my_rewards").mkdir()
+    (tmp_path / "my_rewards" / "redness.py").write_text(_reward_of_the_documents())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.split(".")[0] in ("my_methods", "my_rewards", "my_sources")]:
+        del sys.modules[name]
+
+
+def _reward_of_the_documents() -> str:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "development.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "class Redness" in block]
+    return block
+
+
+def _load_reward(name: str) -> object:
+    return spo_jax.load_reward(name, Context())
+
+
+def test_they_are_as_short_as_the_documents_say():
+    lines = [line for line in _reward_of_the_documents().splitlines() if line.strip()]
+    assert len(lines) <= 10
+    assert len((HERE / "house" / "my_methods" / "denoising.py").read_text().splitlines()) <= 150
+
+
+def test_a_method_and_a_reward_run_through_train(house, model):
+    """Trained, resumed, sampled with and exported like everything else."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    np.savez(house / "images.npz", images=images, captions=[f"image {index}" for index in range(6)])
+    config = spo_jax.default_config("my_methods.denoising")
+    config.update({"model": str(model), "train_steps": 2, "mesh": {"data": 2}, "eval": EVAL, "lora": {"rank": 2}})
+    config.eval.rewards = "my_rewards.redness"
+    config.optimizer.learning_rate = 1e-2
+    settings = spo_jax.read_settings(config)
+    assert type(settings).__module__ == "my_methods.denoising"
+
+    summary = spo_jax.train(settings, "runs/own")
+
+    assert summary["method"] == "my_methods.denoising" and summary["batches"] == 2
+    assert summary["scores"]["redness"]["change"] != 0
+    assert read_json(Path("runs/own/summary.json"))["scores"] == summary["scores"]
+    assert [row["step"] for row in read_metrics("runs/own/metrics.jsonl") if "loss" in row] == [1, 2]
+    assert "red minus the mean of green and blue" in Path("runs/own/report.html").read_text()
+    assert Image.open("runs/own/before_after.png").height > 2 * 16
+    config.train_steps = 3
+    more = spo_jax.read_settings(config)
+    spo_jax.train(more, "runs/own", spo_jax.Resume(required=True, changed=True))
+    lora = load_file("runs/own/lora.safetensors")
+    assert all(np.abs(value).max() > 0 for name, value in lora.items() if ".up." in name)
+
+    spo_jax.export("runs/own", "kohya", "own.safetensors")
+    spo_jax.sample(model=str(model), lora="own.safetensors", prompt="a red star", out="samples", steps=2)
+    assert [Image.open(file).size for file in Path("samples").glob("*.png")] == [(16, 16)]
+
+
+def test_spo_learns_from_a_reward_outside_the_package(house, model):
+    config = spo_jax.default_config("spo")
+    config.update({"model": str(model), "max_batches": 1, "prompts_per_batch": 2, "mesh": {"data": 1}, "eval": EVAL})
+    config.eval.rewards = "my_rewards.redness"
+    spo = {"reward": "my_rewards.redness", "num_steps": 3, "divert_start_step": 1, "num_candidates": 2}
+    config.spo.update(spo | {"threshold": 0.0, "decode_chunk": 4, "train_batch_size": 4, "train_chunk": 4})
+    summary = spo_jax.train(spo_jax.read_settings(config), "runs/spo")
+    assert set(summary["scores"]) == {"redness"}
+    (row,) = [row for row in read_metrics("runs/spo/metrics.jsonl") if "loss" in row]
+    assert np.isfinite(row["loss"])
+
+
+def test_pairs_of_a_source_outside_the_package(house):
+    prepared = spo_jax.prepare("my_sources.stripes", "data", stripes=3)
+    assert prepared["train"].pairs == 3
+    assert open_preferences("data", "train").prompts == ("stripes 1", "stripes 2", "stripes 3")
+    with pytest.raises(UserError, match="--source: --dataset=my_sources.stripes does not take it, only --stripes"):
+        spo_jax.prepare("my_sources.stripes", "other", source="x")
+
+
+@pytest.mark.parametrize(
+    ("find", "name", "message"),
+    [
+        (spo_jax.default_config, "my_methods.nothing", "field method = 'my_methods.nothing': no module of that name"),
+        (spo_jax.default_config, "my_rewards.redness", "my_rewards.redness has no Settings, read_data, setup"),
+        (_load_reward, "my_rewards.nothing", "field eval.rewards = 'my_rewards.nothing': no module of that name"),
+        (_load_reward, "my_sources.stripes", "expected a module with a function load"),
+    ],
+)
+def test_a_module_that_is_none_is_refused(house, find, name, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        find(name)
