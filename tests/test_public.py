@@ -43,7 +43,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
     line = [sys.executable, "-c", f"{block}\nprint(pipeline.image_size)"]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "'change'" in done.stdout and done.stdout.endswith("(16, 16)\n")
+    assert "'change'" in done.stdout and done.stdout.endswith("(32, 32)\n")
     for name in ("spo.safetensors", "runs/notebook/report.html"):
         assert (tmp_path / name).is_file()
-    assert [Image.open(file).size for file in (tmp_path / "samples").glob("*.png")] == [(16, 16)]
+    assert [Image.open(file).size for file in (tmp_path / "samples").glob("*.png")] == [(32, 32)]

@@ -67,7 +67,7 @@ class ImageReader:
         Raises:
           UserError: an image is damaged; the message names its row.
         """
-        names = (f"pair {row}: the {which} picture" for which in ("first", "second"))
+        names = (f"pair {row}: the {which} image" for which in ("first", "second"))
         files = zip(self.pairs.images(row), names, strict=True)
         return np.stack([decode(data, self.side, name) for data, name in files])
 
