@@ -35,7 +35,7 @@ from spo_jax.parallel.multihost import is_writer, join
 from spo_jax.parallel.sharding import make
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.compilation import keep_compiled_programs
-from spo_jax.run.folder import CHECKPOINTS, Resume, open_folder, restore, run_meta
+from spo_jax.run.folder import CHECKPOINTS, Resume, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.metrics import MetricsWriter, read_metrics
@@ -97,10 +97,10 @@ def _train(
         # Training.
         batches = held.enter_context(contextlib.closing(run.batches(start)))
 
-        def step(number: int, state: NamedTuple) -> tuple[NamedTuple, Row]:
+        def step(number: int, state: State) -> tuple[State, Row]:
             return run.step(programs, batches, number, state, train_key)
 
-        def evaluate(number: int, state: NamedTuple) -> Row:
+        def evaluate(number: int, state: State) -> Row:
             return _evaluate(run, outputs.curves, out, number, state)
 
         meta = run_meta(settings, data.digests)
@@ -127,7 +127,7 @@ def _train(
     return summary
 
 
-def _compile(run: Run, state: NamedTuple) -> tuple[Programs, float]:
+def _compile(run: Run, state: State) -> tuple[Programs, float]:
     """Compiles ahead of time: programs that cannot recompile, because another shape is an error."""
     begin = time.perf_counter()
     traced = run.trace(state)
@@ -155,7 +155,7 @@ def _outputs(settings: RunSettings, out: Path, resume_step: int | None):
         yield _Outputs(held.enter_context(curves), wandb)
 
 
-def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: NamedTuple) -> Row:
+def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: State) -> Row:
     """Evaluates, and keeps the images as ``NAME/NUMBER.png`` and among the curves."""
     row, images = run.evaluate(number, state)
     if images and is_writer():
@@ -232,10 +232,13 @@ def run() -> None:
 def _print_fields(settings: RunSettings) -> None:
     """A line per field, and its meaning below."""
     defaults = {name: value for name, _, value, _, _ in describe(type(settings)())}
-    for name, kind, value, expected, meaning in describe(settings):
-        default = "" if value == defaults[name] else f" (default {defaults[name]})"
-        allowed = f"; {expected}" if expected else ""
-        print(f"--config.{name}={value}  {kind}{allowed}{default}\n    {meaning}")
+    with contextlib.suppress(BrokenPipeError):  # what reads the output may end first, such as head
+        for name, kind, value, expected, meaning in describe(settings):
+            default = "" if value == defaults[name] else f" (default {defaults[name]})"
+            allowed = f"; {expected}" if expected else ""
+            print(f"--config.{name}={value}  {kind}{allowed}{default}\n    {meaning}", flush=True)
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
 
 
 callable_module(__name__, train)
