@@ -42,7 +42,7 @@ from spo_jax.run.metrics import MetricsWriter, read_metrics
 from spo_jax.run.report import write_report
 from spo_jax.run.settings import RunSettings
 from spo_jax.run.versions import versions
-from spo_jax.run.wandb_log import WandbLog
+from spo_jax.run.wandb_log import WandbLog, check_installed
 
 
 def train(settings: RunSettings, out: str | os.PathLike, resume: Resume | None = None) -> dict[str, Any]:
@@ -62,6 +62,7 @@ def train(settings: RunSettings, out: str | os.PathLike, resume: Resume | None =
     """
     begin = time.perf_counter()
     out = Path(out)
+    check_installed(settings.log)
     method = load_method(settings.method)
     data = method.read_data(settings)
     resuming = open_folder(out, resume or Resume(), settings, data.digests)

@@ -23,6 +23,12 @@ from spo_jax.run.settings import LogSettings
 _ID_FILE = "wandb.json"  # the id of the run there, so that a resumed run continues its curves
 
 
+def check_installed(log: LogSettings) -> None:
+    """Raises a `UserError` if the settings ask for Weights & Biases and the library is not installed."""
+    if log.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError(f"config field log.wandb = {log.wandb!r} needs wandb: pip install 'spo_jax[wandb]'")
+
+
 class WandbLog:
     """One run on Weights & Biases.
 
@@ -31,14 +37,9 @@ class WandbLog:
       log: names project, user and run.
       config: the resolved settings.
       resuming: continue the curves of the run that this folder holds.
-
-    Raises:
-      UserError: the library is not installed.
     """
 
     def __init__(self, folder: Path, log: LogSettings, config: Mapping[str, Any], resuming: bool):
-        if importlib.util.find_spec("wandb") is None:
-            raise UserError(f"config field log.wandb = {log.wandb!r} needs wandb: pip install 'spo_jax[wandb]'")
         self._run: Any = None
         self._failed = False
         self._guarded(lambda: self._start(folder, log, config, resuming))
