@@ -1,1 +1,1 @@
-"""Measurements of speed and memory; each module is a script, ``python -m benchmarks.NAME`` (see README.md)."""
+"""Scripts that measure speed and memory: ``python -m benchmarks.NAME`` (see README.md)."""

@@ -1,8 +1,8 @@
-"""Ours against a plain loop in PyTorch and diffusers: ``python -m benchmarks.against_torch --size=tiny``.
+"""Measures ours against a plain loop in PyTorch and diffusers: ``python -m benchmarks.against_torch --size=toy``.
 
-Both train whole batches from the same weights, with the same settings, dtype, sizes of randomness and number of
-threads, each in a process of its own; both are warmed up, and then a batch of the one follows a batch of the other, so
-that whatever else the machine does meets both. What the peer is: `benchmarks.torch_peer`.
+Both sides train whole batches from the same weights, with the same settings, dtype, shapes of randomness and number of
+threads, each in a process of its own. Both are warmed up, and then their batches alternate, so that other programs on
+the machine slow down both. `benchmarks.torch_peer` describes the peer.
 """
 
 import contextlib
@@ -28,15 +28,24 @@ SIDES = ("ours", "theirs")
 
 
 class Contender:
-    """A side in a process of its own, on the processor's cores that it is given."""
+    """A side in a process of its own.
+
+    Args:
+      side: one of `SIDES`.
+      arguments: arguments of the function of that name in `benchmarks.contender`.
+      threads: number of cores that the process may use.
+
+    Attributes:
+      about: description of the side, for the results.
+    """
 
     def __init__(self, side: str, arguments: dict[str, Any], threads: int):
         line = [sys.executable, "-m", "benchmarks.contender", json.dumps({"side": side, **arguments})]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",  # the side whose turn it is not must sleep, not spin
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # one accelerator, two processes
+            "OMP_WAIT_POLICY": "PASSIVE",  # while one side runs, the other must sleep and not spin
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # two processes share one accelerator
         }
         self._side = side
         with _only_on(threads):
@@ -46,12 +55,12 @@ class Contender:
         self.about = self._answer()["ready"]
 
     def batch(self) -> dict[str, float]:
-        """Runs one batch; its row."""
+        """Runs one batch and returns its row."""
         print(file=self._process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
-        """Ends the process, by the end of its input."""
+        """Ends the process by closing its input."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
@@ -68,7 +77,7 @@ class Contender:
 
 @contextlib.contextmanager
 def _only_on(threads: int) -> Iterator[None]:
-    """What is started here stays on the first ``threads`` cores: XLA and torch make as many threads as they see."""
+    """Keeps processes that are started here on the first cores, because XLA and torch make a thread for every core."""
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -82,7 +91,7 @@ def _only_on(threads: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _contenders(arguments: dict[str, dict[str, Any]], threads: int) -> Iterator[dict[str, Contender]]:
-    """Both sides, ours first: it writes the weights that the other reads."""
+    """Starts both sides, ours first, because it writes the weights that the other one reads."""
     sides: dict[str, Contender] = {}
     try:
         for side in SIDES:
@@ -103,16 +112,23 @@ def compare(
     warmup: int = 1,
     repeats: int = 5,
 ) -> dict[str, Any]:
-    """Runs both in turn.
+    """Runs both sides in turn.
 
     Args:
-      device: ``cpu`` or ``cuda``, of torch; ours is jax's own choice. checkpointing: of the peer's gradients.
+      size: size of the models.
+      overrides: changes of the settings.
+      decoder: decoder of the images.
+      device: ``cpu`` or ``cuda`` for torch; ours takes jax's own choice.
+      threads: cores that each side may use.
+      checkpointing: whether the peer uses gradient checkpointing.
+      warmup: batches before the timed ones.
+      repeats: timed batches.
 
     Returns:
-      ``about`` both sides, and ``results``.
+      ``about``, a description of each side, and ``results``.
 
     Raises:
-      UserError: a setting that does not work, or too little memory, on either side.
+      UserError: on either side, a setting does not work or there is too little memory.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = {
@@ -131,33 +147,44 @@ def compare(
 
 
 def prompts_of(size: str, overrides: Sequence[str]) -> int:
-    """Prompts of a batch."""
+    """Returns the number of prompts of a batch."""
     from benchmarks.subjects import read_settings
 
     return read_settings(size, overrides).prompts_per_batch
 
 
 def results(rows: dict[str, list[dict[str, float]]], prompts: int) -> dict[str, Any]:
-    """Speeds and memory of both sides, and ratios: more than 1 is better for ours.
+    """Computes speeds and memory of both sides, and their ratios, where more than 1 is better for ours.
 
     Speeds are those of the median batch; pairs, whose number differs from batch to batch, are summed.
+
+    Args:
+      rows: the batches of each side.
+      prompts: prompts of a batch.
     """
     sides = {side: _side(rows[side], prompts) for side in SIDES}
     ours, theirs = (sides[side] for side in SIDES)
-    over = lambda name: ours[name] / theirs[name] if theirs[name] else None  # noqa: E731
+
+    def ratio(name: str) -> float | None:
+        return ours[name] / theirs[name] if theirs[name] else None
+
     ratios = {
-        "trajectories_per_second": over("trajectories_per_second"),
-        "pairs_per_second": over("pairs_per_second"),
+        "trajectories_per_second": ratio("trajectories_per_second"),
+        "pairs_per_second": ratio("pairs_per_second"),
         "rollout_speed": theirs["seconds_rollout"] / ours["seconds_rollout"],
-        "update_speed_per_pair": over("update_pairs_per_second"),
+        "update_speed_per_pair": ratio("update_pairs_per_second"),
         "peak_memory": theirs["peak_memory_bytes"] / ours["peak_memory_bytes"],
     }
     return {**sides, "ratios": ratios}
 
 
 def _side(rows: list[dict[str, float]], prompts: int) -> dict[str, Any]:
-    column = lambda name: [row[name] for row in rows]  # noqa: E731
-    rollout, update, pairs = column("seconds_rollout"), column("seconds_update"), column("valid_pairs")
+    def column(name: str) -> list[float]:
+        return [row[name] for row in rows]
+
+    rollout = column("seconds_rollout")
+    update = column("seconds_update")
+    pairs = column("valid_pairs")
     whole = [a + b for a, b in zip(rollout, update, strict=True)]
     return {
         "seconds": statistics.median(whole),
@@ -174,13 +201,15 @@ def _side(rows: list[dict[str, float]], prompts: int) -> dict[str, Any]:
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     from benchmarks.common import define_flags
 
     values = define_flags(repeats=5)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = flags.DEFINE_integer("threads", cores, "Cores that each side may use.", lower_bound=1)
-    checkpointing = flags.DEFINE_bool("peer_checkpointing", False, "Gradient checkpointing of the peer, if it must.")
+    threads = flags.DEFINE_integer("threads", cores, "Let each side use this number of cores.", lower_bound=1)
+    checkpointing = flags.DEFINE_bool(
+        "peer_checkpointing", False, "Use gradient checkpointing in the peer, where it does not fit in memory without."
+    )
 
     def main(_: Sequence[str]) -> None:
         import jax
@@ -193,17 +222,18 @@ def run() -> None:
         value = {key: flag.value for key, flag in values.items()}
         check_writable(value["out"])
         if value["warmup"] + value["repeats"] > MOST_BATCHES:
-            raise UserError(f"--repeats={value['repeats']}: expected at most {MOST_BATCHES} batches in all")
+            raise UserError(
+                f"--warmup={value['warmup']} --repeats={value['repeats']}: expected at most {MOST_BATCHES} in all"
+            )
         settings = read_settings(value["size"], value["set"])
         device = "cpu" if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" else "cuda"
         names = ("size", "decoder", "warmup", "repeats")
         common = {name: value[name] for name in names} | {"overrides": value["set"], "threads": threads.value}
         found = compare(device=device, checkpointing=checkpointing.value, **common)
         head = {"threads": threads.value, "sides": found["about"]}
+        models = (value["size"], value["decoder"])
         with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-            result = record(
-                "against_torch", settings, value["size"], value["decoder"], found["results"], **head
-            )  # fmt: skip
+            result = record("against_torch", settings, *models, found["results"], **head)
         save(value["out"], result)
 
     run_command(main)

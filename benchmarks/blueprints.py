@@ -1,69 +1,70 @@
-"""The models that are measured, as configs in the form of their own libraries, by size.
+"""The models that are measured, by size, as configs in the form of their own libraries.
 
-``micro`` random weights, the smallest networks that have every kind of block: for trying the scripts out
-``tiny``  the pipeline shipped in the package, with its weights
-``small`` random weights, some ten times the work of tiny; Stable Diffusion's structure at a sixth of its width
+``micro`` random weights, the smallest networks that have every kind of block, for trying the scripts out
+``toy``   the pipeline shipped in the package, with its weights
+``small`` random weights, about ten times the work of toy; Stable Diffusion's structure at a sixth of its width
 ``sd15``  random weights, Stable Diffusion 1.5 and CLIP ViT-H/14 at their true sizes
-``sdxl``  random weights, SDXL with the autoencoder that needs no float32, and CLIP ViT-H/14
+``sdxl``  random weights, SDXL with the autoencoder that does not need float32, and CLIP ViT-H/14
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from spo_jax.nn.tiny_vae import TAESD
-from spo_jax.core.files import read_json
+from spo_jax.core.files import read_json, write_json
 from spo_jax.models.stable_diffusion import presets
-from spo_jax.nn import clip_config
+from spo_jax.models.stable_diffusion.sources import SCHEDULER_FILE
+from spo_jax.nn.clip_config import CLIP_H
+from spo_jax.nn.tiny_vae import TAESD
 from spo_jax.toy import ASSETS
 
-SIZES = ("micro", "tiny", "small", "sd15", "sdxl")
+SIZES = ("micro", "toy", "small", "sd15", "sdxl")
+Config = dict[str, Any]
+
+# Stable Diffusion's schedule, except that the networks' output is taken as a velocity: random noise predictions would
+# grow the latents until 16-bit floats no longer distinguish candidates, and as velocities they leave them near unit
+# size.
+_SCHEDULER: Config = {**presets.SCHEDULER, "prediction_type": "v_prediction"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """Configs of one size: UNet, autoencoder, text encoders, preference model, distilled decoder, schedule."""
+    """The configs of one size.
 
-    unet: dict[str, Any]
-    vae: dict[str, Any]
-    text_encoder: dict[str, Any]
-    spm: dict[str, Any]
-    tiny_vae: dict[str, Any]
-    scheduler: dict[str, Any]
-    text_encoder_2: dict[str, Any] | None = None
+    Attributes:
+      pipeline: config of each component of the pipeline and of its scheduler, as in `presets.SD15`.
+      spm: config of the preference model.
+      tiny_vae: config of the distilled decoder.
+    """
 
-
-# Stable Diffusion's, but that what the networks predict is taken as a velocity: random noise predictions would blow the
-# latents up until 16-bit floats no longer tell candidates apart; as velocities they leave them near unit size.
-_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-    "prediction_type": "v_prediction",
-    "timestep_spacing": "leading",
-}
+    pipeline: dict[str, Config]
+    spm: Config
+    tiny_vae: Config
 
 
 def blueprint(size: str) -> Blueprint:
-    """The models of a size, one of `SIZES`."""
-    return {"micro": _micro, "tiny": _tiny, "small": _small, "sd15": _sd15, "sdxl": _sdxl}[size]()
+    """Returns the configs of a size, one of `SIZES`."""
+    return {"micro": _micro, "toy": _toy, "small": _small, "sd15": _sd15, "sdxl": _sdxl}[size]()
 
 
-def _tiny() -> Blueprint:
-    config = lambda *parts: read_json(ASSETS.joinpath(*parts))  # noqa: E731
-    vae = config("pipeline", "vae", "config.json")
-    return Blueprint(
-        unet=config("pipeline", "unet", "config.json"),
-        vae=vae,
-        text_encoder=config("pipeline", "text_encoder", "config.json"),
-        spm=config("spm", "config.json"),
-        tiny_vae=_tiny_vae(vae),
-        scheduler=config("pipeline", "scheduler", "scheduler_config.json"),
-    )
+def write_configs(configs: Blueprint, folder: Path) -> None:
+    """Writes the configs without weights: enough to open the models as abstract ones.
+
+    The pipeline is in ``folder`` itself, the preference model in ``spm`` and the distilled decoder in ``tiny_vae``.
+    """
+    xl = "text_encoder_2" in configs.pipeline
+    write_json(folder / "model_index.json", {"_class_name": f"StableDiffusion{'XL' if xl else ''}Pipeline"})
+    for name, config in configs.pipeline.items():
+        write_json(folder / name / (SCHEDULER_FILE if name == "scheduler" else "config.json"), config)
+    write_json(folder / "spm" / "config.json", configs.spm)
+    write_json(folder / "tiny_vae" / "config.json", configs.tiny_vae)
+
+
+def _toy() -> Blueprint:
+    folder = ASSETS / "pipeline"
+    pipeline = {name: read_json(folder / name / "config.json") for name in ("unet", "vae", "text_encoder")}
+    pipeline["scheduler"] = read_json(folder / "scheduler" / SCHEDULER_FILE)
+    return Blueprint(pipeline, read_json(ASSETS / "spm" / "config.json"), _tiny_vae(pipeline["vae"]))
 
 
 def _micro() -> Blueprint:
@@ -82,7 +83,17 @@ def _small() -> Blueprint:
 def _scaled_down(
     widths: dict[str, Any], latents: int, text: dict[str, int], vision: dict[str, int], image_size: int, layers: int
 ) -> Blueprint:
-    """Stable Diffusion's structure with other widths and fewer levels; the last level has no attention, as there."""
+    """Returns Stable Diffusion's structure with other widths and fewer levels; its last level has no attention either.
+
+    Args:
+      widths: channels of the levels of ``vae`` and ``unet``, attention ``heads``, norm ``groups``, and the width of the
+        text that is the UNet's ``context``.
+      latents: side of the latents.
+      text: fields of both text towers.
+      vision: fields of the vision tower.
+      image_size: side of the vision tower's images.
+      layers: layers per block.
+    """
     levels = len(widths["unet"])
     vae = {
         **presets.SD15_VAE,
@@ -104,44 +115,33 @@ def _scaled_down(
         "sample_size": latents,
         "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (levels - 1),
     }
-    words = {**text, "projection_dim": text["hidden_size"], "vocab_size": 1000}
-    pictures = {**vision, "image_size": image_size, "patch_size": 8, "projection_dim": text["hidden_size"]}
+    projection = {"projection_dim": text["hidden_size"]}
+    text = {**text, **projection, "vocab_size": 1000}
+    vision = {**vision, **projection, "image_size": image_size, "patch_size": 8}
     spm = {
-        **clip_config.CLIP_H,
-        "projection_dim": text["hidden_size"],
-        "text_config": {**clip_config.CLIP_H["text_config"], **words},
-        "vision_config": {**clip_config.CLIP_H["vision_config"], **pictures},
+        **CLIP_H,
+        **projection,
+        "text_config": {**CLIP_H["text_config"], **text},
+        "vision_config": {**CLIP_H["vision_config"], **vision},
     }
-    return Blueprint(
-        unet=unet,
-        vae=vae,
-        text_encoder={**presets.SD15_TEXT, **words},
-        spm=spm,
-        tiny_vae=_tiny_vae(vae),
-        scheduler=_SCHEDULER,
-    )
+    text_encoder = {**presets.SD15_TEXT, **text}
+    pipeline = {"unet": unet, "vae": vae, "text_encoder": text_encoder, "scheduler": _SCHEDULER}
+    return Blueprint(pipeline, spm, _tiny_vae(vae))
 
 
 def _sd15() -> Blueprint:
-    return Blueprint(
-        unet=presets.SD15_UNET,
-        vae=presets.SD15_VAE,
-        text_encoder=presets.SD15_TEXT,
-        spm=clip_config.CLIP_H,
-        tiny_vae=TAESD,
-        scheduler=_SCHEDULER,
-    )
+    return Blueprint(presets.SD15 | {"scheduler": _SCHEDULER}, CLIP_H, TAESD)
 
 
 def _sdxl() -> Blueprint:
-    vae = {**presets.SDXL_VAE, "force_upcast": False}  # as that of the recipe, madebyollin/sdxl-vae-fp16-fix
-    parts = {"unet": presets.SDXL_UNET, "text_encoder": presets.SDXL_TEXT_1, "text_encoder_2": presets.SDXL_TEXT_2}
-    return dataclasses.replace(_sd15(), vae=vae, **parts)
+    vae = {**presets.SDXL_VAE, "force_upcast": False}  # as in the recipe's autoencoder, madebyollin/sdxl-vae-fp16-fix
+    return Blueprint(presets.SDXL | {"vae": vae, "scheduler": _SCHEDULER}, CLIP_H, TAESD)
 
 
-def _tiny_vae(vae: dict[str, Any]) -> dict[str, Any]:
-    """TAESD's structure for another autoencoder's latents: of the same enlargement, half as wide as its last level."""
-    levels, width = len(vae["block_out_channels"]), vae["block_out_channels"][0] // 2
+def _tiny_vae(vae: Config) -> Config:
+    """Returns TAESD's structure for another autoencoder's latents: as much enlargement, half its last level's width."""
+    levels = len(vae["block_out_channels"])
+    width = vae["block_out_channels"][0] // 2
     return {
         **TAESD,
         "latent_channels": vae["latent_channels"],

@@ -1,4 +1,4 @@
-"""What the scripts share: timing, memory, results and flags."""
+"""Timing, memory, results and flags, which the scripts share."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,17 @@ from benchmarks.subjects import DECODERS, Subject, build, read_settings
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, write_json
-from spo_jax.methods.common.before_after import versions
-from spo_jax.methods.spo.settings import TrainSettings
-from spo_jax.parallel.mesh import make_mesh, replicated
+from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.parallel.mesh import make_mesh
+from spo_jax.run.versions import versions
 
 RESULTS = "benchmarks/results"
-# (subject, runs before the clock starts, runs on it) to results
+# (subject, warm-up runs, timed runs) to results
 Measure = Callable[[Subject, int, int], dict[str, Any]]
 
 
 def timed(call: Callable[[], Any], warmup: int, repeats: int, title: str) -> list[float]:
-    """Seconds of ``repeats`` calls after ``warmup`` others; a call ends when its results are there."""
+    """Measures the seconds of ``repeats`` calls after ``warmup`` others; a call ends when its results are ready."""
     seconds = []
     with tqdm(total=warmup + repeats, desc=title, unit="run", leave=False) as bar:
         for number in range(warmup + repeats):
@@ -46,25 +46,34 @@ def timed(call: Callable[[], Any], warmup: int, repeats: int, title: str) -> lis
 
 
 def spread_of(seconds: Sequence[float]) -> dict[str, Any]:
-    """Median, fastest and slowest, and all of them in order."""
+    """Returns the median, the smallest and the largest value, and all values in order."""
     return {
-        "median": statistics.median(seconds), "min": min(seconds), "max": max(seconds), "all": list(seconds),
-    }  # fmt: skip
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "all": list(seconds),
+    }
 
 
-def compiled(function: Callable, *args: Any, donate: tuple[int, ...] = ()) -> tuple[Any, float]:
-    """The program of ``function`` for arguments like these, and the seconds that compiling took.
-
-    As `spo_jax.methods.spo.programs.compile_programs` does it: what comes back is whole on every device.
-    """
+def compiled(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, float]:
+    """Compiles a program; returns it with the seconds that lowering and compiling took."""
     begin = time.perf_counter()
-    everywhere = replicated(jax.sharding.get_mesh())
-    program = jax.jit(function, donate_argnums=donate, out_shardings=everywhere).lower(*args).compile()
+    program = traced.lower().compile()
     return program, time.perf_counter() - begin
 
 
+def compiled_all(traced: Mapping[str, jax.stages.Traced]) -> tuple[dict[str, jax.stages.Compiled], float]:
+    """Compiles several programs; returns them by name with the seconds that they took together."""
+    programs = {}
+    total = 0.0
+    for name, program in traced.items():
+        programs[name], seconds = compiled(program)
+        total += seconds
+    return programs, total
+
+
 def peak_memory() -> dict[str, Any]:
-    """The most memory in use so far: of the fullest device where devices tell, else of this process, in bytes."""
+    """Returns the peak of memory in bytes: that of the fullest device if the devices report it, else this process's."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):
         return {"peak_memory_bytes": max(row["peak_bytes_in_use"] for row in stats), "peak_memory_of": "device"}
@@ -72,9 +81,9 @@ def peak_memory() -> dict[str, Any]:
 
 
 def utilisation(flops: float, seconds: float, dtype: str) -> dict[str, Any]:
-    """Operations per second, and their share of what the devices could do (MFU), where that is known.
+    """Returns operations per second, and their share of the devices' peak (MFU) where that is known.
 
-    Peaks are of 16-bit floats, so float32 has no share here.
+    The peaks are those of 16-bit floats, so there is no share for float32.
     """
     peak = peak_flops(jax.devices()[0]) if dtype == "bfloat16" else None
     share = None if peak is None else flops / seconds / (peak * jax.sharding.get_mesh().size)
@@ -83,22 +92,31 @@ def utilisation(flops: float, seconds: float, dtype: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def memory_explained() -> Iterator[None]:
-    """Turns an accelerator's "out of memory" into one line that says what to change."""
+    """Turns an accelerator's "out of memory" into a `UserError` that names the settings to change."""
     try:
         yield
-    except Exception as error:  # jax's and torch's have no common class
+    except Exception as error:  # the errors of jax and torch have no common class
         if not is_out_of_memory(error):
             raise
         device = jax.devices()[0].device_kind
         raise UserError(
-            f"does not fit in the memory of {device}: fewer prompts (--set=prompts_per_batch=N), fewer pictures at a "
-            "time (--set=spo.decode_chunk=N), fewer pairs at a time (--set=spo.train_chunk=N) or --set=remat=True; it "
-            f"said: {str(error).splitlines()[0][:200]}"
+            f"the programs do not fit in the memory of {device}: use fewer prompts (--set=prompts_per_batch=N), fewer "
+            "images at a time (--set=spo.decode_chunk=N), fewer pairs at a time (--set=spo.train_chunk=N) or "
+            f"--set=remat=True; the error was: {str(error).splitlines()[0][:200]}"
         ) from error
 
 
-def record(name: str, settings: TrainSettings, size: str, decoder: str, results: Any, **more: Any) -> dict[str, Any]:
-    """What a results file holds, of the devices of the mesh in context; ``more`` are further entries of the head."""
+def record(name: str, settings: SPOTrainSettings, size: str, decoder: str, results: Any, **more: Any) -> dict[str, Any]:
+    """Returns the content of a results file, with the devices of the mesh in context.
+
+    Args:
+      name: name of the benchmark.
+      settings: settings of the run that was measured.
+      size: size of its models.
+      decoder: decoder of its images.
+      results: what was measured.
+      **more: further entries before the results.
+    """
     return {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -113,7 +131,7 @@ def record(name: str, settings: TrainSettings, size: str, decoder: str, results:
 
 
 def device_info() -> dict[str, Any]:
-    """The devices of the mesh in context, and the host's processor."""
+    """Describes the devices of the mesh in context and the host's processor."""
     mesh = jax.sharding.get_mesh()
     device = mesh.devices.flat[0]
     return {
@@ -133,26 +151,38 @@ def _processor() -> str:
 
 
 def result_path(folder: str | os.PathLike, found: dict[str, Any]) -> Path:
-    """``rollout-sd15-nvidia-h200.json``, with ``-tiny-decoder`` where that was used."""
+    """Returns a path such as ``rollout-sd15-nvidia-h200.json``, with ``-tiny-decoder`` where that decoder was used."""
     kind = re.sub(r"[^a-z0-9]+", "-", found["device"]["kind"].lower()).strip("-")
     decoder = "" if found["decoder"] == "vae" else f"-{found['decoder']}-decoder"
     return Path(folder) / f"{found['benchmark']}-{found['size']}{decoder}-{kind}.json"
 
 
 def define_flags(repeats: int) -> dict[str, flags.FlagHolder]:
-    """The flags of every script."""
+    """Defines the flags that every script has.
+
+    Args:
+      repeats: default of ``--repeats``.
+    """
     return {
-        "size": flags.DEFINE_string("size", "tiny", f"What is measured: {', '.join(SIZES)}."),
-        "decoder": flags.DEFINE_string("decoder", "vae", f"Of the rollout's pictures: {', '.join(DECODERS)}."),
-        "set": flags.DEFINE_multi_string("set", [], "Another setting, as FIELD=VALUE of TrainSettings; may repeat."),
-        "warmup": flags.DEFINE_integer("warmup", 1, "Runs before the clock starts.", lower_bound=0),
-        "repeats": flags.DEFINE_integer("repeats", repeats, "Runs on the clock; medians are reported.", lower_bound=1),
-        "out": flags.DEFINE_string("out", RESULTS, "Folder of the results."),
+        "size": flags.DEFINE_string("size", "toy", f"Measure models of this size: {', '.join(SIZES)}."),
+        "decoder": flags.DEFINE_string("decoder", "vae", f"Decode images with this decoder: {', '.join(DECODERS)}."),
+        "set": flags.DEFINE_multi_string("set", [], "Change a setting of SPO, as FIELD=VALUE; may be repeated."),
+        "warmup": flags.DEFINE_integer("warmup", 1, "Do this number of runs before the timed ones.", lower_bound=0),
+        "repeats": flags.DEFINE_integer(
+            "repeats", repeats, "Time this number of runs; medians are reported.", lower_bound=1
+        ),
+        "out": flags.DEFINE_string("out", RESULTS, "Write the results to this folder."),
     }
 
 
 def command(name: str, measure: Measure, repeats: int = 5) -> None:
-    """A script: flags, `measure`, a JSON file and the main numbers on the screen."""
+    """Runs a script: reads flags, measures, writes a JSON file and prints the main numbers.
+
+    Args:
+      name: name of the benchmark.
+      measure: measures a subject.
+      repeats: default of ``--repeats``.
+    """
     values = define_flags(repeats)
 
     def main(_: Sequence[str]) -> None:
@@ -168,23 +198,23 @@ def command(name: str, measure: Measure, repeats: int = 5) -> None:
     run_command(main)
 
 
-def save(folder: str | os.PathLike, found: dict[str, Any], tell: bool = True) -> Path:
-    """Writes a results file and, if asked to ``tell``, prints its numbers."""
+def save(folder: str | os.PathLike, found: dict[str, Any], show: bool = True) -> Path:
+    """Writes a results file, and prints its numbers if ``show`` is set."""
     path = result_path(folder, found)
     write_json(path, found)
-    if tell:
+    if show:
         print(f"{found['benchmark']} --size={found['size']} on {found['versions']['device']}")
         for key, value in found["results"].items():
-            print(f"  {key:32s} {told(key, value)}")
+            print(f"  {key:32s} {readable(key, value)}")
     print(f"written to {path}")
     return path
 
 
-def told(key: str, value: Any) -> str:
-    """A number as people read it."""
+def readable(key: str, value: Any) -> str:
+    """Formats a number for humans, in the unit that its name asks for."""
     if isinstance(value, dict):
         inner = {name: item for name, item in value.items() if not isinstance(item, list)}
-        return ", ".join(f"{name} {told(f'{key}.{name}', item)}" for name, item in inner.items())
+        return ", ".join(f"{name} {readable(f'{key}.{name}', item)}" for name, item in inner.items())
     if not isinstance(value, int | float):
         return str(value)
     if key.endswith("bytes"):

@@ -1,7 +1,7 @@
 """One side of `benchmarks.against_torch`, in a process of its own so that its peak of memory is its own.
 
-Talks over its standard streams: answers ``{"ready": ...}``, then a row for every line that it is sent. What libraries
-print goes to standard error.
+The process talks over its standard streams: it answers ``{"ready": ...}``, then a row for every line that it is sent.
+The output of libraries goes to standard error.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from benchmarks.memory import is_out_of_memory, process_peak, reset_process_peak
 from spo_jax.core.errors import UserError
 
 MOST_BATCHES = 1000
-# Seconds of both halves, and what was trained on: of one batch.
+# Seconds of both halves of a batch, its number of valid pairs and its loss.
 Row = dict[str, float]
 
 
@@ -27,7 +27,9 @@ class Side(NamedTuple):
     """A side that is ready to run.
 
     Attributes:
-      about: for the results. batch: runs one. device_peak: bytes, or None where the process's memory is what counts.
+      about: description for the results.
+      batch: runs one batch.
+      device_peak: returns the device's peak of memory in bytes, or None where the process's memory counts.
     """
 
     about: dict[str, Any]
@@ -36,30 +38,48 @@ class Side(NamedTuple):
 
 
 def ours(size: str, overrides: list[str], decoder: str, folder: Path) -> Side:
-    """Builds our side on the mesh in context, leaves its weights in ``folder`` for the other, and compiles."""
+    """Builds our side on the mesh in context, compiles it, and leaves its weights for the other side.
+
+    Args:
+      size: size of the models.
+      overrides: changes of the settings.
+      decoder: decoder of the images.
+      folder: folder that the other side reads.
+    """
     import jax
 
+    from benchmarks.common import compiled_all
     from benchmarks.subjects import build, read_settings
-    from spo_jax.methods.spo.batch import run_batch
-    from spo_jax.methods.spo.programs import compile_programs
+    from spo_jax.methods.spo.method import run_batch
 
     subject = build(size, read_settings(size, overrides), decoder)
     write_models(subject, folder)
-    state, keys = subject.fresh_state(), iter(subject.keys(MOST_BATCHES))
-    programs = compile_programs(subject.networks, state, subject.frozen, subject.inputs)
+    programs, compile_seconds = compiled_all(subject.traced)
+    state = subject.fresh_state()
+    keys = iter(subject.keys(MOST_BATCHES))
 
     def batch() -> Row:
         nonlocal state
-        arguments = (programs, subject.frozen, subject.inputs, subject.judged_timesteps)
-        state, row = run_batch(*arguments, state, next(keys))
-        return _row(row["seconds/rollout"], row["seconds/update"], row["valid_pairs"], row["loss"])
+        key = next(keys)
+        state, row = run_batch(programs, subject.frozen, subject.inputs, subject.judged_timesteps, state, key)
+        return _row(row["seconds/rollout"], row["seconds/update"], row["valid_pairs"], row.get("loss", 0.0))
 
-    about = {"device": jax.devices()[0].device_kind, "compile_seconds": programs.compile_seconds}
-    return Side(about, batch, lambda: (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"))
+    def device_peak() -> int | None:
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+    about = {"device": jax.devices()[0].device_kind, "compile_seconds": compile_seconds}
+    return Side(about, batch, device_peak)
 
 
 def theirs(folder: Path, device: str, threads: int, checkpointing: bool) -> Side:
-    """Builds the peer in torch from what is in ``folder``; without jax, whose memory is not its."""
+    """Builds the peer in torch, in a process without jax, whose memory would count as the peer's.
+
+    Args:
+      folder: folder that `write_models` wrote.
+      device: ``cpu`` or ``cuda``.
+      threads: threads that torch may use.
+      checkpointing: whether the peer uses gradient checkpointing.
+    """
     import diffusers
     import peft
     import torch
@@ -70,10 +90,14 @@ def theirs(folder: Path, device: str, threads: int, checkpointing: bool) -> Side
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("torch finds no CUDA device: install its CUDA build, or run with JAX_PLATFORMS=cpu")
     torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = True  # shapes are fixed but for the last training batch
+    torch.backends.cudnn.benchmark = True  # shapes do not change, except that of the last training batch
     torch.set_float32_matmul_precision("high")
-    peer, generator = Peer(folder, device, checkpointing), torch.Generator(device).manual_seed(0)
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    peer = Peer(folder, device, checkpointing)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     def batch() -> Row:
         begin = time.perf_counter()
@@ -85,10 +109,13 @@ def theirs(folder: Path, device: str, threads: int, checkpointing: bool) -> Side
         loss = float(torch.stack(losses).mean()) if losses else 0.0
         return _row(middle - begin, time.perf_counter() - middle, len(pairs.t), loss)
 
+    def device_peak() -> int | None:
+        return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
     modules = (torch, diffusers, transformers, peft)
     name = torch.cuda.get_device_name() if device == "cuda" else device
     about = {"device": name, "versions": {module.__name__: module.__version__ for module in modules}}
-    return Side(about, batch, torch.cuda.max_memory_allocated if device == "cuda" else lambda: None)
+    return Side(about, batch, device_peak)
 
 
 def _row(rollout: float, update: float, pairs: float, loss: float) -> Row:
@@ -96,58 +123,75 @@ def _row(rollout: float, update: float, pairs: float, loss: float) -> Row:
 
 
 def write_models(subject: Any, folder: Path, lora: Any = None) -> None:
-    """The subject's weights, schedule, tokens and settings and an adapter (a fresh one if none is given), for
-    `benchmarks.torch_peer.Peer`."""
-    import jax
+    """Writes everything that `benchmarks.torch_peer.Peer` reads: weights, schedule, tokens, settings and an adapter.
 
+    Args:
+      subject: a `benchmarks.subjects.Subject`.
+      folder: folder to write to.
+      lora: the adapter's tree; None writes a fresh one.
+    """
+    # Imported here, because this module must not import jax in the process of the peer.
     from spo_jax.core.files import write_json
-    from spo_jax.weights.components import text_state, write_component
-    from spo_jax.weights.lora import LoRA
     from spo_jax.models.lora import write_lora
+    from spo_jax.weights.components import text_state, write_component
     from spo_jax.weights.rules import to_state
 
-    pipeline, configs, settings = subject.networks.pipeline, subject.configs, subject.settings
-    vae = configs.vae if subject.networks.decoder is pipeline.vae else configs.tiny_vae
-    write_component(folder / "unet", configs.unet, to_state(pipeline.params["unet"]))
-    write_component(folder / "vae", vae, to_state(subject.networks.decoder_params))
-    text = text_state(pipeline.params["text_encoder"])
-    write_component(folder / "text_encoder", configs.text_encoder, text, kind="transformers")
-    write_component(folder / "spm", configs.spm, to_state(subject.networks.spm.params), kind="transformers")
-    write_json(folder / "scheduler" / "scheduler_config.json", configs.scheduler)
-    lora = jax.device_get(subject.fresh_state().lora if lora is None else lora)
-    rank, alpha = settings.lora.rank, settings.lora.rank * settings.lora.scale
-    write_lora(folder / "lora.safetensors", LoRA(lora, alpha, rank))
-    write_json(folder / "settings.json", {**dataclasses.asdict(settings), "lora": {"rank": rank, "alpha": alpha}})
+    spo = subject.spo
+    params = spo.pipeline.params
+    configs = subject.configs.pipeline
+
+    # The models.
+    decoder = spo.judge.decoder.params
+    vae = configs["vae"] if decoder is params["vae"] else subject.configs.tiny_vae
+    write_component(folder / "unet", configs["unet"], to_state(params["unet"]))
+    write_component(folder / "vae", vae, to_state(decoder))
+    text = text_state(params["text_encoder"])
+    write_component(folder / "text_encoder", configs["text_encoder"], text, kind="transformers")
+    spm = to_state(spo.judge.reward.params)
+    write_component(folder / "spm", subject.configs.spm, spm, kind="transformers")
+    write_json(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
+
+    # The adapter.
+    settings = subject.settings
+    lora = settings.lora.adapter(subject.fresh_state().params if lora is None else lora)
+    write_lora(folder / "lora.safetensors", lora)
+
+    # Settings and tokens.
+    fields = dataclasses.asdict(settings) | {"lora": {"rank": lora.rank, "alpha": lora.alpha}}
+    write_json(folder / "settings.json", fields)
     text_ids, spm_ids = subject.ids
-    np.savez(folder / "ids.npz", text=text_ids, spm=spm_ids, empty=pipeline.tokenizer([""]))
+    np.savez(folder / "ids.npz", text=text_ids, spm=spm_ids, empty=spo.pipeline.tokenizer([""]))
 
 
 def serve(build: Callable[[], Side]) -> None:
-    """Builds a side, says so, and runs a batch for every line that comes in; ends with the input.
+    """Builds a side, announces it, and runs a batch for every line of the input, until the input ends.
 
-    Peaks of memory are of the batches: building and compiling came before. What the user can mend is answered as
-    ``{"error": ...}`` and ends the process.
+    Peaks of memory are those of the batches, because building and compiling come before. A `UserError` and too little
+    memory are answered as ``{"error": ...}`` and end the process.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    say = lambda message: print(json.dumps(message), file=answers, flush=True)  # noqa: E731
+
+    def answer(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=answers, flush=True)
+
     try:
         side = build()
         building = process_peak()
         reset = reset_process_peak()
-        say({"ready": {**side.about, "building_peak_bytes": building, "memory_of_batches_alone": reset}})
+        answer({"ready": {**side.about, "building_peak_bytes": building, "memory_of_batches_alone": reset}})
         for _ in sys.stdin:
-            say({**side.batch(), "peak_memory_bytes": side.device_peak() or process_peak()})
+            answer({**side.batch(), "peak_memory_bytes": side.device_peak() or process_peak()})
     except UserError as error:
-        say({"error": str(error)})
+        answer({"error": str(error)})
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        say({"error": f"out of memory: {str(error).splitlines()[0][:200]}"})
+        answer({"error": f"out of memory: {str(error).splitlines()[0][:200]}"})
 
 
 def _on_one_device(build: Callable[[], Side]) -> Side:
-    """As the peer; the mesh stays in context for as long as this process lives."""
+    """Builds a side on one device, as the peer has one; the mesh stays in context until this process ends."""
     import jax
 
     from spo_jax.parallel.mesh import make_mesh

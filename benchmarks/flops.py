@@ -1,11 +1,11 @@
-"""Floating-point operations of a program, counted from its layers and by XLA, and what devices could do at best.
+"""Floating-point operations of a program, counted from its layers and by XLA, and the peaks of devices.
 
-`count` walks the jaxpr: matrix products and convolutions, a multiplication and an addition counted apart, bodies of
-loops as often as they run. Everything else (norms, activations, softmax, resizing) is left out, as in published
-counts; it is a few per cent of the work and is not what the devices' peaks are about.
+`count` walks the jaxpr. It counts matrix products and convolutions, a multiplication and an addition as two operations,
+and the bodies of loops as often as they run. Everything else (norms, activations, softmax, resizing) is left out, as in
+published counts; it is a few per cent of the work, and the devices' peaks are not about it.
 
-XLA's own count looks at the optimised program. It knows element-wise work as well, and counts a loop's body once; so
-`count` can do that too (``loops_once``), and the two can be compared.
+XLA's own count looks at the optimised program. It includes element-wise work and counts the body of every loop once.
+`count` can count loops once too (``loops_once``), so that the two can be compared.
 """
 
 import math
@@ -15,8 +15,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
-# Dense 16-bit multiply-adds, times two, per second and device: makers' data sheets, without sparsity. A device kind
-# is found by the first name that it contains, so longer names come before their beginnings.
+# Dense 16-bit multiply-adds, times two, per second and device, from the makers' data sheets, without sparsity. The
+# first name that a device kind contains is taken, so longer names come before their beginnings.
 PEAKS: tuple[tuple[str, float], ...] = (
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
@@ -37,26 +37,37 @@ PEAKS: tuple[tuple[str, float], ...] = (
     ("TPU v2", 45e12),
 )
 
-# cuDNN's attention is one primitive: matrix products of size batch · heads · queries · keys · head size in it. The
-# backward pass needs four for its gradients; the fifth, of the scores, is a recomputation and not counted.
+# cuDNN's attention is one primitive, which stands for this number of matrix products of size
+# batch · heads · queries · keys · head size. The backward pass needs four for its gradients; the fifth, of the scores,
+# is a recomputation and is not counted.
 _CUDNN_ATTENTION = {"dot_product_attention_fwd": 2, "dot_product_attention_bwd": 4}
 _BTNH = 0  # the layout [batch, tokens, heads, head size]; the other one has heads before tokens
 
+# A function, or a program that has been traced already.
+Countable = Callable | core.ClosedJaxpr | jax.stages.Traced
+
 
 def peak_flops(device: jax.Device) -> float | None:
-    """What the device could do in a second, 16-bit floats; None where it is not known (CPUs among them)."""
+    """Returns the device's peak in 16-bit operations per second; None where it is not known, as for CPUs."""
     return next((peak for name, peak in PEAKS if name in device.device_kind), None)
 
 
-def count(function: Callable, *args: Any, while_trips: Sequence[float] = (), loops_once: bool = False) -> float:
-    """Operations of ``function(*args)``; nothing is computed, and the arguments may be shapes.
+def count(program: Countable, *args: Any, while_trips: Sequence[float] = (), loops_once: bool = False) -> float:
+    """Counts the operations of a program from its layers; nothing is computed.
 
     Args:
-      while_trips: how often loops run whose length is not known before, outermost first (the update's: over training
-        batches, and in each over its chunks); 1 for those beyond.
-      loops_once: count the body of every loop once, as XLA does.
+      program: a function, a closed jaxpr, or what `jax.jit(...).trace` returns.
+      *args: arguments of a function, as arrays or shapes; none for a program that has been traced already.
+      while_trips: how often loops run whose length is not known in advance, outermost first (the loops of SPO's update
+        run over training batches and, in each batch, over its chunks); loops further inside are taken to run once.
+      loops_once: whether the body of every loop is counted once, as XLA does.
     """
-    closed = jax.make_jaxpr(function)(*args)
+    if isinstance(program, core.ClosedJaxpr):
+        closed = program
+    elif isinstance(program, jax.stages.Traced):
+        closed = program.jaxpr
+    else:
+        closed = jax.make_jaxpr(program)(*args)
     return _count(closed.jaxpr, tuple(while_trips), loops_once)
 
 
@@ -65,7 +76,8 @@ def _count(jaxpr: core.Jaxpr, trips: tuple[float, ...], once: bool) -> float:
 
 
 def _of_equation(equation: Any, trips: tuple[float, ...], once: bool) -> float:
-    name, params = equation.primitive.name, equation.params
+    name = equation.primitive.name
+    params = equation.params
     if name == "dot_general":
         return _dot(equation)
     if name == "conv_general_dilated":
@@ -75,26 +87,27 @@ def _of_equation(equation: Any, trips: tuple[float, ...], once: bool) -> float:
         return attention * _attention_product(equation)
     trip, *deeper = trips if name == "while" and trips else (1, *trips)
     inner = [_count(jaxpr, tuple(deeper), once) for jaxpr in _inner(params)]
-    if name == "cond":  # one branch runs; they cost the same wherever this package branches
+    if name == "cond":  # one branch runs, and all branches cost the same wherever this package branches
         return max(inner)
     return _times(name, params, trip, once) * sum(inner)
 
 
 def _times(name: str, params: dict[str, Any], trip: float, once: bool) -> float:
-    """How often the body of an equation runs."""
+    """Returns how often the body of an equation runs."""
     if name == "scan":
         return 1 if once else params["length"]
     if name == "while":
         return 1 if once else trip
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
-    if name == "shard_map":  # its body is one device's share; the name of the axes changes with jax's versions
+    if name == "shard_map":  # its body is one device's share; the parameter's name differs between versions of jax
         axes = next(value for key, value in params.items() if key.endswith("manual_axes"))
         return math.prod(params["mesh"].shape[axis] for axis in axes)
     return 1
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+    """Yields the jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):
@@ -110,8 +123,9 @@ def _dot(equation: Any) -> float:
 
 
 def _convolution(equation: Any) -> float:
-    """Zeros that a transposed convolution puts between its inputs are not counted; those around pictures are."""
-    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+    """Counts a convolution: with the zeros around an image, without those that a transposed one puts between inputs."""
+    kernel = equation.invars[1].aval.shape
+    numbers = equation.params["dimension_numbers"]
     per_output = math.prod(kernel) / kernel[numbers.rhs_spec[0]]
     between = math.prod(equation.params["lhs_dilation"])
     return 2 * math.prod(equation.outvars[0].aval.shape) * per_output / between
@@ -124,7 +138,7 @@ def _attention_product(equation: Any) -> float:
 
 
 def xla_flops(compiled: Any) -> float | None:
-    """XLA's count of a compiled program, every loop's body once; None where the backend does not tell."""
+    """Returns XLA's count for a compiled program, the body of every loop once; None where the backend has no count."""
     analysis = compiled.cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list) and analysis else analysis
     flops = (analysis or {}).get("flops")

@@ -1,7 +1,7 @@
-"""Layers that are written in a way of their own, beside the plain way: ``python -m benchmarks.layers``.
+"""Compares layers that this package computes in its own way with plain ones: ``python -m benchmarks.layers``.
 
-Each is a rate of two programs run in turn on the device at hand, at the widths of the embedded pipeline's decoder and
-UNet. Both compute the same (tests/models); what differs is time.
+Two programs run in turn on the device at hand, with widths of the toy pipeline's decoder and UNet. Both compute the
+same (tests/nn) and differ in time.
 """
 
 import statistics
@@ -23,7 +23,7 @@ _ONES = ((1, 1), (1, 1))
 
 
 class PlainUpsampledConv(nn.Module):
-    """The doubled picture, and a convolution over it."""
+    """A convolution over the doubled image."""
 
     features: int
 
@@ -34,7 +34,7 @@ class PlainUpsampledConv(nn.Module):
 
 
 def gradient_in_a_loop(convolution: Callable) -> Callable:
-    """Four times the gradient of a convolution's input, the kernel frozen."""
+    """Returns a function that takes the gradient of a convolution's input four times; the kernel is frozen."""
 
     def run(x, kernel):
         gradient = jax.grad(lambda x: jnp.square(convolution(x, kernel)).sum())
@@ -44,13 +44,15 @@ def gradient_in_a_loop(convolution: Callable) -> Callable:
 
 
 def plain_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k l c e"]) -> Float[Array, "b h w e"]:
-    """jax's own."""
+    """Convolves as jax does."""
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), _ONES, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def cases() -> dict[str, tuple[Callable, Callable, tuple[Any, ...], tuple[Any, ...]]]:
-    """Name to (ours, plain, arguments of ours, of the plain)."""
-    normal = lambda *shape: jax.random.normal(jax.random.key(0), shape)  # noqa: E731
+    """Returns by name: our function, the plain one, arguments of ours, arguments of the plain one."""
+
+    def normal(*shape: int) -> Array:
+        return jax.random.normal(jax.random.key(0), shape)
 
     def modules(ours: nn.Module, plain: nn.Module, x: Array) -> tuple[Any, ...]:
         arguments = [(jax.jit(module.init)(jax.random.key(1), x), x) for module in (ours, plain)]
@@ -59,7 +61,7 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple[Any, ...], tuple[Any, .
     loops = gradient_in_a_loop(convolve), gradient_in_a_loop(plain_convolution)
     both = (normal(32, 8, 8, 144), normal(3, 3, 144, 48))
     return {
-        "convolution of a doubled picture": modules(UpsampledConv(64), PlainUpsampledConv(64), normal(64, 8, 8, 64)),
+        "convolution of a doubled image": modules(UpsampledConv(64), PlainUpsampledConv(64), normal(64, 8, 8, 64)),
         "gradient of a convolution in a loop": (*loops, both, both),
         "group norm": modules(
             GroupNorm(8, 1e-6), nn.GroupNorm(8, epsilon=1e-6, use_fast_variance=False), normal(64, 32, 32, 16)
@@ -68,7 +70,7 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple[Any, ...], tuple[Any, .
 
 
 def milliseconds(functions: Sequence[Callable], arguments: Sequence[tuple[Any, ...]], repeats: int) -> list[float]:
-    """Medians of compiled programs, run in turn."""
+    """Measures functions in turn, compiled; returns the median of each."""
     programs = [jax.jit(function) for function in functions]
     seconds: list[list[float]] = [[] for _ in programs]
     for _ in range(repeats + 1):  # the first one compiles
@@ -80,8 +82,8 @@ def milliseconds(functions: Sequence[Callable], arguments: Sequence[tuple[Any, .
 
 
 def run() -> None:
-    """The command."""
-    repeats = flags.DEFINE_integer("repeats", 20, "Runs on the clock.", lower_bound=1)
+    """Runs the command."""
+    repeats = flags.DEFINE_integer("repeats", 20, "Time this number of runs.", lower_bound=1)
 
     def main(_: Sequence[str]) -> None:
         print(f"{'on ' + jax.devices()[0].device_kind:38s} {'ours':>9s} {'plain':>9s}")

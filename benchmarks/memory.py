@@ -1,4 +1,4 @@
-"""The peak of a process's memory; imports nothing heavy, so that it can be asked on torch's side without jax."""
+"""The peak of a process's memory, measured without jax, so that torch's side can import this module too."""
 
 import contextlib
 import ctypes
@@ -7,11 +7,12 @@ import re
 import resource
 from pathlib import Path
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def process_peak() -> int:
-    """The peak of this process's resident memory since the start or the last `reset_process_peak`, in bytes."""
+    """Returns the peak of this process's resident memory in bytes, since its start or the last `reset_process_peak`."""
     found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text()) if _STATUS.is_file() else None
     if found:
         return int(found[1]) * 1024
@@ -20,9 +21,12 @@ def process_peak() -> int:
 
 
 def reset_process_peak() -> bool:
-    """Starts the peak anew at what is in use now; False where the system cannot (then it stays the whole process's).
+    """Resets the peak to the memory that is in use now.
 
-    What was freed but is kept by the C library for later goes back to the system first: compilers leave a lot of it.
+    Memory that was freed but is kept by the C library goes back to the system first; compilers leave much of it.
+
+    Returns:
+      Whether the system can reset the peak; if not, it stays that of the whole process.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library has no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
@@ -33,5 +37,5 @@ def reset_process_peak() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error is XLA's or torch's complaint of too little memory."""
+    """Returns whether an error of XLA or torch says that there is too little memory."""
     return isinstance(error, MemoryError) or bool(re.search(r"RESOURCE_EXHAUSTED|out of memory", str(error), re.I))

@@ -1,12 +1,12 @@
-"""How the cost of a batch grows: ``python -m benchmarks.scaling`` (table, JSON and plot).
+"""Measures how the cost of a batch grows: ``python -m benchmarks.scaling`` (table, JSON and plot).
 
-Seconds of a whole batch, rollout and update, against the number of prompts, candidates, the latents' size and the
-number of devices, one of them changed at a time. Beside each: what is expected of the work counted from the layers,
-with the first point as the measure. Every pair is trained on (threshold 0), so that the work does not depend on what
-the judge finds.
+The seconds of a whole batch, rollout and update, are measured against the number of prompts, the number of candidates,
+the size of the latents and the number of devices, which are changed one at a time. The expected seconds beside them
+follow from the work counted from the layers and the seconds of the first point. Every pair is trained on (threshold 0),
+so that the work does not depend on the judge.
 
-Devices share one batch. On accelerators n of them should need an n-th of the time. On a CPU they are simulated and
-share its cores: there the time should stay as it is, and what it grows by is the cost of cutting the work.
+Devices share one batch. On accelerators, n devices should take an n-th of the time. On a CPU they are simulated and
+share its cores: there the time should not change, and its growth is the cost of cutting the work.
 """
 
 import dataclasses
@@ -25,15 +25,19 @@ from benchmarks.subjects import Subject, build, read_settings
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, write_atomic, write_text
-from spo_jax.methods.spo.settings import TrainSettings
+from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.parallel.mesh import make_mesh
 
-PROMPTS, DEVICES = 8, 8
-# Fewer steps than a real run: slopes are the same, and there are many points.
+PROMPTS = 8
+DEVICES = 8
+# Fewer steps than in a real run, because there are many points; the slopes are the same.
 BASE = (
-    f"prompts_per_batch={PROMPTS}", f"spo.train_batch_size={PROMPTS}", "spo.threshold=0.0", "spo.num_steps=8",
+    f"prompts_per_batch={PROMPTS}",
+    f"spo.train_batch_size={PROMPTS}",
+    "spo.threshold=0.0",
+    "spo.num_steps=8",
     "spo.divert_start_step=4",
-)  # fmt: skip
+)
 TITLES = {
     "prompts": "prompts of a batch",
     "candidates": "candidates of a pool",
@@ -44,7 +48,7 @@ Point = dict[str, float]
 
 
 def points(axis: str, size: str) -> list[int]:
-    """The values of an axis."""
+    """Returns the values of an axis that are measured."""
     if axis == "resolution":
         return [32, 48, 64, 96] if size == "sd15" else [8, 12, 16, 24]
     if axis == "devices":
@@ -55,10 +59,15 @@ def points(axis: str, size: str) -> list[int]:
 def measure(
     axis: str, values: Sequence[int], size: str, overrides: Sequence[str], decoder: str, runs: tuple[int, int]
 ) -> list[Point]:
-    """Seconds and expectations for every value of an axis.
+    """Measures seconds, and computes expected ones, for every value of an axis.
 
     Args:
-      runs: warm-up runs, and runs on the clock.
+      axis: a key of `TITLES`.
+      values: values of the axis.
+      size: size of the models.
+      overrides: changes of the settings.
+      decoder: decoder of the images.
+      runs: number of warm-up runs and number of timed runs.
     """
     rows: list[Point] = []
     for value in values:
@@ -74,37 +83,45 @@ def measure(
         work = found["flops_rollout"] + found["flops_update"]
         if axis == "devices" and jax.devices()[0].platform != "cpu":
             work /= value
-        rows.append({
-            "value": value, "seconds": found["seconds"]["median"], "seconds_rollout": found["seconds_rollout"],
-            "seconds_update": found["seconds_update"], "compile_seconds": found["compile_seconds"], "work": work,
-        })  # fmt: skip
+        rows.append(
+            {
+                "value": value,
+                "seconds": found["seconds"]["median"],
+                "seconds_rollout": found["seconds_rollout"],
+                "seconds_update": found["seconds_update"],
+                "compile_seconds": found["compile_seconds"],
+                "work": work,
+            }
+        )
     return with_expectations(rows)
 
 
 def with_latents(subject: Subject, side: int) -> Subject:
-    """The same networks, drawing latents of ``side`` times ``side``."""
-    pipeline = subject.networks.pipeline
-    unet = pipeline.unet.clone(config=dataclasses.replace(pipeline.unet.config, sample_size=side))
-    networks = dataclasses.replace(subject.networks, pipeline=dataclasses.replace(pipeline, unet=unet))
-    return dataclasses.replace(subject, networks=networks)
+    """Returns the subject with the same networks, but latents of ``side`` times ``side``."""
+    unet = subject.spo.pipeline.unet
+    return subject.with_unet(unet.clone(config=dataclasses.replace(unet.config, sample_size=side)))
 
 
 def with_expectations(rows: Sequence[Point]) -> list[Point]:
-    """Adds what each point should take if only the work counted: the first point's seconds, times its work's ratio."""
+    """Adds the seconds that each point takes if only work counts: the first point's, times the ratio of their work."""
     first = rows[0]
     return [{**row, "expected_seconds": first["seconds"] * row["work"] / first["work"]} for row in rows]
 
 
 def slope(rows: Sequence[Point], name: str) -> float | None:
-    """The exponent of growth: the least-squares line through the logarithms of ``name`` and value."""
+    """Returns the exponent of growth: the slope of the least-squares line through the logarithms of value and ``name``.
+
+    It is None where all values are equal.
+    """
     xs, ys = ([math.log(row[key]) for row in rows] for key in ("value", name))
-    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    mean_x = sum(xs) / len(xs)
+    mean_y = sum(ys) / len(ys)
     spread = sum((x - mean_x) ** 2 for x in xs)
     return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread if spread else None
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: a table per axis, and the slopes."""
+    """Formats a Markdown table for every axis, with the slopes."""
     parts = []
     for axis, found in results.items():
         rows = "\n".join(
@@ -124,7 +141,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def plot(path: Path, results: dict[str, Any], title: str) -> None:
-    """A panel per axis, logarithmic both ways."""
+    """Draws a panel for every axis, with logarithmic scales."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -148,9 +165,9 @@ def plot(path: Path, results: dict[str, Any], title: str) -> None:
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     values = define_flags(repeats=3)
-    axes = flags.DEFINE_list("axes", list(TITLES), f"What is changed: {', '.join(TITLES)}.")
+    axes = flags.DEFINE_list("axes", list(TITLES), f"Change these, one at a time: {', '.join(TITLES)}.")
 
     def main(_: Sequence[str]) -> None:
         value = {key: flag.value for key, flag in values.items()}
@@ -158,24 +175,34 @@ def run() -> None:
         if unknown or not axes.value:
             raise UserError(f"--axes={','.join(axes.value)}: expected some of {', '.join(TITLES)}")
         check_writable(value["out"])
-        size, decoder, runs = value["size"], value["decoder"], (value["warmup"], value["repeats"])
+        size = value["size"]
+        decoder = value["decoder"]
+        runs = (value["warmup"], value["repeats"])
         settings = read_settings(size, [*BASE, *value["set"]])
         rows: dict[str, list[Point]] = {}
         with memory_explained():
-            for axis in axes.value:  # written one by one: an axis takes minutes, and what is measured is kept
+            for axis in axes.value:  # an axis takes minutes, so every one is written when it is done
                 rows[axis] = measure(axis, points(axis, size), size, value["set"], decoder, runs)
                 path = write(value["out"], settings, size, decoder, rows)
         print(path.with_suffix(".md").read_text(), end="")
 
-    # Before anything touches a device; accelerators are not concerned.
+    # Before anything touches a device. It has no effect on accelerators.
     jax.config.update("jax_num_cpu_devices", DEVICES)
     run_command(main)
 
 
 def write(
-    folder: str | os.PathLike, settings: TrainSettings, size: str, decoder: str, rows: dict[str, list[Point]]
+    folder: str | os.PathLike, settings: SPOTrainSettings, size: str, decoder: str, rows: dict[str, list[Point]]
 ) -> Path:
-    """JSON, table and plot of the axes' points; where the JSON is."""
+    """Writes JSON, table and plot; returns the path of the JSON.
+
+    Args:
+      folder: folder to write to.
+      settings: settings of the run.
+      size: size of the models.
+      decoder: decoder of the images.
+      rows: points of every axis.
+    """
     results = {
         axis: {"points": found, "slope": slope(found, "seconds"), "expected_slope": slope(found, "expected_seconds")}
         for axis, found in rows.items()
@@ -185,7 +212,7 @@ def write(
     path = result_path(folder, found)
     write_text(path.with_suffix(".md"), table(results))
     plot(path.with_suffix(".png"), results, f"{size} on {found['versions']['device']}")
-    save(folder, found, tell=False)
+    save(folder, found, show=False)
     return path
 
 

@@ -1,7 +1,7 @@
-"""TPUs that programs can be compiled for without one: topologies by name, and what their chips have.
+"""TPUs that programs can be compiled for without one: topologies by name, and figures of their chips.
 
-The compiler is in the ``libtpu`` wheel. It is asked through `jax.experimental.topologies`, whose devices make a mesh
-like any others; only running on them is impossible.
+The compiler is in the ``libtpu`` wheel. `jax.experimental.topologies` gives devices that make a mesh like any others,
+except that nothing can run on them.
 """
 
 import dataclasses
@@ -19,7 +19,14 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip's memory in bytes, and its maker's figures: bytes per second of it, 16-bit operations per second."""
+    """Figures of a chip, from its maker.
+
+    Attributes:
+      name: generation.
+      hbm: bytes of memory.
+      bandwidth: bytes per second that memory moves.
+      peak_flops: 16-bit operations per second.
+    """
 
     name: str
     hbm: int
@@ -27,7 +34,7 @@ class Chip:
     peak_flops: float
 
 
-# Google Cloud's data sheets: GiB, GB/s. A device kind is the first name that it starts with.
+# From Google Cloud's data sheets: GiB, GB/s. The first name that a device kind starts with is taken.
 _CHIPS = (
     ("TPU v6", "v6e", 32, 1640),
     ("TPU v5 lite", "v5e", 16, 819),
@@ -37,33 +44,33 @@ _CHIPS = (
 
 
 def find_topology(name: str) -> list[jax.Device]:
-    """The devices of a TPU topology.
+    """Returns the devices of a TPU topology.
 
     Args:
-      name: generation and shape, e.g. ``v5e:2x4``, ``v5p:2x2x1``.
+      name: generation and shape, such as ``v5e:2x4`` or ``v5p:2x2x1``.
 
     Raises:
       UserError: there is no TPU compiler here, or it does not know the name.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU compiler is not installed; expected the wheel libtpu: pip install 'jax[tpu]'")
-    # Without these the library looks for the TPU machine that it is on: asks a server, warns, locks a file.
+        raise UserError("the TPU compiler is not installed: expected the wheel libtpu; run pip install 'jax[tpu]'")
+    # Without these the library looks for the TPU machine that it runs on: it asks a server, warns and locks a file.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any will do: the name decides
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any value works, because the name decides
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--topology={name}: {reason}; expected such as v5e:2x4, v6e:2x4, v5p:2x2x1") from error
+        raise UserError(f"--topology={name}: {reason}: expected a name such as v5e:2x4, v6e:2x4, v5p:2x2x1") from error
 
 
 def chip_of(device: jax.Device) -> Chip:
-    """What the device's chip has.
+    """Returns the figures of a device's chip.
 
     Raises:
-      UserError: a generation that is not in the table.
+      UserError: its generation is not in the table.
     """
     for kind, name, gib, bandwidth in _CHIPS:
         if device.device_kind.startswith(kind):

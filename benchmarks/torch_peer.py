@@ -1,11 +1,12 @@
-"""SPO for Stable Diffusion 1.5 in PyTorch, diffusers, transformers and peft, the way its reference computes it.
+"""SPO for Stable Diffusion 1.5 in PyTorch, diffusers, transformers and peft, computed as its reference does.
 
-What `benchmarks.against_torch` measures ours against. A plain Python loop: a deep copy of the UNet as reference,
-winner and loser evaluated apart although they share x_t, the preference model's text features recomputed for every
-candidate at every step, prompts encoded for every batch, every pool decoded at once. Without waste beyond that: no
-gradients where none are needed, torch's own fused attention, AdamW and norm clip; 16-bit weights with float32 LoRA
-under autocast. It computes what ours computes: fed the same draws and order, latents, scores and losses agree
-(tests/benchmarks/test_torch_peer.py). Only the recipe of SD 1.5, where every pool shares one parent, is here.
+`benchmarks.against_torch` measures ours against this peer. It is a plain Python loop: the reference is a deep copy of
+the UNet, winner and loser are evaluated separately although they share x_t, the preference model's text features are
+recomputed for every candidate at every step, prompts are encoded for every batch, and every pool is decoded at once.
+Nothing else is wasted: no gradients where none are needed; torch's own fused attention, AdamW and norm clip; 16-bit
+weights with a float32 LoRA under autocast. It computes the same as ours: given the same draws and order, latents,
+scores and losses agree (tests/benchmarks/test_torch_peer.py). Only the recipe of SD 1.5 is implemented, in which every
+pool shares one parent.
 
 Layouts are torch's: latents [b c h w], pools [k b c h w].
 """
@@ -33,12 +34,20 @@ from spo_jax.core.errors import UserError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TIME_FEATURES = 256
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """All randomness of a rollout: x_T [b ...], noises [d b ...] and [r k b ...], picks [r-1 b]."""
+    """All randomness of a rollout.
+
+    Attributes:
+      init_latents: x_T [b ...].
+      shared: noises [d b ...] of the steps before the first diverted one.
+      pool: noises [r k b ...] of the pools.
+      choice: the candidates [r-1 b] that continue.
+    """
 
     init_latents: Tensor
     shared: Tensor
@@ -48,7 +57,15 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """The valid pairs of a rollout, and their prompts' text states."""
+    """The valid pairs of a rollout.
+
+    Attributes:
+      x_t: the parents.
+      win: the winners.
+      lose: the losers.
+      t: timesteps of the transitions.
+      states: text states of the prompts.
+    """
 
     x_t: Tensor
     win: Tensor
@@ -57,18 +74,21 @@ class Pairs:
     states: Tensor
 
     def rows(self, index: Tensor) -> "Pairs":
-        """Some of the pairs."""
+        """Returns the pairs of these rows."""
         return Pairs(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
 
 class PreferenceModel(nn.Module):
-    """transformers' CLIPModel with the vision tower of the step-aware preference model: adaptive norms told of t."""
+    """transformers' CLIPModel with the vision tower of the step-aware preference model, whose norms depend on t."""
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
         self.clip = clip = transformers.CLIPModel(transformers.CLIPConfig(**config))
         width = clip.config.vision_config.hidden_size
-        modulation = lambda chunks: nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))  # noqa: E731
+
+        def modulation(chunks: int) -> nn.Module:
+            return nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))
+
         clip.t_embedder = nn.Module()
         clip.t_embedder.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         for layer in clip.vision_model.encoder.layers:
@@ -76,7 +96,7 @@ class PreferenceModel(nn.Module):
         clip.vision_model.adaLN_modulation = modulation(2)
 
     def forward(self, images: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Scores of pictures [n 3 H W] in [-1, 1] at timesteps [n] for tokens [n l]; float32 [n]."""
+        """Returns float32 scores [n] of images [n 3 H W] in [-1, 1] at timesteps [n] for tokens [n l]."""
         image = F.normalize(self._image_features(self._pixels(images), t).float(), dim=-1)
         text = self.clip.text_model(input_ids=ids).pooler_output
         text = F.normalize(self.clip.text_projection(text).float(), dim=-1)
@@ -89,7 +109,8 @@ class PreferenceModel(nn.Module):
         return ((images / 2 + 0.5).clamp(0, 1) - mean) / std
 
     def _image_features(self, pixels: Tensor, t: Tensor) -> Tensor:
-        vision, dtype = self.clip.vision_model, self.clip.visual_projection.weight.dtype
+        vision = self.clip.vision_model
+        dtype = self.clip.visual_projection.weight.dtype
         c = self.clip.t_embedder.mlp(_sinusoid(t).to(dtype))
         x = vision.pre_layrnorm(vision.embeddings(pixels.to(dtype)))
         for layer in vision.encoder.layers:
@@ -110,21 +131,26 @@ def _sinusoid(t: Tensor) -> Tensor:
 
 
 class Peer:
-    """Models, adapter and optimiser of a run.
+    """Models, adapter and optimizer of a run.
 
     Args:
-      folder: what `benchmarks.contender.write_models` left.
-      device: ``cpu`` or ``cuda``. checkpointing: of the policy's gradients.
+      folder: folder that `benchmarks.contender.write_models` wrote.
+      device: ``cpu`` or ``cuda``.
+      checkpointing: whether the policy uses gradient checkpointing.
 
     Raises:
-      UserError: settings of a recipe that is not here.
+      UserError: the settings are those of a recipe that is not implemented.
     """
 
     def __init__(self, folder: Path, device: str, checkpointing: bool = False):
         settings = _read(folder / "settings.json")
         _check_recipe(settings)
-        self.spo, self.device = SimpleNamespace(**settings["spo"]), device
+        self.spo = SimpleNamespace(**settings["spo"])
+        self.max_grad_norm = settings["optimizer"]["max_grad_norm"]
+        self.device = device
         self.dtype = getattr(torch, settings["dtype"])
+
+        # The models.
         load = {"torch_dtype": self.dtype, "local_files_only": True}
         decoder = _read(folder / "vae" / "config.json")["_class_name"]
         self.unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **load)
@@ -133,25 +159,35 @@ class Peer:
             folder / "text_encoder", dtype=self.dtype, local_files_only=True
         )
         self.spm = PreferenceModel(_read(folder / "spm" / "config.json")).to(self.dtype)
-        # Kept in float32, as ours: bfloat16 would move every score by a percent.
+        # Kept in float32, as in ours, because bfloat16 would move every score by a percent.
         self.spm.clip.logit_scale.data = self.spm.clip.logit_scale.data.float()
         self.spm.clip.load_state_dict(safetensors.torch.load_file(folder / "spm" / "model.safetensors"))
         for module in (self.unet, self.vae, self.text_encoder, self.spm):
             module.to(device).eval().requires_grad_(False)
         self.reference = copy.deepcopy(self.unet)
+
+        # The adapter and its optimizer.
         self.lora = self._add_lora(folder / "lora.safetensors", **settings["lora"])
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.optimiser = torch.optim.AdamW(
-            self.lora.values(), lr=self.spo.learning_rate, betas=(self.spo.adam_beta1, self.spo.adam_beta2),
-            eps=self.spo.adam_epsilon, weight_decay=self.spo.weight_decay,
-        )  # fmt: skip
+        optimizer = settings["optimizer"]
+        self.optimizer = torch.optim.AdamW(
+            self.lora.values(),
+            lr=optimizer["learning_rate"],
+            betas=(optimizer["adam_beta1"], optimizer["adam_beta2"]),
+            eps=optimizer["adam_epsilon"],
+            weight_decay=optimizer["weight_decay"],
+        )
+
+        # The schedule.
         scheduler = diffusers.DDIMScheduler.from_config(_read(folder / "scheduler" / "scheduler_config.json"))
         scheduler.set_timesteps(self.spo.num_steps)
         self.timesteps = [int(t) for t in scheduler.timesteps]
         self.velocity = scheduler.config.prediction_type == "v_prediction"
         self.alphas = scheduler.alphas_cumprod.to(device)
         self.stride = scheduler.config.num_train_timesteps // self.spo.num_steps
+
+        # The prompts.
         ids = np.load(folder / "ids.npz")
         self.ids, self.empty, self.spm_ids = (
             torch.from_numpy(ids[name]).long().to(device) for name in ("text", "empty", "spm")
@@ -160,7 +196,7 @@ class Peer:
         self.latent_shape = (self.unet.config.in_channels, size, size)
 
     def _add_lora(self, file: Path, rank: int, alpha: float) -> dict[str, nn.Parameter]:
-        """Adds the adapter with the weights of ``file``; its parameters by their names there."""
+        """Adds the adapter with the weights of a LoRA file; returns its parameters by their names in the file."""
         self.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS))
         halves = {"lora_A.default": "lora.down", "lora_B.default": "lora.up"}
         lora = {
@@ -176,23 +212,34 @@ class Peer:
         return lora
 
     def draw(self, generator: torch.Generator) -> Draws:
-        """The randomness of a rollout."""
-        b, k, first = len(self.ids), self.spo.num_candidates, self.spo.divert_start_step
+        """Draws the randomness of a rollout."""
+        b = len(self.ids)
+        k = self.spo.num_candidates
+        first = self.spo.divert_start_step
         records = self.spo.num_steps - first
-        normal = lambda *axes: torch.randn(  # noqa: E731
-            (*axes, b, *self.latent_shape), generator=generator, device=self.device
-        )
+
+        def normal(*axes: int) -> Tensor:
+            return torch.randn((*axes, b, *self.latent_shape), generator=generator, device=self.device)
+
         choice = torch.randint(0, k, (records - 1, b), generator=generator, device=self.device)
         return Draws(normal(), normal(first), normal(records, k), choice)
 
     @torch.no_grad()
     def sample(self, draws: Draws) -> tuple[Pairs, Tensor, Tensor]:
-        """A rollout of the policy: (valid pairs, scores [s k b], final latents [k b ...])."""
-        k, first = self.spo.num_candidates, self.spo.divert_start_step
+        """Rolls the policy out.
+
+        Returns:
+          Valid pairs, scores [s k b] and final latents [k b ...].
+        """
+        k = self.spo.num_candidates
+        first = self.spo.divert_start_step
         states, empty = (self.text_encoder(input_ids=ids).last_hidden_state for ids in (self.ids, self.empty))
         b = len(states)
-        x, found, scores = draws.init_latents, [], []
-        pool = parent = None
+        x = draws.init_latents
+        found = []
+        scores = []
+        pool = None
+        parent = None
         for i, t in enumerate(self.timesteps):
             copies = 1 if pool is None else k
             x0, mean, std = self._moments(self.unet, x, t, states.repeat(copies, 1, 1), empty)
@@ -203,7 +250,8 @@ class Peer:
                 scores.append(self._scores(x0, t).view(k, b))
                 found.append(self._pairs(parent, pool, scores[-1], self.timesteps[i - 1], states))
                 picked = draws.choice[i - first - 1], torch.arange(b, device=self.device)
-                parent, mean = pool[picked], mean.view_as(pool)[picked]
+                parent = pool[picked]
+                mean = mean.view_as(pool)[picked]
             else:
                 parent = x
             pool = mean[None] + std * draws.pool[i - first]
@@ -222,27 +270,31 @@ class Peer:
     def _pairs(self, parent: Tensor, pool: Tensor, scores: Tensor, t: int, states: Tensor) -> Pairs:
         order = scores.argsort(dim=0, descending=True, stable=True)
         row = torch.arange(len(states), device=self.device)
-        win, lose = order[0], order[-1]
+        win = order[0]
+        lose = order[-1]
         valid = torch.tanh((scores[win, row] - scores[lose, row]) / 2) > self.spo.threshold
         kept = torch.full((len(states),), t, device=self.device)
         return Pairs(parent[valid], pool[win, row][valid], pool[lose, row][valid], kept[valid], states[valid])
 
     def train(self, pairs: Pairs, order: Tensor) -> list[Tensor]:
-        """An optimiser step for every training batch of the pairs, taken in ``order``; the losses."""
+        """Takes an optimizer step on every training batch of the pairs in this order; returns the losses."""
         with torch.no_grad():
             empty = self.text_encoder(input_ids=self.empty).last_hidden_state
         losses = []
         for index in order.split(self.spo.train_batch_size):
             loss = self.loss(pairs.rows(index), empty)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.lora.values(), self.spo.max_grad_norm)
-            self.optimiser.step()
-            self.optimiser.zero_grad(set_to_none=True)
+            torch.nn.utils.clip_grad_norm_(self.lora.values(), self.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
             losses.append(loss.detach())
         return losses
 
     def loss(self, batch: Pairs, empty: Tensor) -> Tensor:
-        """-log σ(β (log r_w - log r_l)), averaged; winner and loser each with a pass of policy and reference."""
+        """Returns the mean of -log σ(β (log r_w - log r_l)).
+
+        Winner and loser each take a pass of policy and reference.
+        """
         log_ratios = []
         for member in (batch.win, batch.lose):
             with torch.no_grad():
@@ -259,22 +311,29 @@ class Peer:
     def _moments(
         self, unet: nn.Module, x: Tensor, t: Tensor | int, states: Tensor, empty: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x0, mean and standard deviation of the step from ``t``, under guidance; float32."""
+        """Returns x0, mean and standard deviation of the step from ``t`` under guidance, in float32."""
         autocast = torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype != torch.float32)
         t = torch.as_tensor(t, device=self.device)
         with autocast:
             both = unet(
-                torch.cat([x, x]).to(self.dtype), t.expand(len(x)).repeat(2),
+                torch.cat([x, x]).to(self.dtype),
+                t.expand(len(x)).repeat(2),
                 encoder_hidden_states=torch.cat([empty.expand_as(states), states]),
-            ).sample.float()  # fmt: skip
+            ).sample.float()
         without, with_text = both.chunk(2)
         prediction = without + self.spo.guidance_scale * (with_text - without)
-        column = lambda values: values.view(-1, 1, 1, 1)  # noqa: E731  one timestep for all, or one per row
-        a_t, a_prev = column(self.alphas[t]), column(self.alphas[(t - self.stride).clamp(min=0)])
+
+        def column(values: Tensor) -> Tensor:  # one timestep for all rows, or one for each
+            return values.view(-1, 1, 1, 1)
+
+        a_t = column(self.alphas[t])
+        a_prev = column(self.alphas[(t - self.stride).clamp(min=0)])
         if self.velocity:
-            x0, eps = a_t.sqrt() * x - (1 - a_t).sqrt() * prediction, a_t.sqrt() * prediction + (1 - a_t).sqrt() * x
+            x0 = a_t.sqrt() * x - (1 - a_t).sqrt() * prediction
+            eps = a_t.sqrt() * prediction + (1 - a_t).sqrt() * x
         else:
-            x0, eps = (x - (1 - a_t).sqrt() * prediction) / a_t.sqrt(), prediction
+            x0 = (x - (1 - a_t).sqrt() * prediction) / a_t.sqrt()
+            eps = prediction
         std = self.spo.eta * ((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)).sqrt()
         return x0, a_prev.sqrt() * x0 + (1 - a_prev - std**2).sqrt() * eps, std
 
@@ -284,7 +343,15 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _check_recipe(settings: Mapping[str, Any]) -> None:
-    fixed = {"num_inner_step": 0, "branch_at_last_step": True, "gradient_accumulation_steps": 1}
-    for field, value in fixed.items():
-        if settings["spo"][field] != value:
-            raise UserError(f"--set=spo.{field}: the peer in PyTorch only knows {value}, the recipe of SD 1.5")
+    fixed = {
+        ("spo", "num_inner_step"): 0,
+        ("spo", "branch_at_last_step"): True,
+        ("optimizer", "gradient_accumulation_steps"): 1,
+    }
+    for (group, field), value in fixed.items():
+        found = settings[group][field]
+        if found != value:
+            raise UserError(
+                f"--set={group}.{field}={found}: the peer in PyTorch implements only the recipe of SD 1.5: expected "
+                f"{value}"
+            )

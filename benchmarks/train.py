@@ -1,63 +1,57 @@
-"""Whole batches as the trainer runs them, rollout and update: ``python -m benchmarks.train --size=sd15``."""
+"""Measures whole batches as the trainer runs them, rollout and update: ``python -m benchmarks.train --size=sd15``."""
 
 import statistics
 from typing import Any
 
-import jax
-
-from benchmarks.common import command, peak_memory, spread_of, timed, utilisation
+from benchmarks.common import command, compiled_all, peak_memory, spread_of, timed, utilisation
 from benchmarks.flops import count, xla_flops
 from benchmarks.subjects import Subject, chunks_of
-from spo_jax.core.typing import Key
-from spo_jax.methods.spo.batch import run_batch
-from spo_jax.methods.spo.programs import compile_programs
+from spo_jax.methods.common.state import TrainState
+from spo_jax.methods.spo.method import run_batch
 
 
 def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
-    """Trajectories (prompts) and trained pairs per second, seconds of both halves, operations, memory."""
-    settings, state = subject.settings, subject.fresh_state()
-    programs = compile_programs(subject.networks, state, subject.frozen, subject.inputs)
-    keys, rows = subject.keys(warmup + repeats), []
+    """Measures trajectories (prompts) and trained pairs per second, seconds of both halves, operations and memory."""
+    settings = subject.settings
+    programs, compile_seconds = compiled_all(subject.traced)
+    keys = subject.keys(warmup + repeats)
+    state = subject.fresh_state()
+    rows = []
 
-    def batch():
+    def batch() -> TrainState:
         nonlocal state
-        arguments = (programs, subject.frozen, subject.inputs, subject.judged_timesteps)
-        state, row = run_batch(*arguments, state, keys[len(rows)])
+        key = keys[len(rows)]
+        state, row = run_batch(programs, subject.frozen, subject.inputs, subject.judged_timesteps, state, key)
         rows.append(row)
         return state
 
     seconds = spread_of(timed(batch, warmup, repeats, "batch"))
-    counted = rows[warmup:]
-    middle = lambda name: statistics.median(row[name] for row in counted)  # noqa: E731
-    pairs, batches = (statistics.mean(row[name] for row in counted) for name in ("valid_pairs", "train_batches"))
-    chunks = statistics.mean(chunks_of(settings.spo, int(row["valid_pairs"])) for row in counted)
-    flops = _flops(subject, keys[0], chunks)
-    total = flops["flops_rollout"] + flops["flops_update"]
+    timed_rows = rows[warmup:]
+
+    def column(name: str) -> list[float]:
+        return [row[name] for row in timed_rows]
+
+    # Operations, for the chunks of training batches that were computed; nothing is counted twice (see update_step).
+    pairs = statistics.mean(column("valid_pairs"))
+    chunks = statistics.mean(chunks_of(settings.spo, int(valid)) for valid in column("valid_pairs"))
+    counted = subject.without_remat().traced
+    flops_rollout = count(counted["collect"])
+    flops_update = count(counted["update"], while_trips=(1, chunks))
     return {
-        "batches": len(counted),
+        "batches": len(timed_rows),
         "seconds": seconds,
-        "seconds_rollout": middle("seconds/rollout"),
-        "seconds_update": middle("seconds/update"),
-        "compile_seconds": programs.compile_seconds,
+        "seconds_rollout": statistics.median(column("seconds/rollout")),
+        "seconds_update": statistics.median(column("seconds/update")),
+        "compile_seconds": compile_seconds,
         "valid_pairs": pairs,
-        "training_batches": batches,
+        "training_batches": statistics.mean(column("train_batches")),
         "trajectories_per_second": settings.prompts_per_batch / seconds["median"],
         "pairs_per_second": pairs / statistics.mean(seconds["all"]),
-        **flops,
-        "flops_xla_loops_once": {name: xla_flops(getattr(programs, name)) for name in ("collect", "update")},
-        **utilisation(total, statistics.mean(seconds["all"]), settings.dtype),
+        "flops_rollout": flops_rollout,
+        "flops_update": flops_update,
+        "flops_xla_loops_once": {name: xla_flops(program) for name, program in programs.items()},
+        **utilisation(flops_rollout + flops_update, statistics.mean(seconds["all"]), settings.dtype),
         **peak_memory(),
-    }
-
-
-def _flops(subject: Subject, key: Key, chunks: float) -> dict[str, float]:
-    """From the layers, for the chunks of training batches that there were; nothing counted twice (see update_step)."""
-    state, networks = subject.fresh_state(), subject.without_remat().networks
-    inputs = (subject.frozen, subject.inputs)
-    pairs = jax.eval_shape(networks.collect, state.lora, *inputs, key)[0]
-    return {
-        "flops_rollout": count(networks.collect, state.lora, *inputs, key),
-        "flops_update": count(networks.update, state, *inputs, pairs, key, while_trips=(1, chunks)),
     }
 
 

@@ -1,4 +1,4 @@
-"""Settings of every test: CPU with 8 simulated devices, no network, strict shapes, and where the golden arrays are."""
+"""Settings of all tests: CPU with 8 simulated devices, no network, strict shapes, and the folder of golden arrays."""
 
 import functools
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# Before anything imports jax, torch or transformers. A value that is set already wins: JAX_PLATFORMS=cuda.
+# Before anything imports jax, torch or transformers. A value that is set already wins, such as JAX_PLATFORMS=cuda.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# torch takes its number of threads from here: its reference networks are tiny, and its threads would fight with JAX's.
+# torch reads its number of threads from here. Its reference networks are small; more threads would compete with JAX's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests compile far more than they compute: LLVM's optimisations cost more than they bring. Child processes inherit it.
+# Tests compile far more than they compute, so LLVM's optimisations cost more than they save. Children inherit it.
 os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
 
 import jax  # noqa: E402
@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_GOLDEN = ROOT.parent / "shared" / "golden"
 
 jax.config.update("jax_num_cpu_devices", 8)
-# A [d] array meeting a [b d] one is more often a slip than a wish; write the missing axis out.
+# A [d] array that meets a [b d] array is more often a mistake than an intention; write out the missing axis.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Compiled programs are kept from run to run, the many small ones too: most of a test's seconds are XLA's.
+# Compiled programs are kept between runs, the many small ones too: tests spend most of their time in XLA.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(ROOT / ".pytest_cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
-    """Folder with the reference's arrays: the default one may be absent (skip), one that was asked for may not."""
+    """The folder with the reference's arrays; tests are skipped where the default is absent, and fail where another is."""
     given = request.config.getoption("--golden-dir")
     folder = Path(given or DEFAULT_GOLDEN)
     if not folder.is_dir():
@@ -54,32 +54,34 @@ def golden_dir(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded() -> Any:
+def toy() -> Any:
     """The pipeline and the preference model shipped in the package."""
     from spo_jax.models import open_pipeline
     from spo_jax.rewards.common.preference_model import load_spm
 
-    return SimpleNamespace(pipeline=open_pipeline("embedded"), spm=load_spm("embedded"))
+    return SimpleNamespace(pipeline=open_pipeline("toy"), spm=load_spm("toy"))
 
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny SDXL pipeline with random weights (see `tests/sdxl.py`); tests only read it."""
+    """The folder of a small SDXL pipeline with random weights (see `tests/sdxl.py`); tests only read it."""
     from tests.sdxl import write_tiny_sdxl
 
     return write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny_sdxl")
 
 
 @pytest.fixture(scope="session")
-def tiny_settings() -> Any:
-    """A run of seconds on the embedded pipeline; one for all tests, so that its programs are compiled once.
+def toy_settings() -> Any:
+    """Settings of a run of seconds on the toy pipeline; shared by all tests, so that its programs are compiled once.
 
     With a threshold of 0 every pair is valid, however the shipped weights were trained.
     """
-    from spo_jax.methods.spo.settings import EvalSettings, LogSettings, SPOSettings, TrainSettings
+    from spo_jax.methods.common.settings import EvalSettings, OptimizerSettings
+    from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
     from spo_jax.parallel.mesh import MeshSettings
+    from spo_jax.run.settings import LogSettings
 
-    return TrainSettings(
+    return SPOTrainSettings(
         prompts_per_batch=2,
         max_batches=3,
         mesh=MeshSettings(data=1),
@@ -90,18 +92,18 @@ def tiny_settings() -> Any:
             threshold=0.0,
             decode_chunk=12,
             train_batch_size=4,
-            learning_rate=1e-2,  # so that a few steps can be seen in the pictures
         ),
-        log=LogSettings(sample_every=2, sample_pictures=4, checkpoint_every=2),
-        eval=EvalSettings(pictures=4, batch=4, steps=3),
+        optimizer=OptimizerSettings(learning_rate=1e-2),  # so that a few steps are visible in the images
+        log=LogSettings(eval_every=2, checkpoint_every=2),
+        eval=EvalSettings(images=4, batch=4, steps=3, grid_images=4),
     )
 
 
 @pytest.fixture(scope="session")
-def diffusers_pictures() -> Callable[..., Any]:
-    """Pictures [b H W 3] in [0, 1] as diffusers draws them from a pipeline's folder, and perhaps a LoRA file.
+def diffusers_images() -> Callable[..., Any]:
+    """Draws images [b H W 3] in [0, 1] with diffusers from a pipeline's folder and, if given, a LoRA file.
 
-    With DDIM, whatever sampler the pipeline ships.
+    The sampler is DDIM, whichever sampler the pipeline ships.
     """
     import torch
     from diffusers import DDIMScheduler, DiffusionPipeline
@@ -116,7 +118,8 @@ def diffusers_pictures() -> Callable[..., Any]:
     def draw(
         folder: Path, prompts: Sequence[str], init_latents: Any, steps: int, guidance: float, lora: Path | None = None
     ) -> Any:
-        pipe, latents = load(folder), torch.from_numpy(init_latents.transpose(0, 3, 1, 2).copy())
+        pipe = load(folder)
+        latents = torch.from_numpy(init_latents.transpose(0, 3, 1, 2).copy())
         settings = dict(num_inference_steps=steps, guidance_scale=guidance, eta=0.0, output_type="np")
         if lora is not None:
             pipe.load_lora_weights(lora.parent, weight_name=lora.name)

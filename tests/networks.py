@@ -1,4 +1,4 @@
-"""The smallest networks of the right structure, with random weights: a step of training compiles in seconds."""
+"""The smallest networks of the right structure, with random weights: a training step compiles in seconds."""
 
 import dataclasses
 
@@ -10,17 +10,19 @@ from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.models.stable_diffusion.pipeline import StableDiffusion, unet_shapes
-from spo_jax.nn.shapes import text_shapes, vae_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from spo_jax.nn.shapes import clip_shapes, text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.sharding import place_weights
-from spo_jax.nn.shapes import clip_shapes
+from spo_jax.rewards.common.preference_model import PreferenceModel
 from spo_jax.toy import ASSETS
 from tests.pairs import MemoryPairs, noise_pairs
 
-SIDE, WORDS, LENGTH = 16, 569, 16
+SIDE = 16  # pixels
+WORDS = 569  # of the toy world's vocabulary
+LENGTH = 16  # tokens of a prompt
 TEXT = CLIPTextConfig(
     vocab_size=WORDS, hidden_size=16, intermediate_size=16, projection_dim=16, num_hidden_layers=1,
     num_attention_heads=2, max_position_embeddings=LENGTH, eos_token_id=WORDS - 1,
@@ -46,7 +48,7 @@ SCHEDULE = ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, bet
 
 
 def random_weights(seed, shapes):
-    """Weights that keep activations' size, and no bias or norm at rest, where a slip would not show."""
+    """Weights that keep the size of activations; no bias or norm is at rest, where a mistake would not show."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -59,12 +61,12 @@ def random_weights(seed, shapes):
 
 
 def small_pipeline(mesh=None):
-    """A Stable Diffusion pipeline for pictures of 16 pixels, with the embedded world's tokenizer."""
+    """A Stable Diffusion pipeline for images of 16 pixels, with the toy world's tokenizer."""
     return _pipeline(mesh, UNET, {"text_encoder": CLIPTextModel(TEXT)})
 
 
 def small_sdxl():
-    """The same with SDXL's second text encoder and size conditions."""
+    """The same pipeline with SDXL's second text encoder and size conditions."""
     unet = dataclasses.replace(
         UNET, cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=TEXT.projection_dim + 6 * 4,
@@ -74,7 +76,8 @@ def small_sdxl():
 
 
 def _pipeline(mesh, unet_config, encoders):
-    unet, vae = UNet2DConditionModel(unet_config), AutoencoderKL(VAE)
+    unet = UNet2DConditionModel(unet_config)
+    vae = AutoencoderKL(VAE)
     shapes = {"unet": unet_shapes(unet), "vae": vae_shapes(vae)}
     shapes |= {name: text_shapes(encoder) for name, encoder in encoders.items()}
     tokenizer = Tokenizer(ASSETS / "pipeline" / "tokenizer")
@@ -86,14 +89,19 @@ def _pipeline(mesh, unet_config, encoders):
 
 
 def small_clip(mesh=None):
-    """A time-conditioned CLIP, no part of which is at rest: (module, weights)."""
+    """A time-conditioned CLIP as (module, weights); no part of it is at rest."""
     clip = CLIPModel(CLIP)
     params = random_weights(1, clip_shapes(clip)) | {"logit_scale": jnp.float32(2.0)}
     return clip, place_weights(params, mesh)
 
 
+def small_spm(mesh=None):
+    """The same CLIP as a preference model, with the toy world's tokenizer."""
+    return PreferenceModel(*small_clip(mesh), Tokenizer(ASSETS / "pipeline" / "tokenizer"))
+
+
 def labelled_pairs(count, prompts=("a red star", "a blue moon", "a green disc")) -> MemoryPairs:
-    """Pairs of noise with labels of all three kinds; the last is one that nobody judged."""
+    """Pairs of noise images with labels of all three kinds; the last pair has no label."""
     pairs = noise_pairs(count, prompts=prompts)
     pairs.labels = np.asarray([[1, 0], [0, 1], [0.5, 0.5]], np.float32)[np.arange(count) % 3]
     pairs.count = np.arange(1, count + 1, dtype=np.int32)

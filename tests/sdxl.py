@@ -1,7 +1,7 @@
-"""A tiny SDXL pipeline with random weights and true structure, written by diffusers itself.
+"""A small SDXL pipeline with random weights and SDXL's structure, written by diffusers.
 
-Names, block types and depths are the published ones but for the number of transformer layers; widths are a handful.
-Biases and norms are random too, for at 0 and 1 a swapped one would not show.
+Names, block types and depths are the published ones, except for the number of transformer layers; the networks are
+narrow. Biases and norms are random, because at 0 and 1 a swapped one would have no effect.
 """
 
 import json
@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 ASSETS = Path(__file__).resolve().parent.parent / "spo_jax" / "toy" / "assets"
 TOKENIZER = ASSETS / "pipeline" / "tokenizer"
 PROJECTION, TIME_WIDTH = 10, 6
-# The published file: another sampler's, to be run as DDIM.
+# The published file, which is another sampler's, although it runs as DDIM.
 SCHEDULER = dict(
     beta_end=0.012, beta_schedule="scaled_linear", beta_start=0.00085, interpolation_type="linear",
     num_train_timesteps=1000, prediction_type="epsilon", steps_offset=1, timestep_spacing="leading",
@@ -38,7 +38,7 @@ VAE = dict(
 
 
 def _text_config(width: int, act: str) -> CLIPTextConfig:
-    """As published, with the eos_token_id 2 that means "the largest id"."""
+    """Makes a config like the published ones, whose eos_token_id 2 means "the largest id"."""
     return CLIPTextConfig(
         vocab_size=569, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3, num_attention_heads=2,
         max_position_embeddings=16, hidden_act=act, projection_dim=PROJECTION,
@@ -55,7 +55,7 @@ def _random(module: Any, seed: int) -> Any:
 
 
 def write_tokenizer_2(folder: Path) -> None:
-    """The embedded world's vocabulary as SDXL's second tokenizer has its own: old files, padded with "!", id 0."""
+    """Writes the toy vocabulary in the form of SDXL's second tokenizer: old files, padded with "!", whose id is 0."""
     folder.mkdir(parents=True)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(TOKENIZER / name, folder / name)
@@ -65,7 +65,7 @@ def write_tokenizer_2(folder: Path) -> None:
 
 
 def write_tiny_sdxl(folder: Path) -> Path:
-    """Writes the pipeline's folder (2 MB) and gives it back."""
+    """Writes the pipeline (2 MB); returns its folder."""
     write_tokenizer_2(folder / "second")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -80,7 +80,7 @@ def write_tiny_sdxl(folder: Path) -> Path:
             add_watermarker=False,
         )
     pipeline.save_pretrained(folder)
-    # The library writes tokenizers in its newest form; the published second one is of the old.
+    # The library writes tokenizers in its newest form; the published second one has the old form.
     shutil.rmtree(folder / "tokenizer_2")
     (folder / "second").rename(folder / "tokenizer_2")
     return folder

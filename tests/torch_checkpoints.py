@@ -1,4 +1,4 @@
-"""Small torch networks, and the tree of shapes that a Flax network of the same names would have."""
+"""Small torch networks, and the trees of shapes that Flax networks with the same names would have."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def _leaf(module: Any, name: str, parameter: Any) -> tuple[str, tuple[int, ...]]
 
 @pytest.fixture(scope="session")
 def shape_tree() -> Callable[[Any], dict[str, Any]]:
-    """Torch module -> shapes of the Flax tree, told from the kinds of its layers and not from its names."""
+    """A function from a torch module to the shapes of its Flax tree, by the kinds of its layers, not their names."""
 
     def build(root: Any) -> dict[str, Any]:
         flat = {}
@@ -44,13 +44,17 @@ def shape_tree() -> Callable[[Any], dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def torch_arrays() -> Callable[[Any], dict[str, np.ndarray]]:
-    """Torch module -> its state dict as numpy arrays."""
-    return lambda module: {name: value.detach().numpy() for name, value in module.state_dict().items()}
+    """A function from a torch module to its state dict as numpy arrays."""
+
+    def arrays(module: Any) -> dict[str, np.ndarray]:
+        return {name: value.detach().numpy() for name, value in module.state_dict().items()}
+
+    return arrays
 
 
 @pytest.fixture(scope="session")
 def unet() -> Any:
-    """A UNet of SD 1.5's kind: 1x1 convolutions around its transformers."""
+    """A UNet of SD 1.5's kind, with 1x1 convolutions around its transformers."""
     torch.manual_seed(0)
     return diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -66,7 +70,7 @@ def unet() -> Any:
 
 @pytest.fixture(scope="session")
 def sdxl_unet() -> Any:
-    """A UNet of SDXL's kind: linear projections, added time ids and pooled text."""
+    """A UNet of SDXL's kind, with linear projections, time ids and pooled text."""
     torch.manual_seed(1)
     return diffusers.UNet2DConditionModel(
         sample_size=8,
@@ -87,7 +91,7 @@ def sdxl_unet() -> Any:
 
 @pytest.fixture(scope="session")
 def vae() -> Any:
-    """An AutoencoderKL of two levels."""
+    """An AutoencoderKL with two levels."""
     torch.manual_seed(2)
     return diffusers.AutoencoderKL(
         block_out_channels=(8, 16),
@@ -106,14 +110,14 @@ def _text_config(**changes: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def text_encoder() -> Any:
-    """A CLIPTextModel without projection."""
+    """A CLIPTextModel, which has no projection."""
     torch.manual_seed(3)
     return transformers.CLIPTextModel(_text_config()).eval()
 
 
 @pytest.fixture(scope="session")
 def text_encoder_2() -> Any:
-    """A CLIPTextModelWithProjection, as SDXL's second one."""
+    """A CLIPTextModelWithProjection, like SDXL's second text encoder."""
     torch.manual_seed(4)
     return transformers.CLIPTextModelWithProjection(_text_config(projection_dim=20)).eval()
 

@@ -1,6 +1,6 @@
-"""Tiny torch networks with random weights, and the same weights in our networks.
+"""Small torch networks with random weights, and the same weights in our networks.
 
-Biases and norms start at 0 and 1 in torch, where a swapped or lost one would not show: here they are random too.
+In torch, biases start at 0 and norms at 1, so that a swapped or missing one would have no effect. Here they are random.
 """
 
 import functools
@@ -23,34 +23,35 @@ from spo_jax.weights import rules
 
 
 def relative_error(ours: Any, theirs: Any) -> float:
-    """Largest difference over the largest value of the reference; ours is already in the reference's layout."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    """Returns the largest difference over the reference's largest value; both arrays have the reference's layout."""
+    ours = np.asarray(ours)
+    theirs = np.asarray(theirs)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
-    """Standard normal numbers."""
+    """Draws standard normal numbers."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
 def to_torch(x: Any) -> torch.Tensor:
-    """The same array in torch."""
+    """Converts an array to torch."""
     return torch.from_numpy(np.array(x))
 
 
 def nchw(x: Any) -> torch.Tensor:
-    """[b h w c] to torch's [b c h w]."""
+    """Converts [b h w c] to torch's [b c h w]."""
     return to_torch(x).permute(0, 3, 1, 2).contiguous()
 
 
 def nhwc(x: torch.Tensor) -> np.ndarray:
-    """[b c h w] from torch to [b h w c]."""
+    """Converts torch's [b c h w] to [b h w c]."""
     return x.detach().permute(0, 2, 3, 1).numpy()
 
 
 def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """The module with noise on its biases and norms, frozen, in evaluation mode."""
+    """Adds noise to the module's biases and norms; returns it frozen and in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         if parameter.ndim == 1:
@@ -59,30 +60,30 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def tree(module: torch.nn.Module, shapes: Any, prefix: str = "") -> dict[str, Any]:
-    """The module's weights in the tree of our network."""
+    """Returns the module's weights in the tree of our network."""
     state = {prefix + name: value.numpy() for name, value in module.state_dict().items()}
     return rules.to_tree(state, shapes, "torch")
 
 
 def jit(function: Callable, **settings: Any) -> Callable:
-    """`jax.jit` without LLVM's optimisations: of these tiny networks, nearly all the seconds are compiling."""
+    """Compiles without LLVM's optimisations, because small networks spend nearly all their time in the compiler."""
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **settings)
 
 
 def remat_blocks(function: Callable, *args: Any) -> int:
-    """How many parts of a function are recomputed in its backward pass."""
+    """Counts the parts of a function that are recomputed in its backward pass."""
     return len(re.findall(r"\b(?:checkpoint|remat2?)\[", str(jax.make_jaxpr(function)(*args))))
 
 
 @pytest.fixture(scope="session")
 def reference() -> SimpleNamespace:
-    """The helpers of this file."""
+    """The helper functions of this file."""
     helpers = (relative_error, normal, to_torch, nchw, nhwc, randomised, tree, jit, remat_blocks)
     return SimpleNamespace(**{helper.__name__: helper for helper in helpers})
 
 
 _BASE = dict(norm_num_groups=4, cross_attention_dim=12, layers_per_block=1)
-# Between them every block type and field that the published UNets vary, and what diffusers allows beside them.
+# Together they cover every block type and field that differs between the published UNets, and others of diffusers.
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": dict(
         block_out_channels=(8, 16),
@@ -113,7 +114,7 @@ UNETS: dict[str, dict[str, Any]] = {
     "odd ones": dict(
         block_out_channels=(8, 16),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),  # The skips of an attending level meet one that does not.
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),  # A level with attention is mirrored by one without.
         attention_head_dim=(2, 1),
         in_channels=9,
         out_channels=3,
@@ -128,7 +129,7 @@ UNETS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session")
 def unets() -> Callable[[str], SimpleNamespace]:
-    """Kind -> ``theirs`` (torch) and ``ours`` with ``params``, a jitted ``apply`` and ``inputs(h, w)`` of two rows."""
+    """A function from a kind to ``theirs`` (torch) and ``ours``, with ``params``, a jitted ``apply`` and ``inputs``."""
 
     @functools.cache
     def build(kind: str) -> SimpleNamespace:
@@ -138,14 +139,15 @@ def unets() -> Callable[[str], SimpleNamespace]:
         config = ours.config
 
         def inputs(height: int, width: int) -> tuple[Any, ...]:
-            """x, t, context and, where they are wanted, pooled and time ids."""
-            x, context = normal(1, 2, height, width, config.in_channels), normal(2, 2, 5, config.cross_attention_dim)
+            """Makes two rows of x, t, context and, if the network takes them, pooled text and time ids."""
+            x = normal(1, 2, height, width, config.in_channels)
+            context = normal(2, 2, 5, config.cross_attention_dim)
             sizes = jnp.array([[64.0, 48, 0, 8, 64, 64], [1024, 768, 3, 0, 512, 512]])
             extra = (normal(3, 2, 10), sizes) if config.wants_size_conditions else ()
             return x, jnp.array([999, 251]), context, *extra
 
         def predict(*inputs: Any) -> torch.Tensor:
-            """Torch's prediction for our inputs, [b h w c] and with its graph."""
+            """Returns torch's prediction for our inputs as [b h w c], with its graph."""
             x, t, context, *extra = inputs
             added = dict(zip(("text_embeds", "time_ids"), map(to_torch, extra), strict=False))
             x, t, context = nchw(x), to_torch(t), to_torch(context)

@@ -1,1 +1,1 @@
-"""Makes and measures the pipeline shipped in the package: ``python -m spo_jax.build_toy.build``."""
+"""Makes and measures the assets shipped in the package: ``python -m spo_jax.build_toy.build``."""

@@ -1,4 +1,4 @@
-"""The embedded autoencoder: 32 x 32 pictures to 8 x 8 latents of 16 channels."""
+"""Trains the toy autoencoder, which encodes 32 x 32 images to 8 x 8 latents of 16 channels."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -16,28 +16,37 @@ CONFIG = VAEConfig(
     block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=16, norm_num_groups=8, sample_size=world.SIZE,
     force_upcast=False,
 )  # fmt: skip
-STEPS, BATCH, LEARNING_RATE, KL_WEIGHT = 3000, 32, 2e-3, 1e-3
-# SD's schedule keeps a trace of the picture at the last timestep (ᾱ = 0.0047); with small latents it drowns in the
-# noise, so that the model has to read the prompt and not the trace.
+STEPS = 3000
+BATCH = 32
+LEARNING_RATE = 2e-3
+KL_WEIGHT = 1e-3
+# SD's schedule keeps a trace of the image at the last timestep (ᾱ = 0.0047). If latents are small, the noise hides it,
+# so that the model must read the prompt and not the trace.
 LATENT_STD = 0.5
 
 
-def scene_batches(seed: int, batch: int) -> Iterator[Float[np.ndarray, "b h w 3"]]:
-    """Endless batches of freshly drawn pictures of all prompts (the autoencoder sees no prompt)."""
+def image_batches(seed: int, batch: int) -> Iterator[Float[np.ndarray, "b h w 3"]]:
+    """Yields batches of newly drawn images of all prompts without end; the autoencoder sees no prompt."""
     rng = np.random.default_rng(seed)
     while True:
-        yield world.draw(rng, rng.choice(world.PROMPTS, batch))[0]
+        images, _ = world.draw(rng, rng.choice(world.PROMPTS, batch))
+        yield images
 
 
 def _edges(images: Float[Array, "b h w c"]) -> tuple[Array, Array]:
+    """Returns the differences between neighbouring pixels in both directions."""
     return jnp.diff(images, axis=1), jnp.diff(images, axis=2)
 
 
 def train_autoencoder(seed: int = 0, steps: int = STEPS) -> tuple[VAEConfig, Params]:
-    """Trains on absolute, squared and edge differences with a light pull to a unit normal.
+    """Trains on absolute, squared and edge differences, with a small KL penalty towards a unit normal.
+
+    Args:
+      seed: seed of weights, images and noise.
+      steps: number of training steps.
 
     Returns:
-      The config, with the scaling factor that gives latents of standard deviation `LATENT_STD`, and the weights.
+      The config, whose scaling factor gives latents a standard deviation of `LATENT_STD`, and the weights.
     """
     model = AutoencoderKL(CONFIG)
 
@@ -50,10 +59,14 @@ def train_autoencoder(seed: int = 0, steps: int = STEPS) -> tuple[VAEConfig, Par
         total = jnp.abs(error).mean() + jnp.square(error).mean() + 0.5 * edges + KL_WEIGHT * kl
         return total, {"loss": total, "psnr": 10 * jnp.log10(4 / jnp.square(error).mean()), "kl": kl}
 
-    batches = scene_batches(seed, BATCH)
+    # Train.
+    batches = image_batches(seed, BATCH)
     params = jax.jit(model.init)(jax.random.key(seed), next(batches))
     params = fit(
         loss, params, batches, steps=steps, learning_rate=LEARNING_RATE, key=jax.random.key(seed + 1), title="VAE"
     )
-    mean, _ = jax.jit(lambda p, x: model.apply(p, x, method="encode"))(params, next(scene_batches(seed + 2, 1024)))
-    return dataclasses.replace(CONFIG, scaling_factor=round(float(LATENT_STD / jnp.std(mean)), 5)), params["params"]
+    # Measure the latents' standard deviation on other images.
+    encode = jax.jit(lambda params, images: model.apply(params, images, method="encode"))
+    mean, _ = encode(params, next(image_batches(seed + 2, 1024)))
+    scaling_factor = round(float(LATENT_STD / jnp.std(mean)), 5)
+    return dataclasses.replace(CONFIG, scaling_factor=scaling_factor), params["params"]

@@ -1,4 +1,4 @@
-"""The embedded diffusion model: a UNet on 8 x 8 latents with a text encoder learned along with it."""
+"""Trains the toy diffusion model: a UNet on 8 x 8 latents, together with its text encoder."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -28,15 +28,18 @@ SCHEDULER = {
     "num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
     "prediction_type": "epsilon", "timestep_spacing": "leading",
 }  # fmt: skip
-PICTURES, STEPS, BATCH, LEARNING_RATE = 30_000, 5000, 64, 1.5e-3
-CAPTION_DROPOUT = 0.1  # share of pictures seen with the empty caption, for guidance
-# min-SNR weighting (arXiv 2303.09556), or low noise would take most of the gradient. The cap is 5 for data of unit
-# variance; ours has LATENT_STD² = 1/4.
+IMAGES = 30_000
+STEPS = 5000
+BATCH = 64
+LEARNING_RATE = 1.5e-3
+CAPTION_DROPOUT = 0.1  # share of images seen with the empty caption, for guidance
+# Cap of the min-SNR weighting (arXiv 2303.09556), without which low noise would dominate the gradient. The cap is 5 for
+# data of unit variance; ours has LATENT_STD² = 1/4.
 SNR_CAP = 20.0
 
 
 def text_config(vocab_size: int, length: int, end_token: int) -> CLIPTextConfig:
-    """A text encoder of two layers for the world's short captions."""
+    """Returns the config of a text encoder with two layers for the toy world's short captions."""
     return CLIPTextConfig(
         vocab_size=vocab_size, hidden_size=96, intermediate_size=192, projection_dim=96, num_hidden_layers=2,
         num_attention_heads=4, max_position_embeddings=length, eos_token_id=end_token,
@@ -44,7 +47,13 @@ def text_config(vocab_size: int, length: int, end_token: int) -> CLIPTextConfig:
 
 
 class Batch(NamedTuple):
-    """Posterior moments of scaled latents, and the captions' token ids."""
+    """Encoded images with their captions.
+
+    Attributes:
+      mean: means of the posterior of scaled latents.
+      logvar: log variances of the posterior of scaled latents.
+      ids: token ids of the captions.
+    """
 
     mean: Float[Array, "b h w c"]
     logvar: Float[Array, "b h w c"]
@@ -54,43 +63,66 @@ class Batch(NamedTuple):
 def encode_scenes(
     vae: Params, config: VAEConfig, ids: dict[str, Int[np.ndarray, " l"]], count: int, seed: int
 ) -> Batch:
-    """Draws ``count`` pictures of training prompts and encodes them once; float16, for they stay in memory."""
-    model, rng = AutoencoderKL(config), np.random.default_rng(seed)
+    """Draws ``count`` images of training prompts and encodes them once, as float16 because they stay in memory.
+
+    Args:
+      vae: weights of the autoencoder.
+      config: config of the autoencoder.
+      ids: token ids of each prompt.
+      count: number of images.
+      seed: seed of the images.
+    """
+    model = AutoencoderKL(config)
+    rng = np.random.default_rng(seed)
     encode = jax.jit(lambda images: model.apply({"params": vae}, images, method="encode"))
     prompts = rng.choice(world.TRAIN_PROMPTS, count)
-    means, logvars = [], []
+    means = []
+    logvars = []
     for start in range(0, count, 500):
-        mean, logvar = encode(world.draw(rng, prompts[start : start + 500])[0])
+        images, _ = world.draw(rng, prompts[start : start + 500])
+        mean, logvar = encode(images)
         means.append(np.asarray(mean * config.scaling_factor, np.float16))
         logvars.append(np.asarray(logvar + 2 * np.log(config.scaling_factor), np.float16))
     return Batch(np.concatenate(means), np.concatenate(logvars), np.stack([ids[prompt] for prompt in prompts]))
 
 
 def batches(data: Batch, empty: Int[np.ndarray, " l"], seed: int) -> Iterator[Batch]:
-    """Endless shuffled batches; some captions are replaced by the empty one."""
-    rng, count = np.random.default_rng(seed), len(data.ids)
+    """Yields shuffled batches without end; some captions are replaced by the empty one."""
+    rng = np.random.default_rng(seed)
+    count = len(data.ids)
     while True:
         for rows in rng.permutation(count)[: count // BATCH * BATCH].reshape(-1, BATCH):
             dropped = rng.random((BATCH, 1)) < CAPTION_DROPOUT
             yield Batch(data.mean[rows], data.logvar[rows], np.where(dropped, empty, data.ids[rows]))
 
 
-def train_base(data: Batch, empty: Int[np.ndarray, " l"], text: CLIPTextConfig, seed: int = 0, steps: int = STEPS):
-    """Trains UNet and text encoder together on noise prediction, weighted by min-SNR.
+def train_base(
+    data: Batch, empty: Int[np.ndarray, " l"], text: CLIPTextConfig, seed: int = 0, steps: int = STEPS
+) -> dict[str, Params]:
+    """Trains UNet and text encoder together to predict noise, with min-SNR weighting.
+
+    Args:
+      data: encoded images with their captions.
+      empty: token ids of the empty caption.
+      text: config of the text encoder.
+      seed: seed of weights, batches and noise.
+      steps: number of training steps.
 
     Returns:
-      {"unet": weights, "text_encoder": weights}.
+      The weights under "unet" and "text_encoder".
     """
-    unet, encoder = UNet2DConditionModel(UNET), CLIPTextModel(text)
+    unet = UNet2DConditionModel(UNET)
+    encoder = CLIPTextModel(text)
     process = make_ddpm(ScheduleConfig.from_dict(SCHEDULER), 20)
     alphas = jnp.asarray(process.alphas_cumprod)
 
     def loss(params: Params, batch: Batch, key: Key):
         posterior_key, noise_key, t_key = jax.random.split(key, 3)
-        mean, logvar = batch.mean.astype(jnp.float32), batch.logvar.astype(jnp.float32)
+        mean = batch.mean.astype(jnp.float32)
+        logvar = batch.logvar.astype(jnp.float32)
         x0 = sample_posterior(posterior_key, mean, logvar)
         noise = jax.random.normal(noise_key, x0.shape)
-        # One timestep from each of b equal strata: the same expectation with less variance.
+        # One timestep is drawn from each of b equal strata, which has the same expectation and less variance.
         strata = (jnp.arange(len(x0)) + jax.random.uniform(t_key, (len(x0),))) / len(x0)
         t = (strata * len(alphas)).astype(jnp.int32)
         text_states = encoder.apply({"params": params["text_encoder"]}, batch.ids)[0].last
@@ -100,8 +132,10 @@ def train_base(data: Batch, empty: Int[np.ndarray, " l"], text: CLIPTextConfig, 
         weighted = (error * jnp.minimum(snr, SNR_CAP) / snr).mean()
         return weighted, {"loss": weighted, "error": error.mean()}
 
+    # Draw the weights. The first batch of the iterator is used only for its shapes.
     source = batches(data, empty, seed)
-    first, unet_key, text_key = next(source), *jax.random.split(jax.random.key(seed))
+    first = next(source)
+    unet_key, text_key = jax.random.split(jax.random.key(seed))
     text_params = jax.jit(encoder.init)(text_key, first.ids)
     states = jnp.zeros((1, text.max_position_embeddings, text.hidden_size))
     latents = jnp.zeros((1, UNET.sample_size, UNET.sample_size, UNET.in_channels))

@@ -1,12 +1,14 @@
 """Makes the shipped assets: ``python -m spo_jax.build_toy.build --work-dir=build/assets``.
 
-Autoencoder, then diffusion model, each kept in ``--work-dir`` so that an interrupted build goes on where it was; their
-folder is written to ``--out``. Then the preference model, by what a user has for that (`spo_jax.prepare`,
-`spo_jax.train` with ``--config``), its run kept likewise. Fixed seeds.
+The build first trains the autoencoder and then the diffusion model, and writes their pipeline to ``--out``. Then it
+trains the preference model with the commands that users have (`spo_jax.prepare` and `spo_jax.train` with ``--config``).
+Every stage is kept in ``--work-dir``, so that an interrupted build continues where it stopped. All seeds are fixed.
 """
 
 import dataclasses
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,6 +24,7 @@ from spo_jax.core.typing import Params
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods import read_settings
 from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.nn.clip_config import CLIPTextConfig
 from spo_jax.nn.vae import VAEConfig
 from spo_jax.toy import ASSETS, world
 from spo_jax.toy.tokenizer import END, MAX_LENGTH, vocabulary, write_tokenizer
@@ -31,9 +34,9 @@ from spo_jax.weights.store import read_file, write_state
 
 
 def run() -> None:
-    """The command."""
-    work = flags.DEFINE_string("work-dir", "build/assets", "Folder for the finished stages.")
-    out = flags.DEFINE_string("out", str(ASSETS), "Folder for the assets, read by the package.")
+    """Runs the command."""
+    work = flags.DEFINE_string("work-dir", "build/assets", "Keep the finished stages in this folder.")
+    out = flags.DEFINE_string("out", str(ASSETS), "Write the assets to this folder, which the package reads.")
     config = define_config("configs/spm_toy.py")
 
     def main(_) -> None:
@@ -43,20 +46,33 @@ def run() -> None:
 
 
 def build(work: Path, out: Path, settings: SPMTrainSettings) -> None:
-    """Runs the stages that ``work`` does not hold yet and writes the assets; ``settings`` of the preference model."""
+    """Runs the stages that ``work`` does not have yet, and writes the assets.
+
+    Args:
+      work: folder of the finished stages.
+      out: folder of the assets.
+      settings: settings of the preference model's training.
+    """
+    # The pipeline.
     vae_config, vae = _autoencoder(work)
-    text = base.text_config(len(vocabulary()[0]), MAX_LENGTH, vocabulary()[0][END])
+    ids, _ = vocabulary()
+    text = base.text_config(len(ids), MAX_LENGTH, ids[END])
     trained = _stage(work / "base.safetensors", lambda: _train_base(work, vae_config, vae, text))
     _write_pipeline(out / "pipeline", vae_config, vae, text, trained)
+    # The preference model.
     clip = preference.clip_config(text.vocab_size, text.max_position_embeddings, text.eos_token_id)
     settings = dataclasses.replace(settings, model=str(out / "pipeline"))
     spm = preference.train_preference_model(settings, clip, work)
-    copy = lambda source, target: write_atomic(Path(target), lambda path: shutil.copyfile(source, path))  # noqa: E731
-    shutil.copytree(spm, out / "spm", dirs_exist_ok=True, copy_function=copy)
+    shutil.copytree(spm, out / "spm", dirs_exist_ok=True, copy_function=_copy)
 
 
-def _stage(path: Path, train) -> Params:
-    """The weights that ``train`` makes, from the file if there is one."""
+def _copy(source: str, target: str) -> None:
+    """Copies a file, which appears as a whole or not at all."""
+    write_atomic(Path(target), functools.partial(shutil.copyfile, source))
+
+
+def _stage(path: Path, train: Callable[[], Params]) -> Params:
+    """Reads the weights of a finished stage, or trains and writes them first."""
     if not path.exists():
         flat = {key: np.asarray(value, np.float32) for key, value in flatten(train()).items()}
         write_state(path, flat)
@@ -64,27 +80,31 @@ def _stage(path: Path, train) -> Params:
 
 
 def _autoencoder(work: Path) -> tuple[VAEConfig, Params]:
-    path, scale_file = work / "vae.safetensors", work / "vae.json"
+    """Returns the config and the weights of the autoencoder."""
+    scale_file = work / "vae.json"
 
     def train() -> Params:
         config, params = autoencoder.train_autoencoder()
         write_json(scale_file, {"scaling_factor": config.scaling_factor})
         return params
 
-    params = _stage(path, train)
+    params = _stage(work / "vae.safetensors", train)
     return dataclasses.replace(autoencoder.CONFIG, **read_json(scale_file)), params
 
 
-def _train_base(work: Path, vae_config: VAEConfig, vae: Params, text) -> Params:
+def _train_base(work: Path, vae_config: VAEConfig, vae: Params, text: CLIPTextConfig) -> Params:
+    """Trains the UNet and the text encoder."""
     write_tokenizer(work / "tokenizer")
     prompts = [*world.PROMPTS, ""]
     ids = dict(zip(prompts, Tokenizer(work / "tokenizer")(prompts), strict=True))
-    data = base.encode_scenes(vae, vae_config, ids, base.PICTURES, seed=10)
+    data = base.encode_scenes(vae, vae_config, ids, base.IMAGES, seed=10)
     return base.train_base(data, ids[""], text)
 
 
-def _write_pipeline(folder: Path, vae_config: VAEConfig, vae: Params, text, trained: Params) -> None:
-    half = np.float16  # twice smaller files; the pictures do not change visibly
+def _write_pipeline(folder: Path, vae_config: VAEConfig, vae: Params, text: CLIPTextConfig, trained: Params) -> None:
+    """Writes the pipeline in diffusers' layout."""
+    half = np.float16  # It halves the files, and no image changes visibly.
+    # Configs.
     levels = len(vae_config.block_out_channels)
     vae_json = dataclasses.asdict(vae_config) | {
         "_class_name": "AutoencoderKL",
@@ -94,11 +114,14 @@ def _write_pipeline(folder: Path, vae_config: VAEConfig, vae: Params, text, trai
     }
     unet_json = dataclasses.asdict(base.UNET) | {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
     text_json = dataclasses.asdict(text) | {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
-        # Or transformers would keep the file's float16 beside a float32 UNet.
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        # Otherwise transformers would keep the file's float16 beside a float32 UNet.
         "torch_dtype": "float32",
-        "bos_token_id": text.eos_token_id - 1, "pad_token_id": text.eos_token_id,
-    }  # fmt: skip
+        "bos_token_id": text.eos_token_id - 1,
+        "pad_token_id": text.eos_token_id,
+    }
+    # Components.
     write_component(folder / "vae", vae_json, to_state(vae, half))
     write_component(folder / "unet", unet_json, to_state(trained["unet"], half))
     write_component(folder / "text_encoder", text_json, text_state(trained["text_encoder"], half), kind="transformers")

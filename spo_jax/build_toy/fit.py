@@ -1,4 +1,4 @@
-"""One optimisation loop for the networks of the embedded pipeline."""
+"""The optimisation loop for the networks of the toy pipeline."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,12 +23,18 @@ def fit(
     weight_decay: float = 0.0,
     title: str = "",
 ) -> Params:
-    """AdamW with warm-up and cosine decay, gradients clipped at global norm 1.
+    """Optimises with AdamW, warm-up, cosine decay and gradients clipped at global norm 1.
 
     Args:
-      loss: (params, batch, key) to (scalar, metrics).
-      batches: yields at least ``steps`` batches of one shape.
+      loss: function from (params, batch, key) to (scalar, metrics).
+      params: initial weights.
+      batches: iterator over at least ``steps`` batches of one shape.
+      steps: number of training steps.
+      learning_rate: peak learning rate.
+      key: key from which each step's key is derived.
       ema: decay of the running mean of the weights.
+      weight_decay: weight decay of AdamW.
+      title: title of the progress bar.
 
     Returns:
       The running mean of the weights.
@@ -43,7 +49,7 @@ def fit(
         (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, jax.random.fold_in(key, index))
         updates, moments = optimiser.update(gradients, moments, params)
         params = optax.apply_updates(params, updates)
-        # A short memory first: early weights must not linger in the mean.
+        # The mean's memory is short at first, so that it forgets the early weights.
         decay = jnp.minimum(ema, (1 + index) / (10 + index))
         average = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, average, params)
         return (params, average, moments), metrics
@@ -54,4 +60,5 @@ def fit(
         state, metrics = step(state, next(batches), jnp.asarray(index))
         if index % 50 == 0:
             bar.set_postfix({name: f"{float(value):.4f}" for name, value in metrics.items()})
-    return state[1]
+    _, average, _ = state
+    return average

@@ -1,11 +1,13 @@
-"""Measures what the shipped assets have to hold: ``python -m spo_jax.build_toy.gates --what=autoencoder``.
+"""Measures whether the shipped assets are good enough: ``python -m spo_jax.build_toy.gates --what=autoencoder``.
 
-Each gate prints its numbers with standard errors over ``--pictures`` held-out pictures and exits with 1 if one fails.
+Each gate prints its numbers with standard errors over ``--images`` held-out images, and exits with 1 if one of them
+fails.
 
-autoencoder  reconstructions keep prompt accuracy >= 95 %
-base         samples of held-out prompts have colour and shape both right >= 80 %
-spm          held-out preference pairs ordered right >= 85 % at t = 0, >= 60 % wherever configs/toy.py diverts
-spo          three training seeds: aesthetic up by half of the base's standard deviation, accuracy and range kept
+autoencoder  reconstructions keep a prompt accuracy >= 95 %
+base         >= 80 % of the samples of held-out prompts have the right colour and shape
+spm          >= 85 % of held-out preference pairs are ordered right at t = 0, >= 60 % wherever configs/toy.py diverts
+spo          with three training seeds, the aesthetic rises by half of the base's standard deviation, and accuracy and
+             range are kept
 """
 
 import dataclasses
@@ -40,15 +42,15 @@ SEEDS = (0, 1, 2)
 
 
 def run() -> None:
-    """The command."""
-    what = flags.DEFINE_enum("what", "base", list(GATES), "Which gate.")
-    pictures = flags.DEFINE_integer("pictures", 1000, "Held-out pictures or pairs.", lower_bound=2)
-    out = flags.DEFINE_string("out", "runs/gates", "Folder for the numbers, and for the runs of --what=spo.")
+    """Runs the command."""
+    what = flags.DEFINE_enum("what", "base", list(GATES), "Measure this gate.")
+    images = flags.DEFINE_integer("images", 1000, "Measure this many held-out images or pairs.", lower_bound=2)
+    out = flags.DEFINE_string("out", "runs/gates", "Write the numbers, and the runs of --what=spo, to this folder.")
     config = define_config("configs/toy.py")
 
     def main(_) -> None:
         settings = read_settings(config.value)
-        lines = GATES[what.value](settings, pictures.value, Path(out.value))
+        lines = GATES[what.value](settings, images.value, Path(out.value))
         for line in lines:
             print(line)
         write_json(Path(out.value) / f"{what.value}.json", [dataclasses.asdict(line) for line in lines])
@@ -60,7 +62,14 @@ def run() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One measured number; ``at_least`` None is reported without a gate."""
+    """One measured number.
+
+    Attributes:
+      name: name of the number.
+      value: its mean.
+      error: its standard error.
+      at_least: smallest value that passes; None if the number is reported without a gate.
+    """
 
     name: str
     value: float
@@ -69,7 +78,7 @@ class Line:
 
     @property
     def passed(self) -> bool:
-        """Whether the gate holds."""
+        """Whether the value is large enough."""
         return self.at_least is None or self.value >= self.at_least
 
     def __str__(self) -> str:
@@ -83,27 +92,33 @@ def _line(name: str, values: Float[np.ndarray, " n"], at_least: float | None = N
 
 
 def _held_out(count: int) -> list[str]:
+    """Repeats the held-out prompts up to ``count``."""
     return [world.HELD_OUT_PROMPTS[index % len(world.HELD_OUT_PROMPTS)] for index in range(count)]
 
 
 def autoencoder(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
-    """Pictures never seen, through the autoencoder and back."""
+    """Measures reconstructions of images that the autoencoder has never seen."""
     del out
-    pipeline, prompts = open_pipeline(settings.model), _held_out(count)
+    pipeline = open_pipeline(settings.model)
+    prompts = _held_out(count)
     images, _ = world.draw(np.random.default_rng(987), prompts)
     reconstruct = jax.jit(lambda x: pipeline.vae.apply({"params": pipeline.params["vae"]}, x))
-    recon = np.asarray(in_chunks(reconstruct, images, 50))
-    real, kept = measure(images, prompts), measure(recon, prompts)
-    error = 10 * np.log10(4 / np.square(recon - images).mean((1, 2, 3)))
+    reconstructed = np.asarray(in_chunks(reconstruct, images, 50))
+    real = measure(images, prompts)
+    kept = measure(reconstructed, prompts)
+    psnr = 10 * np.log10(4 / np.square(reconstructed - images).mean((1, 2, 3)))
     lines = [_line(f"reconstructed {name}", kept[name], 0.95) for name in kept if name.startswith("accuracy")]
-    lines += [_line("PSNR in dB", error), _line("real aesthetic", real["aesthetic"])]
-    return [*lines, _line("reconstructed aesthetic", kept["aesthetic"])]
+    lines.append(_line("PSNR in dB", psnr))
+    lines.append(_line("real aesthetic", real["aesthetic"]))
+    lines.append(_line("reconstructed aesthetic", kept["aesthetic"]))
+    return lines
 
 
 def base(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
-    """Samples of held-out prompts: guidance 5, 20 DDIM steps, eta 0."""
+    """Measures samples of held-out prompts, with guidance 5, 20 DDIM steps and eta 0."""
     del out
-    pipeline, prompts = open_pipeline(settings.model), _held_out(count)
+    pipeline = open_pipeline(settings.model)
+    prompts = _held_out(count)
     sampler = Sampler(pipeline, steps=20, guidance=5.0, batch=50)
     images = sampler(prompts, initial_latents(4321, count, pipeline.latent_shape))
     values = measure(images, prompts)
@@ -113,35 +128,38 @@ def base(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
 
 
 def spm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
-    """Held-out preference pairs at the reported timesteps and at all that the config judges."""
+    """Measures accuracies on held-out preference pairs, at the reported timesteps and at all that the config judges."""
+    # Draw the pairs.
     process = open_pipeline(settings.model).process(settings.spo.num_steps)
     judged = {0, *process.timesteps[settings.spo.divert_start_step :].tolist()}
     pairs = out / f"pairs-{count}"
     prepare("toy", pairs, [SPMTrainSettings.eval_split], pairs=count, held_out_pairs=count, seed=5678)
+    # Measure the shipped model on them.
     evaluation = AccuracySettings(tuple(sorted(judged.union(REPORTED_TIMESTEPS))), batch=40)
     spm_settings = SPMTrainSettings(model=settings.model, data_dir=str(pairs), chunk=50, eval=evaluation)
     measured = evaluate_spm(spm_settings, settings.spm.model, out / "spm", overwrite=True)[SPM_LINE]
     gates = {t: 0.85 if t == 0 else 0.6 for t in judged}
-    # Without ties, which the ground truth does not order either; each of them counts a half.
+    # Ties, which count one half, are left out: the truth does not order them either.
     return [_line(f"pair accuracy at t = {t}", x[x != 0.5], gates.get(t)) for t, x in measured.items()]
 
 
 def spo(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
-    """Three training seeds of the config, each on ``count`` pairs of held-out pictures."""
+    """Trains the config with three seeds, and measures each on ``count`` pairs of held-out images."""
     lines = []
     for seed in SEEDS:
+        # Train, or continue a run that exists.
         evaluation = dataclasses.replace(settings.eval, images=count, batch=50, prompts="toy:held_out")
         seeded = dataclasses.replace(settings, seed=seed, eval=evaluation)
         summary = train(seeded, out / f"seed{seed}", Resume(if_there=True))
         scores = summary["scores"]
-        gain, std = scores["aesthetic"], scores["aesthetic"]["before_std"]
-        lines.append(
-            Line(f"seed {seed}: aesthetic gain in base deviations", gain["change"] / std, gain["change_se"] / std, 0.5)
-        )
+        # Compare the scores before and after.
+        aesthetic = scores["aesthetic"]
+        gain = aesthetic["change"] / aesthetic["before_std"]
+        error = aesthetic["change_se"] / aesthetic["before_std"]
+        lines.append(Line(f"seed {seed}: aesthetic gain in base deviations", gain, error, 0.5))
         for name in ("accuracy/colour", "accuracy/shape", "accuracy/all"):
-            lines.append(
-                Line(f"seed {seed}: change of {name}", scores[name]["change"], scores[name]["change_se"], -0.02)
-            )
+            change = scores[name]
+            lines.append(Line(f"seed {seed}: change of {name}", change["change"], change["change_se"], -0.02))
         growth = scores["out_of_range"]
         lines.append(Line(f"seed {seed}: fall of out_of_range", -growth["change"], growth["change_se"], 0.0))
     return lines

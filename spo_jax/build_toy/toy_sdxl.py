@@ -1,7 +1,8 @@
-"""Writes a tiny SDXL pipeline with random weights: ``python -m spo_jax.build_toy.toy_sdxl --out=build/toy_sdxl``.
+"""Writes a toy SDXL pipeline with random weights: ``python -m spo_jax.build_toy.toy_sdxl --out=build/toy_sdxl``.
 
-Seconds. Its parts, their names and how they fit together are those of SDXL; widths are a handful, and it has learnt
-nothing, so its pictures are noise. With ``configs/toy_sdxl.py`` it drives the whole of an SDXL run on any machine.
+The command takes seconds. The parts of the pipeline, their names and how they fit together are those of SDXL, but the
+networks are narrow and untrained, so that its images are noise. With ``configs/toy_sdxl.py`` it exercises a whole SDXL
+run on any machine.
 """
 
 import json
@@ -27,7 +28,7 @@ from spo_jax.toy.tokenizer import MAX_LENGTH, vocabulary, write_tokenizer
 from spo_jax.weights.components import text_state, write_component
 from spo_jax.weights.rules import to_state
 
-# The published configs, but for sizes.
+# The published configs, except for their sizes.
 _WORDS = {"max_position_embeddings": MAX_LENGTH, "num_attention_heads": 2, "num_hidden_layers": 3}
 TEXT_1 = SDXL_TEXT_1 | _WORDS | {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 16}
 TEXT_2 = SDXL_TEXT_2 | _WORDS | {"hidden_size": 24, "intermediate_size": 48, "projection_dim": 24}
@@ -71,9 +72,9 @@ MODEL_INDEX = {
 
 
 def run() -> None:
-    """The command."""
-    out = flags.DEFINE_string("out", "build/toy_sdxl", "Folder for the pipeline.")
-    overwrite = flags.DEFINE_bool("overwrite", False, "Replace what is in --out.")
+    """Runs the command."""
+    out = flags.DEFINE_string("out", "build/toy_sdxl", "Write the pipeline to this folder.")
+    overwrite = flags.DEFINE_bool("overwrite", False, "Replace the files in --out.")
 
     def main(_) -> None:
         check_free(Path(out.value), overwrite.value)
@@ -84,22 +85,30 @@ def run() -> None:
 
 
 def write_toy_sdxl(folder: Path, seed: int = 0) -> None:
-    """Writes the pipeline in diffusers' layout, 1.5 MB.
+    """Writes the pipeline (1.5 MB) in diffusers' layout.
+
+    Args:
+      folder: folder to write.
+      seed: seed of the weights.
 
     Raises:
       UserError: the folder cannot be written.
     """
-    rng, words = np.random.default_rng(seed), {"vocab_size": len(vocabulary()[0])}
+    rng = np.random.default_rng(seed)
+    # UNet and autoencoder.
     unet = unet_shapes(UNet2DConditionModel(UNetConfig.from_dict(UNET)))
     vae = vae_shapes(AutoencoderKL(VAEConfig.from_dict(VAE)))
     write_component(folder / "unet", UNET, to_state(_random(rng, unet)))
     write_component(folder / "vae", VAE, to_state(_random(rng, vae)))
+    # Text encoders.
+    words = {"vocab_size": len(vocabulary()[0])}
     for name, config in (("text_encoder", TEXT_1 | words), ("text_encoder_2", TEXT_2 | words)):
-        second = name == "text_encoder_2"
-        encoder = CLIPTextModel(CLIPTextConfig.from_dict(config), projection=second)
-        kind = {"architectures": ["CLIPTextModelWithProjection" if second else "CLIPTextModel"]}
+        is_second = name == "text_encoder_2"
+        encoder = CLIPTextModel(CLIPTextConfig.from_dict(config), projection=is_second)
+        kind = {"architectures": ["CLIPTextModelWithProjection" if is_second else "CLIPTextModel"]}
         state = text_state(_random(rng, text_shapes(encoder)))
         write_component(folder / name, config | kind, state, kind="transformers")
+    # Tokenizers and scheduler.
     write_tokenizer(folder / "tokenizer")
     write_tokenizer(folder / "tokenizer_2")
     _pad_with_id_0(folder / "tokenizer_2")
@@ -108,7 +117,7 @@ def write_toy_sdxl(folder: Path, seed: int = 0) -> None:
 
 
 def _random(rng: np.random.Generator, shapes: Params) -> Params:
-    """Kernels that keep the size of what they are given, embeddings and biases of a tenth, norms near 1."""
+    """Draws weights: kernels that preserve the size of their inputs, embeddings and biases near 0, norms near 1."""
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
         noise = rng.standard_normal(shape, np.float32)
@@ -120,7 +129,7 @@ def _random(rng: np.random.Generator, shapes: Params) -> Params:
 
 
 def _pad_with_id_0(folder: Path) -> None:
-    """SDXL's second tokenizer pads with "!", whose id is 0."""
+    """Sets the padding of SDXL's second tokenizer, which is "!" with the id 0."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         fields: dict[str, Any] = json.loads((folder / name).read_text()) | {"pad_token": "!"}
         write_json(folder / name, fields)

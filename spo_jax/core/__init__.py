@@ -1,1 +1,1 @@
-"""What every other module may use: errors, files, trees, images and the axis glossary."""
+"""Utilities that every other module may use: errors, files, configs, trees, images and the axis glossary."""

@@ -88,7 +88,9 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
     Args:
       default: the config of a command that needs none; None makes the flag required.
     """
-    holder = config_flags.DEFINE_config_file("config", default, "Read the settings from this file, or a name: toy.")
+    holder = config_flags.DEFINE_config_file(
+        "config", default, "Read the settings from this file, or from the shipped config of this name, such as sd15."
+    )
     flag = flags.FLAGS["config"]
     flag.parser = _ConfigFileParser(flag.parser)
     if default is None:

@@ -176,10 +176,10 @@ def setting(
     default: Any,
     meaning: str,
     *,
-    at_least: float | None = None,
-    above: float | None = None,
-    at_most: float | None = None,
-    below: float | None = None,
+    at_least: int | float | None = None,
+    above: int | float | None = None,
+    at_most: int | float | None = None,
+    below: int | float | None = None,
     choices: tuple | None = None,
 ) -> Any:
     """A field of `Settings`.

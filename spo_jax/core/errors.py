@@ -1,13 +1,13 @@
-"""Ends of a command that are no fault of the program's."""
+"""Exceptions that end a command without being a fault of the program."""
 
 
 class UserError(Exception):
     """A mistake in a flag, a config field or a file.
 
-    The message is one line: what is wrong, where (file, field or key), what was expected, what to do next.
-    Commands print it after ``error:`` and exit with status 2; nothing else is shown.
+    The message is one line: what is wrong, where (file, field or key), what was expected, and what to do next.
+    Commands print it after ``error:`` and exit with status 2; they show nothing else.
     """
 
 
 class Preempted(Exception):
-    """The machine is about to be taken away, and the run has been saved; commands exit with status 75."""
+    """The machine is about to be taken away and the run has been saved; commands exit with status 75."""

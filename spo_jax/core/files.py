@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Reading and writing files that are either complete or absent."""
 
 import contextlib
 import fcntl
@@ -15,14 +15,14 @@ from spo_jax.core.errors import UserError
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
-    """Calls ``write`` with a temporary path beside ``path``, then renames: readers never see half a file.
+    """Calls ``write`` with a temporary path beside ``path``, then renames it, so that readers never see half a file.
 
     Args:
-      path: where the file shall be; missing parent folders are made.
-      write: writes the whole content to the path that it is given.
+      path: path of the file; missing parent folders are created.
+      write: function that writes the whole content to the path it is given.
 
     Raises:
-      UserError: the folder or the file cannot be written; an older file at ``path`` is untouched.
+      UserError: the folder or the file cannot be written; an older file at ``path`` is left unchanged.
     """
     path = Path(path)
     temporary = None
@@ -45,10 +45,12 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None
 
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """Finds out whether ``folder`` can be made and written to, and makes nothing: for commands that run long before.
+    """Checks that ``folder`` can be created and written to, without creating it.
+
+    Commands that run for a long time before they write call this first.
 
     Raises:
-      UserError: something on the way is no folder, or may not be written to.
+      UserError: a part of the path is not a folder, or there is no permission to write in it.
     """
     folder = Path(folder).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
@@ -59,16 +61,20 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 
 def lock(path: str | os.PathLike, taken: str) -> TextIO:
-    """Holds ``path``, an empty file that stays, against other processes: until what is returned is closed.
+    """Locks ``path`` against other processes until the returned file is closed.
 
-    The system lets go of it when a process ends, however that happens.
+    ``path`` is an empty file, which stays. The operating system releases the lock when the process ends, however that
+    happens.
 
     Args:
-      path: its folder is made if need be.
-      taken: what to tell the user when another process holds it.
+      path: path of the lock file; a missing folder is created.
+      taken: message of the error that is raised when another process holds the lock.
+
+    Returns:
+      The open lock file.
 
     Raises:
-      UserError: another process holds it; the file cannot be written.
+      UserError: another process holds the lock, or the file cannot be written.
     """
     path = Path(path)
     try:
@@ -82,28 +88,32 @@ def lock(path: str | os.PathLike, taken: str) -> TextIO:
         held.close()
         raise UserError(taken) from error
     except OSError as error:
-        # Some network file systems have no locks; that is no reason to refuse to write to them.
-        logging.warning("%s: cannot be locked (%s); let one process at a time write there", path, error)
+        # Some network file systems have no locks; that is not a reason to refuse to write to them.
+        logging.warning("%s: cannot be locked (%s); let only one process at a time write there", path, error)
     return held
 
 
 def check_free(path: str | os.PathLike, overwrite: bool) -> None:
-    """Refuses to replace what is at ``path``, unless the user says so.
+    """Checks that nothing at ``path`` is replaced unless the user asks for it.
+
+    Args:
+      path: path that will be written.
+      overwrite: whether the user allows it to be replaced.
 
     Raises:
-      UserError: there is something, and ``overwrite`` is false.
+      UserError: ``path`` exists, and ``overwrite`` is false.
     """
     if not overwrite and os.path.lexists(path):
         raise UserError(f"{path} exists already: choose another --out, or replace it with --overwrite")
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes ``text`` as UTF-8, whole or not at all (see `write_atomic`)."""
+    """Writes ``text`` as UTF-8, completely or not at all (see `write_atomic`)."""
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes ``value`` as indented JSON, whole or not at all (see `write_atomic`)."""
+    """Writes ``value`` as indented JSON, completely or not at all (see `write_atomic`)."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -125,7 +135,7 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
     """Reads a JSON file that holds an object, such as a config.
 
     Raises:
-      UserError: as `read_json`; the file holds something else.
+      UserError: as `read_json`, or the file holds something else.
     """
     value = read_json(path)
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Modules found by name: a method, a reward or a source of data is a module, ours or a user's own."""
+"""Lookup of modules by name: a method, a reward or a source of data is a module of the package or of the user."""
 
 import importlib
 import importlib.util
@@ -11,15 +11,16 @@ from spo_jax.core.errors import UserError
 
 
 def find_module(package: str, name: str, where: str) -> ModuleType:
-    """The module ``name`` of a package of ours, or, where the name has dots, a user's own.
+    """Imports the module ``name`` of one of our packages or, if the name has dots, a module of the user.
 
     Args:
-      package: such as ``spo_jax.methods``.
-      name: ``spo``, or a dotted path such as ``my_package.my_method``, which is looked for in the current folder too.
-      where: the flag or config field that holds the name, for messages.
+      package: name of our package, such as ``spo_jax.methods``.
+      name: name of a module, such as ``spo``, or a dotted path, such as ``my_package.my_method``, which is also looked
+        up in the current folder.
+      where: flag or config field that holds the name, for messages.
 
     Raises:
-      UserError: there is no such module; ours are listed.
+      UserError: there is no such module; the message lists ours.
     """
     if "." in name:
         return _import_dotted(name, where)
@@ -31,18 +32,21 @@ def find_module(package: str, name: str, where: str) -> ModuleType:
 
 
 def module_names(package: str) -> list[str]:
-    """The names that `find_module` knows: a package's modules except ``base`` and what they share, ``common``."""
+    """Lists the names that `find_module` knows: a package's modules except ``base`` and ``common``, which they share."""
     path = importlib.import_module(package).__path__
     return [module.name for module in pkgutil.iter_modules(path) if module.name not in ("base", "common")]
 
 
 def _import_dotted(name: str, where: str) -> ModuleType:
-    if os.getcwd() not in sys.path:  # commands that pip installs do not look into the current folder
+    if os.getcwd() not in sys.path:  # commands that pip installs do not search the current folder
         sys.path.append(os.getcwd())
+    not_found = f"{where} = {name!r}: no module of that name can be imported from {os.getcwd()}"
+    if name.startswith("."):  # a relative import, which importlib refuses with a TypeError
+        raise UserError(not_found)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         # An import that fails inside the user's module is a fault of that module and keeps its traceback.
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise
-        raise UserError(f"{where} = {name!r}: no module of that name can be imported from {os.getcwd()}") from error
+        raise UserError(not_found) from error

@@ -8,12 +8,12 @@ from spo_jax.core.typing import Float
 
 
 def standard_error(values: Float[np.ndarray, " n"]) -> float | None:
-    """The standard error of the mean; None for one value, which shows nothing of its spread."""
+    """Returns the standard error of the mean, or None for a single value, whose spread is unknown."""
     return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def mean_and_error(values: Float[np.ndarray, " n"]) -> tuple[float, float | None]:
-    """The mean and its standard error."""
+    """Returns the mean and its standard error."""
     return float(values.mean(dtype=np.float64)), standard_error(values)
 
 
@@ -23,17 +23,17 @@ def paired_scores(
     meanings: Mapping[str, str],
     lower_is_better: Sequence[str] = (),
 ) -> dict[str, dict]:
-    """Means with standard errors, and the paired change with its own.
+    """Compares two measurements of the same items: means, and the paired change, with their standard errors.
 
     Args:
-      before: scores by name, one per item.
-      after: the same of the same items in the same order.
-      meanings: a sentence per score, for the report.
+      before: scores by name, one value per item.
+      after: the same scores of the same items in the same order.
+      meanings: one sentence per score, for the report.
       lower_is_better: names of scores that improve by falling.
 
     Returns:
-      Per score: before, before_se, before_std, after, after_se, change, change_se, meaning, lower_is_better. The
-      standard errors (``_se``) are None for a single item.
+      A dict per score with before, before_se, before_std, after, after_se, change, change_se, meaning and
+      lower_is_better. The standard errors (``_se``) are None for a single item.
     """
     scores = {}
     for name, values in before.items():

@@ -12,7 +12,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree, UInt8
 
 Key = jax.Array
-# jnp.float32 and jnp.bfloat16 are no dtypes but scalar types, and no runtime-checkable type covers both.
+# jnp.float32 and jnp.bfloat16 are scalar types rather than dtypes, and no type that can be checked covers both.
 DType = Any
 Params = dict[str, Any]
 

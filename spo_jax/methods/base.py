@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.typing import Key, UInt8
+from spo_jax.run.folder import State
 from spo_jax.run.loop import Progress, Row
 from spo_jax.run.settings import RunSettings
 
@@ -58,15 +59,15 @@ class Run(Protocol):
     progress: Progress
     charts: Mapping[str, tuple[str, str]]
 
-    def init_state(self, key: Key) -> NamedTuple:
+    def init_state(self, key: Key) -> State:
         """The state before the first batch; a NamedTuple with a field ``params``, the weights that are trained."""
         ...
 
-    def state_shapes(self) -> NamedTuple:
+    def state_shapes(self) -> State:
         """Shapes of the state where it lies on the mesh, without making it."""
         ...
 
-    def trace(self, state: NamedTuple, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
+    def trace(self, state: State, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """The run's programs by name, for a state of arrays or shapes; nothing else of the run has to be arrays.
 
         Args:
@@ -74,7 +75,7 @@ class Run(Protocol):
         """
         ...
 
-    def begin(self, state: NamedTuple, resuming: bool) -> Row:
+    def begin(self, state: State, resuming: bool) -> Row:
         """Measures the state before training; the row of batch 0, which may be empty."""
         ...
 
@@ -83,23 +84,23 @@ class Run(Protocol):
         ...
 
     def step(
-        self, programs: Programs, batches: Iterator[Any], number: int, state: NamedTuple, key: Key
-    ) -> tuple[NamedTuple, Row]:
+        self, programs: Programs, batches: Iterator[Any], number: int, state: State, key: Key
+    ) -> tuple[State, Row]:
         """Trains on the next of the batches, which has this number: (next state, row of the curves).
 
         Everything that it draws follows from ``key`` and the number, so that a resumed run draws the same.
         """
         ...
 
-    def evaluate(self, number: int, state: NamedTuple) -> tuple[Row, Images]:
+    def evaluate(self, number: int, state: State) -> tuple[Row, Images]:
         """Evaluates between two batches: more entries for the row, and images to keep."""
         ...
 
-    def export(self, state: NamedTuple, folder: Path) -> None:
+    def export(self, state: State, folder: Path) -> None:
         """Writes the trained weights; every process calls it, and one of them writes."""
         ...
 
-    def finish(self, state: NamedTuple) -> Result:
+    def finish(self, state: State) -> Result:
         """Measures the trained state, and compares it with what `begin` measured."""
         ...
 

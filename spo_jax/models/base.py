@@ -1,4 +1,4 @@
-"""What methods need to know of a text-to-image model, and guided predictions of its network."""
+"""The protocol of a text-to-image model, as methods and the sampler use it, and guided predictions of its network."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +19,14 @@ from spo_jax.diffusion.steps import SolverSteps
 class Pipeline(Protocol):
     """One text-to-image model: networks, weights, tokenizers and noise schedule.
 
-    A model family is a folder in `spo_jax.models` whose ``pipeline.py`` has a class like this one. What prompts are
-    encoded to is opaque to everyone else: a PyTree of arrays whose leading axis is the prompts'.
+    A model family is a subpackage of `spo_jax.models` whose ``pipeline.py`` has a class with these members. The
+    encoding of prompts is opaque to its callers: a PyTree of arrays whose leading axis runs over the prompts.
 
     Attributes:
-      FAMILY: name of the family's folder.
-      TRAINED: which entry of `params` is the network that methods train.
-      folder: where the model was read from: a diffusers folder or a single file.
-      params: weights by component, as arrays on the mesh, or shapes of an abstract pipeline.
+      FAMILY: name of the family's subpackage.
+      TRAINED: entry of `params` that holds the network trained by methods.
+      folder: diffusers folder or single file from which the model was read.
+      params: weights by component, as arrays on the mesh; an abstract pipeline has shapes instead.
     """
 
     FAMILY: ClassVar[str]
@@ -36,27 +36,27 @@ class Pipeline(Protocol):
 
     @property
     def kind(self) -> str:
-        """Which models share judges and adapters with this one, such as ``sd`` or ``sdxl``."""
+        """The kind of model, such as ``sd`` or ``sdxl``; models of one kind share judges and adapters."""
         ...
 
     @property
     def dtype(self) -> DType:
-        """Dtype of the trained network's activations and frozen weights."""
+        """The dtype of the trained network's activations and frozen weights."""
         ...
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of latents at the size that the model was trained for."""
+        """The shape (h, w, c) of latents at the size that the model was trained for."""
         ...
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels at that size."""
+        """The (height, width) of images in pixels at the size that the model was trained for."""
         ...
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent along a side."""
+        """The number of pixels per latent along a side."""
         ...
 
     @property
@@ -66,35 +66,35 @@ class Pipeline(Protocol):
 
     @property
     def token_shape(self) -> tuple[int, int]:
-        """(number of text encoders, tokens of a prompt)."""
+        """The number of text encoders, and the number of tokens of a prompt."""
         ...
 
     def process(self, steps: int) -> Process:
-        """The diffusion process cut into ``steps`` sampling steps."""
+        """Returns the diffusion process divided into ``steps`` sampling steps."""
         ...
 
     def solver_steps(self, solver: str, steps: int, karras: bool = False) -> SolverSteps:
-        """The table of a deterministic solver."""
+        """Returns the table of a deterministic solver."""
         ...
 
     def prompt_options(self, latent_shape: tuple[int, int, int]) -> dict[str, Any]:
-        """Keyword arguments for the three encoders below when images of that size are made."""
+        """Returns the keyword arguments with which prompts are encoded for images of the given latent shape."""
         ...
 
     def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "b e l"]:
-        """Tokens for each of the e text encoders, on the host."""
+        """Tokenizes prompts on the host, once for each of the e text encoders."""
         ...
 
     def encode_tokens(self, params: Params, ids: Int[Array, "b e l"], **options: Any) -> PyTree:
-        """What the network is conditioned on, inside a program; ``params`` are `text_params`."""
+        """Encodes tokens to the network's condition inside a program; ``params`` are `text_params`."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str], **options: Any) -> PyTree:
-        """The same on the host; computed once per prompt and kept by the caller."""
+        """Encodes prompts to the network's condition on the host; callers compute it once per prompt and keep it."""
         ...
 
     def encode_unconditional(self, **options: Any) -> PyTree:
-        """What guidance leads away from: one row."""
+        """Returns the unconditional input of classifier-free guidance, which has one row."""
         ...
 
     def predict(
@@ -106,35 +106,49 @@ class Pipeline(Protocol):
         condition: PyTree,
         lora_scale: float = 1.0,
     ) -> Float[Array, "b h w c"]:
-        """The trained network's prediction; ``params`` is its entry of `params`, ``lora`` None is the base model."""
+        """Evaluates the trained network.
+
+        Args:
+          params: the network's entry of `params`.
+          lora: tree of the adapter; None evaluates the base model.
+          x: noisy latents.
+          t: timesteps.
+          condition: encoded prompts.
+          lora_scale: factor of the adapter's update.
+        """
         ...
 
     def decode(self, params: Params, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """Images near [-1, 1], not clipped; ``params`` is the entry ``vae`` of `params`."""
+        """Decodes latents to images near [-1, 1], without clipping; ``params`` is the entry ``vae`` of `params`."""
         ...
 
     def encode(
         self, params: Params, images: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Mean and log variance of the autoencoder's posterior, before `scale_latents`; images in [-1, 1]."""
+        """Returns mean and log variance of the autoencoder's posterior, before `scale_latents`.
+
+        Args:
+          params: the entry ``vae`` of `params`.
+          images: images in [-1, 1].
+        """
         ...
 
     def scale_latents(self, latents: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-        """The autoencoder's latents as the diffusion model sees them."""
+        """Scales the autoencoder's latents to the range that the diffusion model sees."""
         ...
 
     def encoder_fingerprint(self) -> Mapping[str, Any]:
-        """What latents depend on, as JSON, for those that are kept on disk."""
+        """Returns everything that latents depend on, as JSON, to identify latents that are stored on disk."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """How latents become images: the pipeline's own autoencoder, or a distilled one.
+    """A decoder of latents to images: the pipeline's own autoencoder, or a distilled one.
 
     Attributes:
-      params: its weights.
-      apply: function of (params, latents) to images near [-1, 1], not clipped.
+      params: weights of the decoder.
+      apply: function from (params, latents) to images near [-1, 1], which are not clipped.
     """
 
     params: Params
@@ -145,8 +159,8 @@ class Guidance(NamedTuple):
     """Inputs of classifier-free guidance.
 
     Attributes:
-      condition: what prompts are encoded to, b rows.
-      unconditional: the same of the unconditional input; b rows, or one row for all.
+      condition: encoded prompts, b rows.
+      unconditional: encoded unconditional input; b rows, or one row for all prompts.
       scale: guidance scale w.
     """
 
@@ -156,12 +170,12 @@ class Guidance(NamedTuple):
 
 
 def repeat_rows(tree: PyTree, copies: int) -> PyTree:
-    """Every row ``copies`` times, one after the other: the copies of a prompt stay on its device."""
+    """Repeats every row ``copies`` times, with the copies side by side, so that they stay on the prompt's device."""
     return jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), tree)
 
 
 def count_rows(tree: PyTree) -> int:
-    """The size of the leading axis, which all leaves share."""
+    """Returns the size of the leading axis, which all leaves share."""
     return len(jax.tree.leaves(tree)[0])
 
 
@@ -174,32 +188,38 @@ def denoise(
     t: Num[Array, "*b"],
     lora_scale: float = 1.0,
 ) -> Float[Array, "*k b h w c"]:
-    """Guided prediction of the pipeline's network.
+    """Evaluates the pipeline's network with classifier-free guidance.
 
     Args:
-      params: the network's base weights.
-      lora: the adapter's tree; None is the base model.
-      x: latents; leading axes before b are copies of the prompts, folded into one batch.
+      pipeline: the model.
+      params: base weights of the trained network.
+      lora: tree of the adapter; None evaluates the base model.
+      guidance: encoded prompts and guidance scale.
+      x: latents; axes before b hold copies of the prompts and are folded into one batch.
       t: one timestep, or one per row of b (without copies).
-      lora_scale: alpha / r, times the strength that a user asks for.
+      lora_scale: alpha / r times the strength that a user requests.
     """
 
     def predict(x: Array, t: Array, condition: PyTree) -> Array:
         return pipeline.predict(params, lora, x, t, condition, lora_scale)
 
-    # The prompts' axis comes first and varies slowest: where it is cut over devices, copies of a prompt stay together.
+    # The prompts' axis comes first and varies slowest, so that the copies of a prompt stay on one device.
     by_prompt = jnp.moveaxis(x, -4, 0)  # [k b h w c] -> [b k h w c]
-    flat = by_prompt.reshape(-1, *x.shape[-3:])  # [b·k h w c]
+    flat = by_prompt.reshape(-1, *x.shape[-3:])  # [b k h w c] -> [b*k h w c]
     copies = len(flat) // len(by_prompt)
     condition = repeat_rows(guidance.condition, copies)
     unconditional = repeat_rows(guidance.unconditional, len(flat) // count_rows(guidance.unconditional))
     t = jnp.broadcast_to(t, flat.shape[:1])
     out = guided(predict, flat, t, condition, unconditional, guidance.scale)
-    return jnp.moveaxis(out.reshape(by_prompt.shape), 0, -4)
+    return jnp.moveaxis(out.reshape(by_prompt.shape), 0, -4)  # [b*k h w c] -> [k b h w c]
 
 
 def bind_denoise(
     pipeline: Pipeline, params: Params, lora: Params | None, guidance: Guidance, lora_scale: float = 1.0
 ) -> Callable[[Array, Array], Array]:
-    """`denoise` with everything fixed except (x, t): what samplers and the resampler take."""
-    return lambda x, t: denoise(pipeline, params, lora, guidance, x, t, lora_scale)
+    """Binds all arguments of `denoise` except x and t; samplers and the resampler take such a function."""
+
+    def bound(x: Array, t: Array) -> Array:
+        return denoise(pipeline, params, lora, guidance, x, t, lora_scale)
+
+    return bound

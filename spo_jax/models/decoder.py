@@ -1,4 +1,4 @@
-"""Decoders of latents that are judged: the pipeline's own autoencoder, or a distilled one (TAESD)."""
+"""Decoders for latents that are judged: the pipeline's own autoencoder, or a distilled one (TAESD)."""
 
 from pathlib import Path
 
@@ -20,31 +20,33 @@ OWN = "vae"  # the pipeline's own autoencoder
 def open_decoder(
     model: str, pipeline: Pipeline, mesh: Mesh | None = None, abstract: bool = False, field: str = "decoder"
 ) -> Decoder:
-    """The decoder of a pipeline's latents.
+    """Opens a decoder for a pipeline's latents.
 
     Args:
-      model: ``vae`` for the pipeline's own, or folder or hub id of a distilled one (AutoencoderTiny).
-      mesh: where its weights go.
-      abstract: give shapes instead of weights.
-      field: the config field, for messages.
+      model: ``vae`` for the pipeline's own decoder, or folder or hub id of a distilled one (AutoencoderTiny).
+      pipeline: the model whose latents are decoded.
+      mesh: mesh on which its weights are placed; None places them on the first device.
+      abstract: return shapes instead of weights.
+      field: config field that names the decoder, for error messages.
 
     Raises:
-      UserError: the decoder cannot be read, or is for other latents.
+      UserError: the decoder cannot be read, or decodes latents with another number of channels.
     """
     if model == OWN:
         return Decoder(pipeline.params[OWN], pipeline.decode)
     if abstract and not Path(model).exists():
-        folder, config = None, TinyVAEConfig.from_dict(TAESD)
+        folder = None
+        config = TinyVAEConfig.from_dict(TAESD)
     else:
         folder = resolve(model)
         file = folder / "config.json"
         config = TinyVAEConfig.from_dict(read_json_object(file), str(file))
     vae = AutoencoderTiny(config, pipeline.dtype)
-    wanted = pipeline.latent_shape[2]
-    found = config.latent_channels
-    if wanted != found:
+    expected = pipeline.latent_shape[2]
+    if config.latent_channels != expected:
         raise UserError(
-            f"config field {field} = {model!r}: decodes latents of {found} channels, but the model makes {wanted}"
+            f"config field {field} = {model!r}: it decodes latents of {config.latent_channels} channels, "
+            f"but the model makes {expected}; choose the decoder of this kind of model"
         )
     if abstract:
         params = abstract_weights(vae_shapes(vae), pipeline.dtype, mesh)
@@ -54,7 +56,7 @@ def open_decoder(
 
 
 def decoder_of(vae: AutoencoderTiny, params: Params) -> Decoder:
-    """A distilled autoencoder as a decoder."""
+    """Wraps a distilled autoencoder as a `Decoder`."""
 
     def decode(params: Params, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         return vae.apply({"params": params}, latents / vae.config.scaling_factor, method="decode")

@@ -1,4 +1,4 @@
-"""LoRA files of every model family; `spo_jax.weights.lora` says what is in them."""
+"""LoRA files of all model families; `spo_jax.weights.lora` describes their layouts."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -11,10 +11,10 @@ from spo_jax.weights.lora import LoRA
 
 
 def names_of(modules: Iterable[str]) -> ModuleType:
-    """The module ``kohya`` of the family that these modules belong to; the first family's if they are of none.
+    """Returns the ``kohya`` module of the family that claims these modules, or that of the first family if none does.
 
     Args:
-      modules: names, torch's or kohya's.
+      modules: names of modules, torch's or kohya's.
     """
     modules = list(modules)
     candidates = [family_module(family, "kohya") for family in families()]

@@ -18,18 +18,19 @@ from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
 
 class Sampler:
-    """Draws images with a deterministic solver; on a mesh, every device draws its part of them.
+    """Draws images with a deterministic solver; on a mesh, each device draws its share of them.
 
     Args:
-      steps: sampling steps.
+      pipeline: the model.
+      steps: number of sampling steps.
       guidance: guidance scale w.
       lora_scale: alpha / r times the strength of the adapter.
-      batch: images at a time; fewer are padded, so that there is one program. Rounded up to a multiple of the devices
-        of the mesh in context.
+      batch: number of images drawn at a time, rounded up to a multiple of the devices of the mesh in context; a smaller
+        last batch is padded, so that there is one program.
       solver: one of `spo_jax.diffusion.steps.SOLVERS`.
-      karras: Karras' noise levels.
-      latent_shape: (h, w, c) of the images; None is the model's own.
-      prompt_options: what the pipeline's text encoding takes besides prompts; None is its default for that size.
+      karras: whether to use Karras' noise levels.
+      latent_shape: shape (h, w, c) of the latents; None is the model's own.
+      prompt_options: keyword arguments of the pipeline's text encoding; None is its default for ``latent_shape``.
 
     Raises:
       UserError: as `spo_jax.diffusion.steps.solver_steps`; options that the model does not take.
@@ -61,23 +62,25 @@ class Sampler:
     def __call__(
         self, prompts: Sequence[str], init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
     ) -> Float[np.ndarray, "b H W 3"]:
-        """Images near [-1, 1], not clipped, float32 on the host.
+        """Draws images near [-1, 1], which are not clipped, as float32 on the host.
 
         Args:
-          init_latents: noise of unit variance, a row per prompt (see `initial_latents`).
-          lora: adapter tree; None is the base model.
+          prompts: one per image.
+          init_latents: noise of unit variance, one row per prompt (see `initial_latents`).
+          lora: tree of the adapter; None draws with the base model.
         """
         return self.draw(self.pipeline.encode_prompts(prompts, **self._options), init_latents, lora)
 
     def draw(
         self, condition: PyTree, init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
     ) -> Float[np.ndarray, "b H W 3"]:
-        """The same from prompts that are encoded already, with the same options."""
-        if init_latents.shape[1:] != self.latent_shape:  # they would be drawn, under the conditions of another size
+        """Draws images as `__call__` from prompts that are already encoded with the sampler's options."""
+        if init_latents.shape[1:] != self.latent_shape:  # Images would be drawn, but with conditions of another size.
             raise ValueError(f"latents of {init_latents.shape[1:]} for a sampler of {self.latent_shape}")
         count = len(init_latents)
         images = []
         for start in range(0, count, self.batch):
+            # The last batch is padded with copies of the last row.
             rows = np.minimum(np.arange(start, start + self.batch), count - 1)
             arguments = (take_rows(condition, rows), self._unconditional, init_latents[rows])
             drawn = self._program(self.pipeline.params, lora, *arguments)
@@ -86,37 +89,50 @@ class Sampler:
 
 
 def _sample(
-    pipeline: Pipeline, table: SolverSteps, guidance: float, lora_scale: float, params, lora, condition, unconditional,
-    latents,
-) -> Float[Array, "b H W 3"]:  # fmt: skip
+    pipeline: Pipeline,
+    table: SolverSteps,
+    guidance: float,
+    lora_scale: float,
+    params: Params,
+    lora: Params | None,
+    condition: PyTree,
+    unconditional: PyTree,
+    latents: Float[Array, "b h w c"],
+) -> Float[Array, "b H W 3"]:
     condition, latents = spread((condition, latents))
     weights = params[pipeline.TRAINED]
     denoise = bind_denoise(pipeline, weights, lora, Guidance(condition, unconditional, guidance), lora_scale)
-    return gathered(pipeline.decode(params["vae"], solve(denoise, table, latents)).astype(jnp.float32))
+    clean = solve(denoise, table, latents)
+    return gathered(pipeline.decode(params["vae"], clean).astype(jnp.float32))
 
 
 def initial_latents(seed: int, count: int, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
-    """Noise for ``count`` images; image i has the same noise for every count."""
+    """Draws noise for ``count`` images; the noise of image i does not depend on the count."""
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(count))
     return np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
 
 
 def read_latents(path: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
-    """Initial latents from a .npy file, in torch's layout [b c h w] as diffusers' ``latents=`` takes them.
+    """Reads initial latents from a .npy file in torch's layout [b c h w], as diffusers' ``latents=`` takes them.
+
+    Args:
+      path: the file.
+      shape: expected shape (h, w, c).
 
     Raises:
-      UserError: no such file, not an array of numbers, a shape that is not the model's, or values that are not finite.
+      UserError: the file does not exist or is not an array of floats, its shape is not the model's, or a value is not
+        finite.
     """
     try:
         latents = np.load(path, allow_pickle=False)
-    except Exception as error:  # a damaged header ends in any of a dozen, from BadZipFile to MemoryError
+    except Exception as error:  # A damaged header raises any of a dozen types, from BadZipFile to MemoryError.
         raise UserError(f"cannot read initial latents from {path}: {error}") from error
     if not isinstance(latents, np.ndarray):  # an .npz file
         raise UserError(f"{path} holds several arrays, expected one (numpy.save)")
     expected = (shape[2], shape[0], shape[1])
     if latents.ndim != 4 or latents.shape[1:] != expected or not np.issubdtype(latents.dtype, np.floating):
         raise UserError(f"{path}: {latents.dtype}{list(latents.shape)}, expected floats [b, {expected} as c, h, w]")
-    latents = np.moveaxis(latents, 1, -1).astype(np.float32)
+    latents = np.moveaxis(latents, 1, -1).astype(np.float32)  # [b c h w] -> [b h w c]
     if not np.isfinite(latents).all():
         raise UserError(f"{path}: holds values that are not finite, expected noise of unit variance")
     return latents

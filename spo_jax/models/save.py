@@ -1,4 +1,4 @@
-"""A whole pipeline with an adapter merged into its weights, as a diffusers folder of any family."""
+"""Writes a whole pipeline with an adapter merged into its weights, as a diffusers folder of any family."""
 
 import functools
 import os
@@ -23,36 +23,43 @@ _INDEX = "model_index.json"
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
-    """Refuses what `write_merged` must not replace.
+    """Refuses a path that `write_merged` must not replace.
 
     Raises:
-      UserError: ``out`` exists, and ``overwrite`` is false or it is not a pipeline's folder.
+      UserError: ``out`` exists, and ``overwrite`` is false or ``out`` is not a pipeline's folder.
     """
     check_free(out, overwrite)
     if out.exists() and not (out / _INDEX).is_file():
-        raise UserError(f"{out} is not a pipeline's folder: --overwrite would delete all of it, choose another --out")
+        raise UserError(f"{out} is not a pipeline's folder: --overwrite would delete all of it; choose another --out")
 
 
 def write_merged(out: Path, pipeline: Pipeline, lora: Params, scale: float, overwrite: bool = False) -> None:
-    """Copies the pipeline's folder and replaces the trained network's weights by the merged ones, float32.
+    """Copies the pipeline's folder and replaces the trained network's weights by the merged ones in float32.
 
-    diffusers loads the copy without a ``variant=``. It appears whole or not at all, and the original is not touched.
+    diffusers loads the copy without a ``variant=``. The copy appears as a whole or not at all, and the original stays
+    as it is.
 
     Args:
-      overwrite: replace the pipeline that is at ``out``.
+      out: folder to write.
+      pipeline: the base model.
+      lora: tree of the adapter.
+      scale: factor of the adapter's update.
+      overwrite: whether a pipeline at ``out`` is replaced.
 
     Raises:
-      UserError: as `check_folder`; ``out`` is what would be copied; the pipeline was read from a single file; ``out``
-        cannot be written (what was there stays).
+      UserError: as `check_folder`; ``out`` is the base model's folder; the pipeline was read from a single file;
+        ``out`` cannot be written (an older folder there is kept).
     """
     check_folder(out, overwrite)
     if not pipeline.folder.is_dir():
         raise UserError(f"{pipeline.folder} is a single file, not a folder to copy: export with --format=single-file")
     if out.resolve() == pipeline.folder.resolve():
         raise UserError(f"{out} is the base model itself: choose another --out")
+    # Merge before anything is written.
     network = pipeline.TRAINED
     config = read_json_object(pipeline.folder / network / "config.json")
     state = merged_network(pipeline, lora, scale, np.float32)
+    # Assemble the copy in a temporary folder beside ``out``, and move it there once it is complete.
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +79,7 @@ def write_merged(out: Path, pipeline: Pipeline, lora: Params, scale: float, over
 
 
 def _swap(new: Path, out: Path, older: Path) -> None:
-    """Puts ``new`` at ``out``; an older folder there is moved to ``older``, and back if that fails."""
+    """Moves ``new`` to ``out``; an older folder there is moved to ``older``, and back if the first move fails."""
     if not out.exists():
         os.replace(new, out)
         return
@@ -85,9 +92,9 @@ def _swap(new: Path, out: Path, older: Path) -> None:
 
 
 def merged_network(pipeline: Pipeline, lora: Params, scale: float, dtype: Any) -> dict[str, np.ndarray]:
-    """The trained network with the adapter merged in, under torch's names.
+    """Returns the trained network with the adapter merged into it, under torch's names.
 
-    Merged tensor by tensor, so that SDXL's 10 GB are held once more and not twice.
+    It is merged tensor by tensor, so that SDXL's 10 GB are held once more and not twice more.
     """
     state: dict[str, np.ndarray] = {}
     halves = flatten(lora)
@@ -99,13 +106,16 @@ def merged_network(pipeline: Pipeline, lora: Params, scale: float, dtype: Any) -
 
 
 def _skip_weights(network: str, folder: str, names: list[str]) -> list[str]:
-    """The network's old weights in any form, and hidden folders of the hub's cache."""
+    """Names the files not to copy: the network's old weights in any format, and hidden folders of the hub's cache."""
     inside = Path(folder).name == network
     return [name for name in names if name.startswith(".") or (inside and name != "config.json")]
 
 
 def _drop_absent(folder: Path) -> None:
-    """Removes from the index what is not fetched with a base, such as the safety checker: diffusers would miss it."""
+    """Removes components that are not downloaded with a base, such as the safety checker, from the index.
+
+    diffusers refuses a folder whose index names a component that is missing.
+    """
     index = read_json_object(folder / _INDEX)
     for name, value in index.items():
         if isinstance(value, list) and not (folder / name).is_dir():
@@ -116,10 +126,10 @@ def _drop_absent(folder: Path) -> None:
 
 
 def _drop_variant(folder: Path) -> None:
-    """Gives weights that exist as a variant only (``fp16``) the plain name, which the merged network has.
+    """Renames weights that exist only as a variant (``fp16``) to the plain name, which the merged network has.
 
-    With both in one pipeline diffusers finds either the one or the other. Shards keep their names, because their index
-    lists them.
+    With both kinds of names in one pipeline, diffusers finds either the one or the other. Shards keep their names,
+    because their index lists them.
     """
     names = [entry.name for entry in folder.iterdir()]
     for kind in ("diffusers", "transformers"):

@@ -1,4 +1,4 @@
-"""Scores of images and latents; a reward is a module, found by its name or by a dotted path."""
+"""Rewards, which score images or latents. A reward is a module that is found by its name or by a dotted path."""
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import find_module
@@ -9,8 +9,9 @@ def load_reward(spec: str, context: Context) -> Reward:
     """Loads a reward.
 
     Args:
-      spec: ``NAME``, or ``NAME:SOURCE`` where the weights are to come from elsewhere; the name is that of a module
-        here, or a dotted path such as ``my_package.my_reward``.
+      spec: ``NAME``, or ``NAME:SOURCE`` to read the weights from another source. The name is that of a module here, or
+        a dotted path such as ``my_package.my_reward``.
+      context: facts on which the reward may depend.
 
     Raises:
       UserError: there is no such reward, or it cannot be loaded.
@@ -18,5 +19,8 @@ def load_reward(spec: str, context: Context) -> Reward:
     name, _, source = spec.partition(":")
     module = find_module(__name__, name, f"config field {context.field}")
     if not hasattr(module, "load"):
-        raise UserError(f"config field {context.field} = {spec!r}: {module.__name__} has no function load")
+        raise UserError(
+            f"config field {context.field} = {spec!r}: expected a module with a function load(source, context), "
+            f"but {module.__name__} has none"
+        )
     return module.load(source, context)

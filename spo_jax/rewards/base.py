@@ -1,4 +1,4 @@
-"""What evaluation and methods need to know of a reward: a score of images or latents and their prompts."""
+"""The protocol of a reward, as evaluation and methods use it: scores of images or latents and their prompts."""
 
 import dataclasses
 import functools
@@ -16,22 +16,22 @@ from spo_jax.core.typing import Array, DType, Float, Int, Params, PyTree
 from spo_jax.parallel.chunks import in_chunks
 from spo_jax.parallel.mesh import gathered
 
-_CHUNK = 25  # images scored at a time
+_CHUNK = 25  # number of images scored at a time
 
 Scores = dict[str, Float[np.ndarray, " b"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a reward may depend on when it is loaded.
+    """The facts on which a reward may depend when it is loaded.
 
     Attributes:
-      kind: `Pipeline.kind` of the model whose images are scored; None asks for nothing.
-      dtype: of weights and activations.
-      mesh: where weights go; None is the first device.
-      options: fields of the settings' group that is named after the reward.
-      abstract: give shapes instead of weights.
-      field: the config field that names the reward, for messages.
+      kind: `Pipeline.kind` of the model whose images are scored; None skips the check.
+      dtype: dtype of weights and activations.
+      mesh: mesh on which weights are placed; None places them on the first device.
+      options: fields of the group in the settings that is named after the reward.
+      abstract: whether to return shapes instead of weights.
+      field: config field that names the reward, for error messages.
     """
 
     kind: str | None = None
@@ -46,12 +46,12 @@ class Context:
 class Reward(Protocol):
     """One reward, ready to score.
 
-    A reward is a module of `spo_jax.rewards` (or of a user's own) with a function ``load(source, context)`` that gives
-    an object like this one. ``source`` is what stands behind a colon after the reward's name, and may be empty.
+    A reward is a module of `spo_jax.rewards`, or a user's own module, with a function ``load(source, context)`` that
+    returns an object with these members. ``source`` is the text after a colon in the reward's name, and may be empty.
 
     Attributes:
-      meanings: a sentence for every score that `measure` gives, by name.
-      lower_is_better: names of scores that improve by falling.
+      meanings: one sentence for each score that `measure` returns, by name.
+      lower_is_better: names of the scores for which a lower value is better.
     """
 
     meanings: Mapping[str, str]
@@ -62,18 +62,21 @@ class Reward(Protocol):
         ...
 
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
-        """Scores of finished images near [-1, 1], by name."""
+        """Scores finished images near [-1, 1]; returns the scores by name."""
         ...
 
 
 class DeviceReward:
-    """Base of rewards that are computed on the devices, one score per image: they can evaluate, and judge in rollouts.
+    """Base class of rewards with one score per image that is computed on the devices.
 
-    A subclass sets `meanings` with one entry and defines `score`; the rest has defaults.
+    Such a reward can evaluate finished images, and judge clean predictions in rollouts. A subclass sets `meanings` with
+    one entry and defines `score`; everything else has a default.
 
     Attributes:
-      READS: ``images`` near [-1, 1], or ``latents`` as the diffusion model sees them.
-      params: weights, an argument of programs and not a constant in them.
+      READS: input of `score`: ``images`` near [-1, 1], or ``latents`` as the diffusion model sees them.
+      meanings: as in `Reward`.
+      lower_is_better: as in `Reward`.
+      params: weights, which are an argument of programs and not a constant in them.
     """
 
     READS: ClassVar[str] = "images"
@@ -82,38 +85,41 @@ class DeviceReward:
     params: Params = {}
 
     def features(self, prompts: Sequence[str]) -> PyTree:
-        """What `score` needs of prompts, a row each; computed once per prompt, on the host. None needs nothing."""
+        """Computes the features of prompts that `score` takes, one row each, on the host and once per prompt.
+
+        The default is None, for a score that does not depend on the prompt.
+        """
         return None
 
     def feature_shapes(self) -> PyTree:
-        """Shapes of one row of `features`, for programs that are compiled before there are prompts."""
+        """Returns the shapes of one row of `features`, for programs that are compiled before there are prompts."""
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.features(["a prompt"]))
 
     def score(
         self, params: Params, x: Float[Array, "b h w c"], features: PyTree, t: Int[Array, " b"]
     ) -> Float[Array, " b"]:
-        """Scores inside a program.
+        """Scores images or latents inside a program.
 
         Args:
-          params: as the attribute.
-          x: what the reward reads; of images in a rollout, the clean predictions.
+          params: the attribute `params`.
+          x: finished images, or clean predictions in a rollout; images or latents, as `READS` says.
           features: rows of `features`.
-          t: diffusion timesteps that predictions were made from; 0 for finished images.
+          t: diffusion timesteps from which the predictions were made; 0 for finished images.
         """
         raise NotImplementedError
 
     def check(self, prompts: Sequence[str], size: tuple[int, int]) -> None:
-        """Any prompts and sizes can be scored."""
+        """Accepts all prompts and sizes."""
 
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
-        """Scores of finished images, by name.
+        """Scores finished images; returns the scores by name.
 
         Raises:
           UserError: the reward reads latents.
         """
         (name,) = self.meanings
         if self.READS != "images":
-            raise UserError(f"reward {name} reads {self.READS}, and evaluation has images: name another reward")
+            raise UserError(f"reward {name} reads {self.READS}, but evaluation has images: choose another reward")
         features = self.features(prompts)
 
         def score(rows: Int[np.ndarray, " b"]) -> Array:

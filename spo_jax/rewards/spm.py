@@ -1,4 +1,4 @@
-"""A step-aware preference model: a CLIP that knows the diffusion timestep."""
+"""The score of a step-aware preference model, which is a CLIP with the diffusion timestep as an input."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from spo_jax.rewards.common.preference_model import PreferenceModel, load_spm
 
 
 class SPMReward(DeviceReward):
-    """exp(logit_scale) · cos(image, text) at a timestep."""
+    """Scores an image by exp(logit_scale) * cos(image, text) at a timestep."""
 
     meanings = {"spm_score": "score of the preference model that training used, at timestep 0"}
 
@@ -23,18 +23,18 @@ class SPMReward(DeviceReward):
         self.params = model.params
 
     def features(self, prompts: Sequence[str]) -> Float[np.ndarray, "b p"]:
-        """Text features of unit length; they do not depend on the timestep."""
+        """Computes text features of unit length, which do not depend on the timestep."""
         return encode_texts(self.model.clip, self.params, self.model.tokenizer(prompts))
 
     def feature_shapes(self) -> jax.ShapeDtypeStruct:
-        """Shapes of one row of `features`."""
+        """Returns the shape of one row of `features`."""
         ids = jax.ShapeDtypeStruct((1, self.model.tokenizer.length), jnp.int32)
         return jax.eval_shape(lambda params, ids: text_features(self.model.clip, params, ids), self.params, ids)
 
     def score(
         self, params: Params, x: Float[Array, "b h w 3"], features: Float[Array, "b p"], t: Int[Array, " b"]
     ) -> Float[Array, " b"]:
-        """Scores of clean predictions, or of finished images at ``t`` = 0."""
+        """Scores clean predictions, or finished images at ``t`` = 0."""
         return score_images(self.model.clip, params, x, t, features)
 
 
@@ -42,11 +42,12 @@ def load(source: str, context: Context) -> SPMReward:
     """Loads the preference model.
 
     Args:
-      source: folder, file, hub id, one file of a hub repository, or ``toy``; empty is that of ``context.options``,
-        whose fields are ``model`` and ``tokenizer``.
+      source: folder, file, hub id, one file of a hub repository, or ``toy``; if empty, the field ``model`` of
+        ``context.options``.
+      context: its options have the fields ``model`` and ``tokenizer``.
 
     Raises:
-      UserError: it cannot be read, or was trained on another kind of model.
+      UserError: the preference model cannot be read, or was trained on another kind of model.
     """
     options = context.options
     model = load_spm(

@@ -1,4 +1,4 @@
-"""The truth of the toy world, in closed form: how well an image is drawn, and whether it shows its prompt."""
+"""The truth of the toy world in closed form: how well an image is drawn, and whether it shows its prompt."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,21 @@ from spo_jax.toy import truth
 
 
 class ToyTruth:
-    """Computed on the host, from images of the toy's size and captions of its world."""
+    """Measures images of the toy world and their captions, on the host."""
 
     meanings = truth.MEANINGS
     lower_is_better = ("out_of_range",)
 
     def check(self, prompts: Sequence[str], size: tuple[int, int]) -> None:
-        """Raises a `UserError` unless the prompts are the toy's captions and the images of its size."""
+        """Raises a `UserError` unless the prompts are captions of the toy world and the images have its size."""
         truth.check(prompts, size)
 
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
-        """Every truth per image, by the names of `meanings`; images are not clipped."""
+        """Measures images that are not clipped; returns the scores by the names in `meanings`."""
         return truth.measure(images, prompts)
 
 
 def load(source: str, context: Context) -> ToyTruth:
-    """The reward; there are no weights."""
+    """Returns the reward, which has no weights and depends on neither argument."""
     del source, context
     return ToyTruth()

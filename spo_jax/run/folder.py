@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Protocol, runtime_checkable
 
 from absl import logging
 
@@ -19,7 +19,15 @@ from spo_jax.run.settings import RunSettings
 
 CHECKPOINTS = "checkpoints"
 FORMAT = 2  # of checkpoints; older ones held the whole state in one item and cannot be resumed
-State = TypeVar("State", bound=NamedTuple)
+
+
+@runtime_checkable
+class State(Protocol):
+    """The state of a run: a NamedTuple with a field ``params``, the weights that are trained."""
+
+    params: PyTree
+
+    def _replace(self, **fields: Any) -> "State": ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +83,7 @@ def run_meta(settings: RunSettings, data: Sequence[str]) -> dict[str, Any]:
 # The state in a checkpoint
 
 
-def state_items(state: NamedTuple) -> dict[str, PyTree]:
+def state_items(state: State) -> dict[str, PyTree]:
     """The items of a checkpoint: ``params``, which is all that exporting reads, and the rest of the state."""
     return {"params": state.params, "rest": state._replace(params=())}
 

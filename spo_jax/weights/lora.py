@@ -1,8 +1,8 @@
-"""LoRA files: the diffusers layout and the kohya/webui one, read and written with their scale intact.
+"""Reads and writes LoRA files in the layouts of diffusers and of kohya (web UIs), with their scale intact.
 
 delta W = lora_A lora_B * alpha / rank, with lora_A [in r] and lora_B [r out] (torch stores both transposed).
-alpha lives in the safetensors metadata of the diffusers layout (``lora_adapter_metadata``; an ``.alpha`` tensor there
-makes diffusers refuse the file) and in one ``.alpha`` tensor per module of the kohya layout.
+The diffusers layout stores alpha in the safetensors metadata (``lora_adapter_metadata``; diffusers refuses a file with
+an ``.alpha`` tensor), and the kohya layout in one ``.alpha`` tensor per module.
 
 Kohya's names of modules differ between model families; `spo_jax.models.lora` binds the functions here to them.
 """
@@ -34,35 +34,43 @@ _DIFFUSERS_KEY = re.compile(
 _KOHYA_KEY = re.compile(r"(?P<module>lora_[^.]+)\.(?:lora_(?P<half>down|up)\.weight|(?P<alpha>alpha))")
 _TEXT_ENCODERS = ("text_encoder", "lora_te")
 
+# Parts of a file that cannot be used, as messages call them.
+_TEXT_PARTS = "parts of a text encoder"
+_CONVOLUTIONS = "convolutions"
+_NO_TARGETS = "modules this model does not have (or not as LoRA targets)"
+_HALVES = "halves without their partner"
+_SHAPES = "of another shape"
+_OTHER_TENSORS = "tensors that are not LoRA weights"
+
 
 class ModuleNames(Protocol):
-    """Kohya's names for the modules of one model family (the family's module ``kohya``)."""
+    """Kohya's names for the modules of one model family, which are in the family's module ``kohya``."""
 
     @staticmethod
     def architecture(names: Iterable[str]) -> str | None:
-        """The kind of model that module names show, or None where they could be of several."""
+        """Returns the kind of model that names of modules show, or None if they could belong to several."""
 
     @staticmethod
     def file_names(modules: Iterable[str], model: Iterable[str] | None = None) -> dict[str, str]:
-        """Torch's names of modules to those that kohya's files hold."""
+        """Maps torch's names of modules to the names in kohya's files."""
 
     @staticmethod
     def module_names(modules: Iterable[str]) -> dict[str, str]:
-        """Kohya's names, of every kind, to the torch names of the given modules."""
+        """Maps kohya's names in all their forms to the torch names of the given modules."""
 
 
-# From module names, torch's or kohya's, to the names of the family that they belong to.
+# A function from names of modules, torch's or kohya's, to the `ModuleNames` of the family that has them.
 FindNames = Callable[[Iterable[str]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Low-rank updates of a UNet's Dense layers.
+    """Low-rank updates of a network's Dense layers.
 
     Attributes:
-      tree: the module paths of the parameter tree, each with float32 ``lora_A`` [in r] and ``lora_B`` [r out].
-      alpha: the delta of a module is ``lora_A @ lora_B * alpha / rank``.
-      rank: r, the same for all modules.
+      tree: module paths of the parameter tree, each with float32 ``lora_A`` [in r] and ``lora_B`` [r out].
+      alpha: numerator of the scale; the update of a module is ``lora_A @ lora_B * alpha / rank``.
+      rank: r, which is the same for all modules.
 
     Raises:
       ValueError: a module lacks a half, or its shapes disagree with the rank.
@@ -79,7 +87,7 @@ class LoRA:
                 raise ValueError(f"{name}: lora_A {lora_a.shape}, lora_B {lora_b.shape} are not of rank {self.rank}")
 
     def modules(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Torch's module names to (lora_A [in r], lora_B [r out]), sorted."""
+        """Maps torch's names of modules, sorted, to (lora_A [in r], lora_B [r out])."""
         flat = flatten(self.tree)
         paths = sorted({path.rpartition("/")[0] for path in flat})
         halves = [{f"{path}/lora_A", f"{path}/lora_B"} for path in paths]
@@ -90,17 +98,23 @@ class LoRA:
 
 @dataclasses.dataclass
 class _Module:
-    """What a file says about one module, in torch's layout."""
+    """The tensors of one module in a file, in torch's layout.
 
-    down: np.ndarray | None = None  # [r in]
-    up: np.ndarray | None = None  # [out r]
-    alpha: float | None = None  # None where the file is silent: the scale is 1
+    Attributes:
+      down: ``lora_A`` transposed, [r in].
+      up: ``lora_B`` transposed, [out r].
+      alpha: numerator of the scale; None if the file has no alpha, which means a scale of 1.
+    """
+
+    down: np.ndarray | None = None
+    up: np.ndarray | None = None
+    alpha: float | None = None
 
     def put(self, half: str, array: np.ndarray) -> bool:
-        """Stores a half, unless it is there already."""
-        fresh = getattr(self, half) is None
+        """Stores a half; returns False if the module already had it."""
+        is_new = getattr(self, half) is None
         setattr(self, half, array)
-        return fresh
+        return is_new
 
     @property
     def rank(self) -> int:
@@ -116,30 +130,32 @@ def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None, 
 
     Args:
       path: the file, or a folder with ``pytorch_lora_weights.safetensors``.
-      module_shapes: the tree of the model that the LoRA belongs to: its parameters' shapes (every Dense layer is a
-        target) or those of its LoRA collection (only these are). Needed for kohya files, whose names cannot be
-        understood without; with it targets and shapes are checked.
-      find_names: the names of the family that modules belong to.
+      module_shapes: tree of the model that the LoRA belongs to: the shapes of its parameters, all of whose Dense layers
+        are targets, or those of its LoRA collection, whose modules alone are targets. Files with kohya's names cannot
+        be read without it. If it is given, targets and shapes are checked.
+      find_names: finds the names of the family that has the modules.
 
     Returns:
-      One alpha for all modules: modules that differ in scale have it folded into lora_B (alpha = rank then), modules
-      of a smaller rank are filled up with zeros.
+      The LoRA, with one alpha for all modules. If modules differ in scale, it is folded into lora_B (then alpha is the
+      rank); modules of a smaller rank are padded with zeros.
 
     Raises:
-      UserError: no LoRA file, a LoRA of SDXL for SD 1.x or 2.x or the reverse, text-encoder parts, convolutions,
-        modules that the model has not, halves without their partner, shapes that do not fit.
+      UserError: the path is not a LoRA file; the LoRA is of SDXL and the model is SD 1.x or 2.x, or the reverse; the
+        file has parts of a text encoder, convolutions, modules this model does not have, halves without their partner,
+        or shapes that do not fit.
     """
     path = _lora_file(Path(path))
-    state, metadata = store.read_file(path), store.read_metadata(path)
+    state = store.read_file(path)
+    metadata = store.read_metadata(path)
     targets = None if module_shapes is None else _targets(module_shapes)
     if any(key.startswith("lora_") for key in state):
         if targets is None:
-            raise UserError(f"{path} has kohya's names, which only make sense beside a model: name the model as well")
-        modules, strangers = _collect_kohya(state, find_names(targets).module_names(targets))
+            raise UserError(f"{path} has kohya's names, which can only be read with a model: name the model as well")
+        modules, unknown = _collect_kohya(state, find_names(targets).module_names(targets))
     else:
-        modules, strangers = _collect_diffusers(state)
+        modules, unknown = _collect_diffusers(state)
         _read_alphas(modules, metadata, path)
-    _check_targets(path, modules, strangers, targets, find_names)
+    _check_targets(path, modules, unknown, targets, find_names)
     return _unify(modules)
 
 
@@ -152,35 +168,40 @@ def write_lora(
     *,
     find_names: FindNames,
 ) -> None:
-    """Writes a LoRA that ``pipe.load_lora_weights`` reads with the right scale, alpha included.
+    """Writes a LoRA that ``pipe.load_lora_weights`` reads with the right scale, including alpha.
 
     Args:
-      path: the file to write; diffusers looks for ``pytorch_lora_weights.safetensors`` when given a folder.
-      lora: the updates, written in float32.
-      format: ``diffusers``, or ``kohya`` for the web UIs (of SDXL with SGM's block names).
-      metadata: more text for the header.
-      module_shapes: the tree of the LoRA's model, as in `read_lora`. Kohya's format counts SDXL's blocks in it; a LoRA
-        on all attentions shows them by itself.
-      find_names: the names of the family that modules belong to.
+      path: file to write; diffusers looks for ``pytorch_lora_weights.safetensors`` in a folder.
+      lora: the updates, which are written in float32.
+      format: ``diffusers``, or ``kohya`` for the web UIs (with SGM's block names for SDXL).
+      metadata: additional text for the header.
+      module_shapes: tree of the LoRA's model, as in `read_lora`. SDXL's blocks are numbered from it in kohya's format;
+        it is not needed for a LoRA on all attentions.
+      find_names: finds the names of the family that has the modules.
 
     Raises:
       UserError: the file cannot be written.
-      ValueError: another format.
+      ValueError: the format is unknown.
     """
     if format not in ("diffusers", "kohya"):
         raise ValueError(f"format {format!r}: expected diffusers or kohya")
+    # Collect the tensors.
     state: dict[str, np.ndarray] = {}
     if format == "kohya":
         model = None if module_shapes is None else _targets(module_shapes)
         flat_names = find_names(lora.modules()).file_names(lora.modules(), model)
     for name, (lora_a, lora_b) in lora.modules().items():
-        down, up = np.asarray(lora_a, np.float32).T, np.asarray(lora_b, np.float32).T
+        down = np.asarray(lora_a, np.float32).T  # [in r] -> [r in]
+        up = np.asarray(lora_b, np.float32).T  # [r out] -> [out r]
         if format == "kohya":
             flat = flat_names[name]
-            state |= {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up}
+            state[f"{flat}.lora_down.weight"] = down
+            state[f"{flat}.lora_up.weight"] = up
             state[f"{flat}.alpha"] = np.float32(lora.alpha)
         else:
-            state |= {f"unet.{name}.lora.down.weight": down, f"unet.{name}.lora.up.weight": up}
+            state[f"unet.{name}.lora.down.weight"] = down
+            state[f"unet.{name}.lora.up.weight"] = up
+    # Write them with the header.
     header = dict(metadata or {})
     if format == "diffusers":
         header[METADATA_KEY] = _adapter_metadata(lora)
@@ -188,12 +209,14 @@ def write_lora(
 
 
 def _adapter_metadata(lora: LoRA) -> str:
+    """Returns the adapter's config as diffusers writes it to the header of a file."""
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     config = {"r": lora.rank, "lora_alpha": alpha, "peft_type": "LORA", "target_modules": list(lora.modules())}
     return json.dumps({f"unet.{key}": value for key, value in config.items()}, sort_keys=True)
 
 
 def _lora_file(path: Path) -> Path:
+    """Finds the LoRA file in a folder."""
     if not path.is_dir():
         return path
     if (path / FILE_NAME).is_file():
@@ -206,7 +229,7 @@ def _lora_file(path: Path) -> Path:
 
 
 def _targets(shapes: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
-    """Torch's module names to (in, out); None for a module that has a weight but is no Dense layer."""
+    """Maps torch's names of modules to (in, out), or to None for a module whose weight is not that of a Dense layer."""
     flat = {tuple(path.split("/")): tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
     targets: dict[str, tuple[int, int] | None] = {}
     for path, shape in flat.items():
@@ -219,68 +242,70 @@ def _targets(shapes: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
 
 
 def _collect_diffusers(state: Mapping[str, np.ndarray]) -> tuple[dict[str, _Module], list[str]]:
+    """Groups the tensors of a file in diffusers' or PEFT's layout by module; also returns the unknown keys."""
     modules: dict[str, _Module] = {}
-    strangers = []
+    unknown = []
     for key, array in state.items():
         match = _DIFFUSERS_KEY.fullmatch(key)
         if match is None:
-            strangers.append(key)
+            unknown.append(key)
             continue
         module = modules.setdefault(match["module"].removeprefix("unet."), _Module())
         half = match["half"] or {"A": "down", "B": "up"}[match["peft"]]
         if not module.put(half, array):
-            strangers.append(f"{key} (a second {half})")
-    return modules, strangers
+            unknown.append(f"{key} (a second {half})")
+    return modules, unknown
 
 
 def _collect_kohya(
     state: Mapping[str, np.ndarray], names: Mapping[str, str]
 ) -> tuple[dict[str, _Module], list[str]]:  # fmt: skip
+    """Groups the tensors of a file in kohya's layout by module; also returns the unknown keys."""
     modules: dict[str, _Module] = {}
     alphas: dict[str, float] = {}
-    strangers = []
+    unknown = []
     for key, array in state.items():
         match = _KOHYA_KEY.fullmatch(key)
         if match is None:
-            strangers.append(key)
+            unknown.append(key)
             continue
-        # A name that the model has not stays as it is, to be listed among the unknown targets.
+        # A name that the model does not have is kept, so that the message can list it.
         name = names.get(match["module"], match["module"])
         if match["alpha"]:
             alphas[name] = float(array)
         elif not modules.setdefault(name, _Module()).put(match["half"], array):
-            strangers.append(f"{key} (a second {match['half']})")
+            unknown.append(f"{key} (a second {match['half']})")
     for name, alpha in alphas.items():
         if name in modules:
             modules[name].alpha = alpha
         else:
-            strangers.append(f"{name}.alpha")
-    return modules, strangers
+            unknown.append(f"{name}.alpha")
+    return modules, unknown
 
 
 def _read_alphas(modules: Mapping[str, _Module], metadata: Mapping[str, str], path: Path) -> None:
-    """The alpha of every module, from the adapter's config: in the header of the file, or beside it as PEFT does."""
-    beside = path.parent / "adapter_config.json"
+    """Sets every module's alpha from the adapter's config in the file's header, or in PEFT's file beside it."""
+    config_file = path.parent / "adapter_config.json"
     try:
         if METADATA_KEY in metadata:
             config = json.loads(metadata[METADATA_KEY])
         else:
-            config = read_json(beside) if beside.is_file() else {}
-        # Keys of a pipeline's file start with the component; those of a single model's file do not.
+            config = read_json(config_file) if config_file.is_file() else {}
+        # In a pipeline's file keys start with the component; in a single model's file they do not.
         config = {key.removeprefix("unet."): value for key, value in config.items()}
         if config.get("use_dora"):
             raise UserError(f"{path} is a DoRA, which is not supported")
         for name, module in modules.items():
             alpha = _pattern_value(config.get("alpha_pattern") or {}, name, config.get("lora_alpha"))
             if alpha is not None and module.down is not None:
-                # Rank-stabilised LoRA divides by the root of the rank; alpha takes up the difference.
+                # Rank-stabilised LoRA divides by the root of the rank; alpha absorbs the difference.
                 module.alpha = float(alpha) * (math.sqrt(module.rank) if config.get("use_rslora") else 1.0)
     except (ValueError, TypeError, AttributeError, re.error) as error:
         raise UserError(f"{path}: cannot understand the adapter's config ({METADATA_KEY}): {error}") from error
 
 
 def _pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    # As peft.utils.get_pattern_key: the pattern is the end of the name, at a dot.
+    # As in peft.utils.get_pattern_key, the pattern matches the end of the name after a dot.
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -290,24 +315,25 @@ def _pattern_value(patterns: Mapping[str, Any], module: str, default: Any) -> An
 def _check_targets(
     path: Path,
     modules: Mapping[str, _Module],
-    strangers: list[str],
+    unknown: list[str],
     targets: Mapping[str, Any] | None,
     find_names: FindNames,
 ) -> None:
+    """Refuses a file with anything other than pairs of halves on the model's linear layers, and lists the rest."""
     if not modules:
-        raise UserError(f"{path} is not a LoRA file: none of its {len(strangers)} tensors is half of a LoRA layer")
+        raise UserError(f"{path} is not a LoRA file: none of its {len(unknown)} tensors is half of a LoRA layer")
     problems: dict[str, list[str]] = {
-        "parts of a text encoder": [],
-        "convolutions": [],
-        "modules that this model has not (or not as LoRA targets)": [],
-        "halves without their partner": [],
-        "of another shape": [],
-        "tensors that are no LoRA weights": [],
+        _TEXT_PARTS: [],
+        _CONVOLUTIONS: [],
+        _NO_TARGETS: [],
+        _HALVES: [],
+        _SHAPES: [],
+        _OTHER_TENSORS: [],
     }
-    for key in strangers:
-        text = key.startswith(_TEXT_ENCODERS)
-        problems["parts of a text encoder" if text else "tensors that are no LoRA weights"].append(key)
-    _check_architecture(path, [*modules, *strangers], targets, find_names)
+    for key in unknown:
+        problem = _TEXT_PARTS if key.startswith(_TEXT_ENCODERS) else _OTHER_TENSORS
+        problems[problem].append(key)
+    _check_architecture(path, [*modules, *unknown], targets, find_names)
     for name, module in modules.items():
         problem = _problem(name, module, targets)
         if problem is not None:
@@ -320,6 +346,7 @@ def _check_targets(
 def _check_architecture(
     path: Path, names: list[str], targets: Mapping[str, Any] | None, find_names: FindNames
 ) -> None:  # fmt: skip
+    """Refuses a LoRA whose names are those of another kind of model."""
     family = find_names(targets or names)
     theirs = family.architecture(names)
     ours = family.architecture(targets or ())
@@ -328,34 +355,37 @@ def _check_architecture(
 
 
 def _problem(name: str, module: _Module, targets: Mapping[str, Any] | None) -> str | None:
+    """Returns the reason why a module cannot be used, or None if it can."""
     if name.startswith(_TEXT_ENCODERS):
-        return "parts of a text encoder"
+        return _TEXT_PARTS
     if any(half is not None and half.ndim != 2 for half in (module.down, module.up)):
-        return "convolutions"
+        return _CONVOLUTIONS
     if targets is not None and name not in targets:
-        return "modules that this model has not (or not as LoRA targets)"
+        return _NO_TARGETS
     if targets is not None and targets[name] is None:
-        return "convolutions"
+        return _CONVOLUTIONS
     if module.down is None or module.up is None:
-        return "halves without their partner"
-    expected = (module.down.shape[1], module.up.shape[0]) if targets is None else targets[name]
-    fits = (module.down.shape[1], module.up.shape[0]) == expected and module.down.shape[0] == module.up.shape[1]
-    return None if fits else "of another shape"
+        return _HALVES
+    found = (module.down.shape[1], module.up.shape[0])
+    expected = found if targets is None else targets[name]
+    fits = found == expected and module.down.shape[0] == module.up.shape[1]
+    return None if fits else _SHAPES
 
 
 def _unify(modules: Mapping[str, _Module]) -> LoRA:
-    """One rank and one alpha for all modules, without changing any delta."""
+    """Gives all modules one rank and one alpha without changing any update."""
     rank = max(module.rank for module in modules.values())
     scales = {module.scale for module in modules.values()}
     alphas = {module.alpha for module in modules.values()}
     fold = len(scales) > 1
     if fold or alphas == {None}:
         alpha = float(rank)
-    else:  # the alpha itself where there is one: alpha / rank * rank would round
+    else:  # A common alpha is kept as it is, because alpha / rank * rank would round.
         alpha = alphas.pop() if len(alphas) == 1 else scales.pop() * rank
     flat: dict[str, np.ndarray] = {}
     for name, module in modules.items():
-        lora_a, lora_b = module.down.T.astype(np.float32), module.up.T.astype(np.float32)
+        lora_a = module.down.T.astype(np.float32)  # [r in] -> [in r]
+        lora_b = module.up.T.astype(np.float32)  # [out r] -> [r out]
         if fold:
             lora_b = lora_b * np.float32(module.scale)
         missing = rank - module.rank

@@ -1,4 +1,4 @@
-"""Lists of prompts, in every form that is read, and in forms that are not."""
+"""Lists of prompts are read in all their forms, and other files are refused."""
 
 import json
 
@@ -22,7 +22,7 @@ PROMPTS = ["a red star", "ein grüner Mond", "two words"]
     ],
     ids=["text", "JSON strings", "JSON objects", "JSONL strings", "JSONL objects"],
 )
-def test_every_form(tmp_path, name, content):
+def test_all_forms_are_read(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
     assert load_prompts(tmp_path / name) == PROMPTS
 
@@ -30,27 +30,28 @@ def test_every_form(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content"), [("p.txt", "a red star"), ("p.json", '["a red star"]'), ("p.jsonl", '"a red star"')]
 )
-def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path, name, content):
+def test_a_byte_order_mark_is_not_part_of_a_prompt(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     assert load_prompts(tmp_path / name) == ["a red star"]
 
 
-def test_embedded_lists_part_the_world():
-    train, held_out = load_prompts("embedded:train"), load_prompts("embedded:held_out")
+def test_the_toy_lists_divide_the_prompts_of_the_toy_world():
+    train = load_prompts("toy:train")
+    held_out = load_prompts("toy:held_out")
     assert not set(train) & set(held_out)
     assert sorted(train + held_out) == sorted(world.PROMPTS)
     train.append("changed")
-    assert "changed" not in load_prompts("embedded:train")
+    assert "changed" not in load_prompts("toy:train")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("absent.txt", None, r"no prompt file .*absent.txt \(embedded lists: embedded:train, embedded:held_out\)"),
-        ("p.txt", b"\n \n", r"p.txt: no prompts in it, expected at least one"),
-        ("p.json", b"[]", r"p.json: no prompts in it"),
-        ("p.jsonl", b"", r"p.jsonl: no prompts in it"),
-        ("p.csv", b"a red star", r"p.csv: prompt files end in .txt, .json or .jsonl"),
+        ("absent.txt", None, r"no prompt file .*absent.txt \(toy lists: toy:train, toy:held_out\)"),
+        ("p.txt", b"\n \n", r"p.txt holds no prompts: expected at least one"),
+        ("p.json", b"[]", r"p.json holds no prompts"),
+        ("p.jsonl", b"", r"p.jsonl holds no prompts"),
+        ("p.csv", b"a red star", r"p.csv: expected a prompt file that ends in .txt, .json or .jsonl"),
         ("p.json", b'{"a": 1}', r"p.json: expected a JSON list of prompts, found dict"),
         ("p.json", b"[", r"cannot read .*p.json as JSON"),
         ("p.jsonl", b'"a"\n{', r"cannot read prompts from .*p.jsonl"),
@@ -60,13 +61,13 @@ def test_embedded_lists_part_the_world():
         ("p.txt", b"\xff\xfea", r"cannot read prompts from .*p.txt"),
     ],
 )
-def test_what_is_no_list_of_prompts(tmp_path, name, content, message):
+def test_other_files_are_refused(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         load_prompts(tmp_path / name)
 
 
-def test_a_folder_is_no_prompt_file(tmp_path):
+def test_a_folder_is_not_a_prompt_file(tmp_path):
     with pytest.raises(UserError, match=f"no prompt file {tmp_path}"):
         load_prompts(tmp_path)

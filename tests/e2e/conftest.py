@@ -1,23 +1,33 @@
-"""One run of the training command, and the means to give commands as a user does."""
+"""Micro models, runs of the training command on them, and the means to run commands as a user does."""
 
 import dataclasses
+import fcntl
 import functools
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 
+from spo_jax.methods.common.settings import EvalSettings, OptimizerSettings
+from spo_jax.methods.spm.settings import AccuracySettings, LoadingSettings, SPMTrainSettings
+from spo_jax.methods.spo.settings import JudgeSettings, SPOSettings, SPOTrainSettings
+from spo_jax.parallel.mesh import MeshSettings
+from spo_jax.prepare import prepare
+from spo_jax.run.settings import LogSettings
 from tests.commands import ROOT, Commands, command_line
+from tests.e2e.micro import write_micro, write_micro_sdxl, write_micro_spm
 
 
 @pytest.fixture(scope="session")
 def commands() -> Commands:
-    """The package's commands; they share the compiled programs of the tests, and therefore have as many devices."""
+    """The package's commands; they share the tests' compiled programs, and therefore have as many devices."""
     cache = jax.config.jax_compilation_cache_dir
     settings = {
         "JAX_NUM_CPU_DEVICES": str(jax.config.jax_num_cpu_devices),
@@ -28,14 +38,27 @@ def commands() -> Commands:
 
 @pytest.fixture(scope="session")
 def command(commands) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs ``python -m spo_jax.NAME ARGUMENTS`` in the repository, in a fork; gives the finished process."""
+    """Runs ``python -m spo_jax.NAME ARGUMENTS`` in the repository, in a fork; returns the finished process."""
     return commands.fork
+
+
+@pytest.fixture(scope="session")
+def succeed(command) -> Callable[..., subprocess.CompletedProcess]:
+    """The same for a command that has to succeed, without a warning."""
+
+    def run(name: str, *arguments: Any, **how: Any) -> subprocess.CompletedProcess:
+        process = command(name, *arguments, **how)
+        assert process.returncode == 0, process.stderr[-4000:]
+        assert "Traceback" not in process.stderr and "Warning" not in process.stderr
+        return process
+
+    return run
 
 
 @pytest.fixture
 def in_processes(tmp_path) -> Callable[..., None]:
     """Runs ``python -m spo_jax.NAME ARGUMENTS`` in several processes over loopback, a device each; all succeed."""
-    # Not the tests' programs: those are for as many devices as they have.
+    # A cache of its own: the tests' programs are for as many devices as the tests have.
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
 
     def run(count: int, name: str, *arguments: Any) -> None:
@@ -52,11 +75,43 @@ def in_processes(tmp_path) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], Any]], Path]:
+    """Makes a folder once for all processes of a test session: the first one that asks makes it, others wait."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def make(name: str, write: Callable[[Path], Any]) -> Path:
+        path = folder / f"once-{name}"
+        finished = folder / f"once-{name}.finished"
+        with (folder / f"once-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                write(path)
+                finished.touch()
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def micro(once) -> SimpleNamespace:
+    """Folders of micro models (see `tests/e2e/micro.py`): pipelines ``sd``, ``sdxl``, judges ``spm``, ``spm_sdxl``."""
+    return SimpleNamespace(
+        sd=once("sd", write_micro),
+        sdxl=once("sdxl", write_micro_sdxl),
+        spm=once("spm", write_micro_spm),
+        spm_sdxl=once("spm_sdxl", lambda folder: write_micro_spm(folder, "sdxl")),
+    )
+
+
+@pytest.fixture(scope="session")
 def write_config(tmp_path_factory) -> Callable[[Any], Path]:
     """Writes settings as a user's config file."""
 
     def write(settings: Any) -> Path:
-        path = tmp_path_factory.mktemp("config") / "tiny_settings.py"
+        path = tmp_path_factory.mktemp("config") / "own_settings.py"
         text = f"    return ConfigDict({dataclasses.asdict(settings)})\n"
         path.write_text(f"from ml_collections import ConfigDict\n\n\ndef get_config():\n{text}")
         return path
@@ -64,49 +119,68 @@ def write_config(tmp_path_factory) -> Callable[[Any], Path]:
     return write
 
 
-@pytest.fixture(scope="session")
-def config_file(tiny_settings, write_config) -> Path:
-    """`tiny_settings` as a user's config file."""
-    return write_config(tiny_settings)
+# Runs of SPO
 
 
 @pytest.fixture(scope="session")
-def spm_settings(tmp_path_factory) -> Any:
-    """A preference model's run of seconds on pairs of the embedded world: 10, so that batches of 4 cross epochs."""
-    from spo_jax import preparing
-    from spo_jax.methods.spm.settings import LoadingSettings, SPMEvalSettings, SPMLogSettings, SPMTrainSettings
-    from spo_jax.parallel.mesh import MeshSettings
-
-    data = tmp_path_factory.mktemp("data")
-    preparing.prepare(preparing.scenes_source(10, 6, 0), data)
-    return SPMTrainSettings(
-        init_random=True,
-        data_dir=str(data),
-        batch_size=4,
-        chunk=4,
-        num_steps=5,
-        warmup_steps=1,
-        learning_rate=1e-2,
-        weight_decay=0.01,
+def micro_settings(micro) -> SPOTrainSettings:
+    """Three batches of two prompts, two pools and two training batches each; every pair is valid."""
+    return SPOTrainSettings(
+        model=str(micro.sd),
+        prompts_per_batch=2,
+        max_batches=3,
         mesh=MeshSettings(data=1),
-        loading=LoadingSettings(threads=1),
-        log=SPMLogSettings(checkpoint_every=3, eval_every=4),
-        eval=SPMEvalSettings(timesteps=(0, 501), batch=4),
+        spm=JudgeSettings(model=str(micro.spm)),
+        spo=SPOSettings(
+            num_steps=3,
+            divert_start_step=1,
+            num_candidates=2,
+            threshold=0.0,
+            decode_chunk=4,
+            train_batch_size=2,
+        ),
+        optimizer=OptimizerSettings(learning_rate=1e-2),  # so that a few steps are visible in the images
+        log=LogSettings(eval_every=2, checkpoint_every=2),
+        eval=EvalSettings(images=2, batch=2, steps=2, grid_images=2, rewards="spm"),
     )
 
 
 @pytest.fixture(scope="session")
-def spm_config_file(spm_settings, write_config) -> Path:
-    """`spm_settings` as a user's config file."""
-    return write_config(spm_settings)
+def micro_config(micro_settings, write_config) -> Path:
+    """`micro_settings` as a user's config file."""
+    return write_config(micro_settings)
 
 
 @pytest.fixture(scope="session")
-def run_folder(commands, config_file, tmp_path_factory) -> Path:
-    """What three batches of ``python -m spo_jax.train`` leave behind, started as a user does; tests only read it."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    process = commands.start("train", f"--config={config_file}", f"--out={out}")
-    assert process.returncode == 0, process.stderr[-4000:]
-    (out / "stdout.txt").write_text(process.stdout)
-    (out / "stderr.txt").write_text(process.stderr)
-    return out
+def micro_run(succeed, once, micro_config) -> Path:
+    """The folder of a finished run with `micro_settings`; tests only read it."""
+    return once("run", lambda out: succeed("train", f"--config={micro_config}", f"--out={out}"))
+
+
+# Runs that train a preference model
+
+
+@pytest.fixture(scope="session")
+def spm_settings(once, micro) -> SPMTrainSettings:
+    """Five steps from random weights on 10 pairs of the toy world, so that batches of 4 cross epochs."""
+    data = once("pairs", lambda folder: prepare("toy", folder, pairs=10, held_out_pairs=6, seed=0))
+    return SPMTrainSettings(
+        model=str(micro.sd),
+        init=str(micro.spm),
+        init_random=True,
+        data_dir=str(data),
+        batch_size=4,
+        chunk=4,
+        train_steps=5,
+        optimizer=OptimizerSettings(learning_rate=1e-2, schedule="linear", warmup_steps=1, weight_decay=0.01),
+        mesh=MeshSettings(data=1),
+        loading=LoadingSettings(threads=1),
+        log=LogSettings(checkpoint_every=3, eval_every=4),
+        eval=AccuracySettings(timesteps=(0, 501), batch=4),
+    )
+
+
+@pytest.fixture(scope="session")
+def spm_config(spm_settings, write_config) -> Path:
+    """`spm_settings` as a user's config file."""
+    return write_config(spm_settings)

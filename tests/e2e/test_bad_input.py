@@ -1,4 +1,4 @@
-"""Mistakes on the command line: one line that names what and where, status 2, no traceback, nothing half-written."""
+"""Mistakes on the command line: one line that says what is wrong and where, status 2, nothing half-written."""
 
 import json
 import re
@@ -9,41 +9,45 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.exporting import export
+from spo_jax.export import export
 from spo_jax.models import open_pipeline
+from spo_jax.models.lora import write_lora
 from spo_jax.nn.lora import init_lora
-from spo_jax.sampling import sample
-from spo_jax.toy import ASSETS
+from spo_jax.sample import sample
 from spo_jax.weights import store
 from spo_jax.weights.lora import LoRA
-from spo_jax.models.lora import write_lora
 
-TINY = "--config=configs/tiny.py"
+TOY = "--config=configs/toy.py"
+SPM_TOY = "--config=configs/spm_toy.py"
 LOG_LINE = re.compile(r"[IW]\d{4} ")  # absl's: "I1121 05:44:00 ..."
+
+
+def assert_one_line(process, parts):
+    """The command ended with status 2 and one line on stderr that holds ``parts``."""
+    lines = process.stderr.splitlines()
+    assert process.returncode == 2, process.stderr[-4000:]
+    assert [line for line in lines if not LOG_LINE.match(line)] == lines[-1:]
+    assert lines[-1].startswith("error: ")
+    for part in parts:
+        assert part in lines[-1]
 
 
 @pytest.fixture
 def refused(command, tmp_path):
-    """Asserts that a command ends with one line holding ``parts``, and leaves ``tmp_path`` as it was."""
+    """Asserts that a command ends with one line that holds ``parts``, and leaves ``tmp_path`` as it was."""
 
-    def check(name, *arguments, parts):
+    def check(name, *arguments, parts, run=command):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        process = command(name, *arguments)
-        lines = process.stderr.splitlines()
-        assert process.returncode == 2, process.stderr[-4000:]
-        assert [line for line in lines if not LOG_LINE.match(line)] == lines[-1:]
-        assert lines[-1].startswith("error: ")
-        for part in parts:
-            assert part in lines[-1]
+        assert_one_line(run(name, *arguments), parts)
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
     return check
 
 
 @pytest.fixture
-def pipeline_folder(tmp_path):
-    """A copy of the embedded pipeline, to be damaged."""
-    shutil.copytree(ASSETS / "pipeline", tmp_path / "model")
+def pipeline_folder(micro, tmp_path):
+    """A copy of the micro pipeline, to be damaged."""
+    shutil.copytree(micro.sd, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -54,15 +58,15 @@ def cut_off(path):
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ([TINY, "--config.spo.bta=3"], ["--config has no field spo.bta: did you mean spo.beta?"]),
-        ([TINY, "--config.spo.beta=strong"], ["--config.spo.beta=strong", "float"]),
-        ([TINY, "--config.spo.num_steps=5.5"], ["--config.spo.num_steps=5.5", "int"]),
-        ([TINY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected at least 2"]),
-        ([TINY, "--config.eval.reward=beauty"], ["eval.reward = 'beauty': expected 'scenes' or 'spm'"]),
+        ([TOY, "--config.spo.bta=3"], ["--config has no field spo.bta: did you mean spo.beta?"]),
+        ([TOY, "--config.spo.beta=strong"], ["--config.spo.beta=strong", "float"]),
+        ([TOY, "--config.spo.num_steps=5.5"], ["--config.spo.num_steps=5.5", "int"]),
+        ([TOY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected at least 2"]),
+        ([TOY, "--config.eval.reward=beauty"], ["eval.reward = 'beauty': expected 'scenes' or 'spm'"]),
         (["--config=configs/absent.py"], ["--config=configs/absent.py: no such file"]),
         ([], ["--config must have a value"]),
-        ([TINY, "--reusme"], ["'reusme'"]),
-        ([TINY, "more"], ["unexpected argument 'more'"]),
+        ([TOY, "--reusme"], ["'reusme'"]),
+        ([TOY, "more"], ["unexpected argument 'more'"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )
@@ -94,19 +98,19 @@ def test_fields_of_a_config_file(refused, tmp_path, line, parts):
 def test_prompts_of_train(refused, tmp_path, content, parts):
     if content is not None:
         (tmp_path / "prompts.txt").write_text(content)
-    flags = (TINY, f"--config.prompts={tmp_path}/prompts.txt", f"--out={tmp_path}/run")
+    flags = (TOY, f"--config.prompts={tmp_path}/prompts.txt", f"--out={tmp_path}/run")
     refused("train", *flags, parts=parts)
 
 
 def test_a_model_without_an_index(refused, tmp_path, pipeline_folder):
     (pipeline_folder / "model_index.json").unlink()
     parts = [f"{pipeline_folder}: no model_index.json here"]
-    refused("train", TINY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
+    refused("train", TOY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
     refused("sample", f"--model={pipeline_folder}", "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
 
 
 def test_a_model_that_is_nowhere(refused, tmp_path):
-    flags = (TINY, f"--config.model={tmp_path}/absent", f"--out={tmp_path}/run")
+    flags = (TOY, f"--config.model={tmp_path}/absent", f"--out={tmp_path}/run")
     refused("train", *flags, parts=[f"no such file or folder: {tmp_path}/absent"])
 
 
@@ -114,13 +118,13 @@ def test_truncated_weights(refused, tmp_path, pipeline_folder):
     weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
     cut_off(weights)
     parts = [f"cannot read {weights} as safetensors"]
-    refused("train", TINY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
+    refused("train", TOY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
 
 
 def test_a_truncated_preference_model(refused, tmp_path):
     shutil.copytree(ASSETS / "spm", tmp_path / "spm")
     cut_off(tmp_path / "spm" / "model.safetensors")
-    flags = (TINY, f"--config.spm.model={tmp_path}/spm", f"--out={tmp_path}/run")
+    flags = (TOY, f"--config.spm.model={tmp_path}/spm", f"--out={tmp_path}/run")
     refused("train", *flags, parts=[f"cannot read {tmp_path}/spm/model.safetensors as safetensors"])
 
 
@@ -162,7 +166,7 @@ def test_an_autoencoder_of_another_width(refused, tmp_path, tiny_sdxl, name):
     (tmp_path / "vae" / "config.json").write_text(json.dumps(fields | {"latent_channels": 16}))
     flags = [f"--model={tiny_sdxl}", f"--vae={tmp_path}/vae"]
     if name == "train":
-        flags = [TINY, *(f"--config.{flag.removeprefix('--')}" for flag in flags)]
+        flags = [TOY, *(f"--config.{flag.removeprefix('--')}" for flag in flags)]
     parts = [f"{tmp_path}/vae/config.json: latent_channels = 16, but the UNet takes latents of 4"]
     flags += ["--prompt=a star"] if name == "sample" else []
     refused(name, *flags, f"--out={tmp_path}/out", parts=parts)
@@ -179,7 +183,7 @@ def test_a_single_file_of_another_architecture(refused, tmp_path, key, kind):
     store.write_state(tmp_path / "model.safetensors", {key: np.ones((2, 2), np.float32)})
     parts = [f"{tmp_path}/model.safetensors is {kind}"]
     model = f"model={tmp_path}/model.safetensors"
-    refused("train", TINY, f"--config.{model}", f"--out={tmp_path}/run", parts=parts)
+    refused("train", TOY, f"--config.{model}", f"--out={tmp_path}/run", parts=parts)
     refused("sample", f"--{model}", "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
 
 
@@ -197,14 +201,14 @@ def test_a_folder_that_holds_a_run_already(refused, tmp_path, run_folder, config
 
 def test_nothing_to_resume(refused, tmp_path):
     parts = [f"--resume: no checkpoint in {tmp_path}/run/checkpoints"]
-    refused("train", TINY, f"--out={tmp_path}/run", "--resume", parts=parts)
+    refused("train", TOY, f"--out={tmp_path}/run", "--resume", parts=parts)
 
 
 @pytest.mark.parametrize("name", ["train", "sample", "export"])
 def test_output_below_a_regular_file(refused, tmp_path, run_folder, name):
     """Permissions would not stop root."""
     (tmp_path / "file").write_text("")
-    flags = {"train": [TINY], "sample": ["--prompt=a star"], "export": [f"--run={run_folder}"]}
+    flags = {"train": [TOY], "sample": ["--prompt=a star"], "export": [f"--run={run_folder}"]}
     parts = [f"cannot write to {tmp_path}/file", f"{tmp_path}/file is not a folder"]
     refused(name, *flags[name], f"--out={tmp_path}/file/below/out", parts=parts)
 
@@ -254,15 +258,15 @@ def test_sizes_that_are_none(tmp_path, flag, text):
         sample(model="no/such/model", prompt="a", out=tmp_path, **{flag: text})
 
 
-def test_latents_of_another_size(tmp_path, embedded):
-    h, w, c = embedded.pipeline.latent_shape
+def test_latents_of_another_size(tmp_path, toy):
+    h, w, c = toy.pipeline.latent_shape
     np.save(tmp_path / "latents.npy", np.zeros((1, c, h, w), np.float32))
     with pytest.raises(UserError, match=r"latents.npy: float32.* expected floats \[b, \(16, 8, 16\) as c, h, w\]"):
         sample(model="embedded", prompt="a", out=tmp_path, width=64, init_latents=str(tmp_path / "latents.npy"))
 
 
-def test_latents_for_another_number_of_pictures(refused, tmp_path, embedded):
-    h, w, c = embedded.pipeline.latent_shape
+def test_latents_for_another_number_of_pictures(refused, tmp_path, toy):
+    h, w, c = toy.pipeline.latent_shape
     np.save(tmp_path / "latents.npy", np.zeros((3, c, h, w), np.float32))
     flags = ("--prompt=a", f"--init-latents={tmp_path}/latents.npy", f"--out={tmp_path}/pictures")
     refused("sample", *flags, parts=["latents.npy holds 3 rows for 1 pictures"])

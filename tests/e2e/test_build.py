@@ -18,9 +18,9 @@ WHOLE = json.loads((ASSETS / "spm" / "config.json").read_text())
 
 
 @pytest.fixture
-def stages(embedded, monkeypatch):
+def stages(toy, monkeypatch):
     """Networks come out of training as they are shipped; the names of those trained."""
-    trained, pipeline = [], embedded.pipeline
+    trained, pipeline = [], toy.pipeline
 
     def train_autoencoder():
         trained.append("autoencoder")
@@ -36,7 +36,7 @@ def stages(embedded, monkeypatch):
     return trained
 
 
-def test_the_pipeline_is_written_as_it_is_shipped(stages, embedded, spm_settings, tmp_path, monkeypatch):
+def test_the_pipeline_is_written_as_it_is_shipped(stages, toy, spm_settings, tmp_path, monkeypatch):
     """A second build finds every stage done."""
     monkeypatch.setattr(preference, "train_preference_model", lambda *arguments: ASSETS / "spm")
     for _ in range(2):
@@ -46,8 +46,8 @@ def test_the_pipeline_is_written_as_it_is_shipped(stages, embedded, spm_settings
         names = lambda folder: sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())  # noqa: E731
         assert names(tmp_path / "out" / part) == names(ASSETS / part)
     made = open_pipeline(tmp_path / "out" / "pipeline")
-    assert (made.unet.config, made.vae.config) == (embedded.pipeline.unet.config, embedded.pipeline.vae.config)
-    jax.tree.map(np.testing.assert_array_equal, made.params, embedded.pipeline.params)  # float16 already
+    assert (made.unet.config, made.vae.config) == (toy.pipeline.unet.config, toy.pipeline.vae.config)
+    jax.tree.map(np.testing.assert_array_equal, made.params, toy.pipeline.params)  # float16 already
 
 
 @pytest.mark.slow

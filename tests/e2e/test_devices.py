@@ -46,10 +46,10 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_settings, model):
+def settings(toy_settings, model):
     """Sixteen prompts at a time, three training batches a rollout; two chunks each on eight devices, sixteen on one."""
-    spo = dataclasses.replace(tiny_settings.spo, train_batch_size=16, train_chunk=1, learning_rate=1e-3)
-    return dataclasses.replace(tiny_settings, model=str(model), prompts_per_batch=16, spo=spo, mesh=MeshSettings())
+    spo = dataclasses.replace(toy_settings.spo, train_batch_size=16, train_chunk=1, learning_rate=1e-3)
+    return dataclasses.replace(toy_settings, model=str(model), prompts_per_batch=16, spo=spo, mesh=MeshSettings())
 
 
 def assert_same_adapter(found, wanted):

@@ -1,6 +1,7 @@
-"""SDXL from prompts to a LoRA, to pictures and to files of other programs, by the commands.
+"""SDXL from prompts to a LoRA, to images and to files of other programs, by the commands.
 
-Merged weights agree with base and LoRA to 1e-6: one float32 sum; and pictures to 2.5/255: 2, and the rounding of a PNG.
+Merged weights agree with base and LoRA to 1e-6, the rounding of one float32 sum. Images agree to 2.5/255: to 2, and the
+rounding of a PNG.
 """
 
 import dataclasses
@@ -11,14 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spo_jax import training
+from spo_jax import sample as sample_module
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
+from spo_jax.methods.spo.settings import JudgeSettings
 from spo_jax.models import open_pipeline
+from spo_jax.models.lora import read_lora
+from spo_jax.models.sampler import Sampler
 from spo_jax.nn.lora import merge
 from spo_jax.run.folder import Resume
 from spo_jax.run.metrics import read_metrics
-from spo_jax.models.lora import read_lora
+from spo_jax.sample import sample
+from spo_jax.train import train
 from spo_jax.weights.store import read_file
 
 FORMS = {
@@ -30,30 +35,24 @@ FORMS = {
 
 
 @pytest.fixture(scope="module")
-def settings(tiny_settings, tiny_sdxl):
-    """The published shape: pools of two that walk three steps alone, no pool at the last, batches accumulated."""
-    spo = dataclasses.replace(
-        tiny_settings.spo, num_steps=6, num_inner_step=3, branch_at_last_step=False, gradient_accumulation_steps=2,
-        train_batch_size=4, decode_chunk=4,
-    )  # fmt: skip
-    evaluation = dataclasses.replace(tiny_settings.eval, reward="spm", pictures=2, batch=2)
-    log = dataclasses.replace(tiny_settings.log, sample_every=0, sample_pictures=2, checkpoint_every=1)
+def settings(micro_settings, micro):
+    """The published shape: pools of two that walk three plain steps, no pool at the last step, accumulated batches."""
     return dataclasses.replace(
-        tiny_settings, model=str(tiny_sdxl), max_batches=2, spo=spo, eval=evaluation, log=log,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run_command(command):
-    """Gives a command that has to succeed."""
-
-    def run(name, *arguments):
-        process = command(name, *arguments)
-        assert process.returncode == 0, process.stderr[-4000:]
-        assert "Traceback" not in process.stderr and "Warning" not in process.stderr
-        return process
-
-    return run
+        micro_settings,
+        model=str(micro.sdxl),
+        max_batches=2,
+        spm=JudgeSettings(model=str(micro.spm_sdxl)),
+        spo=dataclasses.replace(
+            micro_settings.spo,
+            num_steps=6,
+            divert_start_step=2,
+            num_inner_step=3,
+            branch_at_last_step=False,
+            train_batch_size=4,
+        ),
+        optimizer=dataclasses.replace(micro_settings.optimizer, learning_rate=1e-3, gradient_accumulation_steps=2),
+        log=dataclasses.replace(micro_settings.log, eval_every=0, checkpoint_every=1),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +61,15 @@ def config(settings, write_config):
 
 
 @pytest.fixture(scope="module")
-def run(run_command, config, tmp_path_factory):
+def run(succeed, config, tmp_path_factory):
     out = tmp_path_factory.mktemp("sdxl") / "run"
-    run_command("train", f"--config={config}", f"--out={out}")
+    succeed("train", f"--config={config}", f"--out={out}")
     return out
 
 
 @pytest.fixture(scope="module")
-def base(tiny_sdxl):
-    return open_pipeline(tiny_sdxl)
+def base(micro):
+    return open_pipeline(micro.sdxl)
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +78,13 @@ def adapter(run, base):
 
 
 @pytest.fixture(scope="module")
-def exported(run_command, run, tmp_path_factory):
-    """What ``export`` makes of the run, by format."""
+def exported(succeed, run, tmp_path_factory):
+    """The files that ``export`` makes of the run, by format."""
     out = tmp_path_factory.mktemp("exported")
-    with ThreadPoolExecutor(2) as two:  # most of a command is starting
+    with ThreadPoolExecutor(2) as two:
         calls = [
-            two.submit(run_command, "export", f"--run={run}", f"--format={f}", f"--out={out / n}")
-            for f, n in FORMS.items()
+            two.submit(succeed, "export", f"--run={run}", f"--format={form}", f"--out={out / name}")
+            for form, name in FORMS.items()
         ]
         for call, name in zip(calls, FORMS.values(), strict=True):
             assert f"wrote {out / name}" in call.result().stdout
@@ -99,31 +98,32 @@ def test_a_run_leaves_an_adapter_of_the_model(run, adapter):
         assert row["valid_pairs"] == 8 and row["train_batches"] == 2
         assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
         assert "spm_score/t0000" in row
-    # As the published 560, but for the depth of the transformers: (2 down + 3 up) blocks, 1 and 2 layers, and the
-    # middle's 2; 2 attentions of 4 projections each.
-    assert len(adapter.modules()) == 8 * (5 * 1 + 5 * 2 + 2)
+    # One attention on the way down, two on the way up and one in the middle, each two transformer blocks deep; every
+    # block has 2 attentions of 4 projections.
+    assert len(adapter.modules()) == 8 * 2 * (1 + 2 + 1)
     assert all(b.any() for _, b in adapter.modules().values())
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_equals_uninterrupted(run, run_command, config, tmp_path):
-    """Bit for bit: the state is whole after the first batch."""
+def test_stopped_and_resumed_equals_uninterrupted(run, succeed, config, tmp_path):
+    """The LoRA is equal bit for bit: the state is complete after the first batch."""
     out = tmp_path / "run"
     shutil.copytree(run, out, ignore=shutil.ignore_patterns("2", "*.html", "summary.json", "*.safetensors"))
-    assert "resuming after batch 1" in run_command("train", f"--config={config}", f"--out={out}", "--resume").stderr
-    one, other = read_file(out / "lora.safetensors"), read_file(run / "lora.safetensors")
-    assert one.keys() == other.keys()
-    for name in one:
-        np.testing.assert_array_equal(one[name], other[name])
+    assert "resuming after batch 1" in succeed("train", f"--config={config}", f"--out={out}", "--resume").stderr
+    found = read_file(out / "lora.safetensors")
+    expected = read_file(run / "lora.safetensors")
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_another_autoencoder_is_another_run(run, settings):
+def test_a_run_is_not_resumed_with_another_autoencoder(run, settings):
     with pytest.raises(UserError, match="vae was '', now 'acme/vae'"):
-        training.train(dataclasses.replace(settings, vae="acme/vae"), run, Resume(required=True))
+        train(dataclasses.replace(settings, vae="acme/vae"), run, Resume(required=True))
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
-def test_exported_loras_are_the_run_s(exported, adapter, base, form):
+def test_exported_loras_are_those_of_the_run(exported, adapter, base, form):
     found = read_lora(exported[form], base.params["unet"])
     assert (found.alpha, found.rank) == (adapter.alpha, adapter.rank)
     assert found.modules().keys() == adapter.modules().keys()
@@ -133,10 +133,11 @@ def test_exported_loras_are_the_run_s(exported, adapter, base, form):
 
 
 @pytest.mark.parametrize("form", ["merged", "single-file"])
-def test_exported_models_are_base_and_lora(exported, adapter, base, tiny_sdxl, form):
-    found = open_pipeline(exported[form], base=tiny_sdxl if form == "single-file" else "").params
+def test_exported_models_are_base_and_lora(exported, adapter, base, micro, form):
+    found = open_pipeline(exported[form], base=micro.sdxl if form == "single-file" else "").params
     expected = merge(base.params["unet"], adapter.tree, adapter.alpha / adapter.rank)
-    before, after = flatten(base.params["unet"]), flatten(found["unet"])
+    before = flatten(base.params["unet"])
+    after = flatten(found["unet"])
     changed = {path for path, weights in flatten(expected).items() if (weights != before[path]).any()}
     assert len(changed) == len(adapter.modules())
     for path, weights in flatten(expected).items():
@@ -146,24 +147,37 @@ def test_exported_models_are_base_and_lora(exported, adapter, base, tiny_sdxl, f
             np.testing.assert_array_equal(flatten(found[name])[path], weights)
 
 
-def test_pictures_of_other_sizes(exported, run_command, tiny_sdxl, tmp_path):
-    """Not square, with sizes that SDXL is told, by another solver; the LoRA's are the merged file's."""
-    shape = ["--prompt=a red star", "--steps=2", "--height=32", "--width=64", "--solver=dpm++"]
-    sizes = ["--original-size=16x24", "--crop=4x8", "--target-size=64x32"]
-    lora = [f"--model={tiny_sdxl}", f"--lora={exported['kohya']}"]
+def test_images_of_other_sizes(exported, succeed, micro, tmp_path):
+    """Images that are not square, with size conditions and another solver; LoRA and merged file draw the same."""
+    shape = ["--prompt=a red star", "--steps=2", "--height=16", "--width=24", "--solver=dpm++"]
+    sizes = ["--original-size=16x24", "--crop=4x8", "--target-size=24x16"]
+    lora = [f"--model={micro.sdxl}", f"--lora={exported['kohya']}"]
     calls = {
         "lora": lora + sizes,
-        "merged": [f"--model={exported['single-file']}", f"--base={tiny_sdxl}", *sizes],
+        "merged": [f"--model={exported['single-file']}", f"--base={micro.sdxl}", *sizes],
         "uncropped": lora,
     }
     with ThreadPoolExecutor(2) as two:
-        made = [two.submit(run_command, "sample", *shape, *more, f"--out={tmp_path / n}") for n, more in calls.items()]
-        assert all("wrote 1 pictures" in call.result().stdout for call in made)
-    pictures = {name: Image.open(tmp_path / name / "0000.png") for name in calls}
-    told = ("height", "width", "solver", "original_size", "crop", "target_size")
-    assert [pictures["lora"].text[name] for name in told] == ["32", "64", "dpm++", "16x24", "4x8", "64x32"]
-    assert [pictures["uncropped"].text[name] for name in told[3:]] == ["32x64", "0x0", "32x64"]
-    values = {name: np.asarray(picture) / 255 for name, picture in pictures.items()}
-    assert values["lora"].shape == (32, 64, 3) and values["lora"].std() > 0.05
+        made = [two.submit(succeed, "sample", *shape, *more, f"--out={tmp_path / n}") for n, more in calls.items()]
+        assert all("wrote 1 images" in call.result().stdout for call in made)
+    images = {name: Image.open(tmp_path / name / "0000.png") for name in calls}
+    written = ("height", "width", "solver", "original_size", "crop", "target_size")
+    assert [images["lora"].text[name] for name in written] == ["16", "24", "dpm++", "16x24", "4x8", "24x16"]
+    assert [images["uncropped"].text[name] for name in written[3:]] == ["16x24", "0x0", "16x24"]
+    values = {name: np.asarray(image) / 255 for name, image in images.items()}
+    assert values["lora"].shape == (16, 24, 3) and values["lora"].std() > 0.05
     np.testing.assert_allclose(values["lora"], values["merged"], atol=2.5 / 255)
     assert (values["lora"] != values["uncropped"]).any()
+
+
+def test_size_conditions_that_are_not_given_are_those_of_uncropped_images(micro, tmp_path, monkeypatch):
+    class Recorder(Sampler):
+        def draw(self, condition, init_latents, lora=None):
+            np.testing.assert_array_equal(condition.time_ids, [[8, 12, 0, 0, 16, 24]])
+            return np.zeros((len(init_latents), 16, 24, 3), np.float32)
+
+    monkeypatch.setattr(sample_module, "Sampler", Recorder)
+    how = dict(model=str(micro.sdxl), prompt="a red star", steps=1, height=16, width=24)
+    [path] = sample(out=tmp_path, original_size="8x12", **how)
+    written = [Image.open(path).text[name] for name in ("original_size", "crop", "target_size")]
+    assert written == ["8x12", "0x0", "16x24"]

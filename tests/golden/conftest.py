@@ -1,7 +1,7 @@
 """The reference's models and arrays, in our layout.
 
 The arrays come from the PyTorch implementation of SPO (see the README beside them). A failing test here means that
-our numbers left the reference's: find out which side is right before touching a tolerance.
+our numbers differ from the reference's: find out which side is right before you change a tolerance.
 """
 
 import functools
@@ -13,18 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spo_jax.data.tokenizer import AbstractTokenizer
+from spo_jax.diffusion.ddpm import DDPM
 from spo_jax.diffusion.schedule import ScheduleConfig
-from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.nn.shapes import text_shapes, vae_shapes
-from spo_jax.models.stable_diffusion.pipeline import unet_shapes
+from spo_jax.models.stable_diffusion.pipeline import StableDiffusion, unet_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
+from spo_jax.nn.shapes import clip_shapes, text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
-from spo_jax.nn.shapes import clip_shapes
-from spo_jax.weights import components as clip_weights
-from spo_jax.weights import components as diffusers_weights
+from spo_jax.weights import components
+
+STEPS = 20  # of every schedule in the folder
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:
@@ -33,8 +34,9 @@ def nhwc(x: np.ndarray) -> np.ndarray:
 
 
 def relative_error(ours, theirs) -> float:
-    """Largest difference over the largest value of the reference."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    """The largest difference over the largest value of the reference."""
+    ours = np.asarray(ours)
+    theirs = np.asarray(theirs)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
@@ -48,43 +50,47 @@ class Golden:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.nhwc, self.relative_error = nhwc, relative_error
+        self.nhwc = nhwc
+        self.relative_error = relative_error
 
     @functools.cache  # noqa: B019  one instance a session
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """All arrays of an .npz file, int64 as int32 (JAX's integers)."""
+        """All arrays of an .npz file; int64 becomes int32, JAX's integer."""
         with np.load(self.folder / name) as file:
             arrays = {key: file[key] for key in file.files}
         return {k: v.astype(np.int32) if v.dtype == np.int64 else v for k, v in arrays.items()}
 
     @functools.cache  # noqa: B019
-    def pipeline(self, kind: str) -> SimpleNamespace:
-        """UNet, VAE, text encoders and schedule of ``sd15`` or ``sdxl``."""
+    def pipeline(self, kind: str) -> StableDiffusion:
+        """The pipeline ``sd15`` or ``sdxl``; token ids are given, so its tokenizers have no vocabulary."""
         folder = self.folder / "models" / kind
         unet = UNet2DConditionModel(UNetConfig.from_dict(_config(folder / "unet")))
         vae = AutoencoderKL(VAEConfig.from_dict(_config(folder / "vae")))
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-        encoders = {}
+        parts = {"unet": unet, "vae": vae}
+        params = {
+            "unet": components.load_unet(folder / "unet", unet_shapes(unet)),
+            "vae": components.load_vae(folder / "vae", vae_shapes(vae)),
+        }
         for name in ("text_encoder", "text_encoder_2"):
             if (folder / name).is_dir():
                 config = CLIPTextConfig.from_dict(_config(folder / name))
                 module = CLIPTextModel(config, projection=name == "text_encoder_2")
-                encoders[name] = module, clip_weights.load_text(folder / name, text_shapes(module))
-        return SimpleNamespace(
-            unet=unet,
-            unet_params=diffusers_weights.load_unet(folder / "unet", unet_shapes(unet)),
-            vae=vae,
-            vae_params=diffusers_weights.load_vae(folder / "vae", vae_shapes(vae)),
-            encoders=encoders,
-            schedule=make_ddpm(ScheduleConfig.from_dict(scheduler), 20),
-        )
+                parts[name] = module
+                parts[name.replace("text_encoder", "tokenizer")] = AbstractTokenizer(config.max_position_embeddings)
+                params[name] = components.load_text(folder / name, text_shapes(module))
+        return StableDiffusion(folder, **parts, scheduler=ScheduleConfig.from_dict(scheduler), params=params)
+
+    def process(self, kind: str) -> DDPM:
+        """The diffusion process of ``sd15`` or ``sdxl``."""
+        return self.pipeline(kind).process(STEPS)
 
     @functools.cached_property
     def spm(self) -> SimpleNamespace:
         """The step-aware preference model."""
         folder = self.folder / "models" / "spm"
         clip = CLIPModel(CLIPConfig.from_dict(_config(folder), time_conditioned=True))
-        return SimpleNamespace(clip=clip, params=clip_weights.load_clip(folder, clip_shapes(clip)))
+        return SimpleNamespace(clip=clip, params=components.load_clip(folder, clip_shapes(clip)))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Winner, loser and validity of pools (b): integers and booleans, so equality."""
+"""Winner, loser and validity of pools (b): integers and booleans, so they are equal."""
 
 import re
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from spo_jax.methods.spo.pairs import make_pairs, rank
-from spo_jax.methods.spo.resampler import Draws, ResamplerConfig, judge, make_plan, rollout
-from spo_jax.models.stable_diffusion.conditioning import Conditioning
+from spo_jax.methods.spo.resampler import Draws, judge, make_plan, rollout
+from spo_jax.methods.spo.settings import ResamplerSettings
 from spo_jax.models.base import Guidance, bind_denoise
-from spo_jax.models.stable_diffusion.functions import decode
+from spo_jax.models.stable_diffusion.conditioning import Conditioning
 from spo_jax.rewards.common.clip_score import score_images, text_features
 
 CASES = {
@@ -38,53 +38,69 @@ class Replay:
     """A case of the folder, run by our code."""
 
     def __init__(self, golden, name):
-        file, kind, last = CASES[name]
-        self.golden, self.arrays, self.pipe = golden, golden.arrays(file), golden.pipeline(kind)
+        file, kind, branches_at_last_step = CASES[name]
+        self.golden = golden
+        self.arrays = golden.arrays(file)
+        self.pipeline = golden.pipeline(kind)
+        self.process = golden.process(kind)
         a = self.arrays
-        self.config = ResamplerConfig(
-            num_steps=int(a["num_inference_steps"]), eta=float(a["eta"]), branch_at_last_step=last,
-            divert_start_step=int(a["divert_start_step"]), num_candidates=int(a["num_samples_each_step"]),
+        self.settings = ResamplerSettings(
+            num_steps=int(a["num_inference_steps"]),
+            eta=float(a["eta"]),
+            branch_at_last_step=branches_at_last_step,
+            divert_start_step=int(a["divert_start_step"]),
+            num_candidates=int(a["num_samples_each_step"]),
             num_inner_step=int(a.get("num_inner_step", 0)),
-        )  # fmt: skip
+        )
         self.batch = len(a["init_latents"])
-        self.plan = make_plan(self.config)
-        self.trajectory = jax.jit(self._rollout)(self.draws())
-        self.scores = jax.jit(functools.partial(judge, self._score, chunk=5))(self.trajectory)
-        self.pairs = lambda threshold: make_pairs(self.trajectory, rank(self.scores, threshold), self.plan)
+        self.plan = make_plan(self.settings)
+        params = self.pipeline.params
+        self.trajectory = jax.jit(self._rollout)(params["unet"], self.draws())
+        self.scores = jax.jit(self._judge)(params["vae"], golden.spm.params, self.trajectory)
+
+    def pairs(self, threshold):
+        return make_pairs(self.trajectory, rank(self.scores, threshold), self.plan)
 
     def draws(self):
-        a, k, first = self.arrays, self.config.num_candidates, self.config.divert_start_step
+        a = self.arrays
+        first = self.settings.divert_start_step
         noises = [self.golden.nhwc(noise) for noise in steps_of(a, "noise")]
-        pool = jnp.stack([noise.reshape(k, self.batch, *noise.shape[-3:]) for noise in noises[first:]])
+        # [k·b h w c] or [k b h w c] -> [k b h w c]
+        pool = [noise.reshape(self.settings.num_candidates, self.batch, *noise.shape[-3:]) for noise in noises[first:]]
         picks = {int(key[4:6]): a[key] for key in a if key.endswith("/denoise_idx")}
-        choice = [picks.get(step, np.zeros(self.batch, int)) for step in range(first + 1, self.config.num_steps)]
-        init = self.golden.nhwc(a["init_latents"])
-        return Draws(init, jnp.stack(noises[:first]), pool, jnp.asarray(np.stack(choice)))
+        unused = np.zeros(self.batch, int)  # of steps that do not branch
+        choice = [picks.get(step, unused) for step in range(first + 1, self.settings.num_steps)]
+        return Draws(
+            init_latents=self.golden.nhwc(a["init_latents"]),
+            shared=jnp.stack(noises[:first]),
+            pool=jnp.stack(pool),
+            choice=jnp.asarray(np.stack(choice)),
+        )
 
     def _guidance(self):
         a = self.arrays
-        if "pooled_prompt_embeds" not in a:
-            both = [Conditioning(jnp.asarray(a[name])) for name in ("prompt_embeds", "negative_prompt_embeds")]
-        else:
-            ids = jnp.asarray(a["out/log_add_time_ids"])
-            both = [
-                Conditioning(
-                    jnp.asarray(a[f"{sign}prompt_embeds"]), jnp.asarray(a[f"{sign}pooled_prompt_embeds"]),
-                    jnp.tile(ids, (len(a[f"{sign}prompt_embeds"]), 1)),
-                )
-                for sign in ("", "negative_")
-            ]  # fmt: skip
-        return Guidance(*both, float(a["guidance_scale"]))
 
-    def _rollout(self, draws):
-        denoise = bind_denoise(self.pipe.unet, self.pipe.unet_params, None, self._guidance())
-        return rollout(denoise, self.config, self.pipe.schedule, draws)
+        def condition(sign):
+            states = jnp.asarray(a[f"{sign}prompt_embeds"])
+            if "pooled_prompt_embeds" not in a:
+                return Conditioning(states)
+            ids = jnp.tile(jnp.asarray(a["out/log_add_time_ids"]), (len(states), 1))
+            return Conditioning(states, jnp.asarray(a[f"{sign}pooled_prompt_embeds"]), ids)
 
-    def _score(self, latents, t, row):
-        spm = self.golden.spm
-        text = text_features(spm.clip, spm.params, jnp.asarray(self.arrays["preference_input_ids"]))
-        images = decode(self.pipe.vae, self.pipe.vae_params, latents)
-        return score_images(spm.clip, spm.params, images, t, text[row])
+        return Guidance(condition(""), condition("negative_"), float(a["guidance_scale"]))
+
+    def _rollout(self, unet_params, draws):
+        denoise = bind_denoise(self.pipeline, unet_params, None, self._guidance())
+        return rollout(denoise, self.settings, self.process, draws)
+
+    def _judge(self, vae_params, spm_params, trajectory):
+        clip = self.golden.spm.clip
+        text = text_features(clip, spm_params, jnp.asarray(self.arrays["preference_input_ids"]))
+
+        def score(latents, t, row):
+            return score_images(clip, spm_params, self.pipeline.decode(vae_params, latents), t, text[row])
+
+        return judge(score, trajectory, chunk=5)
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -94,11 +110,11 @@ def replay(request, golden):
 
 def test_latents(replay):
     children = replay.trajectory.children
-    children = children.reshape(len(children), -1, *children.shape[-3:])
-    first = replay.config.divert_start_step
+    children = children.reshape(len(children), -1, *children.shape[-3:])  # [r k b h w c] -> [r k·b h w c]
+    first = replay.settings.divert_start_step
     for step, expected in enumerate(steps_of(replay.arrays, "latents_in")[first + 1 :]):
         expected = replay.golden.nhwc(expected)
-        if len(expected) != replay.batch:  # The pool; after a pick only the one that goes on is the parent.
+        if len(expected) != replay.batch:  # The pool; after a pick, the parent is only the candidate that continues.
             assert replay.golden.relative_error(children[step], expected) < 1e-4, step
 
 
@@ -118,7 +134,8 @@ def test_scores_and_decisions(replay):
 
 
 def test_pairs(replay):
-    a, nhwc = replay.arrays, replay.golden.nhwc
+    a = replay.arrays
+    nhwc = replay.golden.nhwc
     prefixes = [key.removesuffix("out/valid_timesteps") for key in a if key.endswith("out/valid_timesteps")]
     for prefix in prefixes:
         pairs = replay.pairs(float(a[f"{prefix}threshold"]))
@@ -136,20 +153,22 @@ def test_pairs(replay):
             np.testing.assert_array_equal(embeds, a[f"{prefix}out/valid_prompt_embeds"][:, 0])
 
 
-def test_text_encoder_makes_the_stored_embeddings(golden):
+def test_the_text_encoder_makes_the_stored_embeddings(golden):
     a = golden.arrays("e_multi_sample_sd15.npz")
-    module, params = golden.pipeline("sd15").encoders["text_encoder"]
+    pipeline = golden.pipeline("sd15")
     for ids, embeds in (("input_ids", "prompt_embeds"), ("uncond_input_ids", "negative_prompt_embeds")):
-        out, _ = module.apply({"params": params}, jnp.asarray(a[ids]))
-        assert golden.relative_error(out.last, a[embeds]) < 1e-4
+        tokens = jnp.asarray(a[ids])[:, None]  # [b l] -> [b 1 l], for one text encoder
+        condition = pipeline.encode_tokens(pipeline.text_params, tokens)
+        assert golden.relative_error(condition.states, a[embeds]) < 1e-4
 
 
-def test_decoded_pictures(golden):
-    a, pipe = golden.arrays("e_multi_sample_sd15.npz"), golden.pipeline("sd15")
+def test_decoded_images(golden):
+    a = golden.arrays("e_multi_sample_sd15.npz")
+    pipeline = golden.pipeline("sd15")
+    decode = jax.jit(functools.partial(pipeline.decode, pipeline.params["vae"]))
     for key in (key for key in a if key.endswith("/images_first2")):
         if a[key.replace("images_first2", "timesteps_given")][0] == 0:
             continue  # the finished latents, which no step takes in
         step = int(a[key.replace("images_first2", "at_step")])
-        latents = golden.nhwc(a[f"step{step:02d}/x0"][:2])
-        images = jax.jit(functools.partial(decode, pipe.vae))(pipe.vae_params, latents)
+        images = decode(golden.nhwc(a[f"step{step:02d}/x0"][:2]))
         assert golden.relative_error(images, golden.nhwc(a[key])) < 1e-4, key

@@ -1,9 +1,11 @@
 """Loss and gradients of the preference model's training (d).
 
 The reference's in-batch-negatives variant is not part of the published recipe and is not implemented. Gradients are
-compared in the reference's layout; 1e-3 relative per tensor, for they pass through two towers in float32.
+compared in the reference's layout; the tolerance is 1e-3 relative per tensor, because they pass through two towers in
+float32.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -11,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.trees import flatten, unflatten
+from spo_jax.methods.spm.init import init_time_conditioning
 from spo_jax.methods.spm.loss import PairBatch, pair_losses, pair_scores
-from spo_jax.methods.spm.update import cut, gradients
+from spo_jax.methods.spm.update import gradients
 from spo_jax.nn.clip import CLIPModel
-from spo_jax.rewards.common.preference_model import init_time_conditioning
+from spo_jax.parallel.chunks import cut
 from spo_jax.weights.rules import to_state
 
 CASE = "in_batch_negatives_False"
@@ -50,21 +53,23 @@ def test_loss_and_gradients(golden):
         assert golden.relative_error(ours[key.split("/grad/")[1]], d[key]) < 1e-3, key
 
 
-def encode(clip, params, *args):
-    return jax.jit(functools.partial(clip.apply, method="encode_image"))({"params": params}, *args)
-
-
 def test_identity_start(golden):
-    """Freshly added time conditioning leaves plain CLIP's features, at every timestep."""
+    """Freshly added time conditioning leaves plain CLIP's features unchanged at every timestep."""
     d, batch = batch_of(golden)
     pixels = batch.pixels[:, 0]
+    count = len(pixels)
     clip = golden.spm.clip
-    plain = CLIPModel(type(clip.config)(**{**vars(clip.config), "time_conditioned": False}))
+    plain = CLIPModel(dataclasses.replace(clip.config, time_conditioned=False))
     flat = {k: v for k, v in flatten(golden.spm.params).items() if "adaLN" not in k and "t_embedder" not in k}
     params = init_time_conditioning(jax.random.key(0), unflatten(flat), clip)
-    count = len(pixels)
-    for t in (batch.t, jnp.zeros(count, int), jnp.full(count, 951)):
-        ours = encode(clip, params, pixels, t)
-        # Equal but for what the compiler fuses differently in the two programs.
-        assert golden.relative_error(ours, encode(plain, unflatten(flat), pixels)) < 1e-6
+
+    def encoder(clip):
+        return jax.jit(functools.partial(clip.apply, method="encode_image"))
+
+    expected = encoder(plain)({"params": unflatten(flat)}, pixels)
+    encode = encoder(clip)
+    for t in (batch.t, jnp.zeros(count, jnp.int32), jnp.full(count, 951, jnp.int32)):
+        ours = encode({"params": params}, pixels, t)
+        # Equal except for what the compiler fuses differently in the two programs.
+        assert golden.relative_error(ours, expected) < 1e-6
         assert golden.relative_error(ours, d["init_adaln/image_features"]) < 1e-4

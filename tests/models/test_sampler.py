@@ -35,23 +35,23 @@ def unit(images):
 
 
 @pytest.fixture(scope="module")
-def latents(embedded):
-    return initial_latents(0, len(PROMPTS), embedded.pipeline.latent_shape)
+def latents(toy):
+    return initial_latents(0, len(PROMPTS), toy.pipeline.latent_shape)
 
 
 @pytest.fixture(scope="module")
-def lora(embedded):
+def lora(toy):
     """Random, and strong enough to be seen."""
     rng = np.random.default_rng(0)
-    shapes = flatten(jax.eval_shape(lambda: init_lora(jax.random.key(0), embedded.pipeline.params["unet"], RANK)))
+    shapes = flatten(jax.eval_shape(lambda: init_lora(jax.random.key(0), toy.pipeline.params["unet"], RANK)))
     flat = {path: rng.normal(0, 0.15, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
     return LoRA(unflatten(flat), ALPHA, RANK)
 
 
 @pytest.fixture(scope="module")
-def sampler(embedded):
+def sampler(toy):
     """Two pictures at a time: the last batch of three is padded."""
-    return Sampler(embedded.pipeline, lora_scale=ALPHA / RANK, batch=2, **SETTINGS)
+    return Sampler(toy.pipeline, lora_scale=ALPHA / RANK, batch=2, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +64,30 @@ def adapted(sampler, latents, lora):
     return unit(sampler(PROMPTS, latents, jax.tree.map(jnp.asarray, lora.tree)))
 
 
-def test_base_pictures_are_diffusers(base, latents, diffusers_pictures):
-    np.testing.assert_allclose(base, diffusers_pictures(FOLDER, PROMPTS, latents, **SETTINGS), atol=2 / 255)
+def test_base_pictures_are_diffusers(base, latents, diffusers_images):
+    np.testing.assert_allclose(base, diffusers_images(FOLDER, PROMPTS, latents, **SETTINGS), atol=2 / 255)
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
-def test_adapted_pictures_are_diffusers(base, adapted, lora, latents, diffusers_pictures, tmp_path, form):
+def test_adapted_pictures_are_diffusers(base, adapted, lora, latents, diffusers_images, tmp_path, form):
     write_lora(tmp_path / "lora.safetensors", lora, form)
-    theirs = diffusers_pictures(FOLDER, PROMPTS, latents, lora=tmp_path / "lora.safetensors", **SETTINGS)
+    theirs = diffusers_images(FOLDER, PROMPTS, latents, lora=tmp_path / "lora.safetensors", **SETTINGS)
     np.testing.assert_allclose(adapted, theirs, atol=2 / 255)
     assert np.abs(adapted - base).max() > 0.1
 
 
-def test_a_merged_folder_is_the_adapted_pipeline(embedded, adapted, lora, latents, diffusers_pictures, tmp_path):
+def test_a_merged_folder_is_the_adapted_pipeline(toy, adapted, lora, latents, diffusers_images, tmp_path):
     out = tmp_path / "merged"
-    write_merged(out, embedded.pipeline, jax.tree.map(jnp.asarray, lora.tree), ALPHA / RANK)
-    np.testing.assert_allclose(adapted, diffusers_pictures(out, PROMPTS, latents, **SETTINGS), atol=2 / 255)
+    write_merged(out, toy.pipeline, jax.tree.map(jnp.asarray, lora.tree), ALPHA / RANK)
+    np.testing.assert_allclose(adapted, diffusers_images(out, PROMPTS, latents, **SETTINGS), atol=2 / 255)
     merged = open_pipeline(out)
     for name in ("vae", "text_encoder"):
-        for a, b in zip(*(jax.tree.leaves(p.params[name]) for p in (merged, embedded.pipeline)), strict=True):
+        for a, b in zip(*(jax.tree.leaves(p.params[name]) for p in (merged, toy.pipeline)), strict=True):
             np.testing.assert_array_equal(a, b)
     ours = unit(Sampler(merged, batch=2, **SETTINGS)(PROMPTS, latents))
     np.testing.assert_allclose(ours, adapted, atol=2 / 255)
     with pytest.raises(UserError, match="exists already"):
-        write_merged(out, embedded.pipeline, jax.tree.map(jnp.asarray, lora.tree), 1.0)
+        write_merged(out, toy.pipeline, jax.tree.map(jnp.asarray, lora.tree), 1.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged"]
 
 
@@ -99,7 +99,7 @@ CHECKER = {
 
 
 @pytest.fixture
-def hub_base(embedded, tmp_path):
+def hub_base(toy, tmp_path):
     """The pipeline as the hub's fp16 ones are fetched: one naming, and an index that names a checker not fetched."""
     folder = tmp_path / "base"
     shutil.copytree(FOLDER, folder)
@@ -107,13 +107,13 @@ def hub_base(embedded, tmp_path):
         weights.rename(weights.with_suffix(".fp16.safetensors"))
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | CHECKER))
-    return dataclasses.replace(embedded.pipeline, folder=folder)
+    return dataclasses.replace(toy.pipeline, folder=folder)
 
 
-def test_a_merged_hub_base_loads_in_diffusers(hub_base, adapted, lora, latents, diffusers_pictures, tmp_path):
+def test_a_merged_hub_base_loads_in_diffusers(hub_base, adapted, lora, latents, diffusers_images, tmp_path):
     out = tmp_path / "merged"
     write_merged(out, hub_base, jax.tree.map(jnp.asarray, lora.tree), ALPHA / RANK)
-    np.testing.assert_allclose(adapted, diffusers_pictures(out, PROMPTS, latents, **SETTINGS), atol=2 / 255)
+    np.testing.assert_allclose(adapted, diffusers_images(out, PROMPTS, latents, **SETTINGS), atol=2 / 255)
     assert not list(out.glob("*/*fp16*"))
     index = json.loads((out / "model_index.json").read_text())
     assert {name: index[name] for name in CHECKER} == {
@@ -142,19 +142,19 @@ def test_a_merged_folder_keeps_what_is_there(hub_base, lora, tmp_path):
         np.testing.assert_array_equal(copied[name], array)
 
 
-def test_only_a_pipeline_is_overwritten_and_never_the_base(embedded, lora, tmp_path):
+def test_only_a_pipeline_is_overwritten_and_never_the_base(toy, lora, tmp_path):
     out, tree = tmp_path / "out", jax.tree.map(jnp.asarray, lora.tree)
     out.mkdir()
     (out / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="out exists already: .*--overwrite"):
-        write_merged(out, embedded.pipeline, tree, 1.0)
+        write_merged(out, toy.pipeline, tree, 1.0)
     with pytest.raises(UserError, match="out is no pipeline's folder"):
-        write_merged(out, embedded.pipeline, tree, 1.0, overwrite=True)
+        write_merged(out, toy.pipeline, tree, 1.0, overwrite=True)
     assert (out / "letter.txt").read_text() == "dear"
     (out / "model_index.json").write_text("{}")
     with pytest.raises(UserError, match="out is the base model itself"):
-        write_merged(out, dataclasses.replace(embedded.pipeline, folder=out), tree, 1.0, overwrite=True)
-    write_merged(out, embedded.pipeline, tree, 1.0, overwrite=True)
+        write_merged(out, dataclasses.replace(toy.pipeline, folder=out), tree, 1.0, overwrite=True)
+    write_merged(out, toy.pipeline, tree, 1.0, overwrite=True)
     assert not (out / "letter.txt").exists() and (out / "unet" / "config.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -178,8 +178,8 @@ SOLVERS = {"euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler
 
 
 @pytest.mark.parametrize(("solver", "karras"), [("euler", False), ("euler", True), ("dpm++", False)])
-def test_pictures_of_other_solvers_are_diffusers(embedded, latents, base, solver, karras):
-    sampler = Sampler(embedded.pipeline, steps=10, guidance=5.0, batch=3, solver=solver, karras=karras)
+def test_pictures_of_other_solvers_are_diffusers(toy, latents, base, solver, karras):
+    sampler = Sampler(toy.pipeline, steps=10, guidance=5.0, batch=3, solver=solver, karras=karras)
     theirs = pictures_of_diffusers(
         FOLDER, SOLVERS[solver], latents, {"use_karras_sigmas": karras}, num_inference_steps=10, guidance_scale=5.0
     )
@@ -189,10 +189,10 @@ def test_pictures_of_other_solvers_are_diffusers(embedded, latents, base, solver
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 40), (48, 32)])
-def test_pictures_that_are_not_square_are_diffusers(embedded, height, width):
-    shape = shape_of_latents(embedded.pipeline, height, width)
+def test_pictures_that_are_not_square_are_diffusers(toy, height, width):
+    shape = shape_of_latents(toy.pipeline, height, width)
     latents = initial_latents(0, 2, shape)
-    sampler = Sampler(embedded.pipeline, steps=5, guidance=5.0, batch=2, latent_shape=shape)
+    sampler = Sampler(toy.pipeline, steps=5, guidance=5.0, batch=2, latent_shape=shape)
     ours = unit(sampler(PROMPTS[:2], latents))
     assert ours.shape == (2, height, width, 3)
     theirs = pictures_of_diffusers(
@@ -200,17 +200,17 @@ def test_pictures_that_are_not_square_are_diffusers(embedded, height, width):
     )
     np.testing.assert_allclose(ours, theirs, atol=2 / 255)
     with pytest.raises(ValueError, match="latents of .8, 8, 16. for a sampler of"):
-        sampler(PROMPTS[:2], initial_latents(0, 2, embedded.pipeline.latent_shape))
+        sampler(PROMPTS[:2], initial_latents(0, 2, toy.pipeline.latent_shape))
 
 
-def test_sizes_that_cannot_be_halved(embedded):
+def test_sizes_that_cannot_be_halved(toy):
     """4 pixels a latent, and a UNet that halves once: multiples of 8."""
-    assert shape_of_latents(embedded.pipeline, None, None) == embedded.pipeline.latent_shape == (8, 8, 16)
-    assert shape_of_latents(embedded.pipeline, None, 64) == (8, 16, 16)
+    assert shape_of_latents(toy.pipeline, None, None) == toy.pipeline.latent_shape == (8, 8, 16)
+    assert shape_of_latents(toy.pipeline, None, 64) == (8, 16, 16)
     with pytest.raises(UserError, match="--height=36: expected a multiple of 8, .*; try 32 or 40$"):
-        shape_of_latents(embedded.pipeline, 36, None)
+        shape_of_latents(toy.pipeline, 36, None)
     with pytest.raises(UserError, match="--width=7: .*; try 8$"):
-        shape_of_latents(embedded.pipeline, 32, 7)
+        shape_of_latents(toy.pipeline, 32, 7)
 
 
 @pytest.mark.parametrize("solver", ["ddim", "euler"])

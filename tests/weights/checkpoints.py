@@ -1,4 +1,4 @@
-"""Tiny models of the kinds that come as single files, in torch, and their states."""
+"""Small torch models of the kinds that are published as single files, and their states."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ import transformers
 
 KINDS = ("sd15", "sd21", "sdxl")
 _UP, _DOWN, _PLAIN = "CrossAttnUpBlock2D", "CrossAttnDownBlock2D", ("DownBlock2D", "UpBlock2D")
-# Widths that the published numbers of groups and heads divide: a file does not tell those.
+# The widths are divisible by the published numbers of groups and heads, which a file does not contain.
 UNETS = {
     "sd15": dict(
         block_out_channels=(32, 32, 64),
@@ -38,7 +38,7 @@ UNETS["sd21"] = UNETS["sd15"] | dict(
 
 
 def text_encoder_of(act: str, projection: int | None = None) -> Any:
-    """CLIP's text tower; with a projection it is SDXL's second."""
+    """Makes a CLIP text tower; with a projection it is SDXL's second one."""
     config = transformers.CLIPTextConfig(
         hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1, vocab_size=60, hidden_act=act,
         max_position_embeddings=12, bos_token_id=0, eos_token_id=2, pad_token_id=1, projection_dim=projection or 64,
@@ -48,7 +48,7 @@ def text_encoder_of(act: str, projection: int | None = None) -> Any:
 
 
 def model_of(kind: str) -> dict[str, Any]:
-    """Torch's networks of a kind, by component."""
+    """Makes the torch networks of a kind, by component."""
     torch.manual_seed(KINDS.index(kind))
     layers = 2 if kind != "sd21" else 1
     vae = dict(
@@ -63,7 +63,7 @@ def model_of(kind: str) -> dict[str, Any]:
 
 
 def state_of(module: Any) -> dict[str, np.ndarray]:
-    """A network's weights under the names that diffusers folders have."""
+    """Returns a network's weights under the names in diffusers folders."""
     prefixed = isinstance(module, transformers.CLIPTextModel)
     return {
         f"text_model.{name.removeprefix('text_model.')}" if prefixed else name: value.numpy()
@@ -72,7 +72,7 @@ def state_of(module: Any) -> dict[str, np.ndarray]:
 
 
 def assert_same(state: Mapping[str, Any], expected: Mapping[str, np.ndarray]) -> None:
-    """The same names and numbers."""
+    """Asserts that two states have the same names and values."""
     assert state.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(np.asarray(state[name]), array, err_msg=name)

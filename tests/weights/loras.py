@@ -1,4 +1,4 @@
-"""Adapters of tiny networks, what torch computes with them, and ways to compare them."""
+"""Adapters of small networks, torch's predictions with them, and comparisons of adapters."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SHORT = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 def random_lora(shapes: dict[str, Any], rank: int = 4, alpha: float = 4.0, seed: int = 0) -> LoRA:
-    """A LoRA on the attention layers of a tree of shapes, with weights large enough to be seen."""
+    """Draws a LoRA on the attention layers of a tree of shapes, with weights that have a visible effect."""
     rng = np.random.default_rng(seed)
     flat = {}
     for path, leaf in flatten(shapes).items():
@@ -27,7 +27,7 @@ def random_lora(shapes: dict[str, Any], rank: int = 4, alpha: float = 4.0, seed:
 
 
 def assert_same(lora: LoRA, expected: LoRA) -> None:
-    """The same modules, alpha and rank, and the same bits."""
+    """Asserts that two LoRAs have the same modules, alpha and rank, and the same bits."""
     assert (lora.alpha, lora.rank) == (expected.alpha, expected.rank)
     assert flatten(lora.tree).keys() == flatten(expected.tree).keys()
     for path, leaf in flatten(expected.tree).items():
@@ -37,17 +37,17 @@ def assert_same(lora: LoRA, expected: LoRA) -> None:
 
 
 def deltas(lora: LoRA) -> dict[str, np.ndarray]:
-    """What each module's weights change by, [in out]."""
+    """Returns each module's change of its weights, [in out]."""
     return {name: a @ b * (lora.alpha / lora.rank) for name, (a, b) in lora.modules().items()}
 
 
 def lora_shapes(lora: LoRA) -> dict[str, Any]:
-    """The tree of a LoRA without its numbers."""
+    """Returns the shapes of a LoRA's tree."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lora.tree)
 
 
 def forward(unet: Any) -> np.ndarray:
-    """Torch's prediction for fixed latents and text states."""
+    """Returns torch's prediction for fixed latents and text states."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 4, 8, 8, generator=generator)
     states = torch.randn(2, 7, unet.config.cross_attention_dim, generator=generator)
@@ -56,7 +56,7 @@ def forward(unet: Any) -> np.ndarray:
 
 
 def merged_forward(unet: Any, lora: LoRA) -> np.ndarray:
-    """`forward` of the network with the LoRA added to its weights."""
+    """Returns `forward` for the network with the LoRA added to its weights."""
     merged = UNet2DConditionModel.from_config(unet.config)
     state = dict(unet.state_dict())
     for name, delta in deltas(lora).items():
@@ -65,11 +65,12 @@ def merged_forward(unet: Any, lora: LoRA) -> np.ndarray:
     return forward(merged.eval())
 
 
-# A file of one module.
-DOWN, UP = np.ones((4, 16), np.float32), np.ones((16, 4), np.float32)
+# The content of a file with one module.
+DOWN = np.ones((4, 16), np.float32)
+UP = np.ones((16, 4), np.float32)
 PAIR = {f"unet.{SHORT}.lora.down.weight": DOWN, f"unet.{SHORT}.lora.up.weight": UP}
 
 
 def pair(name: str, down: np.ndarray = DOWN, up: np.ndarray = UP, style: str = "lora.{}.weight") -> dict:
-    """The two tensors of a module in a file."""
+    """Returns the two tensors of a module in a file."""
     return {f"{name}.{style.format('down')}": down, f"{name}.{style.format('up')}": up}

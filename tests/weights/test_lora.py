@@ -1,4 +1,4 @@
-"""LoRA files: both layouts load in diffusers with the right scale, and come back as they were."""
+"""LoRA files in both layouts load in diffusers with the right scale, and are read back exactly."""
 
 import json
 from pathlib import Path
@@ -11,16 +11,16 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.numpy import load_file
 
 from spo_jax.core.trees import flatten, unflatten
+from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.models.stable_diffusion import kohya
 from spo_jax.weights import store
 from spo_jax.weights.lora import METADATA_KEY, LoRA
-from spo_jax.models.lora import read_lora, write_lora
 from tests.weights.loras import SHORT, assert_same, forward, lora_shapes, merged_forward, random_lora
 
 
 @pytest.fixture
 def pipe(unet: Any) -> Any:
-    """A Stable Diffusion pipeline around a fresh copy of the tiny UNet; the other parts play no role."""
+    """A Stable Diffusion pipeline around a new copy of the small UNet, without its other parts."""
     copy = UNet2DConditionModel.from_config(unet.config)
     copy.load_state_dict(unet.state_dict())
     none = dict(
@@ -31,7 +31,7 @@ def pipe(unet: Any) -> Any:
 
 @pytest.mark.parametrize("alpha", [4.0, 8.0, 3.0, 0.3])
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
-def test_diffusers_applies_what_we_wrote(
+def test_diffusers_applies_a_written_lora(
     tmp_path: Path, unet: Any, pipe: Any, shape_tree: Any, layout: str, alpha: float
 ) -> None:
     lora = random_lora(shape_tree(unet), rank=4, alpha=alpha)
@@ -43,14 +43,12 @@ def test_diffusers_applies_what_we_wrote(
         assert module.scaling == pytest.approx({"default_0": alpha / 4}), name
     ours, theirs = merged_forward(unet, lora), forward(pipe.unet)
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(ours).max()
-    assert np.abs(ours - forward(unet)).max() > 1e-2  # the update is not negligible
+    assert np.abs(ours - forward(unet)).max() > 1e-2  # The update is not negligible.
     pipe.unload_lora_weights()
     assert np.array_equal(forward(pipe.unet), forward(unet))
 
 
-def test_diffusers_applies_an_update_of_some_modules_only(
-    tmp_path: Path, unet: Any, pipe: Any, shape_tree: Any
-) -> None:
+def test_diffusers_applies_a_lora_on_some_modules(tmp_path: Path, unet: Any, pipe: Any, shape_tree: Any) -> None:
     flat = flatten(random_lora(shape_tree(unet)).tree)
     lora = LoRA(unflatten({path: leaf for path, leaf in flat.items() if "attn2/to_k" in path}), 2.0, 4)
     for layout in ("diffusers", "kohya"):
@@ -77,8 +75,8 @@ def test_round_trip(tmp_path: Path, name: str, request: Any, shape_tree: Any, la
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
-def test_a_lora_file_leaves_a_model_beside_it_alone(tmp_path: Path, unet: Any, shape_tree: Any, layout: str) -> None:
-    """Whoever names the file like a model's must not lose the model's shards."""
+def test_a_lora_file_does_not_touch_a_model_beside_it(tmp_path: Path, unet: Any, shape_tree: Any, layout: str) -> None:
+    """Even if the file has the name of a model's file, the model's shards are kept."""
     unet.save_pretrained(tmp_path, max_shard_size="200KB")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert len(before) > 3
@@ -110,7 +108,7 @@ def test_keys_of_the_kohya_layout(tmp_path: Path, unet: Any, shape_tree: Any) ->
     assert len(state) == 96 and METADATA_KEY not in store.read_metadata(tmp_path / "x.safetensors")
 
 
-def test_a_lora_whose_halves_disagree_is_a_bug() -> None:
+def test_a_lora_whose_halves_disagree_raises() -> None:
     good = {"lora_A": np.ones((5, 2)), "lora_B": np.ones((2, 3))}
     with pytest.raises(ValueError, match=r"a.0: lora_A \(5, 2\), lora_B \(2, 3\) are not of rank 4"):
         LoRA({"a_0": good}, 4.0, 4)

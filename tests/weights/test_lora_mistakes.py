@@ -1,4 +1,4 @@
-"""LoRA files that cannot be used: what is wrong with them is named."""
+"""LoRA files that cannot be used are refused with the reason."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.models.lora import read_lora
 from spo_jax.weights import store
 from spo_jax.weights.lora import METADATA_KEY
-from spo_jax.models.lora import read_lora
 from tests.weights.loras import DOWN, PAIR, SHORT, UP, lora_shapes, pair, random_lora
 
 KOHYA = f"lora_unet_{SHORT.replace('.', '_')}"
@@ -37,37 +37,37 @@ KOHYA_PAIR = {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP}
             KOHYA_PAIR | pair("lora_unet_conv_in", np.ones((4, 4, 3, 3), np.float32), style="lora_{}.weight"),
             "1 convolutions: conv_in$",
         ),
-        (PAIR | pair("unet.mid_block.nowhere.to_q"), "1 modules that this model has not .*: mid_block.nowhere.to_q$"),
+        (PAIR | pair("unet.mid_block.nowhere.to_q"), "1 modules this model does not have .*: mid_block.nowhere.to_q$"),
         (
             KOHYA_PAIR | pair("lora_unet_input_blocks_4_1_proj_in", style="lora_{}.weight"),
-            "1 modules that this model has not .*: lora_unet_input_blocks_4_1_proj_in$",
+            "1 modules this model does not have .*: lora_unet_input_blocks_4_1_proj_in$",
         ),
         (PAIR | {f"unet.{SHORT[:-1]}k.lora.down.weight": DOWN}, f"1 halves without their partner: {SHORT[:-1]}k$"),
         (pair(f"unet.{SHORT}", DOWN[:, :8]), f"1 of another shape: {SHORT}$"),
         (pair(f"unet.{SHORT}", DOWN[:2]), f"1 of another shape: {SHORT}$"),
         (
             PAIR | {f"unet.{SHORT}.lora_A.weight": DOWN},
-            rf"no LoRA weights: unet.{SHORT}.lora_A.weight \(a second down\)",
+            rf"1 tensors that are not LoRA weights: unet.{SHORT}.lora_A.weight \(a second down\)",
         ),
-        (PAIR | {f"unet.{SHORT}.alpha": np.float32(4)}, f"1 tensors that are no LoRA weights: unet.{SHORT}.alpha$"),
-        (PAIR | {f"unet.{SHORT}.lora_magnitude_vector": UP}, "1 tensors that are no LoRA weights: .*magnitude_vector$"),
-        (KOHYA_PAIR | {f"{KOHYA}.dora_scale": UP}, "1 tensors that are no LoRA weights: .*dora_scale$"),
+        (PAIR | {f"unet.{SHORT}.alpha": np.float32(4)}, f"1 tensors that are not LoRA weights: unet.{SHORT}.alpha$"),
+        (PAIR | {f"unet.{SHORT}.lora_magnitude_vector": UP}, "1 tensors that are not LoRA weights: .*tude_vector$"),
+        (KOHYA_PAIR | {f"{KOHYA}.dora_scale": UP}, "1 tensors that are not LoRA weights: .*dora_scale$"),
         ({"lora_unet_x.hada_w1_a": UP}, "is not a LoRA file: none of its 1 tensors is half of a LoRA layer"),
         ({"conv_in.weight": UP}, "is not a LoRA file: none of its 1 tensors"),
     ],
 )
-def test_what_cannot_be_used_is_listed(tmp_path: Path, unet: Any, shape_tree: Any, state: dict, message: str) -> None:
+def test_unusable_parts_are_listed(tmp_path: Path, unet: Any, shape_tree: Any, state: dict, message: str) -> None:
     store.write_state(tmp_path / "x.safetensors", state)
     with pytest.raises(UserError, match=rf"^{tmp_path}/x.safetensors.*{message}"):
         read_lora(tmp_path / "x.safetensors", shape_tree(unet))
 
 
-def test_only_the_targets_of_a_lora_tree_are_taken(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
+def test_only_the_targets_of_a_lora_tree_are_accepted(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
     targets = lora_shapes(random_lora(shape_tree(unet), rank=8))
     ff = "down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2"
     store.write_state(tmp_path / "x.safetensors", PAIR | pair(f"unet.{ff}", np.ones((4, 64), np.float32)))
     assert len(read_lora(tmp_path / "x.safetensors", shape_tree(unet)).modules()) == 2
-    with pytest.raises(UserError, match=rf"1 modules that this model has not \(or not as LoRA targets\): {ff}$"):
+    with pytest.raises(UserError, match=rf"1 modules this model does not have \(or not as LoRA targets\): {ff}$"):
         read_lora(tmp_path / "x.safetensors", targets)
 
 
@@ -81,7 +81,7 @@ def test_only_the_targets_of_a_lora_tree_are_taken(tmp_path: Path, unet: Any, sh
         (json.dumps({"unet.lora_alpha": 4, "unet.use_dora": True}), "is a DoRA, which is not supported"),
     ],
 )
-def test_a_broken_header_is_named(tmp_path: Path, config: str, message: str) -> None:
+def test_a_damaged_header_is_named(tmp_path: Path, config: str, message: str) -> None:
     store.write_state(tmp_path / "x.safetensors", PAIR, {METADATA_KEY: config})
     with pytest.raises(UserError, match=rf"x.safetensors.* ?{message}"):
         read_lora(tmp_path / "x.safetensors")

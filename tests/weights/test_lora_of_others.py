@@ -1,4 +1,4 @@
-"""LoRA files that other programs wrote: peft, diffusers, kohya's scripts, in their versions."""
+"""LoRA files written by other programs are read: peft, diffusers and kohya's scripts, in their versions."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,14 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.numpy import load_file, save_file
 
+from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.models.stable_diffusion import kohya
 from spo_jax.weights.lora import LoRA
-from spo_jax.models.lora import read_lora, write_lora
 from tests.weights.loras import SHORT, assert_same, deltas, forward, merged_forward, random_lora
 
 
 def _peft_file(tmp_path: Path, unet: Any, config: LoraConfig, with_config: bool) -> tuple[Path, np.ndarray]:
-    """A LoRA made and saved by PEFT and diffusers, and what their UNet computes with it."""
+    """Saves a LoRA with PEFT and diffusers; also returns the prediction of their UNet with it."""
     model = UNet2DConditionModel.from_config(unet.config)
     model.load_state_dict(unet.state_dict())
     torch.manual_seed(0)
@@ -37,7 +37,7 @@ def _peft_file(tmp_path: Path, unet: Any, config: LoraConfig, with_config: bool)
 @pytest.mark.parametrize(
     ("changes", "with_config", "alpha"),
     [
-        ({}, False, 4.0),  # the published files: alpha = rank, and no metadata
+        ({}, False, 4.0),  # The published files have alpha = rank and no metadata.
         (dict(lora_alpha=8), True, 8.0),
         (dict(lora_alpha=8, use_rslora=True), True, 16.0),
         (dict(lora_alpha=8, alpha_pattern={"to_q": 2, "attn2.to_v": 1}), True, None),
@@ -45,7 +45,7 @@ def _peft_file(tmp_path: Path, unet: Any, config: LoraConfig, with_config: bool)
         (dict(rank_pattern={"attn1.to_q": 2}, alpha_pattern={"attn1.to_q": 2}), True, 4.0),
     ],
 )
-def test_reads_what_peft_wrote(
+def test_files_of_peft_are_read(
     tmp_path: Path, unet: Any, shape_tree: Any, changes: dict, with_config: bool, alpha: float | None
 ) -> None:
     basics = dict(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
@@ -59,11 +59,11 @@ def test_reads_what_peft_wrote(
     assert np.abs(merged_forward(unet, lora) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_reads_files_of_a_single_model_and_of_peft(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
+def test_files_of_a_single_model_are_read(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
     lora = random_lora(shape_tree(unet), rank=4, alpha=8)
     model = UNet2DConditionModel.from_config(unet.config)
     model.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    model.save_lora_adapter(tmp_path / "single")  # no "unet." before its keys
+    model.save_lora_adapter(tmp_path / "single")  # Its keys do not start with "unet.".
     halves = {"A": lambda pair: pair[0].T.copy(), "B": lambda pair: pair[1].T.copy()}
     state = {f"{name}.lora_{h}.weight": f(pair) for name, pair in lora.modules().items() for h, f in halves.items()}
     assert read_lora(tmp_path / "single").alpha == 8
@@ -76,12 +76,12 @@ def test_reads_files_of_a_single_model_and_of_peft(tmp_path: Path, unet: Any, sh
         assert_same(read_lora(folder), lora)
 
 
-def test_kohya_files_of_others(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
+def test_kohya_files_of_other_programs_are_read(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
     shapes = shape_tree(unet)
     lora = random_lora(shapes, rank=4, alpha=4)
     write_lora(tmp_path / "x.safetensors", lora, "kohya")
     state = load_file(tmp_path / "x.safetensors")
-    # fp16, and one module with an alpha of its own: what differs goes into lora_B.
+    # In fp16, with another alpha for one module: its scale is folded into lora_B.
     odd = kohya.kohya_name(SHORT)
     halves = {key: array.astype(np.float16) for key, array in state.items()}
     halves[f"{odd}.alpha"] = np.float16(1)
@@ -91,7 +91,7 @@ def test_kohya_files_of_others(tmp_path: Path, unet: Any, shape_tree: Any) -> No
     for name, delta in deltas(lora).items():
         scale = 0.25 if name == SHORT else 1.0
         assert np.allclose(deltas(read)[name], delta * scale, atol=0.05), name
-    # No alpha at all means a scale of one, as diffusers reads it.
+    # Without any alpha the scale is 1, as in diffusers.
     bare = {key: array for key, array in state.items() if not key.endswith("alpha")}
     save_file(bare, tmp_path / "z.safetensors")
     assert read_lora(tmp_path / "z.safetensors", shapes).alpha == 4

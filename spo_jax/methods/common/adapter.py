@@ -8,7 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from spo_jax.core.typing import Key
+from spo_jax.core.typing import Key, Params
 from spo_jax.methods.base import Images, Result
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
 from spo_jax.methods.common.optimizer import make_optimizer
@@ -71,6 +71,11 @@ class AdapterRun:
     def state_shapes(self) -> TrainState:
         """Shapes of the state, whole on every device."""
         return shapes_of(jax.eval_shape(self.init_state, jax.random.key(0)), replicated(self.mesh))
+
+    def idle_params(self) -> Params:
+        """Weights that stay on the devices although no program takes them: of text encoders and autoencoder."""
+        params = self.pipeline.params
+        return {name: tree for name, tree in params.items() if name != self.pipeline.TRAINED}
 
     def begin(self, state: TrainState, resuming: bool) -> Row:
         """Draws and scores the images before training; of the fresh adapter, also when a run is resumed."""

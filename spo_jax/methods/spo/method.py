@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import take_rows
-from spo_jax.core.typing import Array, Int, Key
+from spo_jax.core.typing import Array, Int, Key, Params
 from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
@@ -123,6 +123,17 @@ class SPORun(AdapterRun):
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """The programs ``collect`` and ``update``."""
         return self.spo.trace(state, keep_unused)
+
+    def loop_trips(self, program: str) -> tuple[int, ...]:
+        """How often the loops of ``update`` run for one training batch: over batches, and over the chunks of one."""
+        settings = self.settings.spo
+        chunks = -(-settings.train_batch_size // settings.chunk(self.mesh.size))
+        return (1, chunks) if program == "update" else ()
+
+    def idle_params(self) -> Params:
+        """Weights that stay on the devices although no program takes them; the judge may take the autoencoder."""
+        decoder = self.spo.judge.params.get("decoder")
+        return {name: tree for name, tree in super().idle_params().items() if tree is not decoder}
 
     def batches(self, start: int) -> Generator[PromptFeatures, None, None]:
         """The features of each batch's prompts, on the devices."""

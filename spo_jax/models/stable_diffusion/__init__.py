@@ -1,1 +1,1 @@
-"""Stable Diffusion 1.x, 2.x and SDXL: UNet, pipeline, weight names and files."""
+"""Stable Diffusion 1.x, 2.x and SDXL: UNet, pipeline, names of weights and formats of files."""

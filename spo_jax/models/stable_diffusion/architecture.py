@@ -1,7 +1,7 @@
-"""Which model a single-file checkpoint holds, and the configs that diffusers' folder of it would have.
+"""Detects which model a single-file checkpoint holds, and makes the configs that its diffusers folder would have.
 
-What shapes show (widths, block counts, depths) is taken from them; the rest are facts of the published architectures
-that all fine-tunes share: see diffusers' ``infer_diffusers_model_type`` and the configs of the published folders.
+Widths, block counts and depths are read from the shapes; the other values are facts of the published architectures,
+which all fine-tunes share (see diffusers' ``infer_diffusers_model_type`` and the configs of the published folders).
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ from spo_jax.weights.messages import shorten
 Kind = Literal["sd15", "sd21", "sdxl"]
 State = Mapping[str, np.ndarray]
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
-# Where each kind keeps its components.
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+# Prefixes of the components' keys in each kind of file.
 PREFIXES: dict[str, dict[str, str]] = {
     "sd15": {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.transformer."},
     "sd21": {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model.model."},
@@ -31,10 +32,10 @@ PREFIXES: dict[str, dict[str, str]] = {
         "text_encoder_2": "conditioner.embedders.1.model.",
     },
 }
-# Components that hold an OpenCLIP tower; the others' text encoders have transformers' names.
+# Components that hold an OpenCLIP tower; the other text encoders have transformers' names.
 OPEN_CLIP = {("sd21", "text_encoder"), ("sdxl", "text_encoder_2")}
 
-# Patterns of keys that only other kinds of files have, and what those files are.
+# Patterns of keys that occur only in other kinds of files, and the names of those kinds.
 _OTHERS = (
     (r"(^|\.)(joint_blocks|x_block|context_embedder)\.", "Stable Diffusion 3"),
     (r"(^|\.)(double_blocks|single_blocks|double_stream_modulation\w*)\.", "Flux"),
@@ -44,19 +45,19 @@ _OTHERS = (
     (r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.", "a LoRA (--lora, not --model)"),
     (r"^(down_blocks|conv_in|text_model|encoder\.(down_blocks|layers))\.", "one component of a diffusers folder"),
 )
-# UNets that see more than the noisy latents: their input is this much wider than their output.
+# UNets that take more than the noisy latents, by the number of channels that their input has more than their output.
 _WIDER_INPUTS = {5: "an inpainting model", 4: "an InstructPix2Pix model", 3: "an upscaler", 1: "a depth model"}
 
-_SAMPLE_SIZE = {"sd15": 64, "sd21": 96, "sdxl": 128}  # latents a side
+_SAMPLE_SIZE = {"sd15": 64, "sd21": 96, "sdxl": 128}  # latents along a side
 _SCALING_FACTOR = {"sd15": 0.18215, "sd21": 0.18215, "sdxl": 0.13025}
-_HEAD_WIDTH = 64  # of every CLIP text tower, and of the UNets of SD 2.x and SDXL
+_HEAD_WIDTH = 64  # width of a head in all CLIP text towers and in the UNets of SD 2.x and SDXL
 
 
 def detect(path: Path, state: State) -> Kind:
-    """The kind of a checkpoint in LDM's or SGM's names.
+    """Returns the kind of a checkpoint from its names, which are LDM's or SGM's.
 
     Raises:
-      UserError: another architecture, which is named; no whole checkpoint at all.
+      UserError: the file is of another architecture, which the message names, or not a whole checkpoint.
     """
     for pattern, name in _OTHERS:
         if any(re.search(pattern, key) for key in state):
@@ -67,30 +68,33 @@ def detect(path: Path, state: State) -> Kind:
             return kind
     if any(key.startswith(UNET) for key in state):
         raise UserError(
-            f"{path} holds no text encoder that is known ({shorten(_starts(state))}): a whole checkpoint of SD 1.5, "
-            "SD 2.1 or SDXL is needed, not its UNet alone"
+            f"{path} does not have a known text encoder ({shorten(_starts(state))}): expected a whole checkpoint of "
+            "SD 1.5, SD 2.1 or SDXL, not its UNet alone"
         )
     raise UserError(
-        f"{path} is no single-file checkpoint of SD 1.5, SD 2.1 or SDXL: it has no {UNET}*, "
-        f"but {shorten(_starts(state))}"
+        f"{path} is not a single-file checkpoint of SD 1.5, SD 2.1 or SDXL: expected {UNET}*, "
+        f"found {shorten(_starts(state))}"
     )
 
 
 def _starts(state: State) -> set[str]:
-    """``model.diffusion_model.*`` and the like: the first two parts of the keys."""
+    """Returns the first two parts of the keys, such as ``model.diffusion_model.*``."""
     return {".".join(key.split(".")[:2]) + ".*" for key in state}
 
 
 def _check_inputs(path: Path, state: State) -> None:
-    first, last = (state.get(f"{UNET}{name}.weight") for name in ("input_blocks.0.0", "out.2"))
+    """Refuses UNets whose input has other channels than the noisy latents."""
+    first = state.get(f"{UNET}input_blocks.0.0.weight")
+    last = state.get(f"{UNET}out.2.weight")
     if first is None or last is None or first.ndim != 4 or last.ndim != 4:
-        return  # named among the missing or misshaped keys
-    more = first.shape[1] - last.shape[0]
-    if more:
-        name = _WIDER_INPUTS.get(more, "of an unknown architecture")
+        return  # A later check reports missing keys and tensors of another shape.
+    inputs = first.shape[1]
+    outputs = last.shape[0]
+    if inputs != outputs:
+        name = _WIDER_INPUTS.get(inputs - outputs, "of an unknown architecture")
         raise UserError(
-            f"{path} is {name}: its UNet takes {first.shape[1]} channels and gives {last.shape[0]}; "
-            "only models from text to image can be used"
+            f"{path} is {name}: its UNet takes {inputs} channels and returns {outputs}; "
+            "only text-to-image models can be used"
         )
 
 
@@ -99,8 +103,8 @@ class Config:
     """A component's config in diffusers' form.
 
     Attributes:
-      shown: what the weights show.
-      facts: what they do not, as it is in all models of the kind.
+      shown: fields whose values the weights show.
+      facts: the other fields, with the values of all models of the kind.
     """
 
     shown: dict[str, Any]
@@ -108,10 +112,12 @@ class Config:
 
 
 def unet_config(kind: Kind, state: State, layout: ldm.UNetLayout) -> Config:
-    """``unet/config.json``.
+    """Makes the config of ``unet/config.json``.
 
     Args:
-      state: diffusers' names.
+      kind: kind of the checkpoint.
+      state: the UNet's weights under diffusers' names.
+      layout: block counts of the UNet.
     """
     widths = [state[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in range(layout.levels)]
     attends = [depth > 0 for depth in layout.depths]
@@ -146,7 +152,14 @@ def unet_config(kind: Kind, state: State, layout: ldm.UNetLayout) -> Config:
 
 
 def vae_config(kind: Kind, state: State, levels: int, layers: int) -> Config:
-    """``vae/config.json``; ``state`` as in `unet_config`."""
+    """Makes the config of ``vae/config.json``.
+
+    Args:
+      kind: kind of the checkpoint.
+      state: the autoencoder's weights under diffusers' names.
+      levels: number of levels.
+      layers: ResNet blocks per level of the encoder.
+    """
     widths = [state[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in range(levels)]
     shown = {
         "_class_name": "AutoencoderKL",
@@ -169,9 +182,15 @@ def vae_config(kind: Kind, state: State, levels: int, layers: int) -> Config:
 
 
 def text_config(state: State, layers: int, open_clip: bool) -> Config:
-    """``text_encoder/config.json`` or ``text_encoder_2/config.json``; ``state`` in transformers' names.
+    """Makes the config of ``text_encoder/config.json`` or ``text_encoder_2/config.json``.
 
-    OpenCLIP's towers have the exact GELU, OpenAI's the quick one; ``eos_token_id`` 2 is "pool at the largest id".
+    OpenCLIP's towers have the exact GELU, OpenAI's the quick one. An ``eos_token_id`` of 2 means "pool at the largest
+    id".
+
+    Args:
+      state: the text encoder's weights under transformers' names.
+      layers: number of layers.
+      open_clip: whether it is an OpenCLIP tower.
     """
     vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
     projection = state.get("text_projection.weight")
@@ -185,12 +204,21 @@ def text_config(state: State, layers: int, open_clip: bool) -> Config:
         "projection_dim": width if projection is None else projection.shape[0],
         "vocab_size": vocabulary,
     }
-    heads = max(width // _HEAD_WIDTH, 1)
-    facts = {"bos_token_id": 0, "eos_token_id": 2, "layer_norm_eps": 1e-05, "num_attention_heads": heads}
-    return Config(shown, facts | {"pad_token_id": 1})
+    facts = {
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "layer_norm_eps": 1e-05,
+        "num_attention_heads": max(width // _HEAD_WIDTH, 1),
+        "pad_token_id": 1,
+    }
+    return Config(shown, facts)
 
 
 def scheduler_config(state: State) -> dict[str, Any]:
-    """What fine-tunes of SDXL say of their scheduler in empty tensors, by which ComfyUI and web UIs know it."""
-    config: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in state else {}
-    return config | ({"rescale_betas_zero_snr": True} if "ztsnr" in state else {})
+    """Reads the scheduler's fields that fine-tunes of SDXL mark by empty tensors, as ComfyUI and web UIs do."""
+    config: dict[str, Any] = {}
+    if "v_pred" in state:
+        config["prediction_type"] = "v_prediction"
+    if "ztsnr" in state:
+        config["rescale_betas_zero_snr"] = True
+    return config

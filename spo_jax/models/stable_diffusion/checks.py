@@ -1,4 +1,4 @@
-"""Whether the parts of a pipeline belong together: what each one's own config cannot tell."""
+"""Checks that the parts of a pipeline belong together, which the config of a single part cannot show."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,23 +14,26 @@ from spo_jax.nn.vae import VAEConfig
 def check_parts(
     source: Source, vae_source: Source, configs: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]
 ) -> None:
-    """Refuses parts of different models.
+    """Refuses parts that come from different models.
 
     Args:
-      source: of everything but the autoencoder, which is ``vae_source``'s.
-      configs: by name, ``text_encoder_2`` if the pipeline is SDXL's. tokenizers: likewise.
+      source: source of all parts except the autoencoder.
+      vae_source: source of the autoencoder.
+      configs: config of each component by name, with ``text_encoder_2`` if the pipeline is SDXL's.
+      tokenizers: tokenizers by name, with ``tokenizer_2`` if the pipeline is SDXL's.
 
     Raises:
-      UserError: with file and field.
+      UserError: two parts do not fit; the message names the file and the field.
     """
-    unet, where = configs["unet"], source.where("unet")
+    unet = configs["unet"]
+    where = source.where("unet")
     if unet.sample_size is None:
-        raise UserError(f"{where}: sample_size is missing: it is the size of the pictures")
+        raise UserError(f"{where}: sample_size is missing: expected the side of the latents, which sets the image size")
     _check_vae(unet, configs["vae"], vae_source.where("vae"))
     encoders = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
     width = sum(config.hidden_size for config in encoders)
     if unet.cross_attention_dim != width:
-        several = "the text encoders' hidden_size add" if len(encoders) > 1 else "text_encoder's hidden_size comes"
+        several = "the text encoders' hidden_size add up" if len(encoders) > 1 else "text_encoder's hidden_size comes"
         raise UserError(f"{where}: cross_attention_dim = {unet.cross_attention_dim}, but {several} to {width}")
     _check_size_conditions(source, unet, encoders)
     lengths = {name: tokenizer.length for name, tokenizer in tokenizers.items()}
@@ -47,16 +50,19 @@ def _check_vae(unet: UNetConfig, vae: VAEConfig, where: str) -> None:
 
 
 def _check_size_conditions(source: Source, unet: UNetConfig, encoders: list[CLIPTextConfig]) -> None:
-    """SDXL's UNet takes pooled text and time ids, its predecessors' do not."""
-    where, xl = source.where("unet"), source.kind == "sdxl"
-    if unet.wants_size_conditions != xl:
-        expected = "'text_time', as it is a StableDiffusionXLPipeline" if xl else "null in a StableDiffusionPipeline"
+    """Checks that exactly SDXL's UNet takes pooled text and time ids, and that their widths fit."""
+    where = source.where("unet")
+    is_sdxl = source.kind == "sdxl"
+    if unet.wants_size_conditions != is_sdxl:
+        sdxl_expects = "'text_time', because this is a StableDiffusionXLPipeline"
+        expected = sdxl_expects if is_sdxl else "null in a StableDiffusionPipeline"
         raise UserError(f"{where}: addition_embed_type = {unet.addition_embed_type!r}, expected {expected}")
-    if xl:
-        found, projection = unet.projection_class_embeddings_input_dim, encoders[-1].projection_dim
+    if is_sdxl:
+        found = unet.projection_class_embeddings_input_dim
+        projection = encoders[-1].projection_dim
         expected = projection + 6 * unet.addition_time_embed_dim
         if found != expected:
             raise UserError(
                 f"{where}: projection_class_embeddings_input_dim = {found}, expected {expected}: 6 times "
-                f"addition_time_embed_dim and text_encoder_2's projection_dim, {projection}"
+                f"addition_time_embed_dim plus text_encoder_2's projection_dim, {projection}"
             )

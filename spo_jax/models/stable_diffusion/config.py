@@ -7,22 +7,21 @@ from typing import Any
 from spo_jax.core.config import JSONConfig, check_divisors
 from spo_jax.core.errors import UserError
 
-
-def per_block(value: Any, blocks: int) -> tuple:
-    """A field that is one value or one per block, as one per block."""
-    return value if isinstance(value, tuple) else (value,) * blocks
-
-
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 
 
+def per_block(value: Any, blocks: int) -> tuple:
+    """Returns one value per block for a field that holds either one value or one per block."""
+    return value if isinstance(value, tuple) else (value,) * blocks
+
+
 @dataclasses.dataclass(frozen=True)
 class UNetConfig(JSONConfig):
-    """diffusers' UNet2DConditionModel, as far as SD 1.5, SD 2.1 and SDXL use it.
+    """Config of a UNet2DConditionModel with diffusers' field names, as far as SD 1.5, SD 2.1 and SDXL use them.
 
-    ``attention_head_dim`` is the NUMBER of heads when ``num_attention_heads`` is null: a slip of diffusers that
-    every published config relies on.
+    ``attention_head_dim`` is the NUMBER of heads when ``num_attention_heads`` is null: a mistake in diffusers that all
+    published configs rely on.
     """
 
     sample_size: int | tuple[int, int] | None = None
@@ -59,7 +58,7 @@ class UNetConfig(JSONConfig):
         "class_embeddings_concat": (False,), "mid_block_only_cross_attention": (None, False),
         "cross_attention_norm": (None,),
     }  # fmt: skip
-    # Read by diffusers only together with fields that are refused above.
+    # diffusers reads it only together with fields that are refused above.
     IGNORED = frozenset({"addition_embed_type_num_heads"})
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
@@ -74,7 +73,7 @@ class UNetConfig(JSONConfig):
         ):  # fmt: skip
             length = len(per_block(getattr(self, field), blocks))
             if length != blocks:
-                raise UserError(f"{where}: {field} has {length} entries, expected {blocks} as block_out_channels has")
+                raise UserError(f"{where}: {field} has {length} entries: expected {blocks} as in block_out_channels")
         check_divisors(where, "norm_num_groups", (self.norm_num_groups,) * blocks, self.block_out_channels)
         check_divisors(where, "attention_head_dim", *self._heads_and_widths())
         self._one_of(where, "addition_embed_type", (None, "text_time"))
@@ -83,7 +82,7 @@ class UNetConfig(JSONConfig):
                 raise UserError(f"{where}: {field} is missing: addition_embed_type 'text_time' needs it")
 
     def _heads_and_widths(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Heads and channels of the levels that attend; the last one does in the middle block in any case."""
+        """Returns heads and channels of the levels with attention, which the last one always has (middle block)."""
         blocks = len(self.block_out_channels)
         attends = [
             level == blocks - 1 or any(kind.startswith("CrossAttn") for kind in kinds)
@@ -95,5 +94,5 @@ class UNetConfig(JSONConfig):
 
     @property
     def wants_size_conditions(self) -> bool:
-        """Whether pooled text and time ids are inputs (SDXL)."""
+        """Whether pooled text and time ids are inputs of the network, as in SDXL."""
         return self.addition_embed_type == "text_time"

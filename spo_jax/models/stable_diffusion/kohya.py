@@ -1,8 +1,8 @@
-"""The module names of kohya's trainer and of the web UIs, always made from the names of a given model.
+"""Module names of kohya's trainer and of the web UIs, which are always made from the names of a given model.
 
-They are the torch names with underscores for dots, so they cannot be taken apart again (``to_out_0``, ``conv_in``):
-reading goes through the list of what every module of the model would be called. Of SD 1.x and 2.x they are diffusers'
-names; of SDXL those of the SGM code, by which the web UIs know it (diffusers reads either).
+They are torch's names with underscores in place of dots and cannot be split again (``to_out_0``, ``conv_in``).
+Therefore a file is read with a table of the names that all modules of the model would have. For SD 1.x and 2.x they are
+made from diffusers' names; for SDXL from those of the SGM code, which the web UIs use (diffusers reads either).
 """
 
 import re
@@ -18,15 +18,15 @@ SD, SDXL = "SD 1.x or 2.x", "SDXL"
 
 
 def claims(names: Iterable[str]) -> bool:
-    """Whether these are names of modules of a UNet, torch's or kohya's."""
+    """Reports whether these are names of a UNet's modules, torch's or kohya's."""
     return any("_blocks" in name or "mid_block" in name for name in names)
 
 
 def architecture(names: Iterable[str]) -> str | None:
-    """`SD` or `SDXL`, told from the names of modules, torch's or kohya's; None if they could be of either.
+    """Returns `SD` or `SDXL` from the names of modules, torch's or kohya's; None if they could belong to either.
 
-    SD 1.x and 2.x attend on their first level, and all their attentions are one transformer block deep. SDXL does not
-    attend there, and its other attentions are deeper. Only SDXL has SGM's names in LoRA files.
+    SD 1.x and 2.x have attention on their first level, and all their attentions are one transformer block deep. SDXL
+    has none there, and its other attentions are deeper. Only SDXL's modules have SGM's names in LoRA files.
     """
     names = list(names)
     if any(_FIRST_LEVEL.search(name) for name in names):
@@ -35,19 +35,20 @@ def architecture(names: Iterable[str]) -> str | None:
 
 
 def kohya_name(module: str) -> str:
-    """``down_blocks.0.attentions.0...attn1.to_out.0`` -> ``lora_unet_down_blocks_0_..._attn1_to_out_0``."""
+    """Converts a torch name: ``down_blocks.0...to_out.0`` becomes ``lora_unet_down_blocks_0_..._to_out_0``."""
     return "lora_unet_" + module.replace(".", "_")
 
 
 def file_names(modules: Iterable[str], model: Iterable[str] | None = None) -> dict[str, str]:
-    """Torch's names of modules to those that are written: of SDXL ``lora_unet_input_blocks_4_1_...``.
+    """Maps torch's names of modules to the names that are written, for SDXL ``lora_unet_input_blocks_4_1_...``.
 
     Args:
-      modules: the modules of the LoRA.
-      model: those of its model, to number SDXL's blocks by; needed only for a LoRA on some of the attentions.
+      modules: modules of the LoRA.
+      model: modules of its model, from which SDXL's blocks are numbered; needed only for a LoRA on some of the
+        attentions.
 
     Raises:
-      ValueError: a module that SDXL has not.
+      ValueError: SDXL does not have one of the modules.
     """
     modules = list(modules)
     whole = modules if model is None else [*modules, *model]
@@ -55,14 +56,14 @@ def file_names(modules: Iterable[str], model: Iterable[str] | None = None) -> di
         return {module: kohya_name(module) for module in modules}
     places = _sgm_places(whole)
     names = {module: ldm.renamed(module, places) for module in modules}
-    strangers = sorted(module for module, name in names.items() if name is None)
-    if strangers:
-        raise ValueError(f"no module of SDXL: {', '.join(strangers)}")
+    unknown = sorted(module for module, name in names.items() if name is None)
+    if unknown:
+        raise ValueError(f"SDXL does not have these modules: {', '.join(unknown)}")
     return {module: kohya_name(name) for module, name in names.items()}
 
 
 def module_names(modules: Iterable[str]) -> dict[str, str]:
-    """Kohya's names, of every kind, to the torch names of the given modules.
+    """Maps kohya's names in all their forms to the torch names of the given modules.
 
     Raises:
       ValueError: two modules would have the same name.
@@ -83,6 +84,6 @@ def module_names(modules: Iterable[str]) -> dict[str, str]:
 def _sgm_places(modules: Iterable[str]) -> ldm.Names:
     try:
         layout = ldm.unet_layout(modules)
-    except ValueError:  # the middle block alone: its name needs no counting
+    except ValueError:  # Only the middle block is there, whose name needs no counting.
         layout = ldm.UNetLayout(layers=1, depths=(0,))
     return ldm.unet_modules(layout)

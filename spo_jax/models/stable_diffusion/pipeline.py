@@ -1,4 +1,4 @@
-"""The Stable Diffusion pipeline, SD and SDXL: networks, weights and tokenizers as one, and how it is read."""
+"""The Stable Diffusion pipeline (SD and SDXL), which joins networks, weights and tokenizers, and its readers."""
 
 import dataclasses
 import functools
@@ -35,27 +35,27 @@ from spo_jax.parallel.sharding import abstract_weights, place_weights
 from spo_jax.weights.digest import weights_digest
 
 COMPONENTS = sources.COMPONENTS
-TEXT_CHUNK = 64  # prompts encoded at a time, in one compiled shape
+TEXT_CHUNK = 64  # number of prompts encoded at a time, in one compiled shape
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclasses.dataclass(frozen=True)
 class StableDiffusion:
-    """A `spo_jax.models.base.Pipeline`: one Stable Diffusion model, of the first generations or SDXL.
+    """A `spo_jax.models.base.Pipeline`: one Stable Diffusion model, 1.x, 2.x or SDXL.
 
     Attributes:
-      folder: where it was read from: a diffusers folder (other files are copied from there on export), or a single
-        file.
-      unet: the network that is trained.
-      vae: float32 where SDXL's config says `force_upcast`, whatever the others are, as in diffusers' pipeline.
-      text_encoder: SD's only text encoder, SDXL's first.
-      tokenizer: its tokenizer.
-      scheduler: the noise schedule's config.
-      params: {"unet", "vae", "text_encoder"} weights, and SDXL's "text_encoder_2".
-      text_encoder_2: SDXL only.
-      tokenizer_2: SDXL only.
-      zero_unconditional: zeros are the unconditional input, not the encoded empty prompt.
-      base: the folder of tokenizers and scheduler, where that is another one.
+      folder: diffusers folder from which it was read, whose other files are copied on export; or a single file.
+      unet: the trained network.
+      vae: the autoencoder; float32 if SDXL's config says `force_upcast`, for all dtypes of the other networks, as in
+        diffusers' pipeline.
+      text_encoder: SD's only text encoder, or SDXL's first one.
+      tokenizer: tokenizer of ``text_encoder``.
+      scheduler: config of the noise schedule.
+      params: weights of "unet", "vae", "text_encoder" and SDXL's "text_encoder_2".
+      text_encoder_2: SDXL's second text encoder.
+      tokenizer_2: tokenizer of ``text_encoder_2``.
+      zero_unconditional: whether the unconditional input is zeros instead of the encoded empty prompt.
+      base: folder of the tokenizers and the scheduler, if it is not ``folder``.
     """
 
     FAMILY: ClassVar[str] = "stable_diffusion"
@@ -77,67 +77,71 @@ class StableDiffusion:
 
     @property
     def kind(self) -> str:
-        """``sdxl``, or ``sd`` for its predecessors."""
+        """The kind of model: ``sdxl``, or ``sd`` for SD 1.x and 2.x."""
         return "sd" if self.text_encoder_2 is None else "sdxl"
 
     @property
     def dtype(self) -> DType:
-        """Dtype of the UNet's activations and frozen weights."""
+        """The dtype of the UNet's activations and frozen weights."""
         return self.unet.dtype
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(h, w, c) at the size that the model was trained for."""
+        """The shape (h, w, c) of latents at the size that the model was trained for."""
         size = self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return height, width, self.unet.config.in_channels
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels at that size."""
+        """The (height, width) of images in pixels at the size that the model was trained for."""
         return self.pixels(self.latent_shape)
 
     @property
     def downscale(self) -> int:
-        """Pixels per latent along a side."""
+        """The number of pixels per latent along a side."""
         return self.vae.config.downscale
 
     @property
     def scheduler_file(self) -> Path:
-        """The file that `scheduler` was read from, for messages."""
+        """The file from which `scheduler` was read, for error messages."""
         return (self.base or self.folder) / "scheduler" / sources.SCHEDULER_FILE
 
     @property
     def text_params(self) -> Params:
-        """Weights of the text encoders."""
+        """The weights of the text encoders."""
         return {name: self.params[name] for name in _TEXT_ENCODERS if name in self.params}
 
     @property
     def token_shape(self) -> tuple[int, int]:
-        """(number of text encoders, tokens of a prompt)."""
+        """The number of text encoders, and the number of tokens of a prompt."""
         return len(self.text_params), self.tokenizer.length
 
     def pixels(self, latent_shape: tuple[int, int, int]) -> tuple[int, int]:
-        """(height, width) of an image of latents (h, w, c)."""
+        """Returns the (height, width) of the image that latents of shape (h, w, c) are decoded to."""
         height, width, _ = latent_shape
         return height * self.downscale, width * self.downscale
 
     def latent_shape_of(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """(h, w, c) for images of that size in pixels; None is the model's own.
+        """Returns the latent shape (h, w, c) for images of the given size.
+
+        Args:
+          height: height in pixels; None is the model's own.
+          width: width in pixels; None is the model's own.
 
         Raises:
-          UserError: a side that autoencoder and UNet cannot halve as often as they do.
+          UserError: a side cannot be halved as often as the autoencoder and the UNet halve it.
         """
-        whole = self.downscale * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        multiple = self.downscale * 2 ** (len(self.unet.config.block_out_channels) - 1)
         shape = list(self.latent_shape)
         for axis, (name, side) in enumerate((("height", height), ("width", width))):
             if side is None:
                 continue
-            near = side // whole * whole
-            if near != side or side < 1:
-                choice = f"{near} or {near + whole}" if near > 0 else str(whole)
+            below = side // multiple * multiple
+            if below != side or side < 1:
+                choice = f"{below} or {below + multiple}" if below > 0 else str(multiple)
                 raise UserError(
-                    f"--{name}={side}: expected a multiple of {whole}, as the model halves it; try {choice}"
+                    f"--{name}={side}: expected a multiple of {multiple}, because the model halves it; try {choice}"
                 )
             shape[axis] = side // self.downscale
         return tuple(shape)
@@ -145,11 +149,11 @@ class StableDiffusion:
     # The process
 
     def process(self, steps: int) -> DDPM:
-        """The diffusion process cut into ``steps`` sampling steps."""
+        """Returns the diffusion process divided into ``steps`` sampling steps."""
         return make_ddpm(self.scheduler, steps)
 
     def solver_steps(self, solver: str, steps: int, karras: bool = False) -> SolverSteps:
-        """The table of a deterministic solver (see `spo_jax.diffusion.steps.solver_steps`)."""
+        """Returns the table of a deterministic solver (see `spo_jax.diffusion.steps.solver_steps`)."""
         return solver_steps(self.scheduler, solver, steps, karras)
 
     # Text
@@ -161,17 +165,19 @@ class StableDiffusion:
         crop: tuple[int, int] | None = None,
         target: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
-        """What `encode_prompts` takes besides prompts: SDXL's size conditions for images of that size.
+        """Returns the keyword arguments of `encode_prompts`: SDXL's size conditions for images of the given shape.
 
         Args:
-          latent_shape: (h, w, c).
-          original: (height, width) instead of the images' own; likewise the others, see `SizeConditions`.
+          latent_shape: shape (h, w, c) of the latents.
+          original: replaces the original size in `SizeConditions`, which is otherwise the images' own.
+          crop: replaces the crop in `SizeConditions`, which is otherwise (0, 0).
+          target: replaces the target size in `SizeConditions`, which is otherwise the images' own.
 
         Raises:
-          UserError: size conditions for a model that takes none.
+          UserError: size conditions are given for a model that takes none.
         """
-        given = {"original": original, "crop": crop, "target": target}
-        given = {name: pair for name, pair in given.items() if pair is not None}
+        conditions = {"original": original, "crop": crop, "target": target}
+        given = {name: pair for name, pair in conditions.items() if pair is not None}
         if self.kind == "sdxl":
             return {"size": dataclasses.replace(SizeConditions.uncropped(self.pixels(latent_shape)), **given)}
         if given:
@@ -179,38 +185,48 @@ class StableDiffusion:
         return {}
 
     def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "b e l"]:
-        """Tokens for each of the e text encoders."""
-        tokenizers = [self.tokenizer, *([self.tokenizer_2] if self.tokenizer_2 else [])]
+        """Tokenizes prompts on the host, once for each of the e text encoders."""
+        tokenizers = [self.tokenizer]
+        if self.tokenizer_2:
+            tokenizers.append(self.tokenizer_2)
         return np.stack([tokenizer(prompts) for tokenizer in tokenizers], axis=1)
 
     def encode_tokens(
         self, params: Params, ids: Int[Array | np.ndarray, "b e l"], size: SizeConditions | None = None
     ) -> Conditioning:
-        """What the UNet is conditioned on, from tokens; inside a program or outside.
+        """Encodes tokens to the UNet's condition, inside a program or outside.
 
-        SD takes its text encoder's last states; SDXL both encoders' penultimate ones side by side, the second's
-        projected pooled text, and ``size`` (diffusers' `StableDiffusionXLPipeline.encode_prompt`).
+        SD takes the last states of its text encoder. SDXL takes the penultimate states of both encoders side by side,
+        the second encoder's projected pooled text, and ``size`` (diffusers'
+        `StableDiffusionXLPipeline.encode_prompt`).
 
         Args:
           params: `text_params`.
-          size: None is the model's own size, uncropped.
+          ids: tokens for each text encoder.
+          size: size conditions; None is the model's own size, uncropped.
 
         Raises:
-          UserError: a size is given to a model that takes none.
+          UserError: size conditions are given for a model that takes none.
         """
         encoders = (self.text_encoder, self.text_encoder_2)[: len(params)]
         encoded = _encode_text(encoders, tuple(params[name] for name in _TEXT_ENCODERS[: len(params)]), ids)
         return encoded._replace(time_ids=self._time_ids(len(ids), size))
 
     def encode_prompts(self, prompts: Sequence[str], size: SizeConditions | None = None) -> Conditioning:
-        """`encode_tokens` of prompts, on the host; computed once per prompt and kept by the caller."""
+        """Encodes prompts as `encode_tokens`, on the host; callers compute it once per prompt and keep it."""
         encode = functools.partial(self.encode_tokens, self.text_params, size=size)
         return in_chunks(encode, self.tokenize(prompts), TEXT_CHUNK)
 
     def encode_unconditional(self, size: SizeConditions | None = None) -> Conditioning:
-        """What guidance leads away from, one row: the empty prompt; zeros where the pipeline says so (SDXL).
+        """Returns the unconditional input of guidance, which has one row.
 
-        Args and raises as `encode_tokens`.
+        It is the encoded empty prompt, or zeros if an SDXL pipeline says so.
+
+        Args:
+          size: as in `encode_tokens`.
+
+        Raises:
+          UserError: as `encode_tokens`.
         """
         if not self.zero_unconditional:
             return self.encode_prompts([""], size)
@@ -219,6 +235,7 @@ class StableDiffusion:
         return Conditioning(states, pooled, self._time_ids(1, size))
 
     def _time_ids(self, rows: int, size: SizeConditions | None) -> Float[np.ndarray, "b 6"] | None:
+        """Returns SDXL's size conditions, the same for all rows."""
         if self.kind != "sdxl":
             if size is not None:
                 raise UserError(f"{self.folder} takes no size conditions: only SDXL models do")
@@ -237,41 +254,43 @@ class StableDiffusion:
         condition: Conditioning,
         lora_scale: float = 1.0,
     ) -> Float[Array, "b h w c"]:
-        """The UNet's prediction.
+        """Evaluates the UNet.
 
         Args:
-          params: the UNet's base weights.
-          lora: the adapter's tree; None is the base model.
-          lora_scale: alpha / r, times the strength that a user asks for.
+          params: base weights of the UNet.
+          lora: tree of the adapter; None evaluates the base model.
+          x: noisy latents.
+          t: timesteps.
+          condition: encoded prompts.
+          lora_scale: alpha / r times the strength that a user requests.
         """
         variables = {"params": params} if lora is None else {"params": params, "lora": scaled(lora, lora_scale)}
         return self.unet.apply(variables, x, t, *condition)
 
     def decode(self, params: Params, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """Images near [-1, 1], not clipped, of latents as the diffusion model sees them."""
+        """Decodes latents, as the diffusion model sees them, to images near [-1, 1], which are not clipped."""
         return self.vae.apply({"params": params}, latents / self.vae.config.scaling_factor, method="decode")
 
     def encode(
         self, params: Params, images: Float[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Mean and log variance of the autoencoder's posterior, before `scale_latents`."""
+        """Returns mean and log variance of the autoencoder's posterior, before `scale_latents`."""
         return self.vae.apply({"params": params}, images, method="encode")
 
     def scale_latents(self, latents: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-        """The autoencoder's latents as the diffusion model sees them."""
+        """Scales the autoencoder's latents to the range that the diffusion model sees."""
         return latents * self.vae.config.scaling_factor
 
     def encoder_fingerprint(self) -> Mapping[str, Any]:
-        """What latents depend on: the autoencoder's config and its encoder's weights.
+        """Returns everything that latents depend on: the autoencoder's config and its encoder's weights.
 
-        The decoder plays no part: one that was tuned later may use the same latents.
+        The decoder is left out, because a decoder that was tuned later may use the same latents.
         """
         weights = self.params["vae"]
+        encoder = {name: weights[name] for name in ("encoder", "quant_conv") if name in weights}
         return {
             "autoencoder": dataclasses.asdict(self.vae.config),
-            "autoencoder weights": weights_digest(
-                {name: weights[name] for name in ("encoder", "quant_conv") if name in weights}
-            ),
+            "autoencoder weights": weights_digest(encoder),
         }
 
 
@@ -279,6 +298,7 @@ class StableDiffusion:
 def _encode_text(
     encoders: tuple[CLIPTextModel, ...], params: tuple[Params, ...], ids: Int[Array, "b e l"]
 ) -> Conditioning:
+    """Encodes tokens with one or both text encoders."""
     pairs = zip(encoders, params, strict=True)
     outputs = [encoder.apply({"params": weights}, ids[:, e]) for e, (encoder, weights) in enumerate(pairs)]
     if len(outputs) == 1:
@@ -291,7 +311,7 @@ def _encode_text(
 
 
 def claims(path: Path) -> bool:
-    """Whether a folder or file is this family's: a diffusers folder of its classes, or a single-file checkpoint."""
+    """Reports whether a path belongs to this family: a diffusers folder of its classes, or a single-file checkpoint."""
     if path.is_file():
         return True
     index = path / "model_index.json"
@@ -308,27 +328,30 @@ def load(
     base: str | os.PathLike = "",
     abstract: bool = False,
 ) -> StableDiffusion:
-    """Reads a pipeline that the family claims; arguments as `spo_jax.models.open_pipeline`."""
+    """Reads a pipeline that the family claims; the arguments are those of `spo_jax.models.open_pipeline`."""
     return _assemble(sources.open_source(path, base), vae, dtype, remat, mesh, abstract)
 
 
 def load_published(
     name: str, *, dtype: DType, remat: bool, mesh: Mesh | None, vae: str | os.PathLike = ""
 ) -> StableDiffusion | None:
-    """The abstract pipeline of a hub id whose configs are known, or None."""
+    """Returns the abstract pipeline of a hub id whose configs are known, or None."""
     source = sources.published_source(name)
-    return None if source is None else _assemble(source, vae, dtype, remat, mesh, True)
+    return None if source is None else _assemble(source, vae, dtype, remat, mesh, abstract=True)
 
 
 def _assemble(
     source: sources.Source, vae: str | os.PathLike, dtype: DType, remat: bool, mesh: Mesh | None, abstract: bool
 ) -> StableDiffusion:
+    """Makes a pipeline from the parts of a source."""
     vae_source = source
     if vae:
         vae_source = (abstract and sources.published_vae(str(vae))) or sources.open_vae(vae)
+    # Make the networks and tokenizers, and check that they fit.
     modules = _modules(source, vae_source, dtype, remat)
     tokenizers = _tokenizers(source, modules, abstract)
     check_parts(source, vae_source, {name: module.config for name, module in modules.items()}, tokenizers)
+    # Read the weights, or only their shapes.
     params = {}
     for name, module in modules.items():
         part = vae_source if name == "vae" else source
@@ -338,7 +361,7 @@ def _assemble(
         else:
             params[name] = part.weights(name, shapes, module.dtype)
     if not abstract:
-        # On the devices once and for all: numpy arrays would travel there with every call.
+        # The weights stay on the devices; numpy arrays would be transferred with every call.
         params = place_weights(params, mesh, title=str(source.path))
     where = str(source.base / "scheduler" / sources.SCHEDULER_FILE)
     return StableDiffusion(
@@ -353,6 +376,8 @@ def _assemble(
 
 
 def _modules(source: sources.Source, vae_source: sources.PartSource, dtype: DType, remat: bool) -> dict[str, Any]:
+    """Makes the networks by component."""
+
     def config(cls: Any, part: sources.PartSource, name: str) -> Any:
         return cls.from_dict(part.config(name), part.where(name))
 
@@ -370,6 +395,7 @@ def _modules(source: sources.Source, vae_source: sources.PartSource, dtype: DTyp
 
 
 def _tokenizers(source: sources.Source, modules: Mapping[str, Any], abstract: bool) -> dict[str, Tokenizer]:
+    """Makes one tokenizer for each text encoder."""
     tokenizers = {}
     for encoder in _TEXT_ENCODERS:
         if encoder not in modules:
@@ -382,18 +408,18 @@ def _tokenizers(source: sources.Source, modules: Mapping[str, Any], abstract: bo
     return tokenizers
 
 
-# Shapes of weights, without allocating them
+# Shapes of weights, which are not allocated
 
 
 def shapes_of_module(name: str, module: Any) -> Params:
-    """Shapes of a component's weights."""
+    """Returns the shapes of a component's weights."""
     if name == "unet":
         return unet_shapes(module)
     return vae_shapes(module) if name == "vae" else text_shapes(module)
 
 
 def unet_shapes(unet: UNet2DConditionModel) -> Params:
-    """Shapes of the UNet's weights."""
+    """Returns the shapes of the UNet's weights."""
     config = unet.config
     x = jnp.zeros((1, 8, 8, config.in_channels))
     extra = ()

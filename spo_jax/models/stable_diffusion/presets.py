@@ -1,8 +1,8 @@
-"""The published configs, in the form of their own libraries: each is the ``config.json`` of that model.
+"""The published configs in the form of their own libraries; each one is the ``config.json`` of its model.
 
-``UNetConfig.from_dict(SD15_UNET)`` reads one, and diffusers or transformers take the same dict. Fields that have
-their library's default are left out where the published file leaves them out. Commands read the config beside the
-weights; these are for weights that were published without one, and for checking names, shapes and sizes.
+``UNetConfig.from_dict(SD15_UNET)`` reads one, and diffusers or transformers accept the same dict. Fields with their
+library's default are omitted where the published file omits them. Commands read the config beside the weights; these
+are for weights that were published without a config, and for checking names, shapes and sizes.
 """
 
 from typing import Any
@@ -132,7 +132,7 @@ SDXL_TEXT_2: Config = {
     "projection_dim": 1280,
 }
 
-# The process that SD 1.x, SD 2.x and SDXL were trained on, as DDIM runs it.
+# The noise schedule with which SD 1.x, SD 2.x and SDXL were trained, as DDIM runs it.
 SCHEDULER: Config = {
     "_class_name": "DDIMScheduler",
     "beta_end": 0.012,

@@ -1,4 +1,4 @@
-"""A whole Stable Diffusion pipeline with an adapter merged into its weights, as one file."""
+"""Writes a whole Stable Diffusion pipeline with an adapter merged into its weights, as one file."""
 
 import dataclasses
 from pathlib import Path
@@ -19,34 +19,40 @@ from spo_jax.weights.rules import to_state
 def write_merged_file(
     out: Path, pipeline: StableDiffusion, lora: Params, scale: float, dtype: str = "float32", overwrite: bool = False
 ) -> None:
-    """One ``.safetensors`` for the web UIs: the UNet with the adapter, autoencoder and text encoders.
+    """Writes one ``.safetensors`` file for the web UIs: the UNet with the adapter, autoencoder and text encoders.
 
-    It appears whole or not at all. In memory are the pipeline's own weights and those of the file, nothing more.
+    The file appears as a whole or not at all. Memory holds the pipeline's own weights and those of the file, nothing
+    more.
 
     Args:
-      dtype: of the weights in the file; ``float16`` halves its size.
-      overwrite: replace the file that is at ``out``.
+      out: file to write.
+      pipeline: the base model.
+      lora: tree of the adapter.
+      scale: factor of the adapter's update.
+      dtype: dtype of the weights in the file; ``float16`` halves its size.
+      overwrite: whether a file at ``out`` is replaced.
 
     Raises:
-      UserError: ``out`` is taken, is what the pipeline was read from, or cannot be written; weights beyond the range
-        of ``dtype``.
+      UserError: ``out`` exists, is the file from which the pipeline was read, or cannot be written; a weight is beyond
+        the range of ``dtype``.
     """
     check_free(out, overwrite)
     if out.resolve() == pipeline.folder.resolve():
         raise UserError(f"{out} is the base model itself: choose another --out")
-    numbers = np.dtype(dtype)
-    with np.errstate(over="ignore"):  # reported by name when it is written
+    target = np.dtype(dtype)
+    with np.errstate(over="ignore"):  # `write_single_file` reports the weights that overflow by name.
         components = {
-            name: text_state(params, numbers) if name.startswith("text_encoder") else to_state(params, numbers)
+            name: text_state(params, target) if name.startswith("text_encoder") else to_state(params, target)
             for name, params in pipeline.params.items()
             if name != "unet"
         }
-        components["unet"] = merged_network(pipeline, lora, scale, numbers)
+        components["unet"] = merged_network(pipeline, lora, scale, target)
     write_single_file(out, _file_kind(pipeline), components, dataclasses.asdict(pipeline.scheduler))
 
 
 def _file_kind(pipeline: StableDiffusion) -> Kind:
+    """Returns the kind of single file in whose layout a pipeline is written."""
     if pipeline.kind == "sdxl":
         return "sdxl"
-    # OpenCLIP's text tower, with which SD 2.x came, has the exact GELU.
+    # OpenCLIP's text tower, which SD 2.x uses, has the exact GELU.
     return "sd21" if pipeline.text_encoder.config.hidden_act == "gelu" else "sd15"

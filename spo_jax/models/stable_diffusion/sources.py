@@ -1,7 +1,7 @@
-"""Where a pipeline's parts are read from: a diffusers folder, a single-file checkpoint, or an autoencoder elsewhere.
+"""Sources of a pipeline's parts: a diffusers folder, a single-file checkpoint, or an autoencoder of its own.
 
-All of them answer alike: `config` gives a part's config, `weights` fills its tree. The pipeline that asks does not
-know which of them it reads from.
+All sources have the same methods: `config` returns a part's config and `weights` fills its tree, so that the pipeline
+does not depend on the kind of source.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.single_file import SingleFile, read_single_file
 from spo_jax.weights import components, hub, rules
 
-# The subfolders that are read; no safety checker.
+# The subfolders that are read. The safety checker is not one of them.
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler", "tokenizer", "tokenizer_2")
 SCHEDULER_FILE = "scheduler_config.json"
 CLASSES = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
-# What is fetched of the model that a single file was tuned from.
+# The files that are downloaded of a single file's base model.
 _SMALL_FILES = ("model_index.json", "*/config.json", f"scheduler/{SCHEDULER_FILE}", "tokenizer/*", "tokenizer_2/*")
 _LOADERS: dict[str, Callable[..., Params]] = {
     "unet": components.load_unet,
@@ -31,13 +31,13 @@ _LOADERS: dict[str, Callable[..., Params]] = {
     "text_encoder": components.load_text,
     "text_encoder_2": components.load_text,
 }
-# Whose tokenizers and scheduler a single file gets when no base is named; a file of SD 2.1 does not show whether it
-# predicts noise or v, so for those a base has to be named.
+# The models whose tokenizers and scheduler a single file uses if no base is given. A file of SD 2.1 does not show
+# whether it predicts noise or v, so it needs a base.
 _DEFAULT_BASES = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
 }
-# Hub ids whose configs are known, so that programs can be compiled for them with nothing at hand.
+# Hub ids whose configs are known, so that programs can be compiled for them without any file.
 _PUBLISHED = (
     (re.compile(r"/stable-diffusion-v1-[1-5]$"), "sd", presets.SD15),
     (re.compile(r"/stable-diffusion-xl-base-1\.0$"), "sdxl", presets.SDXL),
@@ -48,9 +48,6 @@ _PUBLISHED_VAES = ((re.compile(r"/sdxl-vae-fp16-fix$"), presets.SDXL_VAE | {"for
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
     """A diffusers folder.
-
-    `config` gives a part's config in its library's form, `where` the file that it stands in, `weights` its weights in
-    the tree of ``shapes``, floating-point ones cast to ``dtype``; `scheduler` the scheduler's config.
 
     Attributes:
       path: the folder.
@@ -64,28 +61,38 @@ class FolderSource:
 
     @property
     def base(self) -> Path:
-        """Whose tokenizers and scheduler go with it: its own."""
+        """The folder with the tokenizers and the scheduler, which is the pipeline's own."""
         return self.path
 
     def where(self, name: str) -> str:
+        """Returns the file that holds a part's config, for error messages."""
         return str(self.path / name / "config.json")
 
     def config(self, name: str) -> Mapping[str, Any]:
+        """Reads a part's config in its library's form."""
         return read_json_object(Path(self.where(name)))
 
     def scheduler(self) -> Mapping[str, Any]:
+        """Reads the scheduler's config."""
         return _scheduler(self.path)
 
     def weights(self, name: str, shapes: Params, dtype: DType) -> Params:
+        """Reads a part's weights into the tree of ``shapes``; floating-point ones are cast to ``dtype``."""
         return _LOADERS[name](self.path / name, shapes, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """A single-file checkpoint; otherwise as `FolderSource`.
+    """A single-file checkpoint; its methods are those of `FolderSource`.
 
-    Weights show widths and depths. What they do not show (heads, groups, scaling, sizes) is as in ``base``, the model
-    that it was tuned from, where that folder holds configs, or as in all published models of the kind.
+    The weights show widths and depths. The values that they do not show (heads, groups, scaling, sizes) are those of
+    the base model if its folder has configs, and otherwise those of all published models of the kind.
+
+    Attributes:
+      path: the file.
+      file: its content.
+      base: folder of the model that was fine-tuned, with the tokenizers and the scheduler.
+      zero_unconditional: as in `FolderSource`.
     """
 
     path: Path
@@ -101,9 +108,9 @@ class FileSource:
         return f"{self.path}, {name}"
 
     def config(self, name: str) -> Mapping[str, Any]:
-        beside = self.base / name / "config.json"
-        lent = read_json_object(beside) if beside.is_file() else {}
-        return self.file.configs[name] | lent | self.file.shown[name]
+        file = self.base / name / "config.json"
+        base_config = read_json_object(file) if file.is_file() else {}
+        return self.file.configs[name] | base_config | self.file.shown[name]
 
     def scheduler(self) -> Mapping[str, Any]:
         return _scheduler(self.base) | self.file.configs["scheduler"]
@@ -115,7 +122,13 @@ class FileSource:
 
 @dataclasses.dataclass(frozen=True)
 class PublishedSource:
-    """A published model of which only the configs are known; otherwise as `FolderSource`, without weights."""
+    """A published model of which only the configs are known; its methods are those of `FolderSource` except `weights`.
+
+    Attributes:
+      name: hub id.
+      kind: ``sd`` or ``sdxl``; ``vae`` for an autoencoder.
+      configs: config of each component by name.
+    """
 
     name: str
     kind: str
@@ -149,7 +162,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class VAESource:
-    """A folder that holds only an autoencoder, whichever part is asked for."""
+    """A folder that holds only an autoencoder; its methods are those of `FolderSource` for every name of a part."""
 
     path: Path
 
@@ -172,21 +185,22 @@ def open_source(path: Path, base: str | os.PathLike = "") -> FolderSource | File
 
     Args:
       path: diffusers folder or single-file checkpoint.
-      base: folder or hub id that lends a single file its tokenizers and scheduler; by default the published model of
-        its architecture.
+      base: folder or hub id whose tokenizers and scheduler a single file uses; by default the published model of its
+        architecture.
 
     Raises:
-      UserError: neither a pipeline's folder nor a checkpoint that can be read; a base that does not fit.
+      UserError: the path is neither a pipeline's folder nor a readable checkpoint, or the base does not fit.
     """
     if path.is_file():
         return _open_file(path, base)
     if base:
         raise UserError(f"{path} has its own tokenizer and scheduler: remove base = {str(base)!r}")
-    return FolderSource(path, *_read_index(path))
+    kind, zero_unconditional = _read_index(path)
+    return FolderSource(path, kind, zero_unconditional)
 
 
 def published_source(name: str) -> PublishedSource | None:
-    """The configs of a hub id, where they are known."""
+    """Returns the source of a hub id whose configs are known, or None."""
     for pattern, kind, configs in _PUBLISHED:
         if pattern.search(name):
             return PublishedSource(name, kind, configs)
@@ -194,10 +208,12 @@ def published_source(name: str) -> PublishedSource | None:
 
 
 def _read_index(folder: Path) -> tuple[str, bool]:
-    """Kind, and whether the unconditional input is zeros, from ``model_index.json``."""
+    """Returns the kind of a pipeline and whether its unconditional input is zeros, from ``model_index.json``."""
     file = folder / "model_index.json"
     if not file.is_file():
-        raise UserError(f"{folder}: no model_index.json here; expected a diffusers pipeline folder or a hub id of one")
+        raise UserError(
+            f"{folder}: no model_index.json here; expected a diffusers pipeline folder or the hub id of one"
+        )
     index = read_json_object(file)
     name = index.get("_class_name")
     if name not in CLASSES:
@@ -205,34 +221,36 @@ def _read_index(folder: Path) -> tuple[str, bool]:
     zeros = index.get("force_zeros_for_empty_prompt", True)  # diffusers' default
     if not isinstance(zeros, bool):
         raise UserError(f"{file}: force_zeros_for_empty_prompt = {zeros!r}, expected true or false")
-    return CLASSES[name], zeros and CLASSES[name] == "sdxl"
+    kind = CLASSES[name]
+    return kind, zeros and kind == "sdxl"
 
 
 def _open_file(path: Path, base: str | os.PathLike) -> FileSource:
+    """Opens a single file and checks that its base is a model of the same kind."""
     file = read_single_file(path)
     base = base or _DEFAULT_BASES.get(file.kind, "")
     if not base:
         raise UserError(
-            f"{path} holds neither tokenizer nor scheduler: set base to the {file.kind} model that it was tuned from, "
-            "a diffusers folder or hub id"
+            f"{path} has neither a tokenizer nor a scheduler: set base to the folder or hub id of the {file.kind} "
+            "model that was fine-tuned"
         )
     is_toy = str(base) == toy.NAME
     folder = toy.ASSETS / "pipeline" if is_toy else hub.resolve(base, allow_patterns=_SMALL_FILES)
-    kind, zeros = _read_index(folder)
-    source = FileSource(path, file, folder, zeros)
-    lent = folder / "unet" / "config.json"
-    width = read_json_object(lent).get("cross_attention_dim") if lent.is_file() else None
-    shown = file.shown["unet"]["cross_attention_dim"]
-    if kind != source.kind or width not in (None, shown):
-        raise UserError(f"base = {str(base)!r} is another kind of model than {path}, an {file.kind} of width {shown}")
+    kind, zero_unconditional = _read_index(folder)
+    source = FileSource(path, file, folder, zero_unconditional)
+    base_config = folder / "unet" / "config.json"
+    base_width = read_json_object(base_config).get("cross_attention_dim") if base_config.is_file() else None
+    width = file.shown["unet"]["cross_attention_dim"]
+    if kind != source.kind or base_width not in (None, width):
+        raise UserError(f"base = {str(base)!r} is another kind of model than {path}, an {file.kind} of width {width}")
     return source
 
 
 def open_vae(vae: str | os.PathLike) -> VAESource:
-    """Opens an autoencoder in a folder or hub repository of its own, or that of a whole pipeline.
+    """Opens an autoencoder in a folder or hub repository of its own, or the one of a whole pipeline.
 
     Raises:
-      UserError: as `spo_jax.weights.hub.resolve`; a file.
+      UserError: as `spo_jax.weights.hub.resolve`; ``vae`` is a file.
     """
     folder = toy.ASSETS / "pipeline" if str(vae) == toy.NAME else hub.resolve(vae, components=("vae",))
     if folder.is_file():
@@ -241,7 +259,7 @@ def open_vae(vae: str | os.PathLike) -> VAESource:
 
 
 def published_vae(vae: str) -> PublishedSource | None:
-    """The config of an autoencoder's hub id, where it is known."""
+    """Returns the source of an autoencoder's hub id whose config is known, or None."""
     for pattern, config in _PUBLISHED_VAES:
         if pattern.search(vae):
             return PublishedSource(vae, "vae", {"vae": config})

@@ -18,7 +18,14 @@ from spo_jax.nn.layers import (
 
 
 class _Level(nn.Module):
-    """What the down, mid and up blocks of one resolution have in common: how to make their parts."""
+    """Base of the down, mid and up blocks of one resolution, which makes their parts.
+
+    Attributes:
+      config: sizes of the network.
+      index: level of the block, counted from the highest resolution.
+      remat: whether ResNet and transformer blocks are recomputed in the backward pass.
+      dtype: dtype of the activations.
+    """
 
     config: UNetConfig
     index: int
@@ -27,14 +34,18 @@ class _Level(nn.Module):
 
     @property
     def features(self) -> int:
+        """The number of channels."""
         return self.config.block_out_channels[self.index]
 
     def resnet(self, name: str) -> nn.Module:
+        """Makes a ResNet block."""
         block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
         return block(self.features, self.config.norm_num_groups, self.config.norm_eps, self.dtype, name=name)
 
     def attention(self, name: str) -> nn.Module:
-        config, blocks = self.config, len(self.config.block_out_channels)
+        """Makes an attention, which is a stack of transformer blocks."""
+        config = self.config
+        blocks = len(config.block_out_channels)
         return SpatialTransformer(
             heads=per_block(config.attention_head_dim, blocks)[self.index],
             layers=per_block(config.transformer_layers_per_block, blocks)[self.index],
@@ -48,11 +59,12 @@ class _Level(nn.Module):
 
     @property
     def layers(self) -> int:
+        """The number of ResNet blocks of the down block."""
         return per_block(self.config.layers_per_block, len(self.config.block_out_channels))[self.index]
 
 
 class _DownBlock(_Level):
-    """DownBlock2D or CrossAttnDownBlock2D; gives the output and the skip connections."""
+    """DownBlock2D or CrossAttnDownBlock2D; returns the output and the skip connections."""
 
     @nn.compact
     def __call__(self, x, temb, context):
@@ -79,7 +91,7 @@ class _MidBlock(_Level):
 
 
 class _UpBlock(_Level):
-    """UpBlock2D or CrossAttnUpBlock2D; ``skips`` are its own skip connections, ``size`` that of the next level."""
+    """UpBlock2D or CrossAttnUpBlock2D; takes its own ``skips`` and the spatial ``size`` of the next level."""
 
     @nn.compact
     def __call__(self, x, skips, temb, context, size):
@@ -94,12 +106,12 @@ class _UpBlock(_Level):
 
 
 class UNet2DConditionModel(nn.Module):
-    """Predicts the noise (or v) of latents ``x`` at timesteps ``t`` under text states ``context``.
+    """Predicts the noise (or v) in latents ``x`` at timesteps ``t``, given text states ``context``.
 
     Attributes:
-      config: network sizes.
-      remat: recompute every resnet and transformer block in the backward pass (gradient checkpointing).
-      dtype: of activations; timestep features, norms' statistics, softmax and LoRA stay float32.
+      config: sizes of the network.
+      remat: whether ResNet and transformer blocks are recomputed in the backward pass (gradient checkpointing).
+      dtype: dtype of the activations; timestep features, statistics of norms, softmax and LoRA stay float32.
     """
 
     config: UNetConfig
@@ -117,42 +129,57 @@ class UNet2DConditionModel(nn.Module):
     ) -> Float[Array, "b h w c2"]:
         """
         Args:
-          x: noisy latents. t: timesteps in [0, 999]. context: text encoder states.
-          pooled, time_ids: SDXL's pooled text and size conditions; given if and only if the config wants them.
+          x: noisy latents.
+          t: timesteps in [0, 999].
+          context: states of the text encoders.
+          pooled: SDXL's pooled text; given if and only if the config asks for it.
+          time_ids: SDXL's size conditions; given if and only if the config asks for them.
 
         Returns:
           The prediction, in ``dtype``.
         """
         config = self.config
-        x, context = x.astype(self.dtype), context.astype(self.dtype)
+        blocks = len(config.block_out_channels)
+        x = x.astype(self.dtype)
+        context = context.astype(self.dtype)
         temb = self._time_embedding(t, pooled, time_ids)
         x = conv(config.block_out_channels[0], config.conv_in_kernel, self.dtype, "conv_in")(x)
-        skips, blocks = [x], len(config.block_out_channels)
+        # Down blocks; their outputs are kept as skip connections.
+        skips = [x]
         for index in range(blocks):
-            x, more = _DownBlock(config, index, self.remat, self.dtype, name=f"down_blocks_{index}")(x, temb, context)
-            skips += more
+            x, outputs = _DownBlock(config, index, self.remat, self.dtype, name=f"down_blocks_{index}")(
+                x, temb, context
+            )
+            skips += outputs
         x = _MidBlock(config, blocks - 1, self.remat, self.dtype, name="mid_block")(x, temb, context)
+        # Up blocks; each takes the last skip connections that are left.
         for position in range(blocks):
             index = blocks - 1 - position
             block = _UpBlock(config, index, self.remat, self.dtype, name=f"up_blocks_{position}")
             rest = len(skips) - (block.layers + 1)
             size = skips[rest - 1].shape[1:3] if index > 0 else None
-            x, skips = block(x, skips[rest:], temb, context, size), skips[:rest]
+            x = block(x, skips[rest:], temb, context, size)
+            skips = skips[:rest]
         x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
         return conv(config.out_channels, config.conv_out_kernel, self.dtype, "conv_out")(x)
 
-    def _time_embedding(self, t, pooled, time_ids):
+    def _time_embedding(
+        self, t: Num[Array, " b"], pooled: Float[Array, "b p"] | None, time_ids: Float[Array, "b 6"] | None
+    ) -> Float[Array, "b d"]:
+        """Embeds the timesteps and, in SDXL, the pooled text and the size conditions."""
         config = self.config
         width = 4 * config.block_out_channels[0]
-        sinusoid = lambda values, dim: sinusoidal_embedding(  # noqa: E731
-            values, dim, config.flip_sin_to_cos, config.freq_shift
-        ).astype(self.dtype)
+
+        def sinusoid(values, dim):
+            return sinusoidal_embedding(values, dim, config.flip_sin_to_cos, config.freq_shift).astype(self.dtype)
+
         temb = TimestepEmbedding(width, self.dtype, name="time_embedding")(sinusoid(t, config.block_out_channels[0]))
         given = (pooled is not None, time_ids is not None)
         if given != (config.wants_size_conditions,) * 2:
             raise ValueError(f"pooled text and time ids: given {given}, {config.addition_embed_type=}")
         if config.wants_size_conditions:
-            ids = sinusoid(time_ids.reshape(-1), config.addition_time_embed_dim).reshape(time_ids.shape[0], -1)
+            ids = sinusoid(time_ids.reshape(-1), config.addition_time_embed_dim)  # [b 6] -> [b*6 d]
+            ids = ids.reshape(time_ids.shape[0], -1)  # [b*6 d] -> [b 6*d]
             added = jnp.concatenate([pooled.astype(self.dtype), ids], axis=-1)
             temb = temb + TimestepEmbedding(width, self.dtype, name="add_embedding")(added)
         return temb

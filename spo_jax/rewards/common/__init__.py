@@ -1,1 +1,1 @@
-"""What several rewards share; rewards themselves do not see each other."""
+"""Code that several rewards share; rewards themselves do not import each other."""

@@ -1,4 +1,4 @@
-"""Scores of a preference model that is a CLIP: pixels, features and their cosine."""
+"""The score of a preference model that is a CLIP: pixels, features and the cosine between them."""
 
 import functools
 
@@ -15,19 +15,21 @@ from spo_jax.parallel.mesh import gathered
 # CLIP's pixel statistics on [0, 1].
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_TEXT_CHUNK = 64  # prompts encoded at a time, in one compiled shape
+_TEXT_CHUNK = 64  # number of prompts encoded at a time, in one compiled shape
 
 
 def normalise(unit: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Pixels in [0, 1] to CLIP's input."""
-    mean, std = (jnp.asarray(values).reshape(1, 1, 1, 3) for values in (CLIP_MEAN, CLIP_STD))
+    """Converts pixels in [0, 1] to CLIP's input."""
+    mean = jnp.asarray(CLIP_MEAN).reshape(1, 1, 1, 3)
+    std = jnp.asarray(CLIP_STD).reshape(1, 1, 1, 3)
     return (unit - mean) / std
 
 
 def pixel_values(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b side side 3"]:
-    """Decoded images to CLIP's input: the shorter side resized to ``side``, centre crop, one clamp, normalisation.
+    """Converts decoded images to CLIP's input.
 
-    The resize works on [-1, 1] and the clamp comes after it, as in the reference's ``get_preference_score``.
+    The shorter side is resized to ``side``, followed by a centre crop, a clamp and the normalisation. The resize works
+    on [-1, 1] and the clamp comes after it, as in the reference's ``get_preference_score``.
     """
     images = images.astype(jnp.float32)
     resized = resize_bicubic(images, shorter_side_size(*images.shape[1:3], side))
@@ -35,18 +37,18 @@ def pixel_values(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b 
 
 
 def unit_norm(features: Float[Array, "b p"]) -> Float[Array, "b p"]:
-    """Features scaled to length 1, float32."""
+    """Scales features to length 1, in float32."""
     features = features.astype(jnp.float32)
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def text_features(clip: CLIPModel, params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b p"]:
-    """Text features of unit length; they do not depend on a timestep, so once per prompt is enough."""
+    """Computes text features of unit length; they do not depend on a timestep, so once per prompt is enough."""
     return unit_norm(clip.apply({"params": params}, ids, method="encode_text"))
 
 
 def encode_texts(clip: CLIPModel, params: Params, ids: Int[np.ndarray, "b l"]) -> Float[np.ndarray, "b p"]:
-    """`text_features` of any number of prompts, on the host."""
+    """Computes `text_features` for any number of prompts, on the host."""
     encode = jax.jit(lambda params, ids: gathered(text_features(clip, params, ids)))
     return in_chunks(functools.partial(encode, params), ids, _TEXT_CHUNK)
 
@@ -58,11 +60,14 @@ def score_images(
     t: Int[Array, " b"],
     text: Float[Array, "b p"],
 ) -> Float[Array, " b"]:
-    """exp(logit_scale) · cos(image, text) at timestep ``t``.
+    """Computes exp(logit_scale) * cos(image, text) at timestep ``t``.
 
     Args:
-      images: in [-1, 1], of any size.
-      text: features of unit length.
+      clip: network of the preference model.
+      params: its weights.
+      images: images in [-1, 1] of any size.
+      t: diffusion timesteps.
+      text: text features of unit length.
     """
     pixels = pixel_values(images, clip.config.vision.image_size)
     features = unit_norm(clip.apply({"params": params}, pixels, t, method="encode_image"))

@@ -1,6 +1,7 @@
-"""Preference models on disk: step-aware ones (SPM), and the plain CLIPs that they start from (PickScore)."""
+"""Reads and writes preference models: step-aware ones (SPM), and the plain CLIPs from which they start (PickScore)."""
 
 import dataclasses
+import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
-# Field of config.json: the kind of pipeline whose images a model was trained on. Shapes do not show it.
+# Field of config.json with the kind of pipeline on whose images a model was trained, which shapes do not show.
 TRAINED_ON = "_trained_on"
 _PUBLISHED = {
     "sd-v1-5_step-aware_preference_model.bin": "sd",
@@ -39,7 +40,13 @@ _KIND_NAMES = {"sd": "Stable Diffusion 1.x or 2.x", "sdxl": "SDXL"}
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceModel:
-    """A preference model: network, weights, tokenizer."""
+    """A preference model.
+
+    Attributes:
+      clip: the network.
+      params: its weights.
+      tokenizer: tokenizer of its text tower.
+    """
 
     clip: CLIPModel
     params: Params
@@ -62,14 +69,14 @@ def load_spm(
 
     Args:
       model: folder, weights file, hub id, one file of a hub repository (``owner/name/file``), or ``"toy"``.
-      tokenizer: folder or hub id of its tokenizer when ``model`` does not hold one.
-      dtype: of weights and activations.
-      mesh: where the weights go; without one, to the first device.
-      judges: `Pipeline.kind` of the pipeline whose images it is to judge; None asks for nothing.
-      abstract: give shapes instead of weights; a model that is not here has the published config.
+      tokenizer: folder or hub id of its tokenizer, if ``model`` has none.
+      dtype: dtype of weights and activations.
+      mesh: mesh on which the weights are placed; None places them on the first device.
+      judges: `Pipeline.kind` of the pipeline whose images it judges; None skips the check.
+      abstract: return shapes instead of weights; a model without a local config has the published one.
 
     Raises:
-      UserError: the model is missing or does not fit; it was trained on another kind of pipeline.
+      UserError: the model is missing or does not fit, or it was trained on another kind of pipeline.
     """
     if abstract:
         clip = abstract_clip(str(model), dtype)
@@ -90,14 +97,14 @@ def load_plain_clip(
     mesh: Mesh | None = None,
     flag: str = "--tokenizer",
 ) -> PreferenceModel:
-    """Reads a plain CLIP in transformers' layout, PickScore or any other.
+    """Reads a plain CLIP in transformers' layout, such as PickScore.
 
     Args:
       model: folder or hub id.
-      tokenizer: folder or hub id, when ``model`` does not hold one.
-      dtype: of weights and activations.
-      mesh: where the weights go; without one, to the first device.
-      flag: names a tokenizer, for messages.
+      tokenizer: folder or hub id of its tokenizer, if ``model`` has none.
+      dtype: dtype of weights and activations.
+      mesh: mesh on which the weights are placed; None places them on the first device.
+      flag: flag that names a tokenizer, for error messages.
 
     Raises:
       UserError: the model is missing or does not fit.
@@ -114,14 +121,20 @@ def _read_model(path: Path, clip: CLIPModel, mesh: Mesh | None, title: str, toke
 
 
 def abstract_clip(model: str, dtype: DType, remat: bool = False) -> CLIPModel:
-    """The network of a step-aware preference model, from its config alone; the published one where none is here."""
-    is_here = model == toy.NAME or Path(model).exists()
-    config, where = read_config(resolve_model(model)) if is_here else (CLIP_H, model)
+    """Makes the network of a step-aware preference model from its config alone, or from the published config.
+
+    Args:
+      model: name of the model; the published config is used unless it is ``"toy"`` or a local path.
+      dtype: dtype of the activations.
+      remat: whether layers are recomputed in the backward pass.
+    """
+    is_local = model == toy.NAME or Path(model).exists()
+    config, where = read_config(resolve_model(model)) if is_local else (CLIP_H, model)
     return CLIPModel(CLIPConfig.from_dict(config, where, time_conditioned=True), remat, dtype)
 
 
 def resolve_model(model: str) -> Path:
-    """The local folder or file of a preference model; ``owner/name/file`` is one file of a hub repository."""
+    """Returns the local path of a preference model; ``owner/name/file`` is one file of a hub repository."""
     if model == toy.NAME:
         return toy.ASSETS / "spm"
     parts = model.split("/")
@@ -131,22 +144,27 @@ def resolve_model(model: str) -> Path:
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """The config of a preference model's folder or file, and the file that it came from."""
+    """Reads the config of a preference model's folder or file; also returns the path of the config."""
     file = (path if path.is_dir() else path.parent) / "config.json"
     if (path / "model_index.json").is_file():
         raise UserError(f"{path}: this is a diffusion pipeline; expected a preference model or a CLIP")
     # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
     config = read_json_object(file) if file.is_file() or path.is_dir() else CLIP_H
-    if "_class_name" in config:  # diffusers writes it, transformers does not
+    if "_class_name" in config:  # diffusers writes this field, transformers does not.
         raise UserError(f"{file}: this is a {config['_class_name']}; expected a preference model or a CLIP")
     return config, str(file)
 
 
 def tokenizer_folder(path: Path, tokenizer: str | os.PathLike | None, flag: str = "--config.spm.tokenizer") -> Path:
-    """Where a model's tokenizer is: in ``tokenizer`` (folder or hub id) if that is given, otherwise beside the model.
+    """Returns the folder of a model's tokenizer.
+
+    Args:
+      path: folder or file of the model; its tokenizer is beside it unless ``tokenizer`` is given.
+      tokenizer: folder or hub id of the tokenizer.
+      flag: flag that names a tokenizer, for error messages.
 
     Raises:
-      UserError: it is in neither; ``flag`` names one.
+      UserError: there is no tokenizer.
     """
     if tokenizer is not None:
         path = hub.resolve(tokenizer, allow_patterns=("*.json", "*.txt"))
@@ -156,16 +174,26 @@ def tokenizer_folder(path: Path, tokenizer: str | os.PathLike | None, flag: str 
     raise UserError(f"{path}: no tokenizer beside the preference model; name one with {flag}")
 
 
-# The kind of pipeline that a model was trained on
+# The kind of pipeline on whose images a model was trained
 
 
 def trained_on_kind(path: Path, config: Mapping[str, Any]) -> str:
-    """`Pipeline.kind` of the pipeline whose predictions a model was trained on; empty where nothing says so."""
+    """Returns `Pipeline.kind` of the pipeline on whose predictions a model was trained; empty if it is unknown."""
     return config.get(TRAINED_ON) or _PUBLISHED.get(path.name, "")
 
 
 def check_kind(path: Path, config: Mapping[str, Any], judges: str | None, flag: str = "--config.spm.model") -> None:
-    """Refuses a model of another kind of pipeline than ``judges`` (`Pipeline.kind`, or None), where that is known."""
+    """Refuses a model that is known to be trained on another kind of pipeline.
+
+    Args:
+      path: folder or file of the model.
+      config: its config.
+      judges: `Pipeline.kind` of the pipeline whose images it judges; None skips the check.
+      flag: flag that names a preference model, for the error message.
+
+    Raises:
+      UserError: the kinds differ.
+    """
     trained_on = trained_on_kind(path, config)
     if judges and trained_on and judges != trained_on:
         raise UserError(
@@ -186,32 +214,35 @@ def write_spm(
     dtype: DType = jnp.float32,
     trained_on: str = "",
 ) -> None:
-    """Writes a preference model as `load_spm` reads it, its weights under the names of the published ones.
+    """Writes a preference model as `load_spm` reads it, with its weights under the published names.
 
     Args:
-      params: host arrays.
+      folder: folder to write.
+      config: config of the network.
+      params: weights, as host arrays.
       tokenizer: folder whose tokenizer files are copied; None copies none.
-      dtype: of the weights in the file.
-      trained_on: `Pipeline.kind` of the pipeline whose predictions it was trained on.
+      dtype: dtype of the weights in the file.
+      trained_on: `Pipeline.kind` of the pipeline on whose predictions the model was trained.
 
     Raises:
       UserError: the folder cannot be written, or a weight does not fit ``dtype``.
     """
-    # Scalars stay float32.
+    # Scalars stay float32 and need no check.
     largest = max(float(np.abs(x).max()) for x in jax.tree.leaves(params) if np.ndim(x))
     if largest > float(jnp.finfo(dtype).max):
         raise UserError(f"{folder}: a weight of {largest:g} does not fit {np.dtype(dtype)}; write float32")
     content = config_fields(config) | ({TRAINED_ON: trained_on} if trained_on else {})
-    # The authors' class holds the network as `self.model`.
+    # The SPO authors' class holds the network as `self.model`.
     state = {f"model.{name}": value for name, value in to_state(params, np.dtype(dtype)).items()}
     components.write_component(folder, content, state, kind="transformers")
     for name in _TOKENIZER_FILES if tokenizer is not None else ():
-        if (source := tokenizer / name).is_file():
-            write_atomic(Path(folder) / "tokenizer" / name, lambda path, source=source: shutil.copyfile(source, path))
+        source = tokenizer / name
+        if source.is_file():
+            write_atomic(Path(folder) / "tokenizer" / name, functools.partial(shutil.copyfile, source))
 
 
 def config_fields(config: CLIPConfig) -> dict[str, Any]:
-    """The content of a preference model's ``config.json``, as `CLIPConfig.from_dict` reads it."""
+    """Returns the content of a preference model's ``config.json``, as `CLIPConfig.from_dict` reads it."""
 
     def tower(config: Any, kind: str) -> dict[str, Any]:
         return dataclasses.asdict(config) | {"model_type": kind}

@@ -122,7 +122,7 @@ def test_other_arrays_may_replace_the_images(pairs):
 def test_an_error_names_the_row_of_an_image_damaged_later(pairs, settings):
     damaged = noise_pairs(9)
     damaged.files[4] = (damaged.files[4][0], damaged.files[4][1][:100])
-    with pytest.raises(UserError, match="^pair 4: the second picture cannot be decoded"):
+    with pytest.raises(UserError, match="^pair 4: the second image cannot be decoded"):
         load(damaged, 2, shuffle=False, **settings)
 
 

@@ -1,7 +1,7 @@
 """Latents from disk are those of the encoder, and stay bound to what they were computed from.
 
-Equality is exact: the same program for the same shapes, and numbers stored as they are. Only with another number of
-devices each encodes fewer pictures at a time, and sums round in another order: 1e-5 of the largest value.
+Equality is exact: the same program for the same shapes, and numbers are stored unchanged. Only with another number of
+devices each encodes fewer images at a time, and sums round in another order: 1e-5 of the largest value.
 """
 
 import dataclasses
@@ -18,22 +18,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spo_jax.data.preferences.images import decode
-from spo_jax.data.preferences.loading import batches
 
 from spo_jax.core.errors import UserError
-from spo_jax.methods.common.latents import LatentCache, latent_cache
-from spo_jax.models.stable_diffusion.functions import encode_image
+from spo_jax.data.preferences.images import decode
+from spo_jax.data.preferences.loading import batches
+from spo_jax.methods.common.latents import LatentCache, encode_images, latent_cache
 from spo_jax.parallel.mesh import make_mesh
+from tests.networks import SIDE, small_pipeline
 from tests.pairs import noise_pairs
 
-SIDE, COUNT, CHUNK = 16, 5, 2
+COUNT = 5
+CHUNK = 2
 SETTINGS = dict(side=SIDE, pairs_per_device=CHUNK, threads=1)
 
 
 @pytest.fixture(scope="module")
-def pipeline(embedded):
-    return embedded.pipeline
+def pipeline():
+    return small_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,13 @@ def rows_of(cache, rows):
 
 
 def direct(vae):
-    """(weights, pixels) to the encoder's moments; compiled, for XLA multiplies by 1/255 where numpy divides."""
+    """(weights, pixels) to the encoder's moments; compiled, because XLA multiplies by 1/255 where numpy divides."""
     return jax.jit(lambda params, x: vae.apply({"params": params}, (x / 255 - 0.5) / 0.5, method="encode"))
 
 
 @pytest.fixture(scope="module")
 def moments(pipeline, pairs):
-    """Mean and log variance of every picture, encoded directly, as many at a time as the cache does."""
+    """Mean and log variance of every image, encoded directly, as many at a time as the cache encodes."""
     encode = direct(pipeline.vae)
     pixels = np.stack([[decode(data, SIDE) for data in files] for files in pairs.files])
     images = pixels.reshape(-1, SIDE, SIDE, 3)
@@ -73,12 +74,13 @@ def test_equals_direct_encoding(cache, moments):
     np.testing.assert_array_equal(cache.pair(4), moments[0][4])
 
 
-def test_latents_times_the_scaling_factor_are_the_pipelines(cache, pipeline, pairs):
-    """1e-5: the pipeline's function encodes these alone, not compiled."""
+def test_scaled_latents_are_what_the_model_sees(cache, pipeline, pairs):
+    """1e-5: the pipeline encodes these two images by themselves."""
     pixels = np.stack([decode(data, SIDE) for data in pairs.files[1]])
-    expected = encode_image(pipeline.vae, pipeline.params["vae"], jnp.asarray(pixels, jnp.float32) / 127.5 - 1)
-    scaled = cache.pair(1) * pipeline.vae.config.scaling_factor
-    assert np.abs(scaled - expected).max() < 1e-5 * np.abs(expected).max()
+    mean, _ = jax.jit(pipeline.encode)(pipeline.params["vae"], jnp.asarray(pixels, jnp.float32) / 127.5 - 1)
+    expected = mean * pipeline.vae.config.scaling_factor
+    found = pipeline.scale_latents(jnp.asarray(cache.pair(1)))
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_the_posterior_is_kept_with_its_log_variance(tmp_path, pipeline, pairs, moments):
@@ -89,9 +91,9 @@ def test_the_posterior_is_kept_with_its_log_variance(tmp_path, pipeline, pairs, 
 def test_the_loader_gives_latents_of_the_same_rows_in_the_same_order(cache, pipeline, pairs, moments):
     settings = dict(side=SIDE, batch_size=3, seed=1, start=1)
     streams = [batches(pairs, np.arange(COUNT), **settings, read=read) for read in (None, cache.pair)]
-    for pictures, latents in itertools.islice(zip(*streams, strict=True), 4):
-        np.testing.assert_array_equal(latents.rows, pictures.rows)
-        np.testing.assert_array_equal(latents.images, moments[0][pictures.rows])
+    for images, latents in itertools.islice(zip(*streams, strict=True), 4):
+        np.testing.assert_array_equal(latents.rows, images.rows)
+        np.testing.assert_array_equal(latents.images, moments[0][images.rows])
 
 
 def test_bfloat16_comes_back_to_the_bit(tmp_path, pipeline, pairs):
@@ -112,7 +114,7 @@ def test_eight_devices_give_the_same_latents(tmp_path, pipeline, pairs, moments)
 
 
 def test_two_processes_fill_one_cache(tmp_path, pairs, moments):
-    """Each encodes its own part; one writes, and both read the whole."""
+    """Each process encodes its own part; one writes, and both read the whole."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -140,22 +142,22 @@ address, folder, side, count, index = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 1)
 jax.distributed.initialize(address, 2, int(index))
 from spo_jax.parallel.mesh import make_mesh
-from spo_jax.models.stable_diffusion.pipeline import load_pipeline
 from spo_jax.methods.common.latents import latent_cache
+from tests.networks import small_pipeline
 mesh = make_mesh()
 with jax.set_mesh(mesh):
-    pipeline, pairs = load_pipeline("embedded", mesh=mesh), noise_pairs(int(count))
-    cache = latent_cache(folder, pairs, pipeline, side=int(side), pairs_per_device=1, threads=1)
+    pipeline = small_pipeline(mesh)
+    cache = latent_cache(folder, noise_pairs(int(count)), pipeline, side=int(side), pairs_per_device=1, threads=1)
     print(np.abs(np.stack([cache.pair(row) for row in range(int(count))])).sum())
 """
 
 
-def test_stopped_in_the_middle_and_gone_on_with(tmp_path, pipeline, pairs, moments):
-    """A damaged picture stops the first pass; the second reads only what is left."""
+def test_a_pass_that_was_stopped_is_continued(tmp_path, pipeline, pairs, moments):
+    """A damaged image stops the first pass; the second reads only the rest."""
     damaged = noise_pairs(COUNT)
     files = damaged.files[4]
     damaged.files[4] = (b"", files[1])
-    with pytest.raises(UserError, match="pair 4: the first picture cannot be decoded"):
+    with pytest.raises(UserError, match="pair 4: the first image cannot be decoded"):
         latent_cache(tmp_path, damaged, pipeline, **SETTINGS)
     assert json.loads((tmp_path / "latents.json").read_text())["rows_done"] == 4
     assert not (tmp_path / "latents.npy").exists()
@@ -174,7 +176,7 @@ def test_stopped_between_the_last_row_and_the_name(cache, pipeline, pairs, tmp_p
 
 
 def test_a_second_run_does_not_write_into_the_same_folder(tmp_path, pipeline, pairs, moments):
-    """It begins while the first is in the middle of its pass."""
+    """The second run begins while the first is in the middle of its pass."""
 
     class Busy(type(pairs)):
         def images(self, row):
@@ -190,7 +192,7 @@ def test_a_second_run_does_not_write_into_the_same_folder(tmp_path, pipeline, pa
     np.testing.assert_array_equal(rows_of(cache, np.arange(COUNT)), moments[0])
 
 
-def test_what_is_there_is_not_computed_again(cache, pipeline, pairs):
+def test_complete_latents_are_not_computed_again(cache, pipeline, pairs):
     unreadable = dataclasses.replace(pairs, files=[(b"", b"")] * COUNT)
     again = latent_cache(cache.file.path.parent, unreadable, pipeline, **SETTINGS)
     np.testing.assert_array_equal(again.pair(0), cache.pair(0))
@@ -203,7 +205,7 @@ def with_other_weights(pipeline, part):
 
 
 def with_other_factor(pipeline):
-    config = dataclasses.replace(pipeline.vae.config, scaling_factor=0.5)
+    config = dataclasses.replace(pipeline.vae.config, scaling_factor=0.25)
     return dataclasses.replace(pipeline, vae=pipeline.vae.clone(config=config))
 
 
@@ -212,9 +214,9 @@ def with_other_factor(pipeline):
     [
         (lambda p, d: (p, dataclasses.replace(d, digest="other"), {}), "preferences is in memory there and other here"),
         (lambda p, d: (with_other_weights(p, "encoder"), d, {}), "autoencoder weights is [0-9a-f]{16} there"),
-        (lambda p, d: (with_other_factor(p), d, {}), "autoencoder.scaling_factor is 0.61394 there and 0.5 here"),
+        (lambda p, d: (with_other_factor(p), d, {}), "autoencoder.scaling_factor is 0.5 there and 0.25 here"),
         (lambda p, d: (p, d, dict(side=32)), r"shape is .* there and .* here|side is 16 there and 32 here"),
-        (lambda p, d: (p, d, dict(posterior=True)), "latents is means there and means and log va here"),
+        (lambda p, d: (p, d, dict(posterior=True)), "latents is means there and means and log va.* here"),
         (lambda p, d: (dataclasses.replace(p, vae=p.vae.clone(dtype=jnp.bfloat16)), d, {}), "dtype is float32 there"),
     ],
 )
@@ -240,3 +242,24 @@ def test_travels_to_workers_without_its_numbers(cache):
     again = pickle.loads(pickle.dumps(cache))
     assert isinstance(again, LatentCache) and len(pickle.dumps(cache)) < 4000
     np.testing.assert_array_equal(again.pair(2), cache.pair(2))
+
+
+# Images that are not pairs
+
+
+def test_mean_and_deviation_of_single_images(pipeline, pairs, moments):
+    """Seven images by eight: as many as there are, each once."""
+
+    def read(row, side):
+        return decode(pairs.files[row // 2][row % 2], side)
+
+    mean, deviation = encode_images(pipeline, read, 7)
+    expected = [x.reshape(-1, *x.shape[2:])[:7] for x in moments]
+    np.testing.assert_allclose(mean, expected[0], atol=1e-5 * np.abs(expected[0]).max())
+    np.testing.assert_allclose(deviation, np.exp(expected[1] / 2), rtol=1e-4)
+
+
+def test_a_model_that_is_not_square_cannot_encode_square_images(pipeline):
+    unet = pipeline.unet.clone(config=dataclasses.replace(pipeline.unet.config, sample_size=(4, 8)))
+    with pytest.raises(UserError, match="native size 8 x 16 is not square"):
+        encode_images(dataclasses.replace(pipeline, unet=unet), lambda row, side: None, 1)

@@ -126,9 +126,9 @@ def test_scores_that_are_no_numbers_are_refused(judge, pairs, tmp_path):
         clean_scores(tmp_path, pairs, dataclasses.replace(judge, params=params), **SETTINGS)
 
 
-def test_a_step_aware_model_is_no_judge_of_clean_pictures(embedded, pairs, tmp_path):
+def test_a_step_aware_model_is_no_judge_of_clean_pictures(toy, pairs, tmp_path):
     with pytest.raises(UserError, match="plain CLIP such as PickScore; this one is time-conditioned"):
-        clean_scores(tmp_path, pairs, embedded.spm)
+        clean_scores(tmp_path, pairs, toy.spm)
 
 
 def test_a_tokenizer_from_elsewhere(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""What the SPO objective must be, whatever the network."""
+"""Properties of the SPO objective that hold for any network."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 
 from spo_jax.methods.spo.objective import spo_loss
 
-BETA, EPS = 10.0, 0.1
+BETA = 10.0
+EPS = 0.1
 SETTINGS = dict(beta=BETA, eps=EPS)
 RNG = np.random.default_rng(0)
 
@@ -38,18 +39,21 @@ def test_swapping_winner_and_loser():
 
 
 def test_the_gradient_pushes_apart_and_ends_at_the_clip():
-    """Each member on its own: one that has moved far enough gets no gradient, its partner still does."""
+    """Each member by itself: one that has moved far enough gets no gradient, and its partner still does."""
     log = np.log
     cases = [  # (log-ratio of winner, of loser) -> whether winner and loser have a gradient
         ((0.0, 0.0), (True, True)),
         ((log(1 + EPS) + 1e-3, 0.0), (False, True)),
         ((0.0, log(1 - EPS) - 1e-3), (True, False)),
-        ((log(1 - EPS) - 1e-3, 0.0), (False, True)),  # the clip knows no direction
+        ((log(1 - EPS) - 1e-3, 0.0), (False, True)),  # the clip does not ask for the direction
         ((1.0, -1.0), (False, False)),
     ]
     ratios = jnp.asarray([case[0] for case in cases], jnp.float32).T
     reference = jnp.full(len(cases), -2.0)
-    total = lambda win, lose: spo_loss(win, lose, reference, reference, **SETTINGS).loss.sum()  # noqa: E731
+
+    def total(win, lose):
+        return spo_loss(win, lose, reference, reference, **SETTINGS).loss.sum()
+
     slopes = jax.grad(total, argnums=(0, 1))(ratios[0] - 2, ratios[1] - 2)
     for member, sign in ((0, -1), (1, 1)):
         expected = [case[1][member] for case in cases]

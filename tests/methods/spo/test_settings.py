@@ -1,60 +1,58 @@
-"""Settings of a run: the shipped configs, derived numbers, and values that cannot be."""
+"""SPO's settings: the published recipes, derived numbers, and values that are refused."""
 
 import dataclasses
 import importlib.util
-from pathlib import Path
 
 import pytest
 
-from spo_jax.core.config import from_config, to_config
+from spo_jax.core.cli import find_config
+from spo_jax.core.config import to_config
 from spo_jax.core.errors import UserError
-from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.methods.spo.settings import EvalSettings, LogSettings, LoRASettings, SPOSettings, TrainSettings
+from spo_jax.methods import default_config, read_settings
+from spo_jax.methods.common.settings import OptimizerSettings
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 
-CONFIGS = sorted(path for path in (Path(__file__).parents[3] / "configs").glob("*.py") if path.stem != "__init__")
 
-
-def read(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+def settings_of(name):
+    spec = importlib.util.spec_from_file_location(name, find_config(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module, module.get_config()
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_builds_and_tells_its_command(path):
-    module, config = read(path)
-    assert config.is_locked
-    assert f"--config=configs/{path.name}" in module.__doc__
-    cls = SPMTrainSettings if path.stem.startswith("spm_") else TrainSettings
-    settings = from_config(cls, config)
-    assert from_config(cls, to_config(settings)) == settings
+    return read_settings(module.get_config())
 
 
 def test_sd15_is_the_published_recipe():
     """Section 4 of the paper and the settings of its code, times 4 devices."""
-    _, config = read(next(path for path in CONFIGS if path.stem == "sd15"))
-    settings = from_config(TrainSettings, config)
+    settings = settings_of("sd15")
     spo = settings.spo
     assert (spo.num_candidates, spo.num_steps, spo.eta, spo.guidance_scale, spo.divert_start_step) == (4, 20, 1, 5, 4)
     assert (spo.num_inner_step, spo.branch_at_last_step, spo.threshold, spo.beta, spo.eps) == (0, True, 0.3, 10, 0.1)
-    adamw = (spo.learning_rate, spo.adam_beta1, spo.adam_beta2, spo.adam_epsilon, spo.weight_decay, spo.max_grad_norm)
-    assert adamw == (6e-5, 0.9, 0.999, 1e-8, 1e-4, 1.0)
+    assert (spo.reward, spo.decoder) == ("spm", "vae")
+    assert settings.optimizer == OptimizerSettings(
+        learning_rate=6e-5,
+        schedule="constant",
+        warmup_steps=0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        weight_decay=1e-4,
+        max_grad_norm=1.0,
+        gradient_accumulation_steps=1,
+    )
     assert (settings.prompts_per_batch, spo.train_batch_size, settings.num_epochs) == (40, 40, 10)
     assert (settings.lora.rank, settings.lora.scale) == (4, 1.0)
 
 
 def test_sdxl_is_the_published_recipe():
-    """The same sections and code, times 4 devices; what is not told here is as in SD 1.5's."""
-    settings, sd15 = (
-        from_config(TrainSettings, read(next(path for path in CONFIGS if path.stem == name))[1])
-        for name in ("sdxl", "sd15")
-    )
+    """The same sections and code, times 4 devices; everything that is not listed here is as in SD 1.5's."""
+    settings = settings_of("sdxl")
+    sd15 = settings_of("sd15")
     changed = dict(
-        num_candidates=2, num_inner_step=3, branch_at_last_step=False, threshold=0.4, learning_rate=1e-5,
-        train_batch_size=8, gradient_accumulation_steps=2, decode_chunk=2, train_chunk=4,
+        num_candidates=2, num_inner_step=3, branch_at_last_step=False, threshold=0.4, train_batch_size=8,
+        decode_chunk=2, train_chunk=4,
     )  # fmt: skip
     assert settings.spo == dataclasses.replace(sd15.spo, **changed)
+    optimizer = dataclasses.replace(sd15.optimizer, learning_rate=1e-5, gradient_accumulation_steps=2)
+    assert settings.optimizer == optimizer
     assert (settings.prompts_per_batch, settings.num_epochs) == (8, 10)
     assert (settings.lora.rank, settings.lora.scale) == (64, 1.0)
     assert settings.model == "stabilityai/stable-diffusion-xl-base-1.0"
@@ -63,59 +61,73 @@ def test_sdxl_is_the_published_recipe():
 
 
 def test_defaults_are_those_of_sd15():
-    _, config = read(next(path for path in CONFIGS if path.stem == "sd15"))
-    settings = from_config(TrainSettings, config)
-    changed = {"train_batch_size": settings.spo.train_batch_size}  # for 4 devices together
-    assert from_config(SPOSettings, to_config(SPOSettings()).to_dict() | changed) == settings.spo
+    settings = settings_of("sd15")
+    assert settings.optimizer == OptimizerSettings()
+    # The recipe's batch is for 4 devices together.
+    assert settings.spo == SPOSettings(train_batch_size=settings.spo.train_batch_size)
+
+
+def test_the_default_config_is_the_method_s():
+    config = default_config("spo")
+    assert not config.is_locked
+    assert read_settings(config) == SPOTrainSettings()
+
+
+def test_chunks_are_equal_parts():
+    """24 by at most 10 a device: three of 8 on one device, two of 12 on two; never more than the batch."""
+    settings = SPOSettings(train_batch_size=24, train_chunk=10)
+    assert [settings.chunk(devices) for devices in (1, 2, 4, 8)] == [8, 12, 24, 24]
+
+
+def test_batch_sizes_are_read_and_replaced_by_name():
+    settings = SPOTrainSettings(prompts_per_batch=3, spo=SPOSettings(train_batch_size=5))
+    sizes = {"prompts_per_batch": 3, "spo.train_batch_size": 5}
+    assert settings.batch_sizes() == sizes
+    doubled = settings.with_batch_sizes({name: 2 * size for name, size in sizes.items()})
+    assert doubled == SPOTrainSettings(prompts_per_batch=6, spo=SPOSettings(train_batch_size=10))
 
 
 @pytest.mark.parametrize(
-    ("fields", "prompts", "expected"),
+    ("fields", "message"),
     [
-        (dict(prompts_per_batch=8, num_epochs=5), 46, 28),
-        (dict(prompts_per_batch=8, num_epochs=1), 8, 1),
-        (dict(prompts_per_batch=8, num_epochs=1), 3, 1),  # fewer prompts than a batch holds: they repeat
-        (dict(prompts_per_batch=8, num_epochs=5, max_batches=3), 46, 3),
-        (dict(prompts_per_batch=8, num_epochs=1, max_batches=3), 8, 1),
+        ({"num_steps": 0}, "num_steps = 0: expected 1 or more"),
+        ({"eta": 0.0}, "eta = 0.0: expected more than 0 and finite"),
+        ({"divert_start_step": 20}, "divert_start_step = 20: expected 0 to 19"),
+        ({"divert_start_step": -1}, "divert_start_step = -1: expected 0 or more"),
+        ({"divert_start_step": 19, "branch_at_last_step": False}, "divert_start_step = 19: expected 0 to 18"),
+        ({"num_candidates": 1}, "num_candidates = 1: expected 2 or more"),
+        ({"num_inner_step": -1}, "num_inner_step = -1: expected 0 or more"),
+        ({"beta": 0.0}, "beta = 0.0: expected more than 0 and finite"),
+        ({"eps": 1.0}, "eps = 1.0: expected more than 0 to below 1"),
+        ({"train_batch_size": 0}, "train_batch_size = 0: expected 1 or more"),
+        ({"train_chunk": 0}, "train_chunk = 0: expected 1 or more"),
+        ({"threshold": 1.0}, "threshold = 1.0: expected 0 to below 1"),
+        ({"decode_chunk": 0}, "decode_chunk = 0: expected 1 or more"),
+        ({"guidance_scale": float("inf")}, "guidance_scale = inf: expected a finite number"),
     ],
 )
-def test_total_batches(fields, prompts, expected):
-    assert TrainSettings(**fields).total_batches(prompts) == expected
+def test_values_out_of_range_are_refused(fields, message):
+    with pytest.raises(UserError, match=f"^config field spo.{message}"):
+        SPOSettings(**fields)
 
 
-def test_an_alpha_of_zero_means_the_rank():
-    assert LoRASettings(8).scale == 1.0
-    assert LoRASettings(8, 4.0).scale == 0.5
+def test_a_learning_rate_that_falls_to_zero_is_refused():
+    """The number of training batches follows from the valid pairs, and is not known before the run."""
+    with pytest.raises(UserError, match="config field optimizer.schedule = 'linear': expected 'constant', because"):
+        SPOTrainSettings(optimizer=OptimizerSettings(schedule="linear"))
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("change", "message"),
     [
-        (lambda: SPOSettings(num_candidates=1), "spo.num_candidates = 1"),
-        (lambda: SPOSettings(beta=-1.0), "spo.beta = -1.0"),
-        (lambda: SPOSettings(threshold=1.0), "spo.threshold = 1.0: expected 0 to below 1"),
-        (lambda: SPOSettings(decode_chunk=0), "spo.decode_chunk = 0: expected at least 1"),
-        (lambda: LoRASettings(0), "lora.rank = 0"),
-        (lambda: LoRASettings(4, -1.0), "lora.alpha = -1.0"),
-        (lambda: LogSettings(sample_pictures=0), "log.sample_pictures = 0: expected 1 or more"),
-        (lambda: LogSettings(checkpoint_every=-1), "log.checkpoint_every = -1: expected 0 or more"),
-        (lambda: LogSettings(keep_checkpoints=0), "log.keep_checkpoints = 0: expected 1 or more"),
-        (lambda: EvalSettings(reward="beauty"), "eval.reward = 'beauty': expected 'scenes' or 'spm'"),
-        (lambda: EvalSettings(pictures=0), "eval.pictures = 0"),
-        (lambda: TrainSettings(dtype="float16"), "dtype = 'float16': expected 'float32' or 'bfloat16'"),
-        (lambda: TrainSettings(prompts_per_batch=0), "prompts_per_batch = 0: expected 1 or more"),
-        (lambda: TrainSettings(num_epochs=0), "num_epochs = 0: expected 1 or more"),
-        (lambda: TrainSettings(max_batches=-1), "max_batches = -1: expected 0 or more"),
-        (lambda: TrainSettings(seed=-1), "seed = -1: expected 0 to 4294967295"),
-        (lambda: TrainSettings(seed=2**32), "seed = 4294967296: expected 0 to"),
-        (lambda: EvalSettings(seed=-1), "eval.seed = -1: expected 0 to"),
-        (lambda: EvalSettings(steps=0), "eval.steps = 0: expected 1 or more"),
-        (lambda: EvalSettings(guidance_scale=float("nan")), "eval.guidance_scale = nan: expected a finite number"),
-        (lambda: SPOSettings(guidance_scale=float("inf")), "spo.guidance_scale = inf: expected a finite number"),
-        (lambda: SPOSettings(learning_rate=float("inf")), "spo.learning_rate = inf: expected more than 0, and finite"),
-        (lambda: LoRASettings(4, float("nan")), "lora.alpha = nan: expected a finite number"),
+        (("model", "embedded"), "config field model = 'embedded': this is now 'toy'"),
+        (("prompts", "embedded:train"), "config field prompts = 'embedded:train': this is now 'toy:train'"),
+        (("method", None), "config field method is missing: .*'spo'"),
+        (("method", "sop"), "config field method = 'sop': expected .*'spo'"),
+        (("prompts_per_batch", "two"), "config field prompts_per_batch = 'two': expected int"),
     ],
 )
-def test_values_that_cannot_be(build, message):
+def test_configs_that_cannot_be_read_are_refused(change, message):
+    field, value = change
     with pytest.raises(UserError, match=message):
-        build()
+        read_settings(to_config(SPOTrainSettings()).to_dict() | {field: value})

@@ -35,9 +35,9 @@ def pipe():
     return StableDiffusionPipeline.from_pretrained(ASSETS / "pipeline", local_files_only=True)
 
 
-def test_guided_predictions_of_a_pool(embedded, pipe):
+def test_guided_predictions_of_a_pool(toy, pipe):
     """Two candidates of each of three prompts, folded into one batch; one unconditional row for all."""
-    pipeline, (h, w, c) = embedded.pipeline, embedded.pipeline.latent_shape
+    pipeline, (h, w, c) = toy.pipeline, toy.pipeline.latent_shape
     x = RNG.normal(size=(2, 3, h, w, c)).astype(np.float32)
     prompts = ["a red star", "a blue moon", "a pink cross"]
     condition, unconditional = pipeline.encode_prompts(prompts), pipeline.encode_prompts([""])
@@ -57,9 +57,9 @@ def test_guided_predictions_of_a_pool(embedded, pipe):
             np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
 
 
-def test_decode_and_encode(embedded, pipe):
+def test_decode_and_encode(toy, pipe):
     """Latents as the UNet sees them: the scaling factor is inside."""
-    pipeline, scale = embedded.pipeline, pipe.vae.config.scaling_factor
+    pipeline, scale = toy.pipeline, pipe.vae.config.scaling_factor
     images = RNG.uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     vae, params = pipeline.vae, pipeline.params["vae"]
     latents = unoptimised(lambda x: encode_image(vae, params, x))(jnp.asarray(images))

@@ -22,44 +22,44 @@ def test_the_assets_fit_into_a_wheel():
     assert sum(path.stat().st_size for path in ASSETS.rglob("*")) <= 12e6
 
 
-def test_weights_are_on_the_device(embedded):
+def test_weights_are_on_the_device(toy):
     """numpy arrays would travel there with every call; and in the asked-for dtype, however they are stored."""
-    for leaf in jax.tree.leaves((embedded.pipeline.params, embedded.spm.params)):
+    for leaf in jax.tree.leaves((toy.pipeline.params, toy.spm.params)):
         assert isinstance(leaf, jax.Array)
         assert leaf.dtype == jnp.float32 or leaf.ndim == 0
 
 
-def test_the_latent_shape_is_the_trained_one(embedded):
+def test_the_latent_shape_is_the_trained_one(toy):
     pipe = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
     size = pipe.unet.config.sample_size
-    assert embedded.pipeline.latent_shape == (size, size, pipe.unet.config.in_channels)
+    assert toy.pipeline.latent_shape == (size, size, pipe.unet.config.in_channels)
 
 
-def test_encode_prompts_equals_the_torch_text_encoder(embedded):
+def test_encode_prompts_equals_the_torch_text_encoder(toy):
     """The empty prompt, prompts of different lengths, and one that is cut at the tokenizer's length."""
     pipe = StableDiffusionPipeline.from_pretrained(FOLDER, local_files_only=True)
     prompts = ["", "a red star", "an orange heart", "Stars, 3 of them! ünd möre", "star " * 40]
     theirs, empty = pipe.encode_prompt(prompts, "cpu", 1, True)
-    ours = embedded.pipeline.encode_prompts(prompts)
+    ours = toy.pipeline.encode_prompts(prompts)
     np.testing.assert_allclose(ours.states, theirs.detach(), atol=1e-5)
     assert ours.pooled is None and ours.time_ids is None
-    np.testing.assert_allclose(embedded.pipeline.encode_prompts([""]).states, empty.detach()[:1], atol=1e-5)
+    np.testing.assert_allclose(toy.pipeline.encode_prompts([""]).states, empty.detach()[:1], atol=1e-5)
 
 
-def test_many_prompts_are_encoded_as_few(embedded):
+def test_many_prompts_are_encoded_as_few(toy):
     """More than a chunk of them."""
     prompts = list(PROMPTS) * 2
-    states = embedded.pipeline.encode_prompts(prompts).states
+    states = toy.pipeline.encode_prompts(prompts).states
     assert len(states) == len(prompts) > 64
     np.testing.assert_array_equal(states[: len(PROMPTS)], states[len(PROMPTS) :])
-    np.testing.assert_allclose(states[-1], embedded.pipeline.encode_prompts([PROMPTS[-1]]).states[0], atol=1e-6)
+    np.testing.assert_allclose(states[-1], toy.pipeline.encode_prompts([PROMPTS[-1]]).states[0], atol=1e-6)
 
 
-def test_bfloat16(embedded):
+def test_bfloat16(toy):
     pipeline = open_pipeline("embedded", dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(pipeline.params)} == {jnp.dtype(jnp.bfloat16)}
     states = pipeline.encode_prompts(["a red star"]).states.astype(jnp.float32)
-    np.testing.assert_allclose(states, embedded.pipeline.encode_prompts(["a red star"]).states, atol=0.1)
+    np.testing.assert_allclose(states, toy.pipeline.encode_prompts(["a red star"]).states, atol=0.1)
 
 
 def edited(name, **fields):

@@ -52,8 +52,8 @@ def written(pipeline, lora):
 
 
 @pytest.fixture(params=["sd", "sdxl"])
-def pipeline(request, embedded, sdxl):
-    return embedded.pipeline if request.param == "sd" else sdxl
+def pipeline(request, toy, sdxl):
+    return toy.pipeline if request.param == "sd" else sdxl
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -80,12 +80,12 @@ def test_a_merged_file_holds_the_adapted_pipeline(pipeline, tmp_path, dtype):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_diffusers_reads_a_merged_file(embedded, tmp_path):
-    lora, out = random_lora(embedded.pipeline), tmp_path / "model.safetensors"
-    write_merged_file(out, embedded.pipeline, lora, SCALE)
+def test_diffusers_reads_a_merged_file(toy, tmp_path):
+    lora, out = random_lora(toy.pipeline), tmp_path / "model.safetensors"
+    write_merged_file(out, toy.pipeline, lora, SCALE)
     given = dict(config=str(FOLDER), local_files_only=True)
     pipe = StableDiffusionPipeline.from_single_file(str(out), **given, safety_checker=None)
-    expected = written(embedded.pipeline, lora)
+    expected = written(toy.pipeline, lora)
     for name, module in (("unet", pipe.unet), ("vae", pipe.vae)):
         theirs = module.state_dict()
         assert theirs.keys() == expected[name].keys()
@@ -124,8 +124,8 @@ def test_a_merged_folder_of_sdxl_is_the_whole_pipeline(sdxl, tiny_sdxl, tmp_path
     assert (out / "model_index.json").is_file()
 
 
-def test_an_older_folder_comes_back_when_the_new_one_cannot_be_put_there(embedded, tmp_path, monkeypatch):
-    out, lora = tmp_path / "merged", random_lora(embedded.pipeline)
+def test_an_older_folder_comes_back_when_the_new_one_cannot_be_put_there(toy, tmp_path, monkeypatch):
+    out, lora = tmp_path / "merged", random_lora(toy.pipeline)
     out.mkdir()
     (out / "model_index.json").write_text("{}")
     (out / "letter.txt").write_text("dear")
@@ -139,7 +139,7 @@ def test_an_older_folder_comes_back_when_the_new_one_cannot_be_put_there(embedde
 
     monkeypatch.setattr(exports.os, "replace", replace)
     with pytest.raises(UserError, match="cannot write .*merged: No space left"):
-        write_merged(out, embedded.pipeline, lora, SCALE, overwrite=True)
+        write_merged(out, toy.pipeline, lora, SCALE, overwrite=True)
     assert calls and (out / "letter.txt").read_text() == "dear"
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
@@ -150,14 +150,14 @@ def test_an_older_folder_comes_back_when_the_new_one_cannot_be_put_there(embedde
 
     monkeypatch.setattr(exports.os, "replace", stuck)
     with pytest.raises(UserError, match="cannot write .*merged: Input/output error"):
-        write_merged(out, embedded.pipeline, lora, SCALE, overwrite=True)
+        write_merged(out, toy.pipeline, lora, SCALE, overwrite=True)
     assert [path.read_text() for path in tmp_path.glob("*/older/letter.txt")] == ["dear"]  # at least not deleted
 
 
-def test_a_pipeline_from_a_single_file_has_no_folder_to_copy(embedded, tmp_path):
+def test_a_pipeline_from_a_single_file_has_no_folder_to_copy(toy, tmp_path):
     file = tmp_path / "model.safetensors"
     write_state(file, {"a": np.ones(1)})
-    pipeline = dataclasses.replace(embedded.pipeline, folder=file)
+    pipeline = dataclasses.replace(toy.pipeline, folder=file)
     with pytest.raises(UserError, match="is a single file, not a folder to copy: export with --format=single-file"):
         write_merged(tmp_path / "merged", pipeline, random_lora(pipeline), SCALE)
     with pytest.raises(UserError, match="model.safetensors is the base model itself"):
@@ -165,14 +165,14 @@ def test_a_pipeline_from_a_single_file_has_no_folder_to_copy(embedded, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def test_numbers_beyond_float16_are_not_written(embedded, tmp_path):
-    lora = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 300.0), random_lora(embedded.pipeline))
+def test_numbers_beyond_float16_are_not_written(toy, tmp_path):
+    lora = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 300.0), random_lora(toy.pipeline))
     with pytest.raises(UserError, match=r"infinite numbers in float16: .*to_k.*; write float32"):
-        write_merged_file(tmp_path / "model.safetensors", embedded.pipeline, lora, SCALE, "float16")
+        write_merged_file(tmp_path / "model.safetensors", toy.pipeline, lora, SCALE, "float16")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_s_function_writes_single_files_and_sgm_names(embedded, sdxl, tiny_sdxl, tmp_path):
+def test_the_command_s_function_writes_single_files_and_sgm_names(toy, sdxl, tiny_sdxl, tmp_path):
     tree = random_lora(sdxl)
     write_lora(tmp_path / "lora.safetensors", LoRA(jax.tree.map(np.asarray, tree), 1.0, RANK))
     given = dict(source=tmp_path / "lora.safetensors", model=str(tiny_sdxl))

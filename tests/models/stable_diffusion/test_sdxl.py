@@ -61,8 +61,8 @@ def edit(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def test_kind_and_sizes(pipeline, pipe, embedded):
-    assert (pipeline.kind, embedded.pipeline.kind) == ("sdxl", "sd")
+def test_kind_and_sizes(pipeline, pipe, toy):
+    assert (pipeline.kind, toy.pipeline.kind) == ("sdxl", "sd")
     assert pipeline.image_size == (8 * pipe.vae_scale_factor,) * 2 == (64, 64)
     assert pipeline.vae.config.scaling_factor == pipe.vae.config.scaling_factor == 0.13025
 
@@ -117,21 +117,21 @@ def test_time_ids_are_those_of_diffusers(pipeline, pipe, size):
     np.testing.assert_array_equal(pipeline.encode_unconditional(size).time_ids, expected)
 
 
-def test_an_sd_model_takes_no_size_conditions(embedded):
-    assert embedded.pipeline.encode_unconditional().time_ids is None
+def test_an_sd_model_takes_no_size_conditions(toy):
+    assert toy.pipeline.encode_unconditional().time_ids is None
     with pytest.raises(UserError, match="takes no size conditions: only SDXL models do"):
-        embedded.pipeline.encode_prompts(["a red star"], SizeConditions((8, 8), (0, 0), (8, 8)))
+        toy.pipeline.encode_prompts(["a red star"], SizeConditions((8, 8), (0, 0), (8, 8)))
 
 
-def test_the_sd_unconditional_input_is_the_empty_prompt(embedded):
-    empty = embedded.pipeline.encode_unconditional()
-    np.testing.assert_array_equal(empty.states, embedded.pipeline.encode_prompts([""]).states)
+def test_the_sd_unconditional_input_is_the_empty_prompt(toy):
+    empty = toy.pipeline.encode_unconditional()
+    np.testing.assert_array_equal(empty.states, toy.pipeline.encode_prompts([""]).states)
 
 
-def test_pictures_are_diffusers_pictures(pipeline, tiny_sdxl, diffusers_pictures):
+def test_pictures_are_diffusers_pictures(pipeline, tiny_sdxl, diffusers_images):
     prompts, latents = PROMPTS[1:3], initial_latents(3, 2, pipeline.latent_shape)
     ours = Sampler(pipeline, steps=4, guidance=5.0)(prompts, latents)
-    theirs = diffusers_pictures(tiny_sdxl, prompts, latents, 4, 5.0)
+    theirs = diffusers_images(tiny_sdxl, prompts, latents, 4, 5.0)
     assert theirs.std() > 0.05  # pictures, not grey
     np.testing.assert_allclose(np.clip(ours / 2 + 0.5, 0, 1), theirs, atol=1e-4)
 
@@ -218,9 +218,9 @@ def test_an_encoder_without_its_projection_is_refused(copy, pipe):
 
 
 @pytest.mark.parametrize("form", ["diffusers", "kohya"])
-def test_an_adapter_of_the_other_family_is_refused(pipeline, embedded, form, tmp_path):
+def test_an_adapter_of_the_other_family_is_refused(pipeline, toy, form, tmp_path):
     """Both ways: they have modules that the other has not."""
-    unets = {"sd": embedded.pipeline.params["unet"], "sdxl": pipeline.params["unet"]}
+    unets = {"sd": toy.pipeline.params["unet"], "sdxl": pipeline.params["unet"]}
     for kind, other in (("sd", "sdxl"), ("sdxl", "sd")):
         path = tmp_path / f"{kind}.safetensors"
         adapter = LoRASettings(rank=2).adapter(init_lora(jax.random.key(0), unets[kind], 2))
@@ -250,7 +250,7 @@ def test_a_checkpoint_in_one_file(pipeline, tiny_sdxl, tmp_path):
     assert not found.encode_unconditional().states.any()
 
 
-def test_the_base_of_a_checkpoint_has_to_be_of_its_kind(pipeline, embedded, tiny_sdxl, tmp_path):
+def test_the_base_of_a_checkpoint_has_to_be_of_its_kind(pipeline, toy, tiny_sdxl, tmp_path):
     path = _as_single_file(pipeline, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="base = 'embedded' is another kind of model than .*model.safetensors, an sdxl"):
         open_pipeline(path, base="embedded")

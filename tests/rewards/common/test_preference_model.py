@@ -1,4 +1,4 @@
-"""Reading the preference model, in folders and in the published single-file form."""
+"""Preference models are read from folders and from the published single files, and other models are refused."""
 
 import json
 import shutil
@@ -9,39 +9,60 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.nn.clip_config import CLIP_H, CLIPConfig
 from spo_jax.rewards.common.clip_score import score_images, text_features
-from spo_jax.rewards.common.preference_model import TRAINED_ON, load_spm
+from spo_jax.rewards.common.preference_model import TRAINED_ON, load_spm, write_spm
 from spo_jax.toy import ASSETS
 from spo_jax.weights.store import read_file, write_state
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return load_spm("embedded")
-
-
-def scores(spm, t):
+def scores(toy):
+    """A function from a timestep to the toy model's scores of two random images."""
+    spm = toy.spm
     images = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1.0)
-    text = text_features(spm.clip, spm.params, jnp.asarray(spm.tokenizer(["a red star", "a blue moon"])))
-    return score_images(spm.clip, spm.params, images, jnp.full(2, t), text)
+    ids = jnp.asarray(spm.tokenizer(["a red star", "a blue moon"]))
+
+    @jax.jit
+    def score(t):
+        text = text_features(spm.clip, spm.params, ids)
+        return score_images(spm.clip, spm.params, images, jnp.full(2, t), text)
+
+    return score
 
 
-def test_scores_know_the_timestep(embedded):
-    assert np.abs(scores(embedded, 0) - scores(embedded, 900)).max() > 1e-3
+def test_scores_depend_on_the_timestep(scores):
+    assert np.abs(scores(0) - scores(900)).max() > 1e-3
 
 
-def test_published_layout_with_model_prefix_and_a_tokenizer_elsewhere(embedded, tmp_path):
+def test_the_published_layout_is_read_with_a_tokenizer_of_its_own(toy, tmp_path):
+    """Its names have the prefix ``model.``, and no tokenizer is beside it."""
     state = read_file(ASSETS / "spm" / "model.safetensors")
     write_state(tmp_path / "spm.safetensors", {f"model.{key}": value for key, value in state.items()})
     shutil.copy(ASSETS / "spm" / "config.json", tmp_path)
     with pytest.raises(UserError, match="no tokenizer"):
         load_spm(tmp_path / "spm.safetensors")
     again = load_spm(tmp_path / "spm.safetensors", tokenizer=ASSETS / "spm" / "tokenizer")
-    np.testing.assert_array_equal(scores(again, 100), scores(embedded, 100))
+    assert again.clip == toy.spm.clip
+    jax.tree.map(np.testing.assert_array_equal, again.params, toy.spm.params)
+    prompts = ["a red star", "star " * 40]
+    np.testing.assert_array_equal(again.tokenizer(prompts), toy.spm.tokenizer(prompts))
 
 
-def test_a_model_trained_on_another_kind_of_pipeline_is_refused_and_its_own_is_not(tmp_path):
-    """Weights cannot tell; the config of ours and the names of the published files can."""
+def test_a_written_model_is_read_back(toy, tmp_path):
+    """Its weights have the published names, and its config the kind of pipeline that it judges."""
+    config = toy.spm.clip.config
+    write_spm(tmp_path, config, jax.device_get(toy.spm.params), ASSETS / "spm" / "tokenizer", trained_on="sdxl")
+    assert all(key.startswith("model.") for key in read_file(tmp_path / "model.safetensors"))
+    again = load_spm(tmp_path, judges="sdxl")
+    assert again.clip == toy.spm.clip
+    jax.tree.map(np.testing.assert_array_equal, again.params, toy.spm.params)
+    with pytest.raises(UserError, match="a weight of 1e.06 does not fit float16; write float32"):
+        write_spm(tmp_path, config, {"kernel": np.full((2, 2), 1e6, np.float32)}, dtype=jnp.float16)
+
+
+def test_a_model_trained_on_another_kind_of_pipeline_is_refused(tmp_path):
+    """Weights do not show the kind, but our config and the names of the published files do."""
     shutil.copytree(ASSETS / "spm", tmp_path / "spm")
     config = json.loads((tmp_path / "spm" / "config.json").read_text())
     (tmp_path / "spm" / "config.json").write_text(json.dumps(config | {TRAINED_ON: "sdxl"}))
@@ -50,20 +71,27 @@ def test_a_model_trained_on_another_kind_of_pipeline_is_refused_and_its_own_is_n
         load_spm(tmp_path / "spm", judges="sd")
     published = tmp_path / "sd-v1-5_step-aware_preference_model.bin"
     published.write_bytes(b"")
-    with pytest.raises(UserError, match="of Stable Diffusion 1.x or 2.x, but config field model is SDXL: name one"):
+    with pytest.raises(UserError, match="of Stable Diffusion 1.x or 2.x, but config field model is SDXL: name a pref"):
         load_spm(published, judges="sdxl")
 
 
-def test_what_is_no_clip_at_all_is_called_by_its_name():
+def test_models_of_other_classes_are_named():
     with pytest.raises(UserError, match="pipeline: this is a diffusion pipeline; expected a preference model"):
         load_spm(ASSETS / "pipeline")
     with pytest.raises(UserError, match="config.json: this is a UNet2DConditionModel; expected a preference model"):
         load_spm(ASSETS / "pipeline" / "unet")
 
 
-def test_plain_clip_is_refused(tmp_path):
+def test_a_plain_clip_is_refused(tmp_path):
     shutil.copytree(ASSETS / "spm", tmp_path / "spm")
     path = tmp_path / "spm" / "model.safetensors"
     write_state(path, {key: value for key, value in read_file(path).items() if "adaLN" not in key})
     with pytest.raises(UserError, match="adaLN_modulation"):
         load_spm(tmp_path / "spm")
+
+
+def test_without_weights_the_published_config_is_used():
+    """An abstract model that is not a local one is the published CLIP ViT-H/14, known without network."""
+    model = load_spm("owner/name/file.bin", abstract=True)
+    assert model.clip.config == CLIPConfig.from_dict(CLIP_H, time_conditioned=True)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params))

@@ -1,8 +1,8 @@
-"""Where preference pairs come from; every module here is a source, found by its name.
+"""Sources of preference pairs; each module here is a source, which is found by its name.
 
 A source is a module with a class `Options`, whose fields are flags of ``python -m spo_jax.prepare``, and a function
-``open_source(options, splits, fetch)`` that gives a `spo_jax.data.preferences.check.Source`. ``splits`` are those that
-the user names (none: the usual ones), so that no other has to be fetched; ``fetch`` finds a folder or hub id, see
+``open_source(options, splits, fetch)`` that returns a `spo_jax.data.preferences.check.Source`. ``splits`` are named by
+the user (empty: the usual ones), so that no others are downloaded. ``fetch`` finds a folder or hub id, as
 `spo_jax.weights.hub.resolve`.
 """
 
@@ -13,8 +13,8 @@ from spo_jax.core.config import Settings
 
 @dataclasses.dataclass(frozen=True)
 class SourceOptions(Settings):
-    """Base of a source's options: flags, and named so in messages."""
+    """Base class of a source's options, which are flags and have their flags' names in error messages."""
 
     def locate(self, field: str) -> str:
-        """``held_out_pairs`` -> ``--held-out-pairs``."""
+        """Returns the flag of a field: ``held_out_pairs`` becomes ``--held-out-pairs``."""
         return f"--{field.replace('_', '-')}"

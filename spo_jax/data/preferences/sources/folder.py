@@ -1,7 +1,7 @@
-"""A user's own preferences: a folder with a JSONL file per split, and pictures beside it.
+"""A user's own preferences: a folder with one JSONL file per split, and image files.
 
-A line: ``{"prompt": "a red star", "image_0": "a.png", "image_1": "b.png", "label": 0}``; ``label`` says which picture
-is preferred, 0.5 neither, and ``label_0`` and ``label_1`` (1 and 0, 0 and 1, 0.5 and 0.5) may stand in its place.
+A line is ``{"prompt": "a red star", "image_0": "a.png", "image_1": "b.png", "label": 0}``. The label says which image
+is preferred, or 0.5 for a tie. ``label_0`` and ``label_1`` (1 and 0, 0 and 1, or 0.5 and 0.5) may take its place.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _PROMPT_KEYS = ("caption", "prompt", "text")
 
 @dataclasses.dataclass(frozen=True)
 class Options(SourceOptions):
-    """Which folder to read."""
+    """Names the folder to read."""
 
     source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id).")
 
@@ -37,30 +37,33 @@ def open_source(options: Options, splits: Sequence[str], fetch: Callable[..., Pa
 
 
 class PreferenceFolder:
-    """A `Source`: ``FOLDER/train.jsonl`` is the split ``train``; paths of pictures are relative to that file."""
+    """A `Source`: ``FOLDER/train.jsonl`` is the split ``train``, and paths of images are relative to that file.
+
+    Args:
+      folder: the folder.
+
+    Raises:
+      UserError: the folder does not exist or has no JSONL file.
+    """
 
     def __init__(self, folder: Path):
-        """
-        Raises:
-          UserError: no such folder, or no JSONL file in it.
-        """
         if not folder.is_dir():
             raise UserError(f"--source={folder} is not a folder: expected one with a JSONL file per split")
         self._files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
         if not self._files:
-            raise UserError(f"--source={folder}: no JSONL file in it, expected one per split, e.g. train.jsonl")
+            raise UserError(f"--source={folder} has no JSONL file: expected one per split, such as train.jsonl")
         self._folder = folder
 
     def splits(self) -> tuple[str, ...]:
-        """The names of the JSONL files."""
+        """Returns the names of the JSONL files."""
         return tuple(self._files)
 
     def usual_splits(self) -> tuple[str, ...]:
-        """All of them."""
+        """Returns all splits."""
         return self.splits()
 
     def made_from(self, split: str) -> dict[str, Any]:
-        """The folder, and the JSONL file's content.
+        """Returns the folder and a digest of the JSONL file.
 
         Raises:
           UserError: the file cannot be read.
@@ -74,7 +77,7 @@ class PreferenceFolder:
         return {"dataset": "folder", "source": str(self._folder.resolve()), f"sha256 of {path.name}": digest}
 
     def count(self, split: str) -> int:
-        """Lines that are not blank.
+        """Counts the lines that are not blank.
 
         Raises:
           UserError: the file cannot be read.
@@ -82,7 +85,7 @@ class PreferenceFolder:
         return sum(1 for _ in self._lines(split))
 
     def rows(self, split: str) -> Iterator[RawPair]:
-        """A line that is no JSON object is a row with a problem.
+        """Yields the pairs; a line that is not a JSON object becomes a row with a problem.
 
         Raises:
           UserError: the file cannot be read.
@@ -102,6 +105,7 @@ class PreferenceFolder:
 
 
 def _raw(line: bytes, where: str, folder: Path) -> RawPair:
+    """Converts a line of a JSONL file to a row, which is not checked."""
     try:
         entry = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -110,7 +114,7 @@ def _raw(line: bytes, where: str, folder: Path) -> RawPair:
         return RawPair(where, problem=f"the line is {type(entry).__name__}, expected a JSON object")
     label = entry.get("label")
     if "label" in entry and (isinstance(label, bool) or label not in (0, 0.5, 1)):
-        return RawPair(where, problem=f"label is {label!r}, expected 0 or 1 (which picture is preferred) or 0.5")
+        return RawPair(where, problem=f"label is {label!r}, expected 0 or 1 (which image is preferred) or 0.5")
     return RawPair(
         where=where,
         images=(_path(entry.get("image_0"), folder), _path(entry.get("image_1"), folder)),
@@ -121,4 +125,5 @@ def _raw(line: bytes, where: str, folder: Path) -> RawPair:
 
 
 def _path(value: Any, folder: Path) -> Any:
+    """Returns the path of an image, or None where an entry has none."""
     return folder / value if isinstance(value, str) and value else None

@@ -1,16 +1,17 @@
-"""Parquet files in the layouts that there are, read as rows; every refusal by its text."""
+"""Parquet files in all their layouts become rows, and each refusal has its message."""
 
 import pytest
-from spo_jax.data.preferences.sources.pick_a_pic import PickAPic, patterns
 
 from spo_jax.core.errors import UserError
+from spo_jax.data.preferences.sources.pick_a_pic import Options, PickAPic, open_source, patterns
 
 
 def named(split, part=0, parts=1, folder="data"):
+    """Returns the name of one part of a split."""
     return f"{folder}/{split}-{part:05d}-of-{parts:05d}-0123abcd.parquet"
 
 
-def test_files_of_several_parts_are_one_split_in_order(tmp_path, row, write_parquet):
+def test_several_parts_are_one_split_in_order(tmp_path, row, write_parquet):
     write_parquet(tmp_path / named("train", 1, 2), [row(i) for i in range(5, 7)])
     write_parquet(tmp_path / named("train", 0, 2), [row(i) for i in range(5)])
     write_parquet(tmp_path / named("validation_unique"), [row(9)])
@@ -28,14 +29,14 @@ def test_files_of_several_parts_are_one_split_in_order(tmp_path, row, write_parq
 @pytest.mark.parametrize(
     "name", ["train/0000.parquet", "train.parquet", "default/train/x.parquet", "data/train.parquet"]
 )
-def test_plainer_layouts(tmp_path, row, write_parquet, name):
+def test_other_layouts_are_read(tmp_path, row, write_parquet, name):
     write_parquet(tmp_path / name, [row(0)])
-    write_parquet(tmp_path / ".cache" / "train.parquet", [row(1)])  # unfinished downloads of a client
+    write_parquet(tmp_path / ".cache" / "train.parquet", [row(1)])  # an unfinished download of a client
     source = PickAPic(tmp_path)
     assert source.splits() == ("train",) and source.count("train") == 1
 
 
-def test_pictures_may_be_structs(tmp_path, row, write_parquet, picture):
+def test_images_may_be_structs(tmp_path, row, write_parquet, picture):
     (tmp_path / "b.jpg").write_bytes(picture(9))
     write_parquet(
         tmp_path / "train.parquet",
@@ -49,16 +50,16 @@ def test_pictures_may_be_structs(tmp_path, row, write_parquet, picture):
     assert second.images == (None, None)
 
 
-def test_columns_that_some_exports_lack(tmp_path, row, write_parquet):
+def test_optional_columns_may_be_missing(tmp_path, row, write_parquet):
     needed = ("jpg_0", "jpg_1", "caption", "label_0", "label_1")
     write_parquet(tmp_path / "train.parquet", [{name: row(4)[name] for name in needed}])
     (raw,) = PickAPic(tmp_path).rows("train")
     assert (raw.has_label, raw.are_different, raw.uids, raw.num_example_per_prompt) == (True, None, ("", ""), 0)
 
 
-def test_a_missing_part_is_named_unless_it_was_said(tmp_path, row, write_parquet):
+def test_missing_parts_are_refused_unless_the_data_are_partial(tmp_path, row, write_parquet):
     write_parquet(tmp_path / named("train", 2, 645), [row(0), row(1)])
-    with pytest.raises(UserError, match=r"split train: 644 of its 645 parquet files are not there \(number 0 is the"):
+    with pytest.raises(UserError, match=r"train: 644 of its 645 parquet files are missing \(the first is number 0\)"):
         PickAPic(tmp_path).count("train")
     partial = PickAPic(tmp_path, partial=True)
     assert partial.count("train") == 2
@@ -67,8 +68,8 @@ def test_a_missing_part_is_named_unless_it_was_said(tmp_path, row, write_parquet
     assert PickAPic(tmp_path, partial=True).made_from("train") != before
 
 
-def test_files_that_have_changed_are_another_origin(tmp_path, row, write_parquet):
-    """By their sizes and names."""
+def test_changed_files_are_another_origin(tmp_path, row, write_parquet):
+    """The origin depends on the sizes and names of the files."""
     write_parquet(tmp_path / "train.parquet", [row(0)])
     before = PickAPic(tmp_path).made_from("train")
     assert PickAPic(tmp_path).made_from("train") == before
@@ -77,7 +78,7 @@ def test_files_that_have_changed_are_another_origin(tmp_path, row, write_parquet
     assert PickAPic(tmp_path).made_from("train") != before
 
 
-def test_without_names_the_published_splits_or_all(tmp_path, row, write_parquet):
+def test_the_usual_splits_are_the_published_ones_or_all(tmp_path, row, write_parquet):
     write_parquet(tmp_path / named("mine"), [row(0)])
     assert PickAPic(tmp_path).usual_splits() == ("mine",)
     write_parquet(tmp_path / named("train"), [row(0)])
@@ -87,42 +88,41 @@ def test_without_names_the_published_splits_or_all(tmp_path, row, write_parquet)
 def test_two_exports_of_a_split_are_not_mixed(tmp_path, row, write_parquet):
     write_parquet(tmp_path / named("train", 0, 1, "v1"), [row(0)])
     write_parquet(tmp_path / named("train", 0, 1, "v2"), [row(0)])
-    with pytest.raises(UserError, match="split train: its parquet files are of several exports: .*v1.*v2"):
+    with pytest.raises(UserError, match="split train: its parquet files belong to several exports: .*v1.*v2"):
         PickAPic(tmp_path).count("train")
 
 
-def test_a_part_that_is_there_twice(tmp_path, row, write_parquet):
+def test_a_part_that_occurs_twice_is_refused(tmp_path, row, write_parquet):
     write_parquet(tmp_path / "data" / "train-00000-of-00001-a.parquet", [row(0)])
     write_parquet(tmp_path / "data" / "train-00000-of-00001-b.parquet", [row(0)])
-    with pytest.raises(UserError, match="split train: a part of .*data .of 00001. is there twice"):
+    with pytest.raises(UserError, match="split train: a part of .*data .of 00001. occurs twice"):
         PickAPic(tmp_path).count("train")
 
 
-def test_a_folder_without_parquet_files(tmp_path):
-    with pytest.raises(UserError, match="no parquet files of a split there, expected names as data/train-00000"):
+def test_a_folder_without_parquet_files_is_refused(tmp_path):
+    with pytest.raises(UserError, match="has no parquet files of a split: expected names such as data/train-00000"):
         PickAPic(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder: expected one with parquet files"):
         PickAPic(tmp_path / "file")
 
 
-def test_another_table(tmp_path, write_parquet):
+def test_a_table_with_other_columns_is_refused(tmp_path, write_parquet):
     path = write_parquet(tmp_path / "train.parquet", [{"caption": "a", "image": b"x"}])
-    with pytest.raises(
-        UserError, match=f"{path}: no column jpg_0, jpg_1, label_0, label_1; expected Pick-a-Pic's, fou"
-    ):
+    message = f"{path}: no column jpg_0, jpg_1, label_0, label_1: expected Pick-a-Pic's, found caption, image"
+    with pytest.raises(UserError, match=message):
         PickAPic(tmp_path).count("train")
 
 
-def test_a_file_that_was_cut_off(tmp_path, row, write_parquet):
+def test_a_truncated_file_is_refused(tmp_path, row, write_parquet):
     path = write_parquet(tmp_path / "train.parquet", [row(i) for i in range(9)])
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(UserError, match=f"cannot read {path} as parquet .*: it is damaged or cut off, fetch it again"):
+    with pytest.raises(UserError, match=f"cannot read {path} as parquet .*: it is damaged or cut off; download it aga"):
         PickAPic(tmp_path).count("train")
 
 
-def test_a_file_damaged_in_the_middle(tmp_path, row, write_parquet):
-    """Its metadata, at the end, are whole."""
+def test_a_file_with_damaged_rows_is_refused(tmp_path, row, write_parquet):
+    """Its metadata, which are at the end, are intact."""
     path = write_parquet(tmp_path / "train.parquet", [row(i) for i in range(9)])
     content = bytearray(path.read_bytes())
     content[4:600] = b"\xff" * 596
@@ -133,8 +133,28 @@ def test_a_file_damaged_in_the_middle(tmp_path, row, write_parquet):
         list(source.rows("train"))
 
 
-def test_patterns_of_the_hub_take_the_splits_that_were_asked_for():
-    """Matched as the hub's client does."""
+def test_a_revision_is_only_for_hub_ids(tmp_path, row, write_parquet):
+    write_parquet(tmp_path / "train.parquet", [row(0)])
+    with pytest.raises(UserError, match="--revision=main is for hub ids, and --source=.* is a local folder"):
+        open_source(Options(source=str(tmp_path), revision="main"), (), fetch=print)
+
+
+def test_only_the_files_of_the_requested_splits_are_downloaded(tmp_path, row, write_parquet):
+    write_parquet(tmp_path / "train.parquet", [row(0)])
+    calls = []
+
+    def fetch(*arguments, **options):
+        calls.append((arguments, options))
+        return tmp_path
+
+    source = open_source(Options(source="owner/name", revision="v1"), ("train",), fetch)
+    assert calls == [(("owner/name", "v1"), {"allow_patterns": patterns(("train",)), "repo_type": "dataset"})]
+    origin = source.made_from("train")
+    assert (origin["source"], origin["revision"]) == ("owner/name", "v1")
+
+
+def test_the_patterns_match_the_requested_splits_only():
+    """They are matched as the hub's client does."""
     from huggingface_hub.utils import filter_repo_objects
 
     splits = ("train", "validation", "validation_unique", "test_unique")

@@ -1,0 +1,142 @@
+"""Images before and after training: prompts, scores, grids, and rewards that cannot be used together."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.images import image_grid, to_uint8
+from spo_jax.methods.common import before_after
+from spo_jax.methods.common.before_after import BeforeAfter, load_rewards, reward_options
+from spo_jax.methods.common.settings import EvalSettings
+from spo_jax.methods.spo.settings import JudgeSettings, SPOTrainSettings
+from spo_jax.nn.lora import init_lora
+from tests.networks import random_weights, small_pipeline
+
+PROMPTS = ["a red star", "a blue moon", "a green disc"]
+SETTINGS = EvalSettings(images=5, grid_images=2, batch=3, steps=2)
+
+
+class Brightness:
+    """The mean of every image, and its negative, which improves by falling."""
+
+    meanings = {"brightness": "mean of the pixels", "darkness": "its negative"}
+    lower_is_better = ("darkness",)
+
+    def __init__(self):
+        self.checked = []
+        self.prompts = []
+
+    def check(self, prompts, size):
+        self.checked.append((list(prompts), size))
+
+    def measure(self, images, prompts):
+        self.prompts.append(list(prompts))
+        mean = images.mean((1, 2, 3))
+        return {"brightness": mean, "darkness": -mean}
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return small_pipeline()
+
+
+@pytest.fixture(scope="module")
+def adapters(pipeline):
+    """An adapter that changes nothing, as a fresh one does, and one that was trained."""
+    shapes = jax.eval_shape(lambda: init_lora(jax.random.key(0), pipeline.params["unet"], 2))
+    trained = random_weights(3, shapes)
+    return jax.tree.map(jnp.zeros_like, trained), trained
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return Brightness()
+
+
+@pytest.fixture(scope="module")
+def evaluation(pipeline, reward):
+    return BeforeAfter(pipeline, SETTINGS, 1.0, PROMPTS, [reward])
+
+
+def test_prompts_are_repeated_until_there_are_enough(evaluation, reward):
+    assert evaluation.prompts == [*PROMPTS, *PROMPTS[:2]]
+    assert reward.checked == [(evaluation.prompts, (16, 16))]
+
+
+def test_the_fresh_adapter_draws_the_base_model_s_images(evaluation, adapters):
+    fresh, trained = adapters
+    base = evaluation.sampler.draw(evaluation.condition, evaluation.latents)
+    images = evaluation.images(fresh)
+    assert images.shape == (5, 16, 16, 3)
+    np.testing.assert_allclose(images, base, atol=1e-5)
+    np.testing.assert_allclose(evaluation.images(fresh, 2), base[:2], atol=1e-4)
+    assert np.abs(evaluation.images(trained) - base).max() > 1e-2
+
+
+def test_scores_are_compared_image_by_image(evaluation, adapters, reward):
+    fresh, trained = adapters
+    evaluation.start(fresh)
+    summary, grids = evaluation.finish(trained)
+    before = evaluation.images(fresh).mean((1, 2, 3))
+    after = evaluation.images(trained).mean((1, 2, 3))
+    score = summary["scores"]["brightness"]
+    assert summary["images"] == 5
+    assert score["before"] == pytest.approx(before.mean(), abs=1e-5)
+    assert score["change"] == pytest.approx((after - before).mean(), abs=1e-5)
+    assert score["meaning"] == "mean of the pixels"
+    assert not score["lower_is_better"] and summary["scores"]["darkness"]["lower_is_better"]
+    assert reward.prompts[-1] == evaluation.prompts
+    # Five images by two to a grid, and every grid with its own prompts.
+    assert [caption.split(": ")[1] for caption, _, _ in grids] == [
+        "a red star, a blue moon", "a green disc, a red star", "a blue moon"
+    ]  # fmt: skip
+    for _, first, second in grids:
+        assert first.dtype == second.dtype == np.uint8 and first.shape == second.shape
+        assert first.shape[0] == 96  # shown six times as large
+        assert (first != second).any()
+
+
+def test_a_grid_during_training_shows_the_first_images(evaluation, adapters):
+    images = to_uint8(evaluation.images(adapters[1], 2))
+    np.testing.assert_array_equal(evaluation.grid(adapters[1]), image_grid(images, before_after.GRID_COLUMNS))
+
+
+def test_a_score_that_is_not_finite_is_refused(evaluation):
+    with pytest.raises(UserError, match="brightness of the evaluation images is not finite: check eval.guidance_scale"):
+        evaluation.measure(np.full((5, 16, 16, 3), np.nan, np.float32))
+
+
+def test_two_scores_of_one_name_are_refused(pipeline, monkeypatch):
+    monkeypatch.setattr(before_after, "Sampler", lambda *_, **__: None)
+    with pytest.raises(UserError, match="eval.rewards: several rewards give a score brightness, darkness; keep one"):
+        BeforeAfter(pipeline, SETTINGS, 1.0, PROMPTS, [Brightness(), Brightness()])
+
+
+def test_a_reward_is_loaded_once_with_the_options_of_its_group(pipeline, monkeypatch):
+    """A judge that training has loaded already is used as it is."""
+    loaded = []
+
+    def load(spec, context):
+        loaded.append((spec, context.kind, dict(context.options)))
+        return Brightness()
+
+    monkeypatch.setattr(before_after, "load_reward", load)
+    settings = SPOTrainSettings(spm=JudgeSettings(model="folder"))
+    judge = Brightness()
+    shared = {"spm": judge}
+    evaluation = dataclasses.replace(SETTINGS, rewards="spm, spm:other, toy, toy")
+    rewards = load_rewards(evaluation, pipeline, None, settings, shared)
+    options = {"model": "folder", "tokenizer": ""}
+    assert loaded == [("spm:other", "sd", options), ("toy", "sd", {})]
+    assert rewards[0] is judge and rewards[2] is rewards[3]
+
+
+def test_only_groups_of_settings_are_options():
+    settings = SimpleNamespace(spm=JudgeSettings(), toy="a string", prompts="spm")
+    assert reward_options(settings, "spm:source") == {"model": "toy", "tokenizer": ""}
+    assert reward_options(settings, "toy") == reward_options(settings, "my.reward") == {}

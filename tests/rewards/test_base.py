@@ -1,0 +1,145 @@
+"""Rewards are found by name, a user's own reward evaluates and judges, and rewards of latents cannot evaluate."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.methods.common.judge import open_judge
+from spo_jax.rewards import load_reward
+from spo_jax.rewards.base import Context, DeviceReward, Reward
+from spo_jax.rewards.spm import SPMReward
+from spo_jax.rewards.toy import ToyTruth
+from spo_jax.toy import ASSETS
+
+# A user's own reward: ten lines that are not blank.
+REDNESS = '''\
+"""How red an image is."""
+
+from spo_jax.rewards.base import DeviceReward
+
+
+class Redness(DeviceReward):
+    meanings = {"redness": "mean of red minus mean of green and blue"}
+
+    def score(self, params, x, features, t):
+        return x[..., 0].mean((1, 2)) - x[..., 1:].mean((1, 2, 3))
+
+
+def load(source, context):
+    return Redness()
+'''
+
+
+@pytest.fixture
+def user_module(tmp_path, monkeypatch):
+    """A function that writes a module of the package ``my_rewards`` to the current folder, which is not in the path."""
+    (tmp_path / "my_rewards").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def write(name, text):
+        (tmp_path / "my_rewards" / f"{name}.py").write_text(text)
+        return f"my_rewards.{name}"
+
+    yield write
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_rewards"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def images():
+    """One image more than are scored at a time; image i has the redness i / 26."""
+    red = np.zeros((26, 4, 4, 3), np.float32)
+    red[..., 0] = np.arange(26).reshape(-1, 1, 1) / 26
+    return red
+
+
+def test_a_users_own_reward_measures_images(user_module, images):
+    assert sum(bool(line) for line in REDNESS.splitlines()) <= 10
+    reward = load_reward(user_module("redness", REDNESS), Context())
+    assert isinstance(reward, Reward) and isinstance(reward, DeviceReward)
+    reward.check(["any prompt"], (4, 4))
+    scores = reward.measure(images, ["any prompt"] * len(images))
+    assert scores.keys() == reward.meanings.keys() == {"redness"}
+    np.testing.assert_allclose(scores["redness"], np.arange(26) / 26, atol=1e-6)
+
+
+@pytest.mark.parametrize("reads", ["images", "latents"])
+def test_a_users_own_reward_judges_latents_in_a_program(user_module, toy, reads):
+    """Latents are decoded if and only if the reward reads images."""
+    text = REDNESS.replace("    meanings", f'    READS = "{reads}"\n    meanings')
+    name = user_module(f"redness_of_{reads}", text)
+    judge = open_judge(name, {}, toy.pipeline, decoder="vae", group="spo")
+    assert judge.features(["a red star"]) is None and judge.reward.feature_shapes() is None
+    latents = jax.random.normal(jax.random.key(0), (2, *toy.pipeline.latent_shape))
+    timesteps = jnp.full(2, 501)
+    scores = jax.jit(judge.score)(judge.params, latents, None, timesteps)
+    if reads == "images":
+        x = jax.jit(toy.pipeline.decode)(toy.pipeline.params["vae"], latents)
+    else:
+        assert judge.decoder is None and judge.params == {"reward": {}}
+        x = latents
+    np.testing.assert_allclose(scores, x[..., 0].mean((1, 2)) - x[..., 1:].mean((1, 2, 3)), atol=1e-5)
+
+
+def test_a_reward_of_latents_cannot_evaluate(images):
+    class LatentMean(DeviceReward):
+        READS = "latents"
+        meanings = {"latent_mean": "mean of the latents"}
+
+        def score(self, params, x, features, t):
+            return x.mean((1, 2, 3))
+
+    with pytest.raises(UserError, match="reward latent_mean reads latents, but evaluation has images: choose another"):
+        LatentMean().measure(images, ["a prompt"] * len(images))
+
+
+def test_features_and_the_timestep_0_are_passed_to_the_score(images):
+    """The features of each prompt stay with its image, also where the images are cut into chunks."""
+
+    class PromptLength(DeviceReward):
+        meanings = {"prompt_length": "length of the prompt"}
+
+        def features(self, prompts):
+            return {"length": np.array([len(prompt) for prompt in prompts], np.float32)}
+
+        def score(self, params, x, features, t):
+            return features["length"] + t
+
+    reward = PromptLength()
+    prompts = ["x" * index for index in range(len(images))]
+    np.testing.assert_array_equal(reward.measure(images, prompts)["prompt_length"], np.arange(26))
+    assert reward.feature_shapes() == {"length": jax.ShapeDtypeStruct((1,), jnp.float32)}
+
+
+def test_rewards_are_found_by_name():
+    assert isinstance(load_reward("toy", Context()), ToyTruth)
+    reward = load_reward("spm", Context(kind="sd"))
+    assert isinstance(reward, SPMReward) and isinstance(reward, Reward)
+
+
+def test_the_source_is_the_text_after_the_colon(user_module):
+    """It is passed on as it is, even if it contains another colon."""
+    name = user_module("remember", "def load(source, context):\n    return source, context.field\n")
+    assert load_reward(f"{name}:folder:1", Context(field="spo.reward")) == ("folder:1", "spo.reward")
+    assert load_reward(name, Context()) == ("", "eval.rewards")
+    assert isinstance(load_reward(f"spm:{ASSETS / 'spm'}", Context()), SPMReward)
+    with pytest.raises(UserError, match="no such file or folder: no/such/model"):
+        load_reward("spm:no/such/model", Context())
+
+
+def test_unknown_rewards_are_refused(user_module):
+    with pytest.raises(UserError, match="eval.rewards = 'beauty': expected 'spm', 'toy', or the dotted path of a mod"):
+        load_reward("beauty", Context())
+    for shared in ("base", "common"):
+        with pytest.raises(UserError, match=f"eval.rewards = '{shared}': expected 'spm', 'toy'"):
+            load_reward(shared, Context())
+    with pytest.raises(UserError, match="spo.reward = 'my_rewards.beauty': no module of that name can be imported"):
+        load_reward("my_rewards.beauty", Context(field="spo.reward"))
+    name = user_module("empty", "")
+    with pytest.raises(UserError, match="expected a module with a function load.source, context., but my_rewards.empt"):
+        load_reward(name, Context())

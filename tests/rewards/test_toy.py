@@ -1,0 +1,40 @@
+"""The truth of the toy world as a reward."""
+
+import numpy as np
+import pytest
+
+from spo_jax.core.errors import UserError
+from spo_jax.methods.common.judge import open_judge
+from spo_jax.rewards import load_reward
+from spo_jax.rewards.base import Context, Reward
+from spo_jax.toy import world
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return load_reward("toy", Context())
+
+
+def test_it_measures_the_truth(reward):
+    prompts = list(world.PROMPTS[:30])
+    images, _ = world.draw(np.random.default_rng(0), prompts)
+    assert isinstance(reward, Reward)
+    scores = reward.measure(images, prompts)
+    assert scores.keys() == reward.meanings.keys() and set(reward.lower_is_better) <= scores.keys()
+    assert scores["accuracy/all"].mean() > 0.95 and scores["out_of_range"].max() == 0
+    wrong = reward.measure(images, prompts[1:] + prompts[:1])
+    assert wrong["accuracy/all"].mean() < 0.1
+
+
+def test_other_sizes_and_prompts_are_refused_before_anything_is_drawn(reward):
+    reward.check(["a red star"], (32, 32))
+    with pytest.raises(UserError, match="32 x 32 pixels of the toy world, not 512 x 512; .*'spm'"):
+        reward.check(["a red star"], (512, 512))
+    with pytest.raises(UserError, match="outside the toy world"):
+        reward.check(["a photograph of a cat"], (32, 32))
+
+
+def test_it_cannot_judge_in_a_rollout(toy):
+    """It is computed on the host."""
+    with pytest.raises(UserError, match="spo.reward = 'toy': .* on the host .*, such as 'spm'"):
+        open_judge("toy", {}, toy.pipeline, decoder="vae", group="spo")

@@ -1,0 +1,159 @@
+"""The loop over batches: what is written when, what stops a run, and that a run in two parts equals a whole one."""
+
+import os
+import signal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spo_jax.core.errors import Preempted, UserError
+from spo_jax.run import loop
+from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.loop import Progress, RunIO, run_keys
+from spo_jax.run.metrics import MetricsWriter, read_metrics
+
+PROGRESS = Progress(
+    title="Test", shown=lambda row: {"loss": f"{row['loss']:.2f}"}, watched=("loss", "score"), hint="Use float32"
+)
+
+
+class State(NamedTuple):
+    params: dict
+    step: jax.Array
+
+
+def start():
+    return State({"a": jnp.zeros(1)}, jnp.zeros((), jnp.int32))
+
+
+class Steps:
+    """Steps that count: a batch adds 1 to the weights. ``bad`` replaces values of its rows, by (name, number)."""
+
+    def __init__(self, bad=None):
+        self.bad = bad or {}
+        self.seen = []
+
+    def __call__(self, number, state):
+        self.seen.append((number, float(state.params["a"][0])))
+        row = {"loss": 0.7, "score/t0000": 2.0, "seconds": 1.0}
+        row |= {name: value for (name, at), value in self.bad.items() if at == number}
+        return State(jax.tree.map(lambda x: x + 1, state.params), state.step + 1), row
+
+
+def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50):
+    """Batches ``first`` to ``total``; gives (state, what was evaluated)."""
+    evaluated = []
+
+    def evaluate(number, state):
+        evaluated.append((number, float(state.params["a"][0])))
+        return {"evaluated": 1.0}
+
+    with (
+        Checkpointer(folder / "checkpoints", keep=10) as checkpointer,
+        MetricsWriter(folder, resume_step=first or None) as writer,
+    ):
+        io = RunIO(writer, checkpointer, {"seed": 3}, evaluate, eval_every, checkpoint_every)
+        state = loop.run(step, state or start(), range(first, total), io, PROGRESS)
+    return state, evaluated
+
+
+def checkpoints_in(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_rows_evaluations_and_checkpoints_come_when_they_are_due(tmp_path):
+    state, evaluated = run(tmp_path, Steps(), 5, eval_every=2, checkpoint_every=3)
+    assert evaluated == [(2, 2.0), (4, 4.0), (5, 5.0)]
+    assert checkpoints_in(tmp_path) == [3, 5]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["loss"] == 0.7
+    assert ["evaluated" in row for row in rows] == [False, True, False, True, True]
+    assert state.params["a"].tolist() == [5.0]
+
+
+def test_a_checkpoint_holds_state_and_meta(tmp_path):
+    run(tmp_path, Steps(), 2, checkpoint_every=1)
+    with Checkpointer(tmp_path / "checkpoints", read_only=True) as checkpointer:
+        assert checkpointer.read_meta(2) == {"seed": 3}
+        assert checkpointer.read_item(2, "params")["a"].tolist() == [2.0]
+        assert checkpointer.read_item(1, "params")["a"].tolist() == [1.0]
+
+
+def test_zero_means_at_the_end_alone(tmp_path):
+    _, evaluated = run(tmp_path, Steps(), 3, eval_every=0, checkpoint_every=0)
+    assert evaluated == [(3, 3.0)] and checkpoints_in(tmp_path) == [3]
+
+
+def test_a_run_in_two_parts_takes_the_same_steps(tmp_path):
+    whole, parts = Steps(), Steps()
+    run(tmp_path / "whole", whole, 6)
+    state, _ = run(tmp_path / "parts", parts, 2)
+    run(tmp_path / "parts", parts, 6, first=2, state=state)
+    assert whole.seen == parts.seen
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        ({("loss", 3): np.nan}, "loss is nan"),
+        ({("loss", 3): np.inf}, "loss is inf"),
+        ({("score/t0000", 3): np.nan}, "score/t0000 is nan"),
+    ],
+)
+def test_values_that_are_not_finite_stop_the_run_and_the_last_good_checkpoint_is_named(tmp_path, bad, name):
+    message = f"batch 4: {name}; the last good checkpoint is {tmp_path}/checkpoints/2. Use float32"
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, Steps(bad), 6, checkpoint_every=2)
+    assert checkpoints_in(tmp_path) == [2]
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_there_may_be_no_checkpoint_to_name(tmp_path):
+    with pytest.raises(UserError, match="batch 1: loss is nan; no checkpoint was saved yet"):
+        run(tmp_path, Steps({("loss", 0): np.nan}), 6)
+
+
+def test_values_that_are_not_watched_may_be_anything(tmp_path):
+    run(tmp_path, Steps({("seconds", 0): np.inf}), 1)
+    assert read_metrics(tmp_path / "metrics.jsonl")[0]["seconds"] is None
+
+
+def test_sigterm_between_two_batches_saves_and_stops(tmp_path):
+    """`Preempted` after the batch in which the signal came; afterwards the signal has its earlier effect again."""
+    before = signal.getsignal(signal.SIGTERM)
+    steps = Steps()
+
+    def step(number, state):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return steps(number, state)
+
+    with pytest.raises(Preempted, match="saved after batch 3 of 6"):
+        run(tmp_path, step, 6, checkpoint_every=0, eval_every=1)
+    # The machine will be gone soon: the state is saved at once, and not evaluated.
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert ["evaluated" in row for row in rows] == [True, True, False]
+    assert checkpoints_in(tmp_path) == [3]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_in_the_last_batch_finishes_the_run(tmp_path):
+    steps = Steps()
+
+    def step(number, state):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return steps(number, state)
+
+    _, evaluated = run(tmp_path, step, 2, checkpoint_every=0, eval_every=0)
+    assert evaluated == [(2, 2.0)] and checkpoints_in(tmp_path) == [2]
+
+
+def test_the_keys_of_a_run_follow_from_its_seed():
+    keys = [jax.random.key_data(key).tolist() for seed in (0, 0, 1) for key in run_keys(seed)]
+    assert keys[:2] == keys[2:4]
+    assert len({str(key) for key in keys}) == 4
