@@ -17,9 +17,10 @@ from spo_jax.core.files import check_free, check_writable
 from spo_jax.data.preferences.format import open_preferences
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.model import open_model
 from spo_jax.methods.spm.accuracy import ACCURACY, Agreement, Evaluator, print_accuracy, write_accuracy
 from spo_jax.methods.spm.method import PLAIN_LINE, SPM_LINE
-from spo_jax.methods.spm.parts import load_clip, load_frozen_pipeline, relabelled
+from spo_jax.methods.spm.parts import load_clip, relabelled
 from spo_jax.methods.spm.programs import SPMTraining
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spm.split import Split
@@ -55,7 +56,7 @@ def evaluate_spm(
     mesh = make_mesh(settings.mesh)
     check_divides("eval.batch", settings.eval.batch, mesh)
     with jax.set_mesh(mesh):
-        pipeline = load_frozen_pipeline(settings, mesh)
+        pipeline = open_model(settings, mesh, trained=False)
         check_kind(path, config, pipeline.kind, "--spm")
         key = make(lambda: jax.random.key(settings.seed), mesh)
         starts = {}

@@ -1,4 +1,4 @@
-"""Training methods; a method is a folder, found by its name or by a dotted path."""
+"""Training methods. Each method is a subpackage; it is found by its name, or by a dotted path if it is a user's own."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,10 +17,13 @@ _PARTS = ("Settings", "read_data", "setup")
 
 
 def load_method(name: str) -> ModuleType:
-    """The module of a method, see `spo_jax.methods.base.Method`.
+    """Imports the module of a method; see `spo_jax.methods.base.Method`.
+
+    Args:
+      name: a name in `spo_jax.methods`, or a dotted path.
 
     Raises:
-      UserError: there is no such method, or the module lacks a part of one.
+      UserError: there is no such method, or the module lacks one of a method's members.
     """
     module = find_module(__name__, name, "config field method")
     missing = [part for part in _PARTS if not hasattr(module, part)]
@@ -30,15 +33,19 @@ def load_method(name: str) -> ModuleType:
 
 
 def default_config(name: str) -> ConfigDict:
-    """The default settings of a method, unlocked so that a config file can change them."""
+    """Returns the default settings of a method, unlocked so that a config file can change them.
+
+    Raises:
+      UserError: as in `load_method`.
+    """
     return to_config(dataclasses.replace(load_method(name).Settings(), method=name))
 
 
 def read_settings(config: ConfigDict | Mapping[str, Any]) -> RunSettings:
-    """The settings that a config describes; its field ``method`` says whose.
+    """Reads the settings of the method that the config's field ``method`` names.
 
     Raises:
-      UserError: it names no method, or a field is unknown, of another type or out of range.
+      UserError: the config does not name a method, or a field is unknown, of another type or out of range.
     """
     name = config.get("method") if isinstance(config, ConfigDict | Mapping) else None
     if not isinstance(name, str):

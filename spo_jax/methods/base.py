@@ -1,4 +1,4 @@
-"""What the trainer needs to know of a method: its settings, and a run of it."""
+"""The protocol of a training method, as `spo_jax.train` uses it: its settings, its data and a run."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,26 +14,27 @@ from spo_jax.run.loop import Progress, Row
 from spo_jax.run.settings import RunSettings
 
 Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
-Programs = Mapping[str, Any]  # compiled programs by name; another shape of an argument is an error
+Programs = Mapping[str, Any]  # compiled programs by name; they refuse arguments of other shapes
 
 
 @runtime_checkable
 class Data(Protocol):
-    """What a run learns from, read before anything that takes minutes.
+    """The data that a run learns from, opened before anything that takes minutes.
 
     Attributes:
-      digests: strings that identify it; a resumed run must have the same.
+      digests: strings that identify the data; a resumed run must have the same ones.
     """
 
     digests: Sequence[str]
 
 
 class Result(NamedTuple):
-    """What a finished run shows.
+    """The results of a finished run.
 
     Attributes:
-      summary: content of ``summary.json``; ``scores`` as `spo_jax.core.statistics.paired_scores` gives them.
-      grids: (caption, before, after) for the report; None where a method makes no images.
+      summary: entries for ``summary.json``. Two of them are optional and have a fixed meaning: ``scores`` is what
+        `spo_jax.core.statistics.paired_scores` returns, and ``images`` is the number of images that were scored.
+      grids: (caption, image before, image after) for the report; None if the method makes no images.
       figures: (heading, caption, SVG) for the report.
     """
 
@@ -46,13 +47,14 @@ class Result(NamedTuple):
 class Run(Protocol):
     """One run of a method: the method bound to its models, data and mesh.
 
-    `spo_jax.train` calls it in this order: `init_state`, `begin`, `trace`, then `step` on each of `batches` with an
-    `evaluate` now and then, at last `export` and `finish`.
+    `spo_jax.train` calls `init_state`, `begin` and `trace`, then `step` once for each of `batches`, with `evaluate` at
+    the intervals of the settings, and finally `export` and `finish`. If the run is resumed, the state is restored from
+    a checkpoint between `trace` and the first `step`.
 
     Attributes:
-      total: number of batches.
-      progress: what to show for each batch.
-      charts: titles and hints of the curves, see `spo_jax.run.report.write_report`.
+      total: number of batches of the whole run.
+      progress: what to show for each batch, and which metrics have to stay finite.
+      charts: name of a chart to its title and a hint for its reader; see `spo_jax.run.report.write_report`.
     """
 
     total: int
@@ -60,56 +62,84 @@ class Run(Protocol):
     charts: Mapping[str, tuple[str, str]]
 
     def init_state(self, key: Key) -> State:
-        """The state before the first batch; a NamedTuple with a field ``params``, the weights that are trained."""
+        """Returns the state before the first batch: a NamedTuple whose field ``params`` holds the trained weights.
+
+        Args:
+          key: the key for the weights that a run does not read from a file.
+        """
         ...
 
     def state_shapes(self) -> State:
-        """Shapes of the state where it lies on the mesh, without making it."""
+        """Returns the shapes of the state, with the shardings that it has on the mesh, without making the state."""
         ...
 
     def trace(self, state: State, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
-        """The run's programs by name, for a state of arrays or shapes; nothing else of the run has to be arrays.
+        """Traces the run's programs and returns them by name.
 
         Args:
-          keep_unused: give programs also the arguments that they do not read, to see all memory that they lie in.
+          state: arrays or shapes. The run itself may be abstract, with shapes in place of all its weights.
+          keep_unused: keep arguments that a program does not read, so that the analysis of its memory counts them.
         """
         ...
 
     def begin(self, state: State, resuming: bool) -> Row:
-        """Measures the state before training; the row of batch 0, which may be empty."""
+        """Measures the state before training and returns the row of batch 0, which may be empty.
+
+        Args:
+          state: what `init_state` returned, also if the run is resumed.
+          resuming: whether the run continues from a checkpoint.
+        """
         ...
 
     def batches(self, start: int) -> Generator[Any, None, None]:
-        """The inputs of the batches from number ``start`` on, as `step` takes them."""
+        """Yields what `step` needs for each batch, from batch number ``start`` on; the first batch has number 0."""
         ...
 
     def step(
         self, programs: Programs, batches: Iterator[Any], number: int, state: State, key: Key
     ) -> tuple[State, Row]:
-        """Trains on the next of the batches, which has this number: (next state, row of the curves).
+        """Trains on the next batch.
 
-        Everything that it draws follows from ``key`` and the number, so that a resumed run draws the same.
+        Everything random has to follow from ``key`` and ``number``, so that a resumed run draws the same.
+
+        Args:
+          programs: the programs of `trace`, compiled.
+          batches: the generator that `batches` returned.
+          number: number of the next batch, from 0 on.
+          state: the current state; its arrays may be donated.
+          key: the run's key for everything that batches draw, the same for all of them.
+
+        Returns:
+          The next state, and the batch's row: one value for each curve.
         """
         ...
 
     def evaluate(self, number: int, state: State) -> tuple[Row, Images]:
-        """Evaluates between two batches: more entries for the row, and images to keep."""
+        """Evaluates the state between two batches.
+
+        Args:
+          number: number of batches finished so far.
+          state: the state after them.
+
+        Returns:
+          More entries for the row of the latest batch, and images by name to keep as files and among the curves.
+        """
         ...
 
     def export(self, state: State, folder: Path) -> None:
-        """Writes the trained weights; every process calls it, and one of them writes."""
+        """Writes the trained weights to the run's folder; every process calls this, and one of them writes."""
         ...
 
     def finish(self, state: State) -> Result:
-        """Measures the trained state, and compares it with what `begin` measured."""
+        """Measures the trained state and compares it with the measurement that `begin` made."""
         ...
 
 
 @runtime_checkable
 class Method(Protocol):
-    """A method: a module or package with these names.
+    """A training method: a module or package that has these members.
 
-    `spo_jax.methods.load_method` finds it by its name in `spo_jax.methods` or by a dotted path.
+    `spo_jax.methods.load_method` finds it by its name in `spo_jax.methods`, or by a dotted path.
 
     Attributes:
       Settings: a subclass of `spo_jax.run.settings.RunSettings` whose fields all have defaults.
@@ -118,10 +148,10 @@ class Method(Protocol):
     Settings: type
 
     def read_data(self, settings: RunSettings) -> Data:
-        """Reads or opens what the run learns from.
+        """Reads or opens the data that the run learns from.
 
         Raises:
-          UserError: it is missing or does not fit.
+          UserError: the data is missing or does not fit the settings.
         """
         ...
 
@@ -129,10 +159,11 @@ class Method(Protocol):
         """Loads the models and binds the method to them.
 
         Args:
-          mesh: where everything lies; in context.
-          data: what `read_data` gave. None makes an abstract run, which has shapes instead of weights: its programs can
-            be traced and compiled, also for devices that are not here.
-          folder: the run's folder.
+          settings: an instance of `Settings`.
+          mesh: mesh over which weights and batches are laid; it is also the mesh in context.
+          data: what `read_data` returned. None makes an abstract run, which has shapes instead of weights: its programs
+            can be traced and compiled, also for devices that this machine does not have.
+          folder: the run's folder; None for an abstract run.
 
         Raises:
           UserError: a model is missing or does not fit.

@@ -23,10 +23,10 @@ from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.gradients import chunked_gradients
 from spo_jax.methods.common.latents import encode_images
+from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.state import TrainState, apply_gradients
 from spo_jax.methods.finetune.settings import FinetuneSettings
-from spo_jax.models import open_pipeline
 from spo_jax.models.base import repeat_rows
 from spo_jax.parallel.chunks import cut, even_chunk
 from spo_jax.parallel.mesh import over_batch, replicated
@@ -64,9 +64,7 @@ def setup(
 ) -> "FinetuneRun":
     """Loads the model; see `spo_jax.methods.base.Method`."""
     del folder
-    options = {name: getattr(settings, name) for name in ("remat", "vae", "base")}
-    options |= {"revision": settings.revision or None, "dtype": jnp.dtype(settings.dtype)}
-    pipeline = open_pipeline(settings.model, mesh=mesh, abstract=data is None, **options)
+    pipeline = open_model(settings, mesh, abstract=data is None)
     run = FinetuneRun(settings, pipeline, mesh, data and data.eval_prompts)
     run.images = data and data.images
     return run

@@ -21,10 +21,11 @@ from spo_jax.data.preferences.loading import batches as load_batches
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods.base import Images, Programs, Result
 from spo_jax.methods.common.latents import latent_cache, latent_file
+from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.state import TrainState, init_state
 from spo_jax.methods.spm.accuracy import Agreement, Evaluator, accuracy_figure, summarised, write_accuracy
 from spo_jax.methods.spm.init import Start
-from spo_jax.methods.spm.parts import load_clip, load_frozen_pipeline, relabelled
+from spo_jax.methods.spm.parts import load_clip, relabelled
 from spo_jax.methods.spm.programs import Rows, SPMTraining
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spm.split import Split
@@ -78,7 +79,7 @@ def read_data(settings: SPMTrainSettings) -> PairData:
 def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, folder: Path | None = None) -> "SPMRun":
     """Loads the models and makes labels anew if asked to; see `spo_jax.methods.base.Method`."""
     abstract = data is None
-    pipeline = load_frozen_pipeline(settings, mesh, abstract)
+    pipeline = open_model(settings, mesh, abstract, trained=False)
     if abstract:
         clip = abstract_clip(settings.init, jnp.dtype(settings.dtype), settings.remat)
         return SPMRun(SPMTraining(pipeline, clip, settings, mesh))

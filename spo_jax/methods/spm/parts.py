@@ -12,23 +12,7 @@ from spo_jax.data.preferences.format import Preferences
 from spo_jax.methods.spm.init import Start, load_start
 from spo_jax.methods.spm.relabel import clean_scores, new_labels
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.models import open_pipeline
-from spo_jax.models.base import Pipeline
 from spo_jax.rewards.common.preference_model import load_plain_clip
-
-
-def load_frozen_pipeline(settings: SPMTrainSettings, mesh: Mesh, abstract: bool = False) -> Pipeline:
-    """The diffusion model whose clean predictions are judged."""
-    logging.info("reading %s", settings.model)
-    return open_pipeline(
-        settings.model,
-        revision=settings.revision or None,
-        dtype=jnp.dtype(settings.dtype),
-        mesh=mesh,
-        vae=settings.vae,
-        base=settings.base,
-        abstract=abstract,
-    )
 
 
 def load_clip(settings: SPMTrainSettings, model: str, key: Key, mesh: Mesh, random: bool = False) -> Start:

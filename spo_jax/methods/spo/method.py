@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
@@ -20,13 +19,13 @@ from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.before_after import reward_options
 from spo_jax.methods.common.judge import open_judge
+from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo.programs import SPO, PromptFeatures
 from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.update import UPDATE_METRICS
-from spo_jax.models import open_pipeline
 from spo_jax.run.loop import Progress, Row
 
 CHARTS = {
@@ -77,17 +76,7 @@ def setup(
     """Loads model and judge; see `spo_jax.methods.base.Method`."""
     del folder
     abstract = data is None
-    logging.info("reading %s and its judge", settings.model)
-    pipeline = open_pipeline(
-        settings.model,
-        revision=settings.revision or None,
-        dtype=jnp.dtype(settings.dtype),
-        remat=settings.remat,
-        mesh=mesh,
-        vae=settings.vae,
-        base=settings.base,
-        abstract=abstract,
-    )
+    pipeline = open_model(settings, mesh, abstract)
     judge = open_judge(
         settings.spo.reward,
         reward_options(settings, settings.spo.reward),

@@ -12,10 +12,10 @@ from spo_jax.core.errors import UserError
 from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.latents import encode_images
+from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.methods.common.state import apply_gradients
-from spo_jax.models import open_pipeline
 from spo_jax.parallel.mesh import over_batch, replicated
 from spo_jax.parallel.sharding import place, shapes_of
 from spo_jax.run.loop import Progress
@@ -54,7 +54,7 @@ def read_data(settings):
 
 def setup(settings, mesh, data=None, folder=None):
     """Loads the model, or its shapes where there is no data."""
-    pipeline = open_pipeline(settings.model, mesh=mesh, abstract=data is None)
+    pipeline = open_model(settings, mesh, abstract=data is None)
     run = DenoisingRun(settings, pipeline, mesh, data and data.eval_prompts)
     run.data = data
     return run

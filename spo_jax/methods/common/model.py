@@ -1,0 +1,34 @@
+"""The text-to-image model that settings name."""
+
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+
+from spo_jax.methods.common.settings import ModelSettings
+from spo_jax.models import open_pipeline
+from spo_jax.models.base import Pipeline
+
+
+def open_model(settings: ModelSettings, mesh: Mesh, abstract: bool = False, trained: bool = True) -> Pipeline:
+    """Opens the model of the settings.
+
+    Args:
+      settings: name the model and how to compute with it.
+      mesh: where the weights go.
+      abstract: give shapes instead of weights.
+      trained: whether gradients go through the model; only then is ``settings.remat`` of use.
+
+    Raises:
+      UserError: the model is missing or cannot be read.
+    """
+    logging.info("reading %s", settings.model)
+    return open_pipeline(
+        settings.model,
+        revision=settings.revision or None,
+        dtype=jnp.dtype(settings.dtype),
+        remat=trained and settings.remat,
+        mesh=mesh,
+        vae=settings.vae,
+        base=settings.base,
+        abstract=abstract,
+    )
