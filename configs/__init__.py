@@ -1,1 +1,1 @@
-"""Experiments as data: each module opens with its command, hardware, hours and the number to expect."""
+"""Experiments as data: each module states its command, the hardware and hours it takes, and the number to expect."""

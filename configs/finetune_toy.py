@@ -1,16 +1,16 @@
-r"""Plain fine-tuning of the LoRA on images with captions, on the pipeline shipped in the package.
+r"""Plain fine-tuning of a LoRA on images with captions, for the pipeline shipped in the package.
 
 python -m spo_jax.train --config=configs/finetune_toy.py --out=runs/finetune_toy --config.images=FOLDER
 
-The folder holds images and captions: metadata.jsonl with a line {"file_name": "a.png", "text": "a red star"} per image,
-or a text file beside each image.
+FOLDER holds the images and their captions: either metadata.jsonl with a line {"file_name": "a.png", "text": "a red
+star"} for each image, or a text file beside each image.
 """
 
 from spo_jax.methods import default_config
 
 
 def get_config():
-    """Fields that differ from the method's defaults."""
+    """Returns the settings; fields not set here keep the method's defaults."""
     config = default_config("finetune")
     config.model = "toy"
     config.train_steps = 100

@@ -12,10 +12,10 @@ from spo_jax.methods import default_config
 
 
 def get_config():
-    """Every field that the recipe fixes, written out."""
+    """Returns the settings, with every field that the recipe fixes written out."""
     config = default_config("spo")
     config.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # --config.model=PATH_OR_ID
-    config.dtype = "bfloat16"  # of frozen weights; the reference has float16
+    config.dtype = "bfloat16"  # for frozen weights; the reference uses float16
     config.remat = True
     config.prompts = "prompts.json"  # 4,000 prompts of Pick-a-Pic v1: JSON, JSONL or text
     config.prompts_per_batch = 40
@@ -26,7 +26,7 @@ def get_config():
     config.spm.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
     config.lora.rank = 4
-    config.lora.alpha = 0.0  # as the rank, so scale 1
+    config.lora.alpha = 0.0  # 0 means alpha = rank, so the scale is 1
 
     config.spo.num_steps = 20
     config.spo.eta = 1.0
@@ -47,9 +47,9 @@ def get_config():
     config.optimizer.adam_beta2 = 0.999
     config.optimizer.adam_epsilon = 1e-8
     config.optimizer.weight_decay = 1e-4
-    config.optimizer.max_grad_norm = 1.0  # really applied here; see docs/parity.md
+    config.optimizer.max_grad_norm = 1.0  # the reference never clips; see docs/parity.md
 
-    config.eval.prompts = "validation_prompts.txt"  # none of those above; the paper's are 500 of Pick-a-Pic v1
+    config.eval.prompts = "validation_prompts.txt"  # no training prompts; the paper uses 500 of Pick-a-Pic v1
     config.eval.images = 32
     config.eval.batch = 8
     config.eval.rewards = "spm"

@@ -5,18 +5,18 @@ python -m spo_jax.train --config=configs/spm_sd15.py --out=runs/spm_sd15 --confi
 
 The published run took 32 A100-hours on 4 × A100 80 GB. It starts from the plain PickScore, which agrees with the human
 labels of 70.5 % of Pick-a-Pic's test pairs (arXiv 2305.01569). Accuracy at t = 0 should stay about there, and it should
-be above the plain model's at every later timestep. Numbers below are for all devices together: the published 16 pairs
-times 4.
+be above the plain model's at every later timestep. The numbers below are for all devices together: the published 16
+pairs per device, times 4.
 """
 
 from spo_jax.methods import default_config
 
 
 def get_config():
-    """Every field that the recipe fixes, written out."""
+    """Returns the settings, with every field that the recipe fixes written out."""
     config = default_config("spm")
     config.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # --config.model=PATH_OR_ID
-    config.dtype = "bfloat16"  # of frozen weights and activations; the reference's frozen part has float16
+    config.dtype = "bfloat16"  # for frozen weights and activations; the reference's frozen part uses float16
     config.remat = True
     config.init = "yuvalkirstain/PickScore_v1"  # --config.init=PATH_OR_ID
     config.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -41,7 +41,7 @@ def get_config():
     config.guidance_scale = 5.0
     config.timestep_power = 1.0
     config.mesh.data = 1
-    config.mesh.fsdp = -1  # weights, gradients and moments are 16 GB: shared by all devices
+    config.mesh.fsdp = -1  # weights, gradients and moments take 16 GB, which all devices share
 
     config.log.checkpoint_every = 1000
     config.log.eval_every = 1000

@@ -3,20 +3,20 @@ r"""The step-aware preference model of SDXL, the published recipe (arXiv 2406.04
 python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1
 python -m spo_jax.train --config=configs/spm_sdxl.py --out=runs/spm_sdxl --config.data_dir=data/pickapic_v1
 
-The published run took 116 A100-hours on 4 × A100 80 GB. Labels are PickScore's own on the clean images, made once
-for both splits, so accuracy at t = 0 starts near 1, and what is learnt shows at later timesteps. Numbers below are for
-all devices together: the published 16 pairs times 4.
+The published run took 116 A100-hours on 4 × A100 80 GB. PickScore makes the labels, once for both splits, from
+the clean images. Accuracy at t = 0 therefore starts near 1, and progress shows at later timesteps. The numbers below
+are for all devices together: the published 16 pairs per device, times 4.
 """
 
 from spo_jax.methods import default_config
 
 
 def get_config():
-    """Every field that the recipe fixes, written out."""
+    """Returns the settings, with every field that the recipe fixes written out."""
     config = default_config("spm")
     config.model = "stabilityai/stable-diffusion-xl-base-1.0"  # --config.model=PATH_OR_ID
     config.vae = "madebyollin/sdxl-vae-fp16-fix"  # as published; the model's own needs float32
-    config.dtype = "bfloat16"  # of frozen weights and activations; the reference's frozen part has float16
+    config.dtype = "bfloat16"  # for frozen weights and activations; the reference's frozen part uses float16
     config.remat = True
     config.init = "yuvalkirstain/PickScore_v1"  # --config.init=PATH_OR_ID
     config.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -44,7 +44,7 @@ def get_config():
     config.guidance_scale = 5.0
     config.timestep_power = 1.0
     config.mesh.data = 1
-    config.mesh.fsdp = -1  # weights, gradients and moments are 16 GB: shared by all devices
+    config.mesh.fsdp = -1  # weights, gradients and moments take 16 GB, which all devices share
 
     config.log.checkpoint_every = 1000
     config.log.eval_every = 1000

@@ -3,18 +3,18 @@ r"""A step-aware preference model for the pipeline shipped in the package, from 
 python -m spo_jax.prepare --dataset=toy --data-dir=data/toy
 python -m spo_jax.train --config=configs/spm_toy.py --out=runs/spm_toy
 
-The first command takes 7 minutes and the second 72 on two CPU cores. JAX_NUM_CPU_DEVICES=2 keeps both cores busy and
-makes the second 1.4 times as fast. SPO takes the result with --config.spm.model=runs/spm_toy/spm.
+The first command takes 7 minutes on two CPU cores, and the second takes 72. JAX_NUM_CPU_DEVICES=2 keeps both cores busy
+and makes the second one 1.4 times as fast. SPO uses the result with --config.spm.model=runs/spm_toy/spm.
 
 The run must print accuracies of about 0.86, 0.79, 0.64, 0.58 and 0.51 at t = 0, 251, 501, 701 and 951 (± 0.02). That is
-as good as the shipped model at low timesteps, and worse at high ones. About another hour of training from there, with
-uniform timesteps, makes it as good everywhere (0.85, 0.80, 0.69, 0.63 and 0.59):
+as good as the shipped model at low timesteps, and worse at high ones. About another hour of training from
+that result, with uniform timesteps, makes it as good everywhere (0.85, 0.80, 0.69, 0.63 and 0.59):
 
 python -m spo_jax.train --config=configs/spm_toy.py --config.init=runs/spm_toy/spm --config.init_random=False \
   --config.seed=1 --config.timestep_power=1.0 --config.train_steps=3400 --config.optimizer.warmup_steps=200 \
   --out=runs/spm_toy_more
 
-The shipped one on the same 500 pairs has 0.84, 0.77, 0.70, 0.61 and 0.57:
+The shipped model has 0.84, 0.77, 0.70, 0.61 and 0.57 on the same 500 pairs:
 
 python -m spo_jax.evaluate_spm --config=configs/spm_toy.py --spm=toy --out=runs/shipped
 """
@@ -23,26 +23,26 @@ from spo_jax.methods import default_config
 
 
 def get_config():
-    """Fields that differ from the method's defaults, which are the published ones of SD 1.5."""
+    """Returns the settings; fields not set here keep the method's defaults, which are those published for SD 1.5."""
     config = default_config("spm")
     config.model = "toy"
-    config.init = "toy"  # only its config: two small towers, images of 32 px
+    config.init = "toy"  # only its config is used: two small towers, images of 32 px
     config.init_random = True
     config.data_dir = "data/toy"
     config.flip = True  # the toy world's preferences do not depend on left and right
 
-    config.batch_size = 32  # two cores see the same pairs in an hour; smaller batches make more steps of them
+    config.batch_size = 32  # smaller batches make more steps of the pairs that two cores process in an hour
     config.chunk = 32
     config.train_steps = 3000
     config.optimizer.warmup_steps = 150
     config.optimizer.learning_rate = 1e-3
     config.optimizer.weight_decay = 0.05
-    config.optimizer.adam_beta2 = 0.99  # a memory of hundreds of steps, because there are few
-    config.timestep_power = 2.0  # more of the low timesteps, where the toy world's preferences are visible
+    config.optimizer.adam_beta2 = 0.99  # averages over hundreds of steps only, because there are few
+    config.timestep_power = 2.0  # favours low timesteps, where the toy world's preferences are visible
     config.export_dtype = "float16"
 
     config.log.checkpoint_every = 200
     config.log.eval_every = 1000
-    config.eval.pairs = 500  # one or two minutes each time; --config.eval.pairs=0 measures all of them
+    config.eval.pairs = 500  # each evaluation takes one or two minutes; --config.eval.pairs=0 uses all pairs
     config.eval.batch = 40
     return config.lock()

@@ -2,19 +2,19 @@
 
 python -m spo_jax.train --config=configs/toy.py --out=runs/toy
 
-Two CPU cores, about two minutes. It must print an aesthetic of about 0.38 -> 0.49 (see the README).
+This takes about two minutes on two CPU cores. It must print an aesthetic of about 0.38 -> 0.49 (see the README).
 """
 
 from spo_jax.methods import default_config
 
 
 def get_config():
-    """Fields that differ from SPO's defaults, which are the published ones of SD 1.5."""
+    """Returns the settings; fields not set here keep SPO's defaults, which are those published for SD 1.5."""
     config = default_config("spo")
     config.model = "toy"
     config.prompts = "toy:train"
     config.prompts_per_batch = 8
-    config.num_epochs = 5  # 46 prompts: 28 batches; after far more, the policy exploits the small judge's errors
+    config.num_epochs = 5  # 28 batches of the 46 prompts; far more would make the policy exploit the judge's errors
 
     config.spm.model = "toy"
 

@@ -1,17 +1,18 @@
-"""SPO on a toy SDXL pipeline with random weights: every part of the published recipe, in seconds.
+"""SPO on a toy SDXL pipeline with random weights, with every part of the published recipe.
 
 python -m spo_jax.build_toy.toy_sdxl --out=build/toy_sdxl
 python -m spo_jax.train --config=configs/toy_sdxl.py --out=runs/toy_sdxl
 
-Two CPU cores, about two minutes, nearly all of it compiling. The pipeline has learned nothing, so its images are noise
-before and after: this shows that a machine can run SDXL, not what SPO does. `configs/toy.py` shows that.
+This takes about two minutes on two CPU cores, nearly all of it for compiling. The pipeline has learned nothing, so its
+images are noise before and after. The run shows that a machine can run SDXL, not what SPO does; `configs/toy.py` shows
+that.
 """
 
 from spo_jax.methods import default_config
 
 
 def get_config():
-    """Fields that differ from SPO's defaults, which are the published ones of SD 1.5."""
+    """Returns the settings; fields not set here keep SPO's defaults, which are those published for SD 1.5."""
     config = default_config("spo")
     config.model = "build/toy_sdxl"  # --config.model=FOLDER
     config.prompts = "toy:train"
@@ -23,7 +24,7 @@ def get_config():
     config.spo.num_candidates = 2
     config.spo.num_inner_step = 3
     config.spo.branch_at_last_step = False
-    config.spo.threshold = 0.0  # or there would be no pairs: the preference model has never seen such images
+    config.spo.threshold = 0.0  # keeps pairs although the preference model has never seen such images
     config.spo.decode_chunk = 16
     config.spo.train_batch_size = 16
     config.spo.train_chunk = 16

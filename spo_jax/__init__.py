@@ -18,7 +18,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Public name to the module that has it; imported when it is first used, so that ``import spo_jax`` takes no time.
+# Public names and their modules, which are imported when a name is first used, so that ``import spo_jax`` is fast.
 _PUBLIC = {
     "train": "spo_jax.train",
     "sample": "spo_jax.sample",
@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_PUBLIC[name])
-    # Commands are modules that can be called.
+    # The commands are modules that can be called.
     return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
 
 

@@ -1,7 +1,8 @@
 """Writes a preference model as safetensors: ``python -m spo_jax.convert --spm=published.bin --out=spm``.
 
-Reads what ``--config.spm.model`` reads: a folder, a ``.bin`` or ``.safetensors`` file, a hub id, or one file of
-a hub repository. Weights keep the names of the published checkpoints. Torch is not needed, and no pickle is run.
+The model may be anything that ``--config.spm.model`` accepts: a folder, a ``.bin`` or ``.safetensors`` file, a hub id,
+or one file of a hub repository. Weights keep the names of the published checkpoints. Torch is not needed, and no pickle
+is executed.
 """
 
 import os
@@ -32,16 +33,18 @@ def convert_spm(
     """Writes ``config.json``, ``model.safetensors`` and the tokenizer of a preference model.
 
     Args:
-      model: as `spo_jax.rewards.common.preference_model.load_spm` takes it.
-      out: folder that does not exist yet.
-      tokenizer: folder or hub id, where the model holds none.
+      model: the preference model, as `spo_jax.rewards.common.preference_model.load_spm` takes it.
+      out: folder to write, which must not exist yet.
+      tokenizer: folder or hub id of the tokenizer, if the model holds none.
       dtype: dtype of the weights, ``float16`` or ``float32``.
-      trained_on: ``sd`` or ``sdxl``; empty is what the model itself says.
+      trained_on: kind of pipeline whose images the model was trained on, ``sd`` or ``sdxl``; if empty, what the model
+        itself says.
 
     Raises:
-      UserError: the model cannot be read, ``out`` exists or cannot be written, a weight does not fit float16, or the
+      UserError: the model cannot be read, ``out`` exists or cannot be written, a weight does not fit in float16, or the
         model says that it was trained on another kind than ``trained_on``.
     """
+    # Check the arguments, and read the model.
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out")
@@ -55,7 +58,7 @@ def convert_spm(
     spm = load_spm(model, tokenizer=folder)
     params = jax.tree.map(np.asarray, spm.params)
     try:
-        # Written aside first: a folder without its weights would be taken for a model.
+        # Write to a temporary folder first, because a folder without its weights would be taken for a model.
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.absolute().parent) as aside:
             write_spm(Path(aside) / "spm", spm.clip.config, params, folder, np.dtype(dtype), trained_on or known)
@@ -66,7 +69,7 @@ def convert_spm(
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     spm = flags.DEFINE_string("spm", None, "Convert this preference model: folder, file, hub id, or 'toy'.")
     out = flags.DEFINE_string("out", None, "Write config, weights and tokenizer to this folder.")
     tokenizer = flags.DEFINE_string(
@@ -75,7 +78,7 @@ def run() -> None:
     dtype = flags.DEFINE_enum("dtype", "float16", ["float16", "float32"], "Write the weights in this dtype.")
     kinds = ["", "sd", "sdxl"]
     trained_on = flags.DEFINE_enum(
-        "trained-on", "", kinds, "State the kind of pipeline that it judges (default: what --spm says)."
+        "trained-on", "", kinds, "Record this kind of pipeline as the one it judges (default: what --spm says)."
     )
     flags.mark_flags_as_required(["spm", "out"])
 

@@ -1,4 +1,4 @@
-"""Refuses: the shipped pipeline is called toy now, and its commands are in `spo_jax.build_toy`."""
+"""Refuses to be imported or run: the shipped pipeline is now called toy; its commands are in `spo_jax.build_toy`."""
 
 import sys
 
@@ -8,6 +8,6 @@ from spo_jax.core.cli import stop
 _COMMANDS = ", ".join(f"spo_jax.{new}" for old, new in renamed.COMMANDS.items() if old.startswith("embedded."))
 _MESSAGE = f"spo_jax.embedded is now spo_jax.build_toy, with the commands {_COMMANDS}"
 
-if sys.argv[0] == "-m":  # python -m spo_jax.embedded.build, which imports this module on the way
+if sys.argv[0] == "-m":  # python -m spo_jax.embedded.build imports this module first
     stop(_MESSAGE)
 raise ImportError(_MESSAGE)

@@ -1,7 +1,8 @@
 """Measures a preference model: ``python -m spo_jax.evaluate_spm --config=configs/spm_toy.py --spm=runs/spm/spm``.
 
-Pair accuracy at the config's timesteps on its evaluation split, with standard errors; and that of a plain CLIP
-(--plain) on the same images. Leaves ``accuracy.json``, ``accuracy.svg`` and ``accuracy.png`` in ``--out``.
+Reports pair accuracies on the config's evaluation split, at the config's timesteps and with standard errors; with
+``--plain`` also those of a plain CLIP on the same images. Writes ``accuracy.json``, ``accuracy.svg`` and
+``accuracy.png`` to ``--out``.
 """
 
 import os
@@ -37,16 +38,19 @@ def evaluate_spm(
     """Measures a preference model on the settings' evaluation pairs and writes the result to ``out``.
 
     Args:
+      settings: settings of the training of a preference model.
       spm: folder, file or hub id of the preference model.
-      plain: the same of a plain CLIP, measured on the same images; empty is none.
-      overwrite: replace the files of an earlier measurement.
+      out: folder for the results.
+      plain: folder, file or hub id of a plain CLIP to measure on the same images; empty for none.
+      overwrite: whether to replace the files of an earlier measurement.
 
     Returns:
-      Name of the model to timestep to what each pair counts.
+      By name of the model and by timestep, the contribution of each pair to the accuracy (1, ½ or 0).
 
     Raises:
-      UserError: a setting, file or folder that does not work.
+      UserError: a setting, file or folder cannot be used.
     """
+    # Check files and folders before the models are read.
     out = Path(out)
     check_writable(out)
     check_free(out / ACCURACY, overwrite)
@@ -58,6 +62,7 @@ def evaluate_spm(
     with jax.set_mesh(mesh):
         pipeline = open_model(settings, mesh, trained=False)
         check_kind(path, config, pipeline.kind, "--spm")
+        # Load the models to measure.
         key = make(lambda: jax.random.key(settings.seed), mesh)
         starts = {}
         for line, model in ((SPM_LINE, spm), (PLAIN_LINE, plain)):
@@ -67,6 +72,7 @@ def evaluate_spm(
             if start.is_plain != (line == PLAIN_LINE):
                 flag, expected = ("--plain", "without") if line == PLAIN_LINE else ("--spm", "with")
                 raise UserError(f"{flag}={model}: expected a model {expected} time conditioning")
+        # Measure them with the same labels, images and noise.
         (labels,) = relabelled(settings, out / "labels", mesh, preferences)
         measured = {}
         for line, start in starts.items():
@@ -80,11 +86,11 @@ def evaluate_spm(
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     config = define_config()
     spm = flags.DEFINE_string("spm", None, "Measure this preference model: folder, file, hub id, or 'toy'.")
     plain = flags.DEFINE_string("plain", "", "Measure this plain CLIP too, such as yuvalkirstain/PickScore_v1.")
-    out = flags.DEFINE_string("out", "runs/evaluate_spm", "Write numbers and plot to this folder.")
+    out = flags.DEFINE_string("out", "runs/evaluate_spm", "Write the accuracies and their plot to this folder.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace the files of an earlier measurement in --out.")
     flags.mark_flag_as_required("spm")
 

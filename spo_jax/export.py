@@ -1,8 +1,9 @@
 """Writes a run's LoRA for other programs: ``python -m spo_jax.export --run=runs/toy --format=kohya --out=FILE``.
 
-Formats: ``diffusers`` and ``kohya`` (web UIs) LoRA files; the whole model with the LoRA in its weights, as a pipeline
-folder (``merged``) or as one checkpoint for the web UIs (``single-file``). ``--run`` is a run's folder (its last
-checkpoint), one of its checkpoints, or a LoRA file. LoRA files are written without reading the base model.
+The formats ``diffusers`` and ``kohya`` (for web UIs) are LoRA files. The other two hold the whole model, with the LoRA
+merged into its weights: ``merged`` is a pipeline folder, and ``single-file`` is one checkpoint for the web UIs.
+``--run`` names the folder of a run (to export its last checkpoint), one of its checkpoints, or a LoRA file. LoRA files
+are written without reading the base model.
 """
 
 import os
@@ -32,7 +33,7 @@ FORMATS = (*LORA_FORMATS, "merged", "single-file")
 
 
 class _Base(NamedTuple):
-    """The base model, by name."""
+    """The names of a base model and its parts, as `spo_jax.models.open_pipeline` takes them; empty for none."""
 
     model: str
     revision: str
@@ -52,27 +53,30 @@ def export(
     base: str = "",
     dtype: str = "float32",
 ) -> None:
-    """Writes ``source``'s adapter in ``form``.
+    """Writes the LoRA of a run or of a file in another format.
 
     Args:
       source: run folder, checkpoint folder (``RUN/checkpoints/STEP``) or LoRA file.
       form: ``diffusers``, ``kohya``, ``merged`` or ``single-file``.
       out: file that ends in ``.safetensors``, or folder for ``merged``.
-      model: base model; by default the run's. A LoRA file needs one for ``merged`` and ``single-file``, and to be
-        understood if its names are kohya's.
-      revision: revision of ``model`` on the hub. The run's own goes with the run's model only.
-      overwrite: replace a file or a pipeline's folder at ``out``.
-      base: lends a model in one file its tokenizers and scheduler. The run's own goes with the run's model only.
-      dtype: dtype of a ``single-file``'s weights, ``float32`` or ``float16``.
+      model: base model; empty takes the run's. A LoRA file needs one for ``merged`` and ``single-file``, and also if it
+        has kohya's names.
+      revision: revision of ``model`` on the hub. The run's revision is used only with the run's model.
+      overwrite: whether to replace a file or a pipeline folder at ``out``.
+      base: folder or hub id from which a model in one file takes its tokenizers and scheduler. The run's is used only
+        with the run's model.
+      dtype: dtype of the weights in a ``single-file``, ``float32`` or ``float16``.
 
     Raises:
-      UserError: nothing to export at ``source``, or ``out`` exists, is misnamed or cannot be written.
+      UserError: there is nothing to export at ``source``, or ``out`` exists, is misnamed or cannot be written.
     """
+    # Check the arguments.
     source = Path(source)
     out = Path(out)
     _check_out(out, form, overwrite)
     if dtype != "float32" and form != "single-file":
         raise UserError(f"--dtype={dtype}: only --format=single-file has a choice; {form} is written in float32")
+    # Read the LoRA.
     given = _Base(model, revision, base)
     shapes = None
     if source.is_file():
@@ -80,6 +84,7 @@ def export(
         base_model = given
     else:
         lora, base_model = _from_checkpoint(source, given)
+    # Write it, alone or merged into the base model.
     if form in LORA_FORMATS:
         write_lora(out, lora, form, module_shapes=shapes)
     else:
@@ -99,7 +104,7 @@ def _write_model(out: Path, form: str, pipeline: Any, lora: LoRA, dtype: str, ov
 
 
 def _check_out(out: Path, form: str, overwrite: bool) -> None:
-    """Refuses what cannot be written, before the minutes that reading a model may take."""
+    """Raises a `UserError` if ``out`` cannot be written, before the minutes that reading a model may take."""
     check_writable(out.parent)
     if form == "merged":
         check_folder(out, overwrite)
@@ -111,7 +116,10 @@ def _check_out(out: Path, form: str, overwrite: bool) -> None:
 
 
 def _from_file(path: Path, base: _Base) -> tuple[LoRA, Params | None]:
-    """The LoRA of a file and the shapes of its model, if that is named; targets and shapes are then checked."""
+    """Returns the LoRA of a file and the shapes of its base model.
+
+    If no base model is named, the shapes are None, and the LoRA's targets and shapes are not checked.
+    """
     if not base.model:
         return read_lora(path), None
     pipeline = base.open(abstract=True)
@@ -120,7 +128,7 @@ def _from_file(path: Path, base: _Base) -> tuple[LoRA, Params | None]:
 
 
 def _from_checkpoint(folder: Path, base: _Base) -> tuple[LoRA, _Base]:
-    """The adapter of a checkpoint, and the base model that its run names."""
+    """Returns the LoRA of a checkpoint, and the base model that is given or, otherwise, the run's."""
     step = int(folder.name) if folder.name.isdigit() and folder.parent.name == CHECKPOINTS else None
     run = folder.parent.parent if step is not None else folder
     if not (run / CHECKPOINTS).is_dir():
@@ -145,7 +153,7 @@ def _from_checkpoint(folder: Path, base: _Base) -> tuple[LoRA, _Base]:
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     source = flags.DEFINE_string("run", None, "Export this run folder, checkpoint folder, or LoRA file.")
     form = flags.DEFINE_enum("format", "diffusers", list(FORMATS), "Write this format.")
     out = flags.DEFINE_string("out", None, "Write this file, ending in .safetensors, or this folder for 'merged'.")

@@ -1,8 +1,8 @@
 """Prepares preference pairs: ``python -m spo_jax.prepare --dataset=pick_a_pic --source=FOLDER_OR_ID --data-dir=DIR``.
 
-``pick_a_pic`` reads parquet files (``--source`` is a folder or a hub id), ``folder`` a user's own JSONL files and
-images, ``toy`` draws pairs of the toy world; a dotted path names a source of your own. A split is complete or absent:
-start the command again after it was killed, and it continues with the first split that is missing.
+The dataset ``pick_a_pic`` reads parquet files (``--source`` is a folder or a hub id), ``folder`` reads a user's own
+JSONL files and images, and ``toy`` draws pairs of the toy world; a dotted path names a source of your own. A split is
+either complete or absent: if the command was killed, start it again, and it continues with the first missing split.
 """
 
 import dataclasses
@@ -35,22 +35,23 @@ def prepare(
     limit: int = 0,
     **options: Any,
 ) -> dict[str, Prepared]:
-    """Prepares splits one after the other; those that are prepared already are kept.
+    """Prepares splits one after the other, and keeps those that are prepared already.
 
     Args:
       dataset: a name in `spo_jax.data.preferences.sources`, or a dotted path.
-      data_dir: folder for the prepared splits; `spo_jax.data.preferences.format` says what is in it.
-      splits: the splits to prepare; empty takes the source's usual ones: of Pick-a-Pic its three, otherwise all.
-      max_bad: share of a split's rows that may be rejected.
-      limit: use only the first N rows of each split; 0 uses all.
-      **options: the source's own, such as ``source``.
+      data_dir: folder for the prepared splits; `spo_jax.data.preferences.format` describes its content.
+      splits: splits to prepare; if empty, the source's usual ones (for Pick-a-Pic its usual three, otherwise all).
+      max_bad: share of a split's rows that may be rejected, from 0 to 1.
+      limit: use only the first N rows of each split (0: all).
+      **options: options of the source, such as ``source``.
 
     Returns:
-      What became of each split.
+      The outcome of each split.
 
     Raises:
-      UserError: as `prepare_split` and the sources.
+      UserError: an argument is wrong; or as in `prepare_split`, or as the source raises it.
     """
+    # Check the arguments, and open the source.
     data_dir = Path(data_dir)
     if not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad={max_bad:g}: expected a share between 0 and 1")
@@ -62,6 +63,7 @@ def prepare(
     unknown = [split for split in splits if split not in known]
     if unknown:
         raise UserError(f"--splits: no split {', '.join(unknown)} in the source, only {', '.join(known)}")
+    # Prepare the splits.
     done: dict[str, Prepared] = {}
     with preparing(data_dir):
         for split in dict.fromkeys(splits or source.usual_splits()):
@@ -93,7 +95,7 @@ def _line(split: str, prepared: Prepared, data_dir: Path) -> str:
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     dataset = flags.DEFINE_string(
         "dataset", "pick_a_pic", f"Take the pairs from this source: {', '.join(module_names(_SOURCES))}."
     )
@@ -112,7 +114,7 @@ def run() -> None:
 
 
 def _define_options(argv: Sequence[str]) -> dict[str, flags.FlagHolder]:
-    """Defines a flag for every option of our sources, and of the user's own that the command line names."""
+    """Defines a flag for every option of our sources, and of a user's own source that the command line names."""
     names = module_names(_SOURCES)
     names += [value for flag, _, value in (argument.partition("=") for argument in argv) if _is_own(flag, value)]
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool, float: flags.DEFINE_float}

@@ -1,6 +1,6 @@
 """Draws images: ``python -m spo_jax.sample --model=toy --lora=LORA.safetensors --prompt="a red star"``.
 
-PNGs go to ``--out``, with prompt and settings in their text fields. No safety checker is applied.
+Writes PNGs to ``--out``, with the prompt and the settings in their text fields. No safety checker is applied.
 """
 
 import math
@@ -62,13 +62,13 @@ def sample(
     """Draws images and writes a PNG for each; ``python -m spo_jax.sample --help`` explains the arguments.
 
     Returns:
-      The files, in the order of prompts and counts.
+      The files, ordered by prompt and then by the number of the image.
 
     Raises:
-      UserError: no prompt; a model, adapter, file, solver or size that cannot be used; a file that exists already; an
-        image that comes out as values that are not finite.
+      UserError: there is no prompt; or a model, LoRA, file, solver or size cannot be used; or a file exists already; or
+        an image has values that are not finite.
     """
-    # Everything that can be refused before the model is read.
+    # Check everything that can be checked before the model is read.
     sizes = {
         "original": _size_pair("--original-size", original_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
         "crop": _size_pair("--crop", crop, 0, "TOPxLEFT in pixels, such as 0x0"),
@@ -80,6 +80,7 @@ def sample(
     for path in files:
         check_free(path, overwrite)
 
+    # Read the model, and draw.
     pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
     adapter, scale = _adapter(pipeline, lora)
     shape = pipeline.latent_shape_of(height, width)
@@ -97,6 +98,7 @@ def sample(
     images = sampler(wanted, latents, adapter)
     _check_finite(images, model, guidance)
 
+    # Write the files.
     settings = {"model": model, "lora": lora, "lora_scale": lora_scale, **how, **_size_fields(images, options)}
     settings |= {"vae": vae} if vae else {}
     settings |= {"init_latents": init_latents} if init_latents else {"seed": seed}
@@ -113,7 +115,7 @@ def _prompts(prompt: str, prompts: str) -> list[str]:
 
 
 def _initial(init_latents: str, seed: int, count: int, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
-    """Initial latents from the file if there is one, otherwise from the seed."""
+    """Returns the initial latents from the file if there is one, otherwise from the seed."""
     if not init_latents:
         return initial_latents(seed, count, shape)
     latents = read_latents(init_latents, shape)
@@ -123,7 +125,7 @@ def _initial(init_latents: str, seed: int, count: int, shape: tuple[int, int, in
 
 
 def _size_pair(flag: str, text: str, least: int, expected: str) -> tuple[int, int] | None:
-    """``768x1024`` as integers; None where the flag is not given."""
+    """Parses a size such as ``768x1024``; returns None if the flag is not given."""
     if not text:
         return None
     match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
@@ -136,11 +138,11 @@ def _size_pair(flag: str, text: str, least: int, expected: str) -> tuple[int, in
 def _prompt_options(
     pipeline: Pipeline, shape: tuple[int, int, int], sizes: Mapping[str, tuple[int, int] | None]
 ) -> dict[str, Any]:
-    """The pipeline's own options for images of that shape, with the size conditions that the flags give."""
+    """Returns the pipeline's options for images of a latent shape, with the size conditions of the flags."""
     given = {name: pair for name, pair in sizes.items() if pair is not None}
     try:
         return pipeline.prompt_options(shape, **given)
-    except TypeError as error:  # of a family whose text encoding has no such options
+    except TypeError as error:  # the text encoding of this family has no such options
         raise UserError(f"{pipeline.folder} takes no size conditions ({', '.join(given)})") from error
 
 
@@ -153,7 +155,7 @@ def _check_finite(images: Float[np.ndarray, "b H W 3"], model: str, guidance: fl
 
 
 def _size_fields(images: Float[np.ndarray, "b H W 3"], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes as a PNG's text fields hold them."""
+    """Returns the sizes for a PNG's text fields."""
     fields = {"height": images.shape[1], "width": images.shape[2]}
     size = options.get("size")
     if size is None:
@@ -163,7 +165,7 @@ def _size_fields(images: Float[np.ndarray, "b H W 3"], options: Mapping[str, Any
 
 
 def _adapter(pipeline: Pipeline, lora: str) -> tuple[Params | None, float]:
-    """The adapter's tree and alpha / r."""
+    """Reads the adapter; returns its tree and alpha / r, or None and 1 without an adapter."""
     if not lora:
         return None, 1.0
     adapter = read_lora(lora, pipeline.params[pipeline.TRAINED])
@@ -181,7 +183,7 @@ def _write_png(path: Path, image: np.ndarray, settings: Mapping[str, Any]) -> No
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     named = {
         "model": flags.DEFINE_string("model", toy.NAME, "Draw with this model: folder, hub id, single file, or 'toy'."),
         "revision": flags.DEFINE_string("revision", "", "Use this revision of the hub id."),
@@ -189,7 +191,7 @@ def run() -> None:
             "base", "", "Take a single file's tokenizers and scheduler from this folder or hub id."
         ),
         "vae": flags.DEFINE_string("vae", "", "Use this autoencoder (folder or hub id) instead of the model's own."),
-        "lora": flags.DEFINE_string("lora", "", "Apply this LoRA file: ours, diffusers' or kohya's."),
+        "lora": flags.DEFINE_string("lora", "", "Apply this LoRA file, in our, diffusers' or kohya's format."),
         "lora_scale": flags.DEFINE_float("lora-scale", 1.0, "Multiply the LoRA by this strength."),
         "prompt": flags.DEFINE_string("prompt", "", "Draw this prompt."),
         "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file: .txt, .json or .jsonl."),
@@ -198,11 +200,11 @@ def run() -> None:
             "seed", 0, "Draw the initial latents from this seed.", lower_bound=0, upper_bound=SEED_LIMIT - 1
         ),
         "solver": flags.DEFINE_enum(
-            "solver", "ddim", list(SOLVERS), "Sample with DDIM (eta 0), Euler, or DPM-Solver++ 2M."
+            "solver", "ddim", list(SOLVERS), "Sample with DDIM (eta 0), Euler or DPM-Solver++ 2M."
         ),
-        "karras": flags.DEFINE_bool("karras", False, "Space noise levels as Karras et al., for euler and dpm++."),
+        "karras": flags.DEFINE_bool("karras", False, "Space noise levels as in Karras et al., with euler and dpm++."),
         "steps": flags.DEFINE_integer("steps", 20, "Take this number of sampling steps.", lower_bound=1),
-        "guidance": flags.DEFINE_float("guidance", 5.0, "Guide with this classifier-free guidance scale."),
+        "guidance": flags.DEFINE_float("guidance", 5.0, "Use this classifier-free guidance scale."),
         "height": flags.DEFINE_integer(
             "height", None, "Make images this high, in pixels (default: the model's own height).", lower_bound=1
         ),
@@ -217,14 +219,14 @@ def run() -> None:
             "target-size", "", "Set SDXL's target size, HEIGHTxWIDTH (default: the images' size)."
         ),
         "init_latents": flags.DEFINE_string(
-            "init-latents", "", "Read initial latents instead of drawing them: .npy, [b c h w], a row per image."
+            "init-latents", "", "Read the initial latents from this .npy file, [b c h w] with a row per image."
         ),
         "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", lower_bound=1),
         "dtype": flags.DEFINE_enum(
             "dtype", "float32", ["float32", "bfloat16"], "Compute weights and activations in this dtype."
         ),
         "out": flags.DEFINE_string("out", "samples", "Write the PNGs to this folder."),
-        "overwrite": flags.DEFINE_bool("overwrite", False, "Replace PNGs of the same names in --out."),
+        "overwrite": flags.DEFINE_bool("overwrite", False, "Replace PNGs with the same names in --out."),
     }
     for name in ("guidance", "lora-scale"):
         flags.register_validator(name, math.isfinite, "expected a finite number")

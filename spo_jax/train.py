@@ -1,12 +1,13 @@
 """Trains by any method: ``python -m spo_jax.train --config=configs/toy.py --out=runs/toy``.
 
-The config names the method: SPO and its rivals tune a text-to-image model and leave ``lora.safetensors`` in ``--out``;
-``spm`` trains a preference model and leaves the folder ``spm/``. Every run leaves ``report.html``, ``summary.json``,
-curves, checkpoints and, where the method draws images, sample grids. ``--config.spo.beta=5`` overrides a field,
-``--help-config`` lists all fields of the config, and ``--resume`` continues from the last checkpoint. Every device of
-the machine is used.
+The config names the method. SPO and its rivals tune a text-to-image model and write ``lora.safetensors`` to ``--out``;
+``spm`` trains a preference model and writes the folder ``spm/``. Every run also writes ``report.html``,
+``summary.json``, curves, checkpoints and, if the method draws images, sample grids. ``--config.spo.beta=5`` overrides a
+field, ``--help-config`` lists all fields of the config, and ``--resume`` continues from the last checkpoint. All
+devices of the machine are used.
 
-Exit status: 0 finished, 1 a fault of the program, 2 a mistake in flags, config or files, 75 preempted and saved.
+The exit status is 0 if the run finished, 1 if the program has a fault, 2 if there is a mistake in flags, config or
+files, and 75 if the run was preempted and saved.
 """
 
 import contextlib
@@ -46,19 +47,19 @@ from spo_jax.run.wandb_log import WandbLog, check_installed
 
 
 def train(settings: RunSettings, out: str | os.PathLike, resume: Resume | None = None) -> dict[str, Any]:
-    """Runs a method from settings to report, and leaves everything in ``out``.
+    """Trains by the method of the settings, and writes everything from checkpoints to the report to ``out``.
 
     Args:
-      settings: of any method, for example ``spo_jax.methods.read_settings(get_config())``.
+      settings: settings of any method, for example ``spo_jax.methods.read_settings(get_config())``.
       out: the run's folder.
-      resume: what to do with a run that ``out`` holds already; by default it is refused.
+      resume: what to do with a run that ``out`` holds already; by default it is an error.
 
     Returns:
       The content of ``summary.json``.
 
     Raises:
-      UserError: a setting, file or folder that does not work, or metrics that are no longer finite.
-      Preempted: SIGTERM came; the run has been saved.
+      UserError: a setting, file or folder cannot be used, or a metric is no longer finite.
+      Preempted: the process received SIGTERM, and the run has been saved.
     """
     begin = time.perf_counter()
     out = Path(out)
@@ -80,7 +81,7 @@ def _train(
     init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = run.init_state(init_key)
 
-    # Before training: measurements, and the programs.
+    # Before training: measure the state, and compile the programs.
     first_row = run.begin(state, resuming)
     programs, compile_seconds = _compile(run, state)
 
@@ -95,7 +96,7 @@ def _train(
         if first_row and not resuming:
             outputs.curves.write(0, first_row)
 
-        # Training.
+        # Train.
         batches = held.enter_context(contextlib.closing(run.batches(start)))
 
         def step(number: int, state: State) -> tuple[State, Row]:
@@ -108,7 +109,7 @@ def _train(
         io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every)
         state = run_loop(step, state, range(start, run.total), io, run.progress)
 
-        # After training: weights, measurements, report.
+        # After training: write the weights, measure again, and write the report.
         run.export(state, out)
         result = run.finish(state)
         summary = {
@@ -129,7 +130,11 @@ def _train(
 
 
 def _compile(run: Run, state: State) -> tuple[Programs, float]:
-    """Compiles ahead of time: programs that cannot recompile, because another shape is an error."""
+    """Compiles the programs ahead of time, so that they can never recompile: another shape is an error.
+
+    Returns:
+      The compiled programs, and the seconds that this took.
+    """
     begin = time.perf_counter()
     traced = run.trace(state)
     logging.info("compiling %s", " and ".join(traced))
@@ -146,7 +151,7 @@ class _Outputs(NamedTuple):
 
 @contextlib.contextmanager
 def _outputs(settings: RunSettings, out: Path, resume_step: int | None):
-    """Curves, and Weights & Biases if the settings name a project."""
+    """Opens the curves, and Weights & Biases if the settings name a project."""
     with contextlib.ExitStack() as held:
         wandb = None
         if settings.log.wandb and is_writer():
@@ -157,7 +162,7 @@ def _outputs(settings: RunSettings, out: Path, resume_step: int | None):
 
 
 def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: State) -> Row:
-    """Evaluates, and keeps the images as ``NAME/NUMBER.png`` and among the curves."""
+    """Evaluates the run, and keeps the images as ``NAME/NUMBER.png`` and among the curves."""
     row, images = run.evaluate(number, state)
     if images and is_writer():
         for name, image in images.items():
@@ -200,20 +205,20 @@ def _print_scores(summary: dict[str, Any], out: Path) -> None:
 
 
 def run() -> None:
-    """The command."""
+    """Runs the command."""
     config = define_config()
-    folder = flags.DEFINE_string("out", "runs/train", "Write everything that the run leaves behind to this folder.")
+    folder = flags.DEFINE_string("out", "runs/train", "Write all results of the run to this folder.")
     resume = flags.DEFINE_bool(
         "resume", False, "Continue from the last checkpoint in --out; an error if there is none."
     )
     auto = flags.DEFINE_bool(
-        "auto-resume", False, "Continue from the last checkpoint in --out if there is one, otherwise start a run."
+        "auto-resume", False, "Continue from the last checkpoint in --out if there is one, otherwise start a new run."
     )
     changed = flags.DEFINE_bool("resume-with-changes", False, "Continue even though settings or data have changed.")
     help_config = flags.DEFINE_bool("help-config", False, "List every field of the config and exit.")
     multihost = flags.DEFINE_bool("multihost", False, "Find the run's other processes (TPU pod, GKE, Slurm).")
     address = flags.DEFINE_string(
-        "coordinator-address", "", "Join the process 0 at HOST:PORT, where --multihost does not work."
+        "coordinator-address", "", "Join the run of process 0 at HOST:PORT, if --multihost does not work."
     )
     processes = flags.DEFINE_integer("num-processes", 0, "Set the number of processes, with --coordinator-address.")
     index = flags.DEFINE_integer("process-id", -1, "Set the number of this process, with --coordinator-address.")
@@ -231,15 +236,15 @@ def run() -> None:
 
 
 def _print_fields(settings: RunSettings) -> None:
-    """A line per field, and its meaning below."""
+    """Prints a line for each field, and its meaning below it."""
     defaults = {name: value for name, _, value, _, _ in describe(type(settings)())}
-    with contextlib.suppress(BrokenPipeError):  # what reads the output may end first, such as head
+    with contextlib.suppress(BrokenPipeError):  # a reader of the output, such as head, may end first
         for name, kind, value, expected, meaning in describe(settings):
             default = "" if value == defaults[name] else f" (default {defaults[name]})"
             allowed = f"; {expected}" if expected else ""
             print(f"--config.{name}={value}  {kind}{allowed}{default}\n    {meaning}", flush=True)
         return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python does not complain at exit
 
 
 callable_module(__name__, train)

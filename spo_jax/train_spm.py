@@ -1,10 +1,10 @@
-"""Refuses: preference models are trained by `spo_jax.train`, like everything else."""
+"""Refuses to run: preference models are now trained by `spo_jax.train`, like everything else."""
 
 from spo_jax.core.cli import stop_renamed
 
 
 def run() -> None:
-    """The command of earlier versions."""
+    """Refuses the command of earlier versions, with the new name in the message."""
     stop_renamed("train_spm")
 
 

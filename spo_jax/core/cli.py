@@ -1,4 +1,4 @@
-"""What every command does with a user's mistake: one line, status 2, no traceback."""
+"""Runs the commands: parses flags and configs, and reports a user's mistake in one line, without a traceback."""
 
 import difflib
 import importlib.util
@@ -17,14 +17,19 @@ from spo_jax.core import renamed
 from spo_jax.core.errors import Preempted, UserError
 from spo_jax.core.trees import flatten
 
-flags.disclaim_key_flags()  # --help of a command lists the flags that are defined here as its own
+flags.disclaim_key_flags()  # so that --help of a command lists the flags defined here as its own
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Parses absl flags and runs ``main``; never returns.
 
-    Exit status: 0 finished, 1 a fault of ours (with traceback), 2 a user's mistake (one line on stderr), 75 preempted
-    and saved (EX_TEMPFAIL: start it again), 130 interrupted.
+    The exit status is 0 if the command finished, 1 if the program has a fault (with a traceback), 2 if the user made a
+    mistake (with one line on stderr), 75 if the run was preempted and saved (EX_TEMPFAIL: start it again), and 130 if
+    it was interrupted.
+
+    Args:
+      main: the command; it may raise `UserError` and `Preempted`.
+      argv: the command line, with the program's name first; None takes ``sys.argv``.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -32,7 +37,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             raise UserError(f"unexpected argument {argv[1]!r}: flags have the form --name=value")
         logging.set_verbosity(logging.INFO)
         logging.use_absl_handler()
-        # jax lists at INFO which accelerators it did not find.
+        # At INFO, jax would list the accelerators that it did not find.
         stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
         main(argv)
 
@@ -58,15 +63,19 @@ def stop(message: str) -> NoReturn:
 
 
 def stop_renamed(command: str) -> NoReturn:
-    """Ends a command that has another name now."""
+    """Ends a command that was renamed, with one line that gives the new name."""
     stop(f"python -m spo_jax.{command} is now python -m spo_jax.{renamed.COMMANDS[command]}")
 
 
 def callable_module(name: str, function: Callable[..., Any]) -> None:
     """Makes the module ``name`` callable as ``function``.
 
-    So that ``spo_jax.train(settings, out)`` works in a notebook, although ``spo_jax.train`` is also the module that
+    With this, ``spo_jax.train(settings, out)`` works in a notebook, although ``spo_jax.train`` is also the module that
     ``python -m spo_jax.train`` runs.
+
+    Args:
+      name: the module's ``__name__``.
+      function: the function to call.
     """
 
     class CallableModule(types.ModuleType):
@@ -82,11 +91,13 @@ def callable_module(name: str, function: Callable[..., Any]) -> None:
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """Defines the flag ``--config=FILE.py`` or ``--config=NAME``; ``--config.FIELD=VALUE`` overrides its fields.
 
-    The holder's value is what the file's ``get_config()`` returns. A file that is missing or fails is a `UserError`
-    while the flags are parsed.
+    A file that is missing or fails raises a `UserError` while the flags are parsed.
 
     Args:
-      default: the config of a command that needs none; None makes the flag required.
+      default: config to use if the flag is not given; None makes the flag required.
+
+    Returns:
+      The flag; its value is what the file's ``get_config()`` returns.
     """
     holder = config_flags.DEFINE_config_file(
         "config", default, "Read the settings from this file, or from the shipped config of this name, such as sd15."
@@ -99,7 +110,11 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
 
 
 def find_config(path: str) -> Path:
-    """The config file of a path, or of a name such as ``sd15``: in the installed package, or beside it in a checkout.
+    """Finds a config file.
+
+    Args:
+      path: a path, or the name of a shipped config such as ``sd15``, which is in the installed package or, in a
+        checkout, beside the package.
 
     Raises:
       UserError: there is no such file.
@@ -125,8 +140,10 @@ def _config_folders() -> list[Path]:
 
 
 class _ConfigFileParser(flags.ArgumentParser):
-    """Wraps ml_collections' own, which reports a missing file only when a field is read, and a faulty one with a
-    traceback."""
+    """Wraps ml_collections' own parser.
+
+    That one reports a missing file only when a field is read, and a faulty file with a traceback.
+    """
 
     def __init__(self, inner: flags.ArgumentParser):
         self._inner = inner
@@ -137,8 +154,8 @@ class _ConfigFileParser(flags.ArgumentParser):
         file = str(find_config(given))
         try:
             config = self._inner.parse(file + colon + argument)
-            getattr(config, "keys", None)  # an OSError of the file's is kept back until something is read
-        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            getattr(config, "keys", None)  # an OSError in the file is not raised until something is read
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise UserError(f"--config={path}: {_explain(error, file)}") from error
         if config is None:
             raise UserError(f"--config={path}: get_config() returned nothing")
@@ -147,7 +164,7 @@ class _ConfigFileParser(flags.ArgumentParser):
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error, the one it was made from, and so on inwards."""
+    """Lists the error, its cause, and so on inwards."""
     chain = [error]
     while inner := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(inner)
@@ -155,12 +172,12 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _explain(error: BaseException, file: str) -> str:
-    """The innermost error that went through ``file``, and the line."""
+    """Describes the innermost error that passed through ``file``, with its line."""
     for link in reversed(_chain(error)):
         lines = [frame.lineno for frame in traceback.extract_tb(link.__traceback__) if frame.filename == file]
         if lines:
             return f"line {lines[-1]}: {type(link).__name__}: {link}"
-    innermost = _chain(error)[-1]  # such as a SyntaxError
+    innermost = _chain(error)[-1]  # no frame is in the file, as for a SyntaxError
     return f"{type(innermost).__name__}: {innermost}"
 
 
@@ -168,7 +185,7 @@ def _explain(error: BaseException, file: str) -> str:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """absl's parser, but its complaints look like all others, and help is about this command's flags."""
+    """Parses flags with absl, but reports mistakes in one line, and prints help for this command's flags alone."""
     if {"--help", "-help", "-h"} & set(argv[1:]):
         modules = (flags.FLAGS.module_help(name) for name in (sys.argv[0], __name__))
         print(sys.modules["__main__"].__doc__, *modules, sep="\n")
@@ -185,7 +202,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _refuse_renamed(argv: Sequence[str]) -> None:
-    """Refuses values that have another name now, such as ``--model=embedded``, unless a file has that name."""
+    """Refuses values that were renamed, such as ``--model=embedded``, unless a file has that name."""
     for argument in argv[1:]:
         flag, _, value = argument.partition("=")
         new = renamed.renamed_value(value)
@@ -196,7 +213,10 @@ def _refuse_renamed(argv: Sequence[str]) -> None:
 
 
 def _no_such_field(error: BaseException, argv: Sequence[str]) -> str:
-    """Names the override that fails, and the field that it may have meant: by its whole name, or by its last part."""
+    """Names the override that failed, and the field that the user may have meant.
+
+    Fields are compared by their whole names first, and then by the last parts of their names.
+    """
     known = flags.FLAGS["config"].parser.fields
     given = [flag.removeprefix("--config.").split("=")[0] for flag in argv if flag.startswith("--config.")]
     unknown = next((field for field in given if field not in known), _chain(error)[-1].args[0])

@@ -1,10 +1,10 @@
-"""The one strict reader of dicts into frozen dataclasses: settings of runs, configs of networks, noise schedules.
+"""Strictly reads dicts into frozen dataclasses: settings of runs, configs of networks, and noise schedules.
 
-A field that is unknown, of another type or out of range raises, and the message names it: a silently ignored setting
-costs hours, and silently different images are worse than an error.
+A field that is unknown, of another type or out of range is an error whose message names the field. A setting that is
+silently ignored costs hours, and silently different images are worse than an error.
 
-Settings declare each field with `setting`: its default, its meaning and its range in one place. The ranges are checked
-whenever a settings object is made, and `describe` prints all of it (``--help-config``).
+Settings declare each field with `setting`, which holds its default, its meaning and its range in one place. The ranges
+are checked whenever a settings object is made, and `describe` lists all fields (``--help-config``).
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from spo_jax.core.errors import UserError
 from spo_jax.core.renamed import FIELDS
 
-SEED_LIMIT = 2**32  # jax keeps the lower 32 bits: a larger seed would equal another one
+SEED_LIMIT = 2**32  # jax uses only the lower 32 bits, so a larger seed would equal a smaller one
 
 
 # Reading
@@ -34,16 +34,21 @@ def read_fields(
     fixed: Mapping[str, tuple] = types.MappingProxyType({}),
     is_ignored: Callable[[str], bool] = lambda key: False,
 ) -> dict[str, Any]:
-    """The fields of dataclass ``cls`` that ``raw`` holds, each of its declared type; dataclasses inside are read too.
+    """Reads the fields of a dataclass from a mapping, and checks that each has its declared type.
 
     Args:
-      raw: a mapping.
-      locate: names a field in messages, for example ``config field spo.beta`` or ``unet/config.json: sample_size``.
+      cls: the dataclass; its fields may be dataclasses, too.
+      raw: the mapping; fields may be missing.
+      locate: function from a key to its name in messages, for example ``config field spo.beta`` or
+        ``unet/config.json: sample_size``.
       fixed: keys that are not fields, with the values that are implemented.
-      is_ignored: whether a key that is neither may be skipped.
+      is_ignored: function that says whether a key that is neither may be skipped.
+
+    Returns:
+      The values of those fields that ``raw`` holds.
 
     Raises:
-      UserError: an unknown key (the nearest known one is named), or a value of another type.
+      UserError: a key is unknown (the message names the nearest known one), or a value has another type.
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
@@ -80,19 +85,20 @@ def _read_group(cls: type, raw: Any, locate: Callable[[str], str], where: str) -
 
 
 def freeze(value: Any) -> Any:
-    """Lists as tuples, inside out."""
+    """Converts lists to tuples, nested ones too."""
     return tuple(freeze(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def typed(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as a field of type ``kind`` holds it: lists as tuples, JSON's 1 as a float where one is expected.
+    """Converts a value from JSON to the type of a field: lists to tuples, and 1 to 1.0 if a float is expected.
 
     Args:
+      value: the value.
       kind: a class, a tuple type or a union of these.
-      where: names the field in the message.
+      where: name of the field in the message.
 
     Raises:
-      UserError: the value is of another type.
+      UserError: the value has another type.
     """
     value = freeze(value)
     if not _fits(value, kind):
@@ -102,7 +108,7 @@ def typed(value: Any, kind: Any, where: str) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """JSON's 1 is also a float; its true is not an int."""
+    """Says whether a value fits a type. JSON's 1 is also a float, but true is not an int."""
     if isinstance(kind, types.UnionType):
         return any(_fits(value, choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
@@ -124,11 +130,12 @@ def _check_choice(value: Any, choices: tuple, where: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class JSONConfig:
-    """A ``config.json`` of diffusers or transformers.
+    """Base of the contents of a ``config.json`` of diffusers or transformers.
 
     Attributes:
       FIXED: keys that are not fields, with the values that are implemented.
-      IGNORED: keys without effect here. Keys that start with an underscore are the library's own notes.
+      IGNORED: keys that have no effect here; keys that start with an underscore are always ignored, because they are
+        notes of the library.
     """
 
     FIXED: ClassVar[Mapping[str, tuple]] = {}
@@ -139,10 +146,11 @@ class JSONConfig:
         """Reads a config in the form of the library that wrote it.
 
         Args:
-          where: the file, for messages.
+          raw: content of the file.
+          where: the file's name in messages.
 
         Raises:
-          UserError: an unknown field, or a value that is not implemented; both name ``where``.
+          UserError: a field is unknown, or a value is not implemented.
         """
 
         def is_ignored(key: str) -> bool:
@@ -154,14 +162,21 @@ class JSONConfig:
         return config
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
-        """Refuses values that the type allows and the implementation does not."""
+        """Raises a `UserError` for values that have the right type but are not implemented."""
 
     def _one_of(self, where: str, field: str, choices: tuple) -> None:
         _check_choice(getattr(self, field), choices, f"{where}: {field}")
 
 
 def check_divisors(where: str, field: str, values: tuple[int, ...], widths: tuple[int, ...]) -> None:
-    """Raises a `UserError` unless every value divides the width beside it."""
+    """Raises a `UserError` unless every value divides the width at the same position.
+
+    Args:
+      where: the file's name in the message.
+      field: name of the field.
+      values: values of the field.
+      widths: numbers of channels.
+    """
     for value, width in zip(values, widths, strict=True):
         if value < 1 or width % value:
             raise UserError(
@@ -182,12 +197,16 @@ def setting(
     below: int | float | None = None,
     choices: tuple | None = None,
 ) -> Any:
-    """A field of `Settings`.
+    """Declares a field of `Settings`; floats have to be finite in any case.
 
     Args:
+      default: default value.
       meaning: one sentence for ``--help-config``.
-      at_least, above, at_most, below: bounds of a number; floats have to be finite in any case.
-      choices: the values that are allowed.
+      at_least: lower bound that is allowed itself.
+      above: lower bound that is not allowed itself.
+      at_most: upper bound that is allowed itself.
+      below: upper bound that is not allowed itself.
+      choices: the allowed values; None allows all within the bounds.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
@@ -195,16 +214,19 @@ def setting(
 
 
 def seed_setting(default: int, meaning: str) -> Any:
-    """A field that holds a random seed."""
+    """Declares a field of `Settings` that holds a random seed."""
     return setting(default, meaning, at_least=0, at_most=SEED_LIMIT - 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of all settings; checks every field's range.
+    """Base of all settings, which checks the range of every field.
 
     Attributes:
-      GROUP: what the fields' names start with in messages, such as ``spo.``.
+      GROUP: prefix of the fields' names in messages, such as ``spo.``.
+
+    Raises:
+      UserError: a value is out of range.
     """
 
     GROUP: ClassVar[str] = ""
@@ -215,12 +237,18 @@ class Settings:
             self.require(_is_allowed(value, field.metadata), field.name, expected_of(field))
 
     def require(self, holds: bool, field: str, expected: str) -> None:
-        """Raises a `UserError` about ``field`` unless ``holds``."""
+        """Raises a `UserError` about a field unless a condition holds.
+
+        Args:
+          holds: the condition.
+          field: name of the field, without the group.
+          expected: the allowed values in words.
+        """
         if not holds:
             raise UserError(f"{self.locate(field)} = {getattr(self, field)!r}: expected {expected}")
 
     def locate(self, field: str) -> str:
-        """Names a field in messages."""
+        """Returns the name of a field in messages."""
         return f"config field {self.GROUP}{field}"
 
 
@@ -239,7 +267,7 @@ def _is_allowed(value: Any, metadata: Mapping[str, Any]) -> bool:
 
 
 def expected_of(field: dataclasses.Field) -> str:
-    """A field's range in words: ``1 or more``, ``more than 0 and finite``, ``0 to below 1``, ``'a' or 'b'``."""
+    """Describes a field's range: ``1 or more``, ``more than 0 and finite``, ``0 to below 1``, ``'a' or 'b'``."""
     if field.metadata.get("choices") is not None:
         return " or ".join(map(repr, field.metadata["choices"]))
     bounds = field.metadata.get("bounds", {})
@@ -256,16 +284,20 @@ def expected_of(field: dataclasses.Field) -> str:
 
 
 def to_config(settings: Settings) -> ConfigDict:
-    """The settings as a ConfigDict, unlocked so that a config file can change it."""
+    """Returns the settings as a ConfigDict, unlocked so that a config file can change it."""
     return ConfigDict(dataclasses.asdict(settings))
 
 
 def from_config(cls: type, config: Any) -> Any:
     """Reads nested settings from a ConfigDict or a dict.
 
+    Args:
+      cls: class of the settings.
+      config: values of the fields; fields may be missing if they have a default.
+
     Raises:
-      UserError: something else than these; an unknown field (the nearest known one is named), a missing one without a
-        default, or one of another type or out of range.
+      UserError: ``config`` is something else; or a field is unknown (the message names the nearest known one), is
+        missing and has no default, has another type, or is out of range.
     """
     config = config.to_dict() if isinstance(config, ConfigDict) else config
     if not isinstance(config, Mapping):
@@ -274,7 +306,15 @@ def from_config(cls: type, config: Any) -> Any:
 
 
 def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str, str, str, str]]:
-    """Every field of ``settings``, groups inside included, as (name, type, value, range, meaning)."""
+    """Lists all fields of settings and of the groups inside them.
+
+    Args:
+      settings: the settings.
+      prefix: prefix of the names.
+
+    Yields:
+      (name, type, value, range, meaning) of each field.
+    """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value):

@@ -32,7 +32,7 @@ def find_module(package: str, name: str, where: str) -> ModuleType:
 
 
 def module_names(package: str) -> list[str]:
-    """Lists the names that `find_module` knows: a package's modules except ``base`` and ``common``, which they share."""
+    """Lists the names that `find_module` knows: a package's modules except the shared ones, ``base`` and ``common``."""
     path = importlib.import_module(package).__path__
     return [module.name for module in pkgutil.iter_modules(path) if module.name not in ("base", "common")]
 

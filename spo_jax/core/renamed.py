@@ -1,4 +1,4 @@
-"""Names that earlier versions had, so that an old command is refused with the new name in the message."""
+"""Names of earlier versions, so that the message that refuses an old command can give the new name."""
 
 COMMANDS = {
     "train_spm": "train",
@@ -7,7 +7,7 @@ COMMANDS = {
     "embedded.tiny_sdxl": "build_toy.toy_sdxl",
 }
 CONFIG_FILES = {"tiny": "toy", "tiny_sdxl": "toy_sdxl", "spm_tiny": "spm_toy"}
-# Values of any flag or field, whole or before a colon.
+# Values of any flag or field; a value may also be the part before a colon.
 VALUES = {"embedded": "toy", "scenes": "toy"}
 _OPTIMIZER = (
     "learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm",
@@ -20,12 +20,12 @@ FIELDS = {
     "eval.reward": "eval.rewards",
     **{f"spo.{name}": f"optimizer.{name}" for name in _OPTIMIZER},
     **{name: f"optimizer.{name}" for name in _OPTIMIZER},
-    # Only preference models had it at the top.
+    # Only the settings of preference models had this field at the top.
     "num_steps": "train_steps",
 }
 
 
 def renamed_value(value: str) -> str | None:
-    """The new form of a value such as ``embedded:train``; None where it was not renamed."""
+    """Returns the new form of a value such as ``embedded:train``; None if it was not renamed."""
     head, colon, rest = value.partition(":")
     return f"{VALUES[head]}{colon}{rest}" if head in VALUES else None

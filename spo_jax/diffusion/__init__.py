@@ -1,1 +1,1 @@
-"""Sampler mathematics: schedules, stochastic DDIM steps with their log-probabilities, guidance. No networks."""
+"""Mathematics of sampling, without networks: schedules, stochastic DDIM steps, their log-probabilities, guidance."""

@@ -1,4 +1,4 @@
-"""DDPM's process with stochastic DDIM steps: the one that Stable Diffusion was trained on.
+"""The DDPM process with stochastic DDIM steps, on which Stable Diffusion was trained.
 
 | here | DDIM (arXiv 2010.02502) | meaning |
 |---|---|---|
@@ -7,7 +7,7 @@
 | std | σ_t, eq. 16 | standard deviation of the step |
 | mean | eq. 12 without its noise term | mean of the step |
 
-All arithmetic is float32, whatever the network's dtype: this is one of the float32 islands.
+All arithmetic is float32, independent of the network's dtype: this is one of the float32 islands.
 """
 
 import dataclasses
@@ -20,20 +20,22 @@ from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, check_tim
 
 
 def _column(values: Float[Array, "*t"], like: Float[Array, "*b h w c"]) -> Float[Array, "..."]:
-    """One scalar, or one per row, in a shape that broadcasts over images."""
+    """Reshapes one scalar, or one scalar per row, so that it broadcasts over images."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
 class DDPM:
-    """A `spo_jax.diffusion.process.Process`; its arrays are host constants that programs close over.
+    """The DDPM process, an implementation of `spo_jax.diffusion.process.Process`.
+
+    Its arrays are host constants that programs close over.
 
     Attributes:
       alphas_cumprod: ᾱ_t for every training timestep, float32[num_train_timesteps].
       timesteps: t of each sampling step, descending, int32[steps].
-      stride: num_train_timesteps // steps, the distance from a timestep to the one before.
+      stride: num_train_timesteps // steps, the distance from a timestep to the previous one.
       prediction_type: what the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
-      final_alpha_cumprod: ᾱ after the last step, as diffusers' samplers have it; SPO's steps use `previous`.
+      final_alpha_cumprod: ᾱ after the last step in diffusers' samplers; SPO's steps use `previous` instead.
     """
 
     alphas_cumprod: Float[np.ndarray, " T"]
@@ -44,11 +46,11 @@ class DDPM:
 
     @property
     def num_train_timesteps(self) -> int:
-        """The number of timesteps the network was trained on."""
+        """Number of timesteps that the network was trained on."""
         return len(self.alphas_cumprod)
 
     def previous(self, t: Int[Array, "*b"]) -> Int[Array, "*b"]:
-        """t' = max(t - stride, 0).
+        """Returns the timestep that a step from ``t`` leads to, t' = max(t - stride, 0).
 
         The clamp makes the last step end at ᾱ_0, as in the reference, which never uses diffusers'
         ``final_alpha_cumprod``; the two are equal where ``set_alpha_to_one`` is false (SD 1.5, SDXL).
@@ -58,14 +60,16 @@ class DDPM:
     def split(
         self, x: Float[Array, "*b h w c"], prediction: Float[Array, "*b h w c"], t: Int[Array, "*t"]
     ) -> tuple[Float[Array, "*b h w c"], Float[Array, "*b h w c"]]:
-        """The clean latents and the noise that ``prediction`` stands for.
+        """Splits noisy latents into the clean latents and the noise that a prediction implies.
 
         Args:
-          x: latents at timestep ``t`` (one for all, or one per row).
-          prediction: network output of `prediction_type`.
+          x: latents at timestep ``t``.
+          prediction: output of the network, of type `prediction_type`.
+          t: one timestep for all rows, or one per row.
 
         Returns:
-          (x0, noise), float32; x0 = (x - sqrt(1-ᾱ) eps) / sqrt(ᾱ) for epsilon, as diffusers' DDIM for the others.
+          (x0, noise) in float32. For epsilon, x0 = (x - sqrt(1-ᾱ) eps) / sqrt(ᾱ); the other types follow diffusers'
+          DDIM.
         """
         a_t = _column(jnp.asarray(self.alphas_cumprod)[t], x)
         return split_prediction(self.prediction_type, x, prediction, jnp.sqrt(a_t), jnp.sqrt(1 - a_t))
@@ -73,10 +77,16 @@ class DDPM:
     def step(
         self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"], eta: float
     ) -> tuple[Float[Array, "*b h w c"], Float[Array, "..."]]:
-        """Mean and standard deviation of p(x_{t'} | x_t), DDIM equations 12 and 16.
+        """Computes mean and standard deviation of p(x_{t'} | x_t), DDIM equations 12 and 16.
+
+        Args:
+          x0: clean latents.
+          noise: predicted noise.
+          t: one timestep for all rows, or one per row.
+          eta: η, the stochasticity of the step.
 
         Returns:
-          (mean, std); std has one value per row and broadcasts over pixels.
+          (mean, std), where std has one value per row and broadcasts over pixels.
         """
         alphas = jnp.asarray(self.alphas_cumprod)
         a_t = _column(alphas[t], x0)
@@ -91,7 +101,7 @@ class DDPM:
     def add_noise(
         self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
     ) -> Float[Array, "*b h w c"]:
-        """x_t = sqrt(ᾱ) x0 + sqrt(1-ᾱ) noise (diffusers' ``add_noise``)."""
+        """Adds noise to clean latents, x_t = sqrt(ᾱ) x0 + sqrt(1-ᾱ) noise, as diffusers' ``add_noise``."""
         a_t = _column(jnp.asarray(self.alphas_cumprod)[t], x0)
         return jnp.sqrt(a_t) * x0 + jnp.sqrt(1 - a_t) * noise
 
@@ -103,9 +113,19 @@ def split_prediction(
     root: Float[Array, "..."],
     noise_root: Float[Array, "..."],
 ) -> tuple[Float[Array, "*b h w c"], Float[Array, "*b h w c"]]:
-    """`DDPM.split` of latents ``x = root · x0 + noise_root · noise``.
+    """Computes `DDPM.split` for latents ``x = root · x0 + noise_root · noise``.
 
-    Only epsilon divides by ``root``, which is 0 where the signal-to-noise ratio is; `make_ddpm` refuses that.
+    Only epsilon divides by ``root``, which is 0 where the signal-to-noise ratio is 0; `make_ddpm` refuses such a step.
+
+    Args:
+      prediction_type: what the network predicts.
+      x: noisy latents.
+      prediction: output of the network.
+      root: √ᾱ, broadcastable to ``x``.
+      noise_root: √(1-ᾱ), broadcastable to ``x``.
+
+    Returns:
+      (x0, noise) in float32.
     """
     x = x.astype(jnp.float32)
     prediction = prediction.astype(jnp.float32)
@@ -117,11 +137,15 @@ def split_prediction(
 
 
 def make_ddpm(config: ScheduleConfig, steps: int) -> DDPM:
-    """Cuts the process into ``steps`` sampling steps, as ``DDIMScheduler.set_timesteps``.
+    """Cuts the process into sampling steps, as ``DDIMScheduler.set_timesteps``.
+
+    Args:
+      config: the noise schedule.
+      steps: number of sampling steps.
 
     Raises:
-      UserError: more steps than training timesteps, or none; a step at a timestep that does not exist, or that has no
-        signal (zero terminal SNR) where the network predicts the noise.
+      UserError: there are more steps than training timesteps, or none; a step is at a timestep that does not exist, or
+        at one without signal (zero terminal SNR) although the network predicts the noise.
     """
     spacing = config.timestep_spacing or "leading"
     timesteps = spaced_timesteps(config, steps, spacing).round().astype(np.int32)

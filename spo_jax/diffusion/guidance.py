@@ -16,19 +16,26 @@ def guided(
     unconditional: PyTree,
     scale: float,
 ) -> Float[Array, "b h w c"]:
-    """``uncond + scale · (cond - uncond)`` with both halves in one call of the network.
+    """Computes ``uncond + scale · (cond - uncond)`` with both halves in one call of the network.
 
     Args:
-      predict: (latents, timesteps, condition) to prediction.
-      condition, unconditional: trees of arrays with leading axis b.
-      scale: 1 leaves the condition alone, 0 drops it.
+      predict: function of (latents, timesteps, condition) that returns a prediction.
+      x: noisy latents.
+      t: timesteps.
+      condition: tree of arrays with leading axis b.
+      unconditional: tree of the same structure, from which guidance leads away.
+      scale: guidance scale; 1 leaves the conditional prediction unchanged, 0 drops the condition.
 
     Returns:
-      The guided prediction, float32.
+      The guided prediction in float32.
     """
-    # The two of a row side by side: a batch that is cut over devices is not moved between them.
-    twice = lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])  # noqa: E731
-    both = predict(twice(x, x), twice(t, t), jax.tree.map(twice, unconditional, condition))
-    both = both.astype(jnp.float32).reshape(-1, 2, *both.shape[1:])
-    without, with_text = both[:, 0], both[:, 1]
+
+    # The two halves of a row lie side by side, so that a batch that is cut over devices is not moved between them.
+    def interleaved(a: Array, b: Array) -> Array:  # [b ...], [b ...] -> [2b ...]
+        return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+
+    both = predict(interleaved(x, x), interleaved(t, t), jax.tree.map(interleaved, unconditional, condition))
+    both = both.astype(jnp.float32).reshape(-1, 2, *both.shape[1:])  # [2b h w c] -> [b 2 h w c]
+    without = both[:, 0]
+    with_text = both[:, 1]
     return without + scale * (with_text - without)

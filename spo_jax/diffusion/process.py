@@ -1,4 +1,4 @@
-"""What methods need to know of a diffusion process, and the log-probability of one of its steps."""
+"""The interface between methods and diffusion processes, and the log-probability of a step."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,14 +10,14 @@ from spo_jax.core.typing import Array, Float, Int
 
 @runtime_checkable
 class Process(Protocol):
-    """A noising process cut into sampling steps, seen from the network's side.
+    """A noising process that is cut into sampling steps.
 
-    Rollouts and log-probabilities touch a process only through these methods, so a process of another kind needs no
-    change there. `spo_jax.diffusion.ddpm.DDPM` is one.
+    Rollouts and log-probabilities use a process only through these methods, so another kind of process needs no change
+    there. `spo_jax.diffusion.ddpm.DDPM` is an implementation.
 
     Attributes:
       timesteps: t of each sampling step, descending.
-      num_train_timesteps: number of timesteps the network was trained on.
+      num_train_timesteps: number of timesteps that the network was trained on.
     """
 
     timesteps: Int[np.ndarray, " s"]
@@ -28,25 +28,33 @@ class Process(Protocol):
     def split(
         self, x: Float[Array, "*b h w c"], prediction: Float[Array, "*b h w c"], t: Int[Array, "*t"]
     ) -> tuple[Float[Array, "*b h w c"], Float[Array, "*b h w c"]]:
-        """The clean latents and the noise that a network's ``prediction`` at ``t`` stands for: (x0, noise)."""
+        """Splits noisy latents into (x0, noise): the clean latents and the noise that a prediction at ``t`` implies."""
         ...
 
     def step(
         self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"], eta: float
     ) -> tuple[Float[Array, "*b h w c"], Float[Array, "..."]]:
-        """Mean and standard deviation of p(x_{t'} | x_t), where t' is the timestep after ``t`` in sampling order."""
+        """Computes (mean, std) of p(x_{t'} | x_t), where t' is the timestep after ``t`` in sampling order."""
         ...
 
     def add_noise(
         self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
     ) -> Float[Array, "*b h w c"]:
-        """Noisy latents x_t."""
+        """Adds noise to clean latents, which gives x_t."""
         ...
 
 
 def log_prob(
     x_prev: Float[Array, "*b h w c"], mean: Float[Array, "*#b h w c"], std: Float[Array, "..."]
 ) -> Float[Array, "*b"]:
-    """log p(x_{t'} | x_t), the MEAN over pixels and channels: SPO's beta and eps are tuned to it, not to the sum."""
+    """Computes log p(x_{t'} | x_t) as the MEAN over pixels and channels.
+
+    SPO's beta and eps are tuned to the mean, not to the sum.
+
+    Args:
+      x_prev: latents x_{t'} after the step.
+      mean: mean of the step.
+      std: standard deviation of the step, broadcastable to ``mean``.
+    """
     gaussian = -jnp.square(x_prev - mean) / (2 * std**2) - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi)
     return gaussian.mean(axis=(-3, -2, -1))

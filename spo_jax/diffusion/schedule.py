@@ -1,6 +1,6 @@
-"""Noise schedules, read from any Stable Diffusion ``scheduler_config.json``.
+"""Noise schedules, read from the ``scheduler_config.json`` of any Stable Diffusion model.
 
-The reference turns any scheduler that a pipeline ships into DDIM (``DDIMScheduler.from_config``), and so do we: only
+The reference converts any scheduler that a pipeline ships to DDIM (``DDIMScheduler.from_config``), and so do we: only
 the fields that define the diffusion process are read.
 """
 
@@ -17,9 +17,9 @@ from spo_jax.core.typing import Float, Num
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig(JSONConfig):
-    """diffusers' DDIMScheduler config; defaults are DDIMScheduler's own.
+    """The config of diffusers' DDIMScheduler, with the same fields and defaults.
 
-    ``timestep_spacing`` may be absent: diffusers' samplers differ in their default, "leading" being DDIM's.
+    ``timestep_spacing`` may be absent, because diffusers' samplers differ in their default; DDIM's is "leading".
     """
 
     num_train_timesteps: int = 1000
@@ -34,7 +34,7 @@ class ScheduleConfig(JSONConfig):
     rescale_betas_zero_snr: bool = False
 
     FIXED = {"clip_sample": (False, None), "thresholding": (False, None)}  # latent models have neither
-    # Fields of other samplers' configs that do not touch the process as DDIM runs it. PNDM, Euler, DPM++ and DDIM all
+    # Fields of other samplers' configs that do not change the process as DDIM runs it. PNDM, Euler, DPM++ and DDIM all
     # appear in published folders.
     IGNORED = frozenset({
         "skip_prk_steps", "interpolation_type", "use_karras_sigmas", "sample_max_value", "clip_sample_range",
@@ -52,7 +52,7 @@ class ScheduleConfig(JSONConfig):
 
 
 def alphas_cumprod(config: ScheduleConfig) -> Float[np.ndarray, " T"]:
-    """ᾱ_t = Π (1 - β): float32 factors, product carried in float64, as torch does on the CPU."""
+    """Computes ᾱ_t = Π (1 - β) with float32 factors and a float64 product, as torch does on the CPU."""
     count = config.num_train_timesteps
     if config.trained_betas is not None:
         betas = np.asarray(config.trained_betas, np.float32)
@@ -66,18 +66,24 @@ def alphas_cumprod(config: ScheduleConfig) -> Float[np.ndarray, " T"]:
 
 
 def _zero_terminal_snr(betas: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    """Algorithm 1 of arXiv 2305.08891: shifts and scales √ᾱ so that the last is 0 and the first stays."""
+    """Shifts and scales √ᾱ so that its last value is 0 and its first unchanged (arXiv 2305.08891, algorithm 1)."""
     roots = np.sqrt(np.cumprod(1 - betas, dtype=np.float32))
-    first, last = roots[0], roots[-1]
+    first = roots[0]
+    last = roots[-1]
     cumprod = ((roots - last) * first / (first - last)) ** 2
     return np.concatenate([1 - cumprod[:1], 1 - cumprod[1:] / cumprod[:-1]]).astype(np.float32)
 
 
 def spaced_timesteps(config: ScheduleConfig, steps: int, spacing: str) -> Float[np.ndarray, " s"]:
-    """Timesteps of ``steps`` sampling steps, descending, not rounded (linspace's are fractions).
+    """Computes the timesteps of the sampling steps, descending and not rounded.
+
+    Args:
+      config: the noise schedule.
+      steps: number of sampling steps.
+      spacing: ``leading``, ``trailing`` or ``linspace``, whose timesteps are fractions.
 
     Raises:
-      UserError: more steps than training timesteps, or none.
+      UserError: there are more steps than training timesteps, or none.
     """
     count = config.num_train_timesteps
     if not 1 <= steps <= count:
@@ -92,10 +98,17 @@ def spaced_timesteps(config: ScheduleConfig, steps: int, spacing: str) -> Float[
 def check_timesteps(
     config: ScheduleConfig, steps: int, spacing: str, alphas: Float[np.ndarray, " T"], timesteps: Num[np.ndarray, " s"]
 ) -> None:
-    """Refuses timesteps that do not exist, and those from which there is no way to the picture.
+    """Checks that all timesteps exist and that each of them carries what the network needs to predict the image.
+
+    Args:
+      config: the noise schedule.
+      steps: number of sampling steps, for messages.
+      spacing: spacing of the timesteps, for messages.
+      alphas: ᾱ of every training timestep.
+      timesteps: timesteps of the sampling steps, descending.
 
     Raises:
-      UserError: a timestep outside of the process; one without signal for a network that predicts the noise.
+      UserError: a timestep lies outside of the process, or has no signal although the network predicts the noise.
     """
     # diffusers fails with an index error at the upper end and reads the last alpha at -1; here both would be silent.
     if timesteps[0] > len(alphas) - 1 or timesteps[-1] < 0:
@@ -108,6 +121,6 @@ def check_timesteps(
     if config.prediction_type == "epsilon" and len(silent):
         raise UserError(
             f"scheduler config: prediction_type 'epsilon' with rescale_betas_zero_snr: latents are pure noise at "
-            f"timestep {silent[0]:g}, and the noise says nothing of the picture; expected prediction_type "
+            f"timestep {silent[0]:g}, and the noise says nothing about the image; expected prediction_type "
             "'v_prediction', or rescale_betas_zero_snr false"
         )

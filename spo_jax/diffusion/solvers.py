@@ -1,4 +1,4 @@
-"""Deterministic sampling for people's pictures, equal to diffusers' schedulers: one scan, whatever the solver is."""
+"""Deterministic sampling, equal to diffusers' schedulers: one scan serves all solvers."""
 
 from collections.abc import Callable
 
@@ -15,26 +15,27 @@ def solve(
     steps: SolverSteps,
     x: Float[Array, "b h w c"],
 ) -> Float[Array, "b h w c"]:
-    """x' = α' x0 + σ' eps + e (x0 - x0 of the step before), over the rows of the table (`solver_steps`).
+    """Applies x' = α' x0 + σ' eps + e (x0 - previous x0) for each row of a solver's table (`solver_steps`).
 
     Here α = √ᾱ and σ = √(1-ᾱ). Latents stay as the network takes them, of about unit variance. diffusers' Euler holds
     x / √ᾱ: it multiplies the initial noise (``init_noise_sigma``) and divides before every call of the network
-    (``scale_model_input``), which cancels but for ``steps.initial_scale``.
+    (``scale_model_input``), which cancels except for ``steps.initial_scale``.
 
     Args:
-      denoise: (latents, timestep) to guided prediction.
+      denoise: function of (latents, timestep) that returns a guided prediction.
+      steps: the solver's table.
       x: initial latents, of unit variance for every solver.
 
     Returns:
-      Finished latents, float32.
+      Finished latents in float32.
     """
     columns = (steps.signal, steps.noise, steps.next_signal, steps.next_noise, steps.extrapolation)
 
     def step(carry, row):
-        x, before = carry
+        x, previous_x0 = carry
         t, signal, noise, next_signal, next_noise, extrapolation = row
         x0, eps = split_prediction(steps.prediction_type, x, denoise(x, t), signal, noise)
-        return (next_signal * x0 + next_noise * eps + extrapolation * (x0 - before), x0), None
+        return (next_signal * x0 + next_noise * eps + extrapolation * (x0 - previous_x0), x0), None
 
     x = steps.initial_scale * x.astype(jnp.float32)
     rows = tuple(map(jnp.asarray, (steps.timesteps, *columns)))

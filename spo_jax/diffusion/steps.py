@@ -1,7 +1,7 @@
-"""The steps of deterministic solvers, worked out on the host: where each begins and ends, and how it extrapolates.
+"""The steps of deterministic solvers, computed on the host: where each begins and ends, and how it extrapolates.
 
 All of them solve the same equation, dx/dσ = eps for latents x / √ᾱ at noise level σ = √((1-ᾱ)/ᾱ), and differ only in
-the numbers of one update (see `spo_jax.diffusion.solvers`). So a solver is a table:
+the numbers of one update (see `spo_jax.diffusion.solvers`). A solver is therefore a table:
 
 | solver | diffusers | levels | extrapolation |
 |---|---|---|---|
@@ -10,7 +10,7 @@ the numbers of one update (see `spo_jax.diffusion.solvers`). So a solver is a ta
 | ``dpm++`` | ``DPMSolverMultistepScheduler``, its defaults | σ at the timesteps, one left out | of second order |
 
 Euler's step in σ is DDIM's step in ᾱ. Euler and DPM-Solver++ end at σ = 0. Only the process is read from a model's
-scheduler config: options of the sampler that it names are not.
+scheduler config; options of the sampler that it names are ignored.
 """
 
 import dataclasses
@@ -28,14 +28,17 @@ _KARRAS_RHO = 7.0  # arXiv 2206.00364, eq. 5
 
 @dataclasses.dataclass(frozen=True)
 class SolverSteps:
-    """A solver's table, a row per step: host constants that programs close over.
+    """A solver's table with one row per step; its arrays are host constants that programs close over.
 
     Attributes:
-      timesteps: what the network is told, descending; int32, or float32 where one lies between two of training.
-      signal, noise: √ᾱ and √(1-ᾱ) where a step begins.
-      next_signal, next_noise: where it ends.
-      extrapolation: how much of the change of x0 since the step before is added.
-      initial_scale: of the initial noise of unit variance (Euler's begins at √(1-ᾱ) with some spacings).
+      timesteps: timesteps that the network receives, descending; int32, or float32 if one lies between two training
+        timesteps.
+      signal: √ᾱ where a step begins.
+      noise: √(1-ᾱ) where a step begins.
+      next_signal: √ᾱ where it ends.
+      next_noise: √(1-ᾱ) where it ends.
+      extrapolation: share of the change of x0 since the previous step that is added.
+      initial_scale: factor of the initial noise of unit variance (Euler begins at √(1-ᾱ) with some spacings).
       prediction_type: what the network predicts.
     """
 
@@ -50,19 +53,22 @@ class SolverSteps:
 
 
 def solver_steps(config: ScheduleConfig, solver: str, steps: int, karras: bool = False) -> SolverSteps:
-    """The steps of one of `SOLVERS`.
+    """Computes the table of a solver.
 
     Args:
-      karras: noise levels spaced as in arXiv 2206.00364 (diffusers' ``use_karras_sigmas``); not for DDIM.
+      config: the noise schedule.
+      solver: one of `SOLVERS`.
+      steps: number of sampling steps.
+      karras: whether noise levels are spaced as in arXiv 2206.00364 (diffusers' ``use_karras_sigmas``); not for DDIM.
 
     Raises:
-      UserError: as `make_ddpm`; a solver that is unknown, or has no Karras levels.
+      UserError: as `make_ddpm`, or the solver is unknown or has no Karras levels.
     """
     if solver not in SOLVERS:
         raise UserError(f"solver {solver!r}: expected one of {', '.join(SOLVERS)}")
     if solver == "ddim":
         if karras:
-            raise UserError("Karras noise levels are for the solvers euler and dpm++, DDIM has none")
+            raise UserError("Karras noise levels are for the solvers euler and dpm++; DDIM has none")
         return _ddim_steps(config, steps)
     spacing = config.timestep_spacing or "linspace"  # the default of both classes in diffusers
     alphas = alphas_cumprod(config)
@@ -71,8 +77,9 @@ def solver_steps(config: ScheduleConfig, solver: str, steps: int, karras: bool =
     check_timesteps(config, steps, spacing, alphas, timesteps)
     sigmas = np.interp(timesteps, np.arange(len(levels)), levels)
     if karras:
-        # diffusers' Euler spaces them between its own first and last level, its DPM-Solver++ over all of training.
-        sigmas = _karras(*((sigmas[0], sigmas[-1]) if solver == "euler" else (levels[-1], levels[0])), steps)
+        # diffusers' Euler spaces the levels between its own first and last, its DPM-Solver++ over all of training.
+        ends = (sigmas[0], sigmas[-1]) if solver == "euler" else (levels[-1], levels[0])
+        sigmas = _karras(*ends, steps)
         timesteps = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels)))
         timesteps = timesteps if solver == "euler" else timesteps.round()
         check_timesteps(config, steps, spacing, alphas, timesteps)
@@ -80,21 +87,35 @@ def solver_steps(config: ScheduleConfig, solver: str, steps: int, karras: bool =
 
 
 def _ddim_steps(config: ScheduleConfig, steps: int) -> SolverSteps:
-    """The last step goes to the schedule's final ᾱ, which is 1 where ``set_alpha_to_one``, unlike SPO's own steps."""
-    schedule = make_ddpm(config, steps)
-    before = schedule.timesteps - schedule.stride
-    alphas = schedule.alphas_cumprod.astype(np.float64)
-    here = alphas[schedule.timesteps]
-    there = np.where(before >= 0, alphas[np.maximum(before, 0)], schedule.final_alpha_cumprod)
-    roots = (np.sqrt(values).astype(np.float32) for values in (here, 1 - here, there, 1 - there))
-    return SolverSteps(schedule.timesteps, *roots, np.zeros(steps, np.float32), 1.0, config.prediction_type)
+    """Computes DDIM's table.
+
+    Unlike SPO's own steps, the last one leads to the schedule's final ᾱ, which is 1 if ``set_alpha_to_one``.
+    """
+    process = make_ddpm(config, steps)
+    following = process.timesteps - process.stride
+    alphas = process.alphas_cumprod.astype(np.float64)
+    here = alphas[process.timesteps]
+    there = np.where(following >= 0, alphas[np.maximum(following, 0)], process.final_alpha_cumprod)
+    signal, noise, next_signal, next_noise = (
+        np.sqrt(values).astype(np.float32) for values in (here, 1 - here, there, 1 - there)
+    )
+    return SolverSteps(
+        timesteps=process.timesteps,
+        signal=signal,
+        noise=noise,
+        next_signal=next_signal,
+        next_noise=next_noise,
+        extrapolation=np.zeros(steps, np.float32),
+        initial_scale=1.0,
+        prediction_type=config.prediction_type,
+    )
 
 
 def _training_levels(config: ScheduleConfig, alphas: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    """σ at every training timestep, ascending."""
+    """Computes σ at every training timestep, ascending."""
     alphas = alphas.astype(np.float64)
     if config.rescale_betas_zero_snr:
-        alphas[-1] = 2.0**-24  # as diffusers: σ would be infinite
+        alphas[-1] = 2.0**-24  # as in diffusers, because σ would be infinite
     return np.sqrt((1 - alphas) / alphas)
 
 
@@ -103,7 +124,7 @@ def _euler_timesteps(config: ScheduleConfig, steps: int, spacing: str) -> Float[
 
 
 def _dpm_timesteps(config: ScheduleConfig, steps: int, spacing: str) -> Float[np.ndarray, " s"]:
-    """diffusers divides the process by one step more and leaves out the last, which would be at timestep 0."""
+    """Computes timesteps for one more step and drops the last, which would be at timestep 0, as diffusers does."""
     if spacing == "trailing":
         return spaced_timesteps(config, steps, spacing)
     if not 1 <= steps < config.num_train_timesteps:
@@ -112,7 +133,7 @@ def _dpm_timesteps(config: ScheduleConfig, steps: int, spacing: str) -> Float[np
 
 
 def _karras(first: float, last: float, steps: int) -> Float[np.ndarray, " s"]:
-    """Noise levels whose ρ-th roots are evenly spaced."""
+    """Computes noise levels whose ρ-th roots are evenly spaced."""
     return np.linspace(first ** (1 / _KARRAS_RHO), last ** (1 / _KARRAS_RHO), steps) ** _KARRAS_RHO
 
 
@@ -123,11 +144,11 @@ def _table(
     timesteps: Float[np.ndarray, " s"],
     sigmas: Float[np.ndarray, " n"],
 ) -> SolverSteps:
-    """Turns noise levels (one more than timesteps, the last 0) into the numbers of the update."""
+    """Converts noise levels (one more than timesteps, the last one 0) to the numbers of the update."""
     signal = 1 / np.sqrt(sigmas**2 + 1)
     noise = sigmas * signal
     extrapolation = _second_order(signal, noise) if solver == "dpm++" else np.zeros(len(timesteps))
-    # diffusers' init_noise_sigma: Euler takes latents of level σ to have that spread, but √(σ²+1) with leading spacing.
+    # diffusers' init_noise_sigma: for Euler, latents of level σ have that spread, or √(σ²+1) with leading spacing.
     whole = solver == "dpm++" or spacing == "leading"
     columns = (signal[:-1], noise[:-1], signal[1:], noise[1:], extrapolation)
     return SolverSteps(
@@ -139,9 +160,10 @@ def _table(
 
 
 def _second_order(signal: Float[np.ndarray, " n"], noise: Float[np.ndarray, " n"]) -> Float[np.ndarray, " s"]:
-    """DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2): (α' - σ' α/σ) h / (2 h_before), h the steps in log α/σ.
+    """Computes the extrapolation of DPM-Solver++ 2M (arXiv 2211.01095, algorithm 2).
 
-    The first step knows no step before it. The last is of first order too, for h is infinite where it ends.
+    It is (α' - σ' α/σ) h / (2 h_before), where h are the steps in log α/σ. The first step has no step before it, and
+    the last one is also of first order, because h is infinite where it ends.
     """
     half_snr = np.log(signal[:-1] / noise[:-1])
     h = np.diff(half_snr)

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, what lies where on it, and the notice that a machine is about to go."""
+"""Devices and processes: the mesh, the layout of arrays on it, and the notice that a machine is taken away."""

@@ -1,4 +1,4 @@
-"""Work cut into chunks: long lists on the host, and batches that do not fit in memory at once on the devices."""
+"""Work cut into chunks: long lists on the host, and batches on the devices that do not fit in memory at once."""
 
 import math
 from collections.abc import Callable
@@ -13,9 +13,14 @@ from spo_jax.parallel.mesh import devices_in_context, spread
 
 
 def in_chunks(function: Callable[[np.ndarray], Any], rows: np.ndarray, chunk: int) -> Any:
-    """Applies ``function`` to ``rows`` on the host, ``chunk`` at a time.
+    """Applies ``function`` to ``rows`` on the host, ``chunk`` rows at a time.
 
-    The last of several chunks is filled up with its last row, so that one shape is compiled.
+    The last of several chunks is filled up with its last row, so that only one shape is compiled.
+
+    Args:
+      function: function of some rows that returns a tree of arrays with the same leading axis.
+      rows: array on the host.
+      chunk: number of rows at a time; fewer rows than that are not filled up.
 
     Returns:
       The results, a tree of numpy arrays, joined along the first axis and cut to the number of rows.
@@ -29,30 +34,42 @@ def in_chunks(function: Callable[[np.ndarray], Any], rows: np.ndarray, chunk: in
 
 
 def padded_chunk(batch: int, per_device: int, devices: int) -> int:
-    """Rows in memory at a time, on all devices together, where the last chunk may be padded: equal parts of ``batch``.
+    """Computes the rows in memory at a time, on all devices together, if the last chunk may be padded.
+
+    The chunks are equal parts of ``batch``.
 
     Args:
-      per_device: the most rows that a device may have in memory.
+      batch: rows of a batch, over all devices.
+      per_device: largest number of rows that a device may have in memory.
+      devices: number of devices.
     """
     parts = math.ceil(batch / (per_device * devices))
     return math.ceil(batch / (parts * devices)) * devices
 
 
 def even_chunk(batch: int, per_device: int, devices: int) -> int:
-    """Rows in memory at a time, on all devices together, without padding: the largest share that cuts ``batch`` evenly.
+    """Computes the rows in memory at a time, on all devices together, if nothing may be padded.
+
+    It is the largest number that cuts ``batch`` evenly.
 
     Args:
-      batch: a multiple of ``devices``.
-      per_device: the most rows that a device may have in memory.
+      batch: rows of a batch, a multiple of ``devices``.
+      per_device: largest number of rows that a device may have in memory.
+      devices: number of devices.
     """
     share = batch // devices
     return devices * max(size for size in range(1, min(per_device, share) + 1) if share % size == 0)
 
 
 def cut(tree: PyTree, chunk: int) -> PyTree:
-    """[n ...] -> [parts chunk ...], every part with rows of every device, so that none has to be moved.
+    """Cuts a batch into parts, [n ...] -> [parts chunk ...].
 
-    Rows change their order; `joined` puts them back.
+    Every part holds rows of every device, so that no row has to be moved between devices. Rows change their order;
+    `joined` restores it.
+
+    Args:
+      tree: arrays with a leading axis of rows.
+      chunk: rows of a part, over all devices.
     """
     devices = devices_in_context()
 
@@ -64,8 +81,8 @@ def cut(tree: PyTree, chunk: int) -> PyTree:
 
 
 def joined(x: Array) -> Array:
-    """[parts chunk ...] -> [n ...], the inverse of `cut`."""
+    """Joins the parts of a batch, [parts chunk ...] -> [n ...], the inverse of `cut`."""
     devices = devices_in_context()
     parts, chunk = x.shape[:2]
-    x = x.reshape(parts, devices, chunk // devices, *x.shape[2:])
-    return jnp.swapaxes(x, 0, 1).reshape(parts * chunk, *x.shape[3:])
+    x = x.reshape(parts, devices, chunk // devices, *x.shape[2:])  # -> [parts devices share ...]
+    return jnp.swapaxes(x, 0, 1).reshape(parts * chunk, *x.shape[3:])  # -> [devices·parts·share ...]

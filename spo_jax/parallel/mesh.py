@@ -1,4 +1,4 @@
-"""The one mesh of a run, and how batches lie on it."""
+"""The mesh of a run, and the layout of batches on it."""
 
 import dataclasses
 import math
@@ -13,13 +13,13 @@ from spo_jax.core.config import Settings, setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, PyTree
 
-# Batches are cut over both axes; frozen weights, if at all, over the second.
+# Batches are cut over both axes, frozen weights over the second axis or not at all.
 AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings(Settings):
-    """Number of devices along each axis of the mesh; -1, for one of them, stands for all that the other leaves."""
+    """Number of devices along each axis of the mesh; -1, for one of them, takes all devices that the other leaves."""
 
     GROUP: ClassVar = "mesh."
 
@@ -36,26 +36,30 @@ class MeshSettings(Settings):
 
 
 def make_mesh(settings: MeshSettings = MeshSettings(), devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh with axes ``data`` and ``fsdp``.
+    """Makes the mesh with axes ``data`` and ``fsdp``.
 
     Args:
-      devices: all of all processes by default. Fewer are used, in order, if the settings name fewer and there is one
-        process.
+      settings: number of devices along each axis.
+      devices: devices of the mesh; by default all devices of all processes. If there is one process and the settings
+        name fewer devices, only the first ones are used.
 
     Raises:
       UserError: the sizes do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    data, fsdp = settings.data, settings.fsdp
-    total, known = len(devices), math.prod(size for size in (data, fsdp) if size != -1)
+    total = len(devices)
+    data = settings.data
+    fsdp = settings.fsdp
+    known = math.prod(size for size in (data, fsdp) if size != -1)
     if -1 in (data, fsdp):
-        fits, data, fsdp = total % known == 0, *(total // known if size == -1 else size for size in (data, fsdp))
+        fits = total % known == 0
+        data, fsdp = (total // known if size == -1 else size for size in (data, fsdp))
     else:
         fits = known == total or (known < total and jax.process_count() == 1)
     if not fits:
         raise UserError(
             f"config fields mesh.data = {settings.data}, mesh.fsdp = {settings.fsdp}: do not fit the {total} devices "
-            "here; their product has to be the number of devices, and -1 stands for what the other leaves"
+            "here; their product has to be the number of devices, and -1 takes what the other leaves"
         )
     if known == data * fsdp < total:
         return Mesh(np.asarray(devices[:known]).reshape(data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
@@ -63,12 +67,12 @@ def make_mesh(settings: MeshSettings = MeshSettings(), devices: Sequence[jax.Dev
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Returns the sharding of arrays that are whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Cut along ``axis`` over all devices."""
+    """Returns the sharding of arrays that are cut along ``axis`` over all devices."""
     return NamedSharding(mesh, _batch_spec(axis))
 
 
@@ -77,32 +81,32 @@ def _batch_spec(axis: int) -> PartitionSpec:
 
 
 def devices_in_context() -> int:
-    """The number of devices of the mesh that `jax.set_mesh` has put in context; 1 without."""
+    """Returns the number of devices of the mesh that `jax.set_mesh` has put in context, or 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().size or 1
 
 
 def platform_in_context() -> str:
-    """``"tpu"``, ``"gpu"`` or ``"cpu"``: of the mesh in context, or else of the default device."""
+    """Returns ``"tpu"``, ``"gpu"`` or ``"cpu"``, the platform of the mesh in context or else of the default device."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return (device or jax.devices()[0]).platform
 
 
 def spread(tree: PyTree, axis: int = 0) -> PyTree:
-    """Inside jit: lays ``axis`` of every array over all devices of the mesh in context; nothing without a mesh."""
+    """Cuts ``axis`` of every array over all devices of the mesh in context, inside jit; does nothing without a mesh."""
     return _constrained(tree, _batch_spec(axis))
 
 
 def spread_rows(x: Array) -> Array:
-    """Inside jit: `spread` of activations inside a network, where the devices divide their rows; else nothing.
+    """Spreads the rows of a network's activations inside jit, unless the devices do not divide their number.
 
-    Weights that are cut on their outputs would else draw the activations behind them into the same cut, and XLA would
-    gather those, which are larger.
+    Otherwise weights that are cut on their outputs would draw the activations behind them into the same cut, and XLA
+    would gather those, which are larger.
     """
     return x if x.shape[0] % devices_in_context() else spread(x)
 
 
 def gathered(tree: PyTree) -> PyTree:
-    """Inside jit: every array whole on every device of the mesh in context; nothing without a mesh."""
+    """Makes every array whole on every device of the mesh in context, inside jit; does nothing without a mesh."""
     return _constrained(tree, PartitionSpec())
 
 
@@ -113,9 +117,17 @@ def _constrained(tree: PyTree, spec: PartitionSpec) -> PyTree:
 
 
 def check_divides(field: str, size: int, mesh: Mesh) -> None:
-    """Raises a `UserError` unless the batch of ``size`` can be cut evenly over all devices."""
+    """Raises a `UserError` unless the batch of ``size`` can be cut evenly over all devices.
+
+    Args:
+      field: config field that holds the size, for messages.
+      size: number of rows of the batch.
+      mesh: the mesh over which it is cut.
+    """
     if size % mesh.size:
-        near = " or ".join(str(n) for n in (size // mesh.size * mesh.size, -(-size // mesh.size) * mesh.size) if n)
+        below = size // mesh.size * mesh.size
+        beyond = -(-size // mesh.size) * mesh.size
+        near = " or ".join(str(n) for n in (below, beyond) if n)
         raise UserError(
             f"config field {field} = {size}: expected a multiple of the {mesh.size} devices, such as {near}; or use "
             "fewer devices with --config.mesh.data"

@@ -1,4 +1,4 @@
-"""Several processes that run one program: joining them, and batches of which each loads its own part."""
+"""Several processes that run one program: how they join, and how each loads its own part of a batch."""
 
 from collections.abc import Collection, Mapping
 
@@ -13,14 +13,17 @@ from spo_jax.parallel.mesh import over_batch
 
 
 def join(multihost: bool, address: str = "", processes: int = 0, index: int = -1) -> None:
-    """Joins the other processes of the run; call it before anything else touches a device.
+    """Joins the other processes of the run; it must be called before anything else uses a device.
 
     Args:
-      multihost: find the others by the cluster's own means (TPU pod, GKE, Slurm, Open MPI).
-      address: ``HOST:PORT`` of process 0, for a cluster that jax does not know; then the other two are needed.
+      multihost: whether to find the other processes by the cluster's own means (TPU pod, GKE, Slurm, Open MPI).
+      address: ``HOST:PORT`` of process 0, for a cluster that jax does not know; the two other arguments are then
+        needed.
+      processes: number of processes.
+      index: number of this process.
 
     Raises:
-      UserError: the flags contradict each other, or the others cannot be found.
+      UserError: the flags contradict each other, or the other processes cannot be found.
     """
     by_hand = (bool(address), processes > 0, index >= 0)
     if any(by_hand) and not all(by_hand):
@@ -38,15 +41,18 @@ def join(multihost: bool, address: str = "", processes: int = 0, index: int = -1
 
 
 def is_writer() -> bool:
-    """Whether this process writes the files that there is one of: curves, pictures, reports."""
+    """Whether this process writes the files that exist once per run: curves, images, reports."""
     return jax.process_index() == 0
 
 
 def local_positions(batch_size: int) -> Int[np.ndarray, " p"]:
-    """Which rows of a batch lie on this process's devices of the mesh in context, ascending; all without a mesh.
+    """Finds the rows of a batch that lie on this process's devices of the mesh in context, ascending.
 
-    Draws follow a row's place in the whole batch, so what a process loads has to follow the mesh, which need not hold
-    the processes' devices one process after the other.
+    Random draws follow a row's place in the whole batch, so the rows that a process loads have to follow the mesh,
+    which need not hold the processes' devices one process after the other. Without a mesh, all rows are local.
+
+    Args:
+      batch_size: rows of the whole batch.
 
     Raises:
       UserError: the devices do not divide the batch.
@@ -67,14 +73,20 @@ def _local_positions(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " p"]:
 def positions_on(
     indices: Mapping[jax.Device, tuple[slice, ...]], devices: Collection[jax.Device], size: int
 ) -> Int[np.ndarray, " p"]:
-    """Ascending, what the slices of some devices, as `jax.sharding.Sharding.devices_indices_map` has them, cover."""
+    """Finds the rows of a batch that lie on some of the devices, ascending.
+
+    Args:
+      indices: slices of each device, as `jax.sharding.Sharding.devices_indices_map` returns them.
+      devices: the devices in question.
+      size: rows of the whole batch.
+    """
     return np.unique(np.concatenate([np.arange(size)[indices[device][0]] for device in devices]))
 
 
 def join_parts(tree: PyTree) -> PyTree:
-    """The processes' parts, host arrays, as global arrays cut over the mesh in context; nothing without a mesh.
+    """Joins the processes' parts, which are host arrays, to global arrays that are cut over the mesh in context.
 
-    A process's rows are those at its `local_positions`, in that order.
+    A process's rows are those at its `local_positions`, in that order. Without a mesh, arrays are returned unchanged.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
@@ -92,11 +104,17 @@ def _joined(mesh: Mesh, x: np.ndarray) -> jax.Array:
 
 
 def rows_at(x: np.ndarray, positions: Int[np.ndarray, " p"], where: slice) -> np.ndarray:
-    """Of the rows that lie at some ascending positions of a batch, those of one of its slices."""
+    """Selects the rows that belong to one slice of a batch.
+
+    Args:
+      x: rows of the batch at ``positions``.
+      positions: ascending positions in the batch.
+      where: a slice of the batch.
+    """
     begin, end = np.searchsorted(positions, (where.start or 0, where.stop or positions[-1] + 1))
     return x[begin:end]
 
 
 def agreed(value: int) -> int:
-    """What process 0 says; called by all of them, and so they meet here."""
+    """Returns the value of process 0 in every process; all of them must call it, and so they meet here."""
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(value)))

@@ -9,14 +9,15 @@ from jax.experimental import multihost_utils
 
 
 class PreemptionNotice:
-    """While entered, SIGTERM no longer ends the process: `came` tells of it.
+    """A context in which SIGTERM does not end the process, but is reported by `came`.
 
     With several processes jax's own service listens and lets all of them stop at the same batch, whichever of them
-    was told. Outside of the loop over batches there is nothing to finish, and the signal does what it always does.
+    receives the signal. Outside of the loop over batches there is nothing to finish, and the signal has its usual
+    effect.
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._received = False
         self._before: Any = None
 
     def __enter__(self) -> "PreemptionNotice":
@@ -29,11 +30,11 @@ class PreemptionNotice:
             signal.signal(signal.SIGTERM, self._before)
 
     def _listen(self, *_: Any) -> None:
-        self._told = True
+        self._received = True
         logging.warning("SIGTERM: this batch is finished and saved, then the run stops")
 
     def came(self, batch: int) -> bool:
-        """Whether to stop after ``batch``; every process asks after every batch, and all get the same answer."""
+        """Whether to stop after ``batch``; every process asks after every batch, and all receive the same answer."""
         if jax.process_count() == 1:
-            return self._told
+            return self._received
         return multihost_utils.reached_preemption_sync_point(batch)

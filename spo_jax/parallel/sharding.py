@@ -1,4 +1,4 @@
-"""Arrays on a mesh: frozen weights by a table of rules, batches and states from copies that every process holds."""
+"""Placement of arrays on a mesh: frozen weights by a table of rules, other arrays from copies in every process."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,19 +13,25 @@ from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import DType, PyTree
 from spo_jax.parallel.mesh import replicated
 
-# (regex, axes): the first that is found in a weight's path wins. Axes are aligned with the last axes of the array:
-# ("fsdp",) cuts the outputs of a dense kernel [in out] and of a convolution [h w in out] alike.
+# (regex, axes): the first regex that is found in a weight's path decides. Axes are aligned with the last axes of the
+# array: ("fsdp",) cuts the outputs both of a dense kernel [in out] and of a convolution [h w in out].
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 FSDP_RULES: Rules = (
     (r"(kernel|embedding)$", ("fsdp",)),
-    (r"", ()),  # norms, biases, lone numbers: small
+    (r"", ()),  # norms, biases and scalars, which are small
 )
 
 
 def shardings(tree: PyTree, mesh: Mesh, rules: Rules = FSDP_RULES, title: str = "weights") -> PyTree:
-    """A sharding for every leaf of ``tree`` (arrays or shapes), by the first rule that matches its path.
+    """Returns a sharding for every leaf of ``tree``, by the first rule that matches its path.
 
-    An axis that the mesh does not divide stays whole. What was decided is logged, a line per rule.
+    An axis that the mesh does not divide stays whole. The decisions are logged, one line per rule.
+
+    Args:
+      tree: arrays or shapes.
+      mesh: the mesh on which they lie.
+      rules: the table of rules.
+      title: name of the tree in the log.
     """
     counts = [[0, 0] for _ in rules]
     flat = {}
@@ -52,14 +58,14 @@ def _aligned(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -
 
 
 def place_weights(tree: PyTree, mesh: Mesh | None, title: str = "weights") -> PyTree:
-    """Frozen weights from the host onto the mesh by `FSDP_RULES`; onto the first device without a mesh."""
+    """Places frozen weights from the host on the mesh by `FSDP_RULES`, or on the first device without a mesh."""
     if mesh is None:
         return jax.device_put(tree)
     return jax.tree.map(_put, tree, shardings(tree, mesh, title=title))
 
 
 def abstract_weights(shapes: PyTree, dtype: DType, mesh: Mesh | None) -> PyTree:
-    """Shapes of frozen weights as `place_weights` lays them: in ``dtype`` (scalars keep theirs), by `FSDP_RULES`."""
+    """Returns shapes of frozen weights as `place_weights` places them, in ``dtype``; scalars keep their own dtype."""
 
     def weight(shape: jax.ShapeDtypeStruct, sharding: NamedSharding | None) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape.shape, dtype if shape.shape else shape.dtype, sharding=sharding)
@@ -70,7 +76,7 @@ def abstract_weights(shapes: PyTree, dtype: DType, mesh: Mesh | None) -> PyTree:
 
 
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Host arrays, the same in every process, onto the mesh; each process hands over what its devices need."""
+    """Places host arrays, the same in every process, on the mesh; each process provides what its devices need."""
     return jax.tree.map(lambda x: _put(x, sharding), tree)
 
 
@@ -82,7 +88,7 @@ def _put(x: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def shapes_of(tree: PyTree, sharding: NamedSharding | None = None) -> PyTree:
-    """Shapes of arrays (or of shapes), with the sharding given or, on a mesh, their own."""
+    """Returns the shapes of arrays (or of shapes), with the given sharding or, for arrays on a mesh, their own."""
 
     def shape(x: Any) -> jax.ShapeDtypeStruct:
         own = getattr(x, "sharding", None)
@@ -94,17 +100,17 @@ def shapes_of(tree: PyTree, sharding: NamedSharding | None = None) -> PyTree:
 
 
 def with_shardings(shapes: PyTree, tree: PyTree) -> PyTree:
-    """Shapes with the shardings of a tree of the same structure."""
+    """Adds the shardings in a tree of the same structure to shapes."""
     return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, tree)
 
 
 def make(function: Callable[..., PyTree], mesh: Mesh, *arguments: Any) -> PyTree:
-    """What ``function`` computes, whole on every device of the mesh; all processes call it alike."""
+    """Computes ``function``, with results that are whole on every device; all processes make the same call."""
     return jax.jit(function, out_shardings=replicated(mesh))(*arguments)
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Numpy arrays of arrays that lie anywhere on the mesh, in every process."""
+    """Copies arrays that lie anywhere on the mesh to numpy arrays, in every process."""
 
     def fetch(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):

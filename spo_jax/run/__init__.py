@@ -1,1 +1,1 @@
-"""What every run needs and no method knows: its folder, loop, checkpoints, curves and report."""
+"""Parts of a run that do not depend on the method: its folder, loop, checkpoints, curves and report."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: orbax underneath, damage found and named before anything is trusted."""
+"""Checkpoints of a run, written with orbax; damage is found and named before anything is trusted."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.trees import unflatten
 from spo_jax.core.typing import PyTree
 
-# Names and sizes of a checkpoint's files, written into its folder after orbax has finished it. Orbax finds most
-# damage itself, but only by failing deep inside its threads, with pages of output; a missing or truncated file is
+# Holds names and sizes of a checkpoint's files, and is written into its folder after orbax has finished it. Orbax finds
+# most damage itself, but only by failing deep inside its threads, with pages of output; a missing or truncated file is
 # found here first. A checkpoint without the list (the run was killed in between) is left to orbax's own checks.
 FILE_LIST = "files.json"
 
@@ -32,19 +32,19 @@ class Damaged(Exception):
 class Checkpointer:
     """Saves and restores (items, meta) by step in one folder.
 
-    ``items`` are pytrees of arrays (typed PRNG keys included) by name, each readable on its own; ``meta`` is a dict of
-    JSON values for everything else: data position, resolved settings, counters. Saves run in the background: `save`
-    returns once the arrays have been copied, and waits only for an earlier save that is unfinished. A checkpoint that
-    is being written has another name, so that it is never taken for a complete one.
+    ``items`` are pytrees of arrays (including typed PRNG keys) by name, each of which can be read on its own; ``meta``
+    is a dict of JSON values for everything else: data position, resolved settings, counters. Saves run in the
+    background: `save` returns once the arrays have been copied, and waits only for an earlier save that is unfinished.
+    A checkpoint that is being written has another name, so that it is never mistaken for a complete one.
 
     Args:
-      folder: made when missing.
-      keep: how many of the latest checkpoints stay.
-      keep_every: checkpoints at multiples of this step stay as well.
-      read_only: never touch the folder; a run may be writing to it.
+      folder: folder of the checkpoints; it is created if it is missing.
+      keep: number of latest checkpoints to keep.
+      keep_every: keep checkpoints at multiples of this step as well.
+      read_only: never change the folder, because a run may be writing to it.
 
     Raises:
-      UserError: the folder cannot be made or listed.
+      UserError: the folder cannot be created or listed.
     """
 
     def __init__(
@@ -55,10 +55,12 @@ class Checkpointer:
         # orbax refuses relative paths; bucket addresses are absolute as they are.
         self.folder = epath.Path(path if "://" in path else os.path.abspath(path))
         policies = ocp.checkpoint_managers
-        preserved = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        preserved = [policies.LatestN(keep)]
+        if keep_every:
+            preserved.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(preserved),
-            cleanup_tmp_directories=not read_only,  # what killed runs left half-written
+            cleanup_tmp_directories=not read_only,  # removes what killed runs left half-written
             read_only=read_only,
         )
         try:
@@ -68,11 +70,16 @@ class Checkpointer:
         self._unlisted: int | None = None  # the step whose list of files is still to be written
 
     def save(self, step: int, items: Mapping[str, PyTree], meta: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; an existing one of the same step is left as it is.
+        """Starts writing a checkpoint; an existing one of the same step is left unchanged.
+
+        Args:
+          step: number of the checkpoint.
+          items: trees of arrays by name.
+          meta: JSON values.
 
         Raises:
-          UserError: this save or the one before could not be written, or the folder holds later steps.
-          TypeError: ``items`` has leaves that are not arrays (they belong into ``meta``).
+          UserError: this save or the previous one could not be written, or the folder holds later steps.
+          TypeError: ``items`` has leaves that are not arrays (they belong in ``meta``).
         """
         self.wait()
         latest = self.latest_step()
@@ -93,24 +100,26 @@ class Checkpointer:
         """Returns once everything saved so far is on disk.
 
         Raises:
-          UserError: it could not be written; the message holds the reason. Older checkpoints are untouched.
+          UserError: it could not be written; the message holds the reason. Older checkpoints are unchanged.
         """
-        step, self._unlisted = self._unlisted, None  # where the save has failed there is nothing to list, now or later
+        step = self._unlisted
+        self._unlisted = None  # if the save has failed there is nothing to list, now or later
         self._writing(self._manager.wait_until_finished)
         if step is not None and jax.process_index() == 0:
             self._writing(_write_file_list, self.folder / str(step))
 
     def latest_step(self) -> int | None:
-        """The step of the latest complete checkpoint, damaged or not; None when there is none."""
+        """Returns the step of the latest complete checkpoint, damaged or not, or None if there is none."""
         return self._manager.latest_step()
 
     def restore(self, step: int, like: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
         """Reads the checkpoint of ``step`` as (items, meta).
 
         Args:
-          step: one that was saved.
-          like: items of arrays or of `jax.ShapeDtypeStruct` with the shapes and dtypes that were saved. Arrays come
-            back with the shardings found here (none: on the first device), whatever mesh they were saved from.
+          step: step that was saved.
+          like: items of arrays or of `jax.ShapeDtypeStruct` with the shapes and dtypes that were saved. Arrays are
+            restored with the shardings found here (without one, on the first device), independent of the mesh that they
+            were saved from.
 
         Raises:
           UserError: there is no such step, it is damaged, or its items are not those of ``like``.
@@ -121,7 +130,11 @@ class Checkpointer:
             raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
 
     def read_item(self, step: int, name: str) -> PyTree:
-        """Reads one item, a nested dict of arrays, by the shapes that the checkpoint itself lists; nothing else.
+        """Reads a single item, a nested dict of arrays, by the shapes that the checkpoint itself lists.
+
+        Args:
+          step: step that was saved.
+          name: name of the item.
 
         Raises:
           UserError: there is no such step or item, or it is damaged.
@@ -142,7 +155,7 @@ class Checkpointer:
             raise UserError(f"no checkpoint of step {step} in {self.folder}")
 
     def read_meta(self, step: int) -> dict[str, Any]:
-        """What `save` was given as ``meta``, without reading the state.
+        """Reads what `save` was given as ``meta``, without reading the state.
 
         Raises:
           UserError: there is no such step, or it is damaged.
@@ -154,19 +167,22 @@ class Checkpointer:
             raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
 
     def read_latest_meta(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and meta of the latest checkpoint whose meta can be read; None when there is none."""
+        """Reads step and meta of the latest checkpoint whose meta can be read, or returns None if there is none."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self.read_meta(step)
-            except UserError:  # damaged; `restore_latest` takes it for none either
+            except UserError:  # damaged; `restore_latest` skips it as well
                 continue
         return None
 
     def restore_latest(self, like: Mapping[str, PyTree]) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
         """Reads the latest undamaged checkpoint as (step, items, meta).
 
-        Damaged ones after it are named in the log and renamed to ``<step>.damaged`` (``<step>.damaged.2``, …), so that
-        the run can save that step again and nothing is lost.
+        Damaged checkpoints after it are named in the log and renamed to ``<step>.damaged`` (``<step>.damaged.2``, …),
+        so that the run can save that step again and nothing is lost.
+
+        Args:
+          like: as in `restore`.
 
         Raises:
           UserError: there is no checkpoint, all are damaged, or the items of one are not those of ``like``.
@@ -214,9 +230,9 @@ class Checkpointer:
     def _from_orbax(self, step: int, **items: Any) -> Any:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except jax.errors.JaxRuntimeError:  # the device's trouble, such as too little memory; the files may be whole
+        except jax.errors.JaxRuntimeError:  # a fault of the device, such as too little memory; the files may be intact
             raise
-        except Exception as error:  # orbax and tensorstore report damage by whatever type their reader met
+        except Exception as error:  # orbax and tensorstore report damage with many types of exception
             raise Damaged(_reason(error)) from error
 
     def _writing(self, function: Any, *args: Any, **kwargs: Any) -> None:
@@ -235,10 +251,10 @@ class Checkpointer:
 
 
 def _silence_failures() -> None:
-    """Leaves it to `Checkpointer` to say in one line what failed.
+    """Silences orbax's reports of failures, which `Checkpointer` reports in one line.
 
-    Orbax logs each failure with pages of tracebacks. It also leaves a save at the first error and closes the event
-    loop, to which writers that are still under way then report in vain: a traceback for every array.
+    Orbax logs each failure with pages of tracebacks. It also abandons a save at the first error and closes the event
+    loop, to which writers that are still running then report in vain, with a traceback for every array.
     """
     logging.get_absl_logger().addFilter(_not_from_orbax)
     stdlib_logging.getLogger("asyncio").addFilter(_not_of_a_save)
@@ -251,13 +267,12 @@ def _not_from_orbax(record: Any) -> bool:
 
 
 def _not_of_a_save(record: Any) -> bool:
-    """asyncio tells of futures whose errors nobody has asked for: those of arrays after the first that failed."""
+    """Drops asyncio's reports of errors that nobody has retrieved: those of arrays after the first that failed."""
     return not record.exc_info or ".orbax-checkpoint-tmp" not in str(record.exc_info[1])
 
 
 class _NotOfAWriter:
-    """The hook for errors that nobody can catch, but for those of threads that are not Python's (tensorstore's) and
-    meet a closed event loop."""
+    """A hook for errors that cannot be caught, which drops those of tensorstore's threads on a closed event loop."""
 
     def __init__(self, hook: Callable[[Any], None]):
         self._hook = hook
@@ -290,13 +305,13 @@ def _flat_layout(layouts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
 
 
 def _shape_of_text(text: str) -> jax.ShapeDtypeStruct:
-    """The inverse of a line of `_layout`: ``float32[4,8]``."""
+    """Reads an entry of `_layout`, such as ``float32[4,8]``."""
     dtype, sizes = re.fullmatch(r"(\w+)\[([\d,]*)\]", text).groups()
     return jax.ShapeDtypeStruct(tuple(int(size) for size in sizes.split(",") if size), dtype)
 
 
 def _layout(tree: Any) -> dict[str, str]:
-    """Path -> ``float32[4,8]`` of every leaf."""
+    """Maps the path of every leaf to its dtype and shape, such as ``float32[4,8]``."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     name = jax.tree_util.keystr
     return {
@@ -348,6 +363,6 @@ def _check_file_list(folder: epath.Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line of an error; of tensorstore's long ones what the operating system said."""
+    """Summarises an error in one line; of tensorstore's long ones, only the operating system's message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {error}".splitlines()[0][:300]

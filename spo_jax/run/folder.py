@@ -1,4 +1,4 @@
-"""The folder of a run: whether a run may start in it or resume there, and its state in checkpoints."""
+"""The folder of a run: whether a run may start or resume in it, and how checkpoints hold the state."""
 
 import dataclasses
 import hashlib
@@ -18,7 +18,7 @@ from spo_jax.run.metrics import read_metrics
 from spo_jax.run.settings import RunSettings
 
 CHECKPOINTS = "checkpoints"
-FORMAT = 2  # of checkpoints; older ones held the whole state in one item and cannot be resumed
+FORMAT = 2  # format of checkpoints; older ones held the whole state in one item and cannot be resumed
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class Resume:
 
     Attributes:
       required: resume it; it is an error if there is none.
-      if_there: resume it, or start one.
+      if_there: resume it if there is one, otherwise start a run.
       changed: resume even if settings or data have changed.
     """
 
@@ -46,17 +46,20 @@ class Resume:
 
 
 def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence[str]) -> bool:
-    """Refuses what would fail after minutes of work.
+    """Checks whether a run may start or resume in a folder, before anything that takes minutes.
 
     Args:
-      data: what the run learns from, or digests of it; only a digest of them is kept.
+      out: the run's folder.
+      resume: what to do with a run that the folder holds already.
+      settings: the settings of the run.
+      data: the training data, or digests of it; only a digest of them is kept.
 
     Returns:
-      Whether there is a run to resume. One that was killed before its first checkpoint does not count.
+      Whether there is a run to resume. A run that was killed before its first checkpoint does not count.
 
     Raises:
-      UserError: the folder holds another run, or no run to resume, or one with other settings or data; it cannot be
-        written.
+      UserError: the folder holds another run, or no run to resume, or a run with other settings or data, or it cannot
+        be written.
     """
     if out.parts and out.parts[0].endswith(":"):
         raise UserError(f"--out={out}: buckets cannot be written to; mount the bucket, or use a shared disk")
@@ -75,7 +78,7 @@ def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence
 
 
 def run_meta(settings: RunSettings, data: Sequence[str]) -> dict[str, Any]:
-    """What every checkpoint holds besides its state: the resolved settings, and a digest of the data."""
+    """Returns what every checkpoint holds besides its state: the resolved settings, and a digest of the data."""
     digest = hashlib.sha256(json.dumps(list(data)).encode()).hexdigest()
     return {"format": FORMAT, "settings": dataclasses.asdict(settings), "data": digest}
 
@@ -84,19 +87,20 @@ def run_meta(settings: RunSettings, data: Sequence[str]) -> dict[str, Any]:
 
 
 def state_items(state: State) -> dict[str, PyTree]:
-    """The items of a checkpoint: ``params``, which is all that exporting reads, and the rest of the state."""
+    """Splits a state into the items of a checkpoint: ``params``, which is all that exporting reads, and the rest."""
     return {"params": state.params, "rest": state._replace(params=())}
 
 
 def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, State]:
-    """The number of finished batches and the state after them, from the last undamaged checkpoint.
+    """Reads the number of finished batches, and the state after them, from the last undamaged checkpoint.
 
     Args:
-      state: arrays or shapes of the same tree, lying where the restored ones are to lie.
+      checkpointer: the checkpoints of the run.
+      state: arrays or shapes of the same tree, with the shardings that the restored arrays should have.
       total: number of batches that the settings ask for.
 
     Raises:
-      UserError: more batches are finished than are asked for; as `Checkpointer.restore_latest`.
+      UserError: more batches are finished than the settings ask for; as `Checkpointer.restore_latest`.
     """
     done, items, _ = checkpointer.restore_latest(state_items(state))
     if done > total:
@@ -120,12 +124,12 @@ def _check_meta(folder: Path, settings: RunSettings, data: Sequence[str], change
     with Checkpointer(folder, read_only=True) as checkpointer:
         found = checkpointer.read_latest_meta()
     if found is None:
-        return  # restoring reports how each of them is damaged
+        return  # restoring reports how each checkpoint is damaged
     step, saved = found
     check_format(folder / str(step), saved)
     wanted = run_meta(settings, data)
     free = settings.FREE_FIELDS
-    # A field that is younger than the checkpoint had its default.
+    # A field that was added after the checkpoint was written had its default.
     before = _bound(_filled(saved["settings"], dataclasses.asdict(type(settings)())), free)
     now = _bound(wanted["settings"], free)
     differences = [_difference(key, before.get(key), now[key]) for key in sorted(now) if before.get(key) != now[key]]
@@ -141,7 +145,12 @@ def _check_meta(folder: Path, settings: RunSettings, data: Sequence[str], change
 
 
 def check_format(checkpoint: Any, meta: dict[str, Any]) -> None:
-    """Refuses a checkpoint of an earlier version of the package; ``checkpoint`` is its folder."""
+    """Raises a `UserError` if a checkpoint was written by an earlier version of the package.
+
+    Args:
+      checkpoint: folder of the checkpoint, for messages.
+      meta: what it holds besides the state.
+    """
     if meta.get("format") != FORMAT:
         raise UserError(
             f"{checkpoint} was written by an earlier version of spo_jax and cannot be read by this one: start a new "
@@ -150,19 +159,19 @@ def check_format(checkpoint: Any, meta: dict[str, Any]) -> None:
 
 
 def _filled(saved: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """The saved values, and defaults for fields that were not saved."""
+    """Adds defaults for fields that were not saved to the saved values."""
     own = {key: saved.get(key, value) for key, value in default.items()}
     return {key: _filled(value, default[key]) if isinstance(value, dict) else value for key, value in own.items()}
 
 
 def _bound(settings: dict[str, Any], free: Sequence[str], path: str = "") -> dict[str, Any]:
-    """The fields that must not differ."""
+    """Selects the fields that must not differ."""
     bound = {key: value for key, value in settings.items() if path + key not in free}
     return {key: _bound(value, free, f"{key}.") if isinstance(value, dict) else value for key, value in bound.items()}
 
 
 def _difference(name: str, saved: Any, wanted: Any) -> str:
-    """``spo.beta was 10.0, now 5.0``, and so on for every field below ``name`` that differs."""
+    """Describes every field below ``name`` that differs, as ``spo.beta was 10.0, now 5.0``."""
     if isinstance(saved, dict) and isinstance(wanted, dict):
         differing = (key for key in wanted if saved.get(key) != wanted[key])
         return ", ".join(_difference(f"{name}.{key}", saved.get(key), wanted[key]) for key in differing)

@@ -1,4 +1,4 @@
-"""The only loop over batches, whatever is trained: step, evaluate, write curves, save."""
+"""The loop over batches of every method: step, evaluate, write curves, save."""
 
 import dataclasses
 import math
@@ -24,13 +24,13 @@ class RunIO:
     """Where a run's results go, and how often.
 
     Attributes:
-      writer: curves.
-      checkpointer: states.
-      meta: what goes into every checkpoint besides the state (the resolved settings).
+      writer: writer of curves.
+      checkpointer: writer of states.
+      meta: what every checkpoint holds besides the state (the resolved settings).
       evaluate: function of (batch, state), called every ``eval_every`` batches and after the last one, for grids and
-        evaluations. What it returns joins the batch's row.
-      eval_every: batches between two evaluations; 0 is only after the last.
-      checkpoint_every: batches between two checkpoints; 0 is only after the last.
+        evaluations. The values that it returns join the batch's row.
+      eval_every: batches between two evaluations (0: only after the last batch).
+      checkpoint_every: batches between two checkpoints (0: only after the last batch).
     """
 
     writer: MetricsWriter
@@ -43,13 +43,13 @@ class RunIO:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What to show for each batch, and what stops a run.
+    """What to show for each batch, and which values stop a run.
 
     Attributes:
       title: title of the progress bar.
-      shown: picks the parts of a row that the bar shows.
+      shown: function of a row that returns what the bar shows.
       watched: prefixes of the names of metrics that have to stay finite.
-      hint: what to do when one did not.
+      hint: advice for the user when a metric is not finite.
     """
 
     title: str
@@ -59,7 +59,7 @@ class Progress:
 
 
 def run_keys(seed: int) -> tuple[Key, Key]:
-    """A key for the weights that a run starts from and does not read, and one for its batches."""
+    """Makes two keys: one for the weights that a run starts from and does not read, and one for its batches."""
     key = jax.random.key(seed)
     return jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
 
@@ -74,12 +74,19 @@ def run(
     """Trains from batch ``batches.start`` to ``batches.stop``.
 
     Args:
-      step: (number of the batch, state) to the next state and the batch's row. Everything that it draws has to follow
-        from the number, so that a run that is resumed draws what it would have drawn.
+      step: function of (number of the batch, state) that returns the next state and the batch's row. Everything that it
+        draws has to follow from the number, so that a resumed run draws what it would have drawn.
+      state: state before the first of these batches.
+      batches: numbers of the batches.
+      io: where the results go.
+      progress: what to show for each batch.
+
+    Returns:
+      The state after the last batch.
 
     Raises:
-      UserError: a metric that is not finite (the last good checkpoint is named), or a disk that refuses.
-      Preempted: SIGTERM came; the batch has been finished and saved.
+      UserError: a metric is not finite (the message names the last good checkpoint), or the disk cannot be written.
+      Preempted: SIGTERM was received; the batch has been finished and saved.
     """
     total = batches.stop
     with (
@@ -90,9 +97,10 @@ def run(
             state, row = step(done - 1, state)
             _stop_if_not_finite(row, done, progress, io.checkpointer)
             stop = notice.came(done) and done < total
-            if not stop and _is_due(io.eval_every, done, total):  # a machine that is taken away does not wait
+            # A machine that is about to be taken away has no time for an evaluation.
+            if not stop and _is_due(io.eval_every, done, total):
                 row = {**row, **io.evaluate(done, state)}
-            # The row before the checkpoint of the same batch: a killed run may have a row too many, never a gap.
+            # The row comes before the checkpoint of the same batch: a killed run may have a row too many, never a gap.
             io.writer.write(done, row)
             if stop or _is_due(io.checkpoint_every, done, total):
                 io.checkpointer.save(done, state_items(state), io.meta)

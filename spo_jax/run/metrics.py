@@ -1,4 +1,4 @@
-"""Curves of a run: one JSON object a line for programs, TensorBoard events and Weights & Biases to look at."""
+"""Curves of a run: JSON lines for programs, TensorBoard events and Weights & Biases for viewing."""
 
 import contextlib
 import json
@@ -26,15 +26,15 @@ FILE_NAME = "metrics.jsonl"
 class MetricsWriter:
     """Writes `metrics.jsonl` and `tensorboard/` in one folder.
 
-    A name ``group/series`` is a line ``series`` in the chart ``group``. Only one process may write to a folder.
-    Write the row of a step before saving the checkpoint of that step, then a killed and resumed run has no gaps.
+    A name ``group/series`` is a line ``series`` in the chart ``group``. Only one process may write to a folder. If the
+    row of a step is written before its checkpoint is saved, a killed and resumed run has no gaps.
 
     Args:
-      folder: made when missing.
-      resume_step: the step whose checkpoint was restored: rows after it are dropped, since they will be written
-        again. None starts new curves; existing rows are dropped.
-      active: whether to write at all; of several processes one does.
-      wandb: where to log the same as well.
+      folder: the run's folder; it is created if it is missing.
+      resume_step: step whose checkpoint was restored. Rows after it are dropped, because they will be written again.
+        None starts new curves and drops existing rows.
+      active: whether to write at all; only one of several processes does.
+      wandb: run on Weights & Biases that receives the same values; None for none.
 
     Raises:
       UserError: the folder cannot be written, or the file to continue is damaged.
@@ -63,10 +63,14 @@ class MetricsWriter:
             raise UserError(f"cannot write curves in {folder}: {error.strerror or error}") from error
 
     def write(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds one row: ``scalars`` are Python, numpy or JAX scalars; NaN and infinity become null in the file.
+        """Adds one row.
+
+        Args:
+          step: number of the batch.
+          scalars: Python, numpy or JAX scalars by name; NaN and infinity become null in the file.
 
         Raises:
-          UserError: the disk refuses the line; nothing more is written.
+          UserError: the line cannot be written, for example because the disk is full; nothing more is written then.
         """
         if self._file is None:
             return
@@ -79,7 +83,11 @@ class MetricsWriter:
             self._wandb.write(step, {name: value for name, value in row.items() if name != "step"})
 
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
-        """Adds images to TensorBoard; the JSONL file holds scalars only.
+        """Adds images to TensorBoard and Weights & Biases; the JSONL file holds only scalars.
+
+        Args:
+          step: number of the batch.
+          images: images by name.
 
         Raises:
           UserError: as `write`.
@@ -92,10 +100,12 @@ class MetricsWriter:
             self._wandb.write_images(step, images)
 
     def close(self) -> None:
-        """Closes both files; everything that was written is in them already."""
-        files, self._file, self._board = (self._file, self._board), None, None
+        """Closes both files, which already hold everything that was written."""
+        files = (self._file, self._board)
+        self._file = None
+        self._board = None
         for file in files:
-            # After a full disk, what is left in the buffers fails once more, and has been reported.
+            # After a full disk, the rest of the buffers fails once more, which has been reported.
             with contextlib.suppress(OSError):
                 if file is not None:
                     file.close()
@@ -116,7 +126,7 @@ class MetricsWriter:
 
 
 class _Board:
-    """TensorBoard's events, written at once.
+    """TensorBoard's event file, which is written immediately.
 
     tensorboardX's own `SummaryWriter` writes in a thread, which a full disk kills: the run would then wait for it
     forever.
@@ -124,9 +134,9 @@ class _Board:
 
     def __init__(self, folder: Path, purge_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # Names hold seconds only: a quick resume must not overwrite.
+        # File names hold only seconds, and a run that is resumed quickly must not overwrite the earlier file.
         self._events = EventsWriter(str(folder / "events"), f".{purge_step}")
-        # TensorBoard hides what the run before wrote for this and later steps.
+        # TensorBoard hides what the earlier run wrote for this and later steps.
         self._write(purge_step, file_version="brain.Event:2")
         self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
         self._events.flush()
@@ -144,12 +154,15 @@ class _Board:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, int | float | None]]:
-    """Reads what `MetricsWriter` wrote: rows in file order, each with ``step``; None where the value was not finite.
+    """Reads the rows that `MetricsWriter` wrote, in the order of the file.
 
     A last line that was cut off, as a killed run may leave it, is skipped with a warning.
 
+    Returns:
+      Rows that each have a ``step``; values that were not finite are None.
+
     Raises:
-      UserError: the file is missing or another line is not a JSON object with an integer ``step``.
+      UserError: the file is missing, or another line is not a JSON object with an integer ``step``.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)

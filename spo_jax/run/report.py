@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with images, scores, curves and settings, and nothing to fetch."""
+"""The report of a run: a self-contained HTML file with images, scores, curves and settings."""
 
 import base64
 import html
@@ -18,7 +18,7 @@ from PIL import Image
 from spo_jax.core.files import write_text
 from spo_jax.core.trees import flatten
 
-MOST_POINTS = 500  # of a curve; more cannot be seen and make the file large
+MOST_POINTS = 500  # largest number of points of a curve; more are not visible and make the file large
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5d6878; --line: #e3e7ed; --page: #f6f7f9; --card: #fff; --mark: #2456c7;
@@ -61,22 +61,22 @@ def write_report(
     figures: Sequence[tuple[str, str, bytes]] = (),
     charts: Mapping[str, tuple[str, str]] = types.MappingProxyType({}),
 ) -> None:
-    """Writes ``report.html``, readable with no network and no other file.
+    """Writes ``report.html``, which can be read without a network and without any other file.
 
     Args:
-      path: the file.
-      title: the headline.
+      path: path of the file.
+      title: headline of the page.
       settings: the resolved settings, nested or flat.
-      rows: what `spo_jax.run.metrics.read_metrics` returns; may be empty, as may any curve.
-      summary: the run's `summary.json`. Its ``scores`` is ``{name: score}``, each score a dict of ``before``,
-        ``before_se``, ``after``, ``after_se``, ``change``, ``change_se`` (standard errors, None where there are none;
-        those of ``change`` paired) and optionally ``meaning`` (a sentence) and ``lower_is_better``. Everything else in
-        it is listed unchanged.
-      grids: (caption, before, after), uint8 images ``[h w 3]`` of equal prompts and seeds; None where a run makes no
-        images.
-      figures: (heading, caption, SVG), after the scores.
-      charts: chart to (title, what to look for). A metric ``group/series`` is a curve in the chart ``group``; charts
-        that are not named here follow under their own names.
+      rows: rows as `spo_jax.run.metrics.read_metrics` returns them; they may be empty, as may any curve.
+      summary: content of the run's `summary.json`. Its ``scores`` is ``{name: score}``, where each score is a dict of
+        ``before``, ``before_se``, ``after``, ``after_se``, ``change``, ``change_se`` (standard errors, None where there
+        are none; those of ``change`` are paired) and optionally ``meaning`` (a sentence) and ``lower_is_better``.
+        Everything else in it is listed unchanged.
+      grids: (caption, before, after) with uint8 images ``[h w 3]`` of equal prompts and seeds; None for a run that
+        makes no images.
+      figures: (heading, caption, SVG), shown after the scores.
+      charts: maps a chart to (title, what to look for). A metric ``group/series`` is a curve in the chart ``group``;
+        charts that are not named here follow under their own names.
 
     Raises:
       UserError: the file cannot be written.
@@ -137,7 +137,8 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _change(score: Mapping[str, Any]) -> str:
-    change, error = score.get("change"), score.get("change_se")
+    change = score.get("change")
+    error = score.get("change_se")
     text = _with_error(change, error, sign="+")
     if change is None or error is None or not abs(change) > 2 * error:
         return text
@@ -154,7 +155,7 @@ def _with_error(value: float | None, error: float | None, sign: str = "") -> str
 def _grid(caption: str, before: np.ndarray, after: np.ndarray) -> str:
     figures = []
     for when, image in (("before", before), ("after", after)):
-        css = "small" if image.shape[1] < 600 else "large"  # small grids are shown enlarged: keep their pixels
+        css = "small" if image.shape[1] < 600 else "large"  # small grids are shown enlarged, with visible pixels
         alt = html.escape(f"{caption}, {when} training")
         source = _data_uri("image/png", _png(image))
         figures.append(
@@ -165,7 +166,8 @@ def _grid(caption: str, before: np.ndarray, after: np.ndarray) -> str:
 
 
 def _figure(caption: str, svg: bytes) -> str:
-    source, caption = _data_uri("image/svg+xml", svg), html.escape(caption)
+    source = _data_uri("image/svg+xml", svg)
+    caption = html.escape(caption)
     return f"<figure class='card'><img alt='{caption}' src='{source}'><figcaption>{caption}</figcaption></figure>"
 
 
@@ -190,7 +192,7 @@ def _charts(rows: Sequence[Mapping[str, Any]], charts: Mapping[str, tuple[str, s
 
 
 def _chart(lines: Mapping[str, tuple[list, list]]) -> bytes:
-    """SVG of one chart; many lines (one for each timestep) get ordered colours."""
+    """Draws a chart as SVG; many lines (one for each timestep) have ordered colours."""
     figure = Figure(figsize=(4.4, 2.7), layout="constrained")
     axes = figure.add_subplot()
     names = sorted(lines)
@@ -212,7 +214,7 @@ def _chart(lines: Mapping[str, tuple[list, list]]) -> bytes:
 
 
 def as_svg(figure: Figure) -> bytes:
-    """Equal figures give equal bytes."""
+    """Converts a figure to SVG, so that equal figures give equal bytes."""
     stream = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "spo_jax"}):
         figure.savefig(stream, format="svg", metadata={"Date": None})

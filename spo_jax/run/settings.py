@@ -1,4 +1,4 @@
-"""Settings that every run has, whatever its method."""
+"""Settings that every run has, independent of its method."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from spo_jax.parallel.mesh import MeshSettings
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings(Settings):
-    """What a run leaves behind while it trains, and how often, in batches."""
+    """Checkpoints, evaluations and logs during training; intervals are counted in batches."""
 
     GROUP: ClassVar = "log."
 
@@ -25,11 +25,11 @@ class LogSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(Settings):
-    """Base of every method's settings.
+    """Base class of every method's settings.
 
     Attributes:
       FREE_FIELDS: fields that may differ between a run and its resumption; they change no numbers except by rounding.
-      BATCHES: fields that hold a batch size over all devices, with what the batch consists of.
+      BATCHES: fields that hold a batch size over all devices, with the name of what the batch consists of.
     """
 
     FREE_FIELDS: ClassVar[Sequence[str]] = ("log", "mesh")
@@ -42,11 +42,11 @@ class RunSettings(Settings):
 
     @property
     def data(self) -> str:
-        """Names what the run learns from, for messages."""
+        """Name of the training data, for messages."""
         return "the training data"
 
     def batch_sizes(self) -> dict[str, int]:
-        """The value of every field in `BATCHES`."""
+        """Returns the value of every field in `BATCHES`."""
         sizes = {}
         for field in self.BATCHES:
             group, _, name = field.rpartition(".")
@@ -54,7 +54,7 @@ class RunSettings(Settings):
         return sizes
 
     def with_batch_sizes(self, sizes: Mapping[str, int]) -> "RunSettings":
-        """The settings with other values of fields in `BATCHES`."""
+        """Returns the settings with other values of fields in `BATCHES`."""
         changed = self
         for field, size in sizes.items():
             group, _, name = field.rpartition(".")

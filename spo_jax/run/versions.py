@@ -1,4 +1,4 @@
-"""Versions of everything that decides a run's numbers."""
+"""Versions of everything that determines a run's numbers."""
 
 import importlib.metadata
 import platform
@@ -9,7 +9,7 @@ _NAMES = ("spo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nump
 
 
 def versions(mesh: Mesh) -> dict[str, str]:
-    """Versions of Python and of the libraries that decide numbers, and the devices that did the work."""
+    """Collects the versions of Python and of the libraries that determine numbers, and the devices of the mesh."""
     found = {}
     for name in _NAMES:
         try:

@@ -1,7 +1,7 @@
-"""Curves, images and the summary of a run on Weights & Biases, beside the files that it leaves behind.
+"""Curves, images and the summary of a run on Weights & Biases, in addition to the files in the run's folder.
 
-Logging there never ends a run: after the first failure a warning is shown and nothing more is sent. ``WANDB_MODE`` and
-the other variables of the library are honoured, so ``WANDB_MODE=offline`` writes into the run's folder for later.
+This logging never ends a run: the first failure shows a warning, and nothing more is sent. ``WANDB_MODE`` and the other
+variables of the library have their usual effect, so ``WANDB_MODE=offline`` writes into the run's folder for later.
 """
 
 import importlib
@@ -20,23 +20,27 @@ from spo_jax.core.files import write_json
 from spo_jax.core.typing import UInt8
 from spo_jax.run.settings import LogSettings
 
-_ID_FILE = "wandb.json"  # the id of the run there, so that a resumed run continues its curves
+_ID_FILE = "wandb.json"  # holds the id of the run there, so that a resumed run continues its curves
 
 
 def check_installed(log: LogSettings) -> None:
     """Raises a `UserError` if the settings ask for Weights & Biases and the library is not installed."""
-    if log.wandb and importlib.util.find_spec("wandb") is None:
+    if not log.wandb:
+        return
+    spec = importlib.util.find_spec("wandb")
+    # A folder of that name, such as the library itself makes, is found as a package without an origin.
+    if spec is None or spec.origin is None:
         raise UserError(f"config field log.wandb = {log.wandb!r} needs wandb: pip install 'spo_jax[wandb]'")
 
 
 class WandbLog:
-    """One run on Weights & Biases.
+    """A run on Weights & Biases.
 
     Args:
       folder: the run's folder.
-      log: names project, user and run.
+      log: settings that name the project, the user and the run.
       config: the resolved settings.
-      resuming: continue the curves of the run that this folder holds.
+      resuming: whether to continue the curves of the run that this folder holds.
     """
 
     def __init__(self, folder: Path, log: LogSettings, config: Mapping[str, Any], resuming: bool):
@@ -60,7 +64,7 @@ class WandbLog:
         write_json(file, {"id": self._run.id})
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Adds a point to every curve; values that are not finite are left out."""
+        """Adds a point to every curve, except for values that are not finite."""
         finite = {name: value for name, value in row.items() if value is not None and math.isfinite(value)}
         self._guarded(lambda: self._run.log(finite, step=step))
 
@@ -74,11 +78,11 @@ class WandbLog:
         self._guarded(send)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Sets what the run's page shows as its result: the content of ``summary.json``."""
+        """Sends the content of ``summary.json``, which the run's page shows as its result."""
         self._guarded(lambda: self._run.summary.update(dict(summary)))
 
     def close(self) -> None:
-        """Ends the run there."""
+        """Finishes the run on Weights & Biases."""
         self._guarded(lambda: self._run.finish())
 
     def _guarded(self, send: Callable[[], None]) -> None:
@@ -86,6 +90,6 @@ class WandbLog:
             return
         try:
             send()
-        except Exception as error:  # the network, the service, the library: none of them may cost the run
+        except Exception as error:  # no fault of the network, the service or the library may end the run
             logging.warning("Weights & Biases: %s: %s; nothing more is sent there", type(error).__name__, error)
             self._failed = True

@@ -1,1 +1,1 @@
-"""What several methods share; methods themselves do not see each other."""
+"""Parts that several methods share; the methods themselves do not import each other."""

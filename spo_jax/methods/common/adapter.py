@@ -1,4 +1,4 @@
-"""What all runs that train a LoRA share: its first state, images before and after, and the file that it ends as."""
+"""The base class of runs that train a LoRA: its first state, the images before and after, and its file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +29,20 @@ FILE = "lora.safetensors"
 class AdapterRun:
     """The part of a `spo_jax.methods.base.Run` that does not depend on how the LoRA is trained.
 
+    A subclass sets `METHOD`, ``total``, ``progress`` and ``charts``, and defines ``trace``, ``batches`` and ``step``.
+
     Args:
-      pipeline: the model; of arrays, or of shapes for an abstract run.
-      mesh: where everything lies.
-      eval_prompts: prompts of the images before and after; None for an abstract run.
-      shared: rewards that are loaded already, by what they are called in settings.
+      settings: settings of the run.
+      pipeline: the model; it has shapes instead of weights in an abstract run.
+      mesh: mesh over which weights and batches are laid.
+      eval_prompts: prompts of the images before and after training; None for an abstract run.
+      shared: rewards that are loaded already, by their names in the settings.
 
     Attributes:
-      METHOD: what the LoRA file's metadata names.
+      METHOD: name of the method in the metadata of the LoRA file.
+
+    Raises:
+      UserError: a reward cannot be loaded, or cannot score images of this model or these prompts.
     """
 
     METHOD: ClassVar[str]
@@ -58,43 +64,58 @@ class AdapterRun:
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """The optimizer of the settings."""
-        return make_optimizer(self.settings.optimizer)
+        """The optimizer that the settings describe, for a run that trains once on each of its batches."""
+        return make_optimizer(self.settings.optimizer, self.total)
 
     def init_state(self, key: Key) -> TrainState:
-        """A fresh adapter, whole on every device."""
+        """Returns the state of a fresh adapter, with a full copy on every device."""
         network = self.pipeline.params[self.pipeline.TRAINED]
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network)
         rank = self.settings.lora.rank
         return make(lambda key: init_state(init_lora(key, shapes, rank), self.optimizer), self.mesh, key)
 
     def state_shapes(self) -> TrainState:
-        """Shapes of the state, whole on every device."""
+        """Returns the shapes of the state, which has a full copy on every device."""
         return shapes_of(jax.eval_shape(self.init_state, jax.random.key(0)), replicated(self.mesh))
 
     def idle_params(self) -> Params:
-        """Weights that stay on the devices although no program takes them: of text encoders and autoencoder."""
+        """Returns the weights that stay on the devices although no program takes them.
+
+        They are those of the text encoders and of the autoencoder.
+        """
         params = self.pipeline.params
         return {name: tree for name, tree in params.items() if name != self.pipeline.TRAINED}
 
     def begin(self, state: TrainState, resuming: bool) -> Row:
-        """Draws and scores the images before training; of the fresh adapter, also when a run is resumed."""
+        """Draws and scores the images before training, with the fresh adapter even if the run is resumed.
+
+        Raises:
+          UserError: a score is not finite.
+        """
         del resuming
         self._evaluation.start(state.params)
         return {}
 
     def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
-        """A grid of the first images."""
+        """Draws a grid of the first evaluation images; adds nothing to the row."""
         del number
         return {}, {"samples": self._evaluation.grid(state.params)}
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """Writes ``lora.safetensors``, in one of the processes."""
+        """Writes ``lora.safetensors``; only one of the processes does so.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
         if is_writer():
             metadata = {"base_model": self.settings.model, "method": self.METHOD}
             write_lora(folder / FILE, self.settings.lora.adapter(state.params), metadata=metadata)
 
     def finish(self, state: TrainState) -> Result:
-        """Draws and scores the images after training."""
+        """Draws and scores the images after training.
+
+        Raises:
+          UserError: a score is not finite.
+        """
         summary, grids = self._evaluation.finish(state.params)
         return Result(summary, grids)

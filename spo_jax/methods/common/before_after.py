@@ -1,4 +1,4 @@
-"""Images of an adapter before and after training: their scores, grids, and what the report shows of them."""
+"""Images drawn with an adapter before and after training: their scores and the grids that the report shows."""
 
 import itertools
 import math
@@ -25,15 +25,18 @@ ImageArray = Float[np.ndarray, "b H W 3"]
 
 
 class BeforeAfter:
-    """Images of the evaluation prompts from fixed noise, drawn from a model with an adapter.
+    """Images of the evaluation prompts, drawn from fixed noise by a model with an adapter.
 
     Args:
-      settings: prompts are repeated until there are enough.
+      pipeline: the model.
+      settings: settings of the evaluation.
       lora_scale: alpha / r.
-      rewards: score the images.
+      prompts: evaluation prompts, repeated until there are ``settings.images`` of them.
+      rewards: rewards that score the images.
 
     Raises:
-      UserError: a reward cannot score images of this model or these prompts, or two rewards give a score of one name.
+      UserError: a reward cannot score images of this model or these prompts, or two rewards have a score of the same
+        name.
     """
 
     def __init__(
@@ -61,20 +64,35 @@ class BeforeAfter:
         _check_names(rewards)
 
     def start(self, lora: Params) -> None:
-        """Draws and scores the images before training; the fresh adapter is the base model, because its B is zero."""
+        """Draws and scores the images before training.
+
+        Args:
+          lora: the fresh adapter; the images are those of the base model, because the adapter's B is zero.
+
+        Raises:
+          UserError: a score is not finite.
+        """
         self.before = self.images(lora)
         self._scores_before = self.measure(self.before)
 
     def images(self, lora: Params, count: int | None = None) -> ImageArray:
-        """One image per prompt (of the first ``count``), not clipped."""
+        """Draws one image per prompt.
+
+        Args:
+          lora: the adapter.
+          count: number of prompts to use, from the first on; None uses all.
+
+        Returns:
+          Images near [-1, 1], not clipped.
+        """
         count = len(self.prompts) if count is None else min(count, len(self.prompts))
         return self.sampler.draw(self.condition, self.latents[:count], lora)
 
     def measure(self, images: ImageArray) -> Scores:
-        """Scores of `images` by name.
+        """Scores what `images` returned for all prompts; returns the scores by name.
 
         Raises:
-          UserError: one is not a finite number.
+          UserError: a score is not finite.
         """
         scores = {}
         for reward in self.rewards:
@@ -85,14 +103,18 @@ class BeforeAfter:
         return scores
 
     def grid(self, lora: Params) -> UInt8[np.ndarray, "H W 3"]:
-        """The first images as one."""
+        """Draws the first images and arranges them in a grid."""
         return image_grid(to_uint8(self.images(lora, self.settings.grid_images)), GRID_COLUMNS)
 
     def finish(self, lora: Params) -> tuple[dict[str, Any], list[tuple[str, np.ndarray, np.ndarray]]]:
         """Draws and scores the images after training.
 
         Returns:
-          The summary (means, paired changes and their standard errors), and grids (caption, before, after).
+          The entries for ``summary.json`` (number of images; means, paired changes and their standard errors), and the
+          grids as (caption, before, after).
+
+        Raises:
+          UserError: a score is not finite.
         """
         after = self.images(lora)
         scores_after = self.measure(after)
@@ -115,11 +137,17 @@ class BeforeAfter:
 def load_rewards(
     settings: EvalSettings, pipeline: Pipeline, mesh: Mesh | None, options: Any, shared: dict[str, Reward]
 ) -> list[Reward]:
-    """The rewards that evaluation names.
+    """Loads the rewards that the settings of the evaluation name.
 
     Args:
-      options: the method's settings; their group that is named after a reward holds its options.
-      shared: rewards that are loaded already, by what they are called in settings.
+      settings: settings of the evaluation.
+      pipeline: the model whose images are scored.
+      mesh: mesh on which the rewards' weights are placed.
+      options: the method's settings; a reward's options are the fields of the group that is named after it.
+      shared: rewards that are loaded already, by their names in the settings; newly loaded ones are added.
+
+    Raises:
+      UserError: a reward cannot be loaded.
     """
     rewards = []
     for spec in settings.reward_names:
@@ -131,7 +159,15 @@ def load_rewards(
 
 
 def reward_options(settings: Any, spec: str) -> dict[str, Any]:
-    """The fields of the settings' group that is named after a reward; empty where there is none."""
+    """Returns the options of a reward.
+
+    Args:
+      settings: the method's settings.
+      spec: name of the reward in the settings, ``NAME`` or ``NAME:SOURCE``.
+
+    Returns:
+      The fields of the group that is named after the reward; empty if there is no such group.
+    """
     group = getattr(settings, spec.partition(":")[0], None)
     return vars(group) if group is not None and hasattr(group, "__dataclass_fields__") else {}
 
@@ -144,6 +180,6 @@ def _check_names(rewards: Sequence[Reward]) -> None:
 
 
 def _enlarged(images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b H W 3"]:
-    """Small images in whole multiples, so that pixels are seen and not a browser's blur."""
+    """Enlarges small images by a whole factor, so that a browser shows sharp pixels instead of blurring them."""
     factor = max(1, math.floor(96 / images.shape[1]))
     return images.repeat(factor, 1).repeat(factor, 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from spo_jax.core.typing import Array, Int, Params, PyTree
 
-# (weights, a chunk) to (loss, metrics), both summed over the chunk's rows.
+# Function from (weights, chunk) to (loss, metrics), both summed over the chunk's rows.
 ChunkLoss = Callable[[Params, Any], tuple[Array, PyTree]]
 
 
@@ -20,17 +20,18 @@ def chunked_gradients(
     zero_metrics: PyTree,
     constrain: Callable[[Params], Params] = lambda tree: tree,
 ) -> tuple[PyTree, Params]:
-    """Metrics and gradients of a batch: one loop on the device with one chunk in memory at a time.
+    """Computes metrics and gradients of a batch in one loop on the device, with one chunk in memory at a time.
 
     Args:
-      loss: its gradient is taken with respect to the weights.
-      chunk_at: the chunk of an index; rows that do not count have weight 0 in the loss.
-      count: number of chunks; further ones are not computed.
-      zero_metrics: zeros of the metrics' shapes.
-      constrain: keeps gradients where their weights lie.
+      loss: loss of a chunk, whose gradient is taken with respect to the weights.
+      params: the weights.
+      chunk_at: function from an index to that chunk; rows that do not count have weight 0 in the loss.
+      count: number of chunks to compute; it may be a traced value.
+      zero_metrics: zeros in the shapes of the metrics.
+      constrain: gives gradients the sharding of their weights.
 
     Returns:
-      (metrics, gradients), sums over the chunks.
+      The metrics and the gradients, both summed over the chunks.
     """
     gradient = jax.grad(loss, has_aux=True)
 

@@ -1,4 +1,4 @@
-"""A reward that judges latents inside a program: of images, decoding them is its business."""
+"""A reward that judges latents inside a program, and decodes them first if it reads images."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from spo_jax.rewards.base import Context, DeviceReward
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """A reward bound to what it reads.
+    """A reward with the decoder that makes its input.
 
     Attributes:
-      reward: scores images or latents.
-      decoder: makes images of latents; None where the reward reads latents.
+      reward: the reward, which reads images or latents.
+      decoder: decoder of latents to images; None if the reward reads latents.
     """
 
     reward: DeviceReward
@@ -28,18 +28,25 @@ class Judge:
 
     @property
     def params(self) -> Params:
-        """Weights of reward and decoder, an argument of programs."""
+        """The weights of reward and decoder, which are an argument of programs."""
         decoder = {} if self.decoder is None else {"decoder": self.decoder.params}
         return {"reward": self.reward.params, **decoder}
 
     def features(self, prompts: Sequence[str]) -> PyTree:
-        """What scoring needs of prompts, a row each, on the host."""
+        """Computes the features of prompts that `score` takes, one row each, on the host."""
         return self.reward.features(prompts)
 
     def score(
         self, params: Params, latents: Float[Array, "n h w c"], features: PyTree, t: Int[Array, " n"]
     ) -> Float[Array, " n"]:
-        """Scores of clean latents that were predicted at ``t``; ``params`` as the attribute."""
+        """Scores clean latents inside a program.
+
+        Args:
+          params: the attribute `params`.
+          latents: clean latents, as the diffusion model predicted them.
+          features: rows of `features`.
+          t: timesteps from which the latents were predicted; 0 for finished latents.
+        """
         x = latents if self.decoder is None else self.decoder.apply(params["decoder"], latents)
         return self.reward.score(params["reward"], x, features, t)
 
@@ -57,10 +64,13 @@ def open_judge(
     """Loads the judge of a pipeline's latents.
 
     Args:
-      spec: as in `spo_jax.rewards.load_reward`.
-      options: of the reward.
-      decoder: as in `spo_jax.models.decoder.open_decoder`.
-      group: the group of settings that names reward and decoder, for messages.
+      spec: name of the reward, as `spo_jax.rewards.load_reward` takes it.
+      options: options of the reward.
+      pipeline: the model whose latents are judged.
+      decoder: the decoder, as `spo_jax.models.decoder.open_decoder` takes it.
+      group: group of the settings that names reward and decoder, for messages.
+      mesh: mesh on which weights are placed; None places them on the first device.
+      abstract: whether to return shapes instead of weights.
 
     Raises:
       UserError: reward or decoder cannot be loaded, or the reward is computed on the host.

@@ -26,20 +26,21 @@ FILE = "latents.npy"
 
 @dataclasses.dataclass(frozen=True)
 class LatentCache:
-    """Latents on disk, not scaled; picklable.
+    """Latents on disk, before `Pipeline.scale_latents`. A cache can be pickled.
 
     Attributes:
-      file: a row per pair.
-      posterior: whether log variances stand behind the posterior's means.
+      file: the file, with one row per pair.
+      posterior: whether the posterior's log variances follow its means along the channels.
     """
 
     file: ArrayFile
     posterior: bool
 
     def pair(self, row: int) -> Float[np.ndarray, "2 h w c"]:
-        """The latents of one pair; what `spo_jax.data.preferences.loading.batches` reads instead of images.
+        """Reads the latents of one pair.
 
-        With ``posterior``, c is twice the latents' channels.
+        `spo_jax.data.preferences.loading.batches` calls this function instead of reading images. With
+        ``posterior``, c is twice the number of the latents' channels.
         """
         return np.array(self._array[row])
 
@@ -48,37 +49,46 @@ class LatentCache:
         return self.file.open()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Worker processes open the file themselves; otherwise all of it would travel to them.
+        # Worker processes open the file themselves; otherwise its whole content would be sent to them.
         return {name: value for name, value in self.__dict__.items() if name != "_array"}
 
 
 def model_range(images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
-    """Pixels to [-1, 1], float32, in the reference's order of operations."""
+    """Converts pixels to float32 in [-1, 1], in the reference's order of operations."""
     return (images.astype(jnp.float32) / 255 - 0.5) / 0.5
 
 
 def encode_pairs(
     pipeline: Pipeline, params: Params, images: UInt8[Array, "n 2 H W 3"]
 ) -> tuple[Float[Array, "n 2 h w c"], Float[Array, "n 2 h w c"]]:
-    """Mean and log variance of the posterior of both images of every pair, not scaled.
+    """Encodes both images of every pair.
 
     Args:
+      pipeline: the model.
       params: the autoencoder's weights.
+      images: pixels.
+
+    Returns:
+      Mean and log variance of the posterior, before `Pipeline.scale_latents`.
     """
     flat = model_range(images).reshape(-1, *images.shape[2:])  # [n 2 H W 3] -> [2n H W 3]
     moments = pipeline.encode(params, flat)
-    return tuple(x.reshape(*images.shape[:2], *x.shape[1:]) for x in moments)
+    return tuple(x.reshape(*images.shape[:2], *x.shape[1:]) for x in moments)  # [2n h w c] -> [n 2 h w c]
 
 
 def encode_images(
     pipeline: Pipeline, read: Callable[[int, int], UInt8[np.ndarray, "side side 3"]], count: int, chunk: int = 8
 ) -> tuple[Float[np.ndarray, "n h w c"], Float[np.ndarray, "n h w c"]]:
-    """Mean and standard deviation of the latents of many images, not scaled, float32 on the host.
+    """Encodes all images of a data set.
 
     Args:
-      read: (row, side in pixels) to an image.
+      pipeline: the model.
+      read: function from (row, side in pixels) to a square image.
       count: number of images.
-      chunk: images encoded at a time on each device.
+      chunk: number of images that each device encodes at a time.
+
+    Returns:
+      Mean and standard deviation of the posterior, before `Pipeline.scale_latents`, in float32 on the host.
 
     Raises:
       UserError: the model's native size is not square.
@@ -98,13 +108,14 @@ def encode_images(
         return encode(pipeline.params["vae"], np.stack([read(int(row), height) for row in rows]))
 
     size = chunk * devices_in_context()
-    rows = np.arange(-(-count // size) * size) % count  # whole chunks, also of fewer images than devices
+    # Rows from the start fill the last chunk, several times over if there are fewer images than devices.
+    rows = np.arange(-(-count // size) * size) % count
     mean, std = in_chunks(encode_rows, rows, size)
     return mean[:count], std[:count]
 
 
 def _stored(pipeline: Pipeline, posterior: bool) -> Callable[[Params, Array], Array]:
-    """(autoencoder's weights, images [n 2 H W 3]) to the rows that are kept."""
+    """Returns the function from (the autoencoder's weights, images [n 2 H W 3]) to the rows of the file."""
 
     def encode(params: Params, images: UInt8[Array, "n 2 H W 3"]) -> Array:
         mean, logvar = encode_pairs(pipeline, params, spread(images))
@@ -116,10 +127,18 @@ def _stored(pipeline: Pipeline, posterior: bool) -> Callable[[Params, Array], Ar
 def latent_file(
     folder: str | os.PathLike, preferences: ImagePairs, pipeline: Pipeline, *, side: int, posterior: bool = False
 ) -> ArrayFile:
-    """The file in which `latent_cache` keeps latents; arguments as there.
+    """Returns the file in which `latent_cache` keeps latents; it may be incomplete or not exist yet.
+
+    Args:
+      folder: see `latent_cache`.
+      preferences: see `latent_cache`.
+      pipeline: see `latent_cache`.
+      side: see `latent_cache`.
+      posterior: see `latent_cache`.
 
     Raises:
-      UserError: the folder holds latents of other data, another autoencoder, size or type; what differs is named.
+      UserError: the folder holds latents of other data, another autoencoder, size or type; the message says what
+        differs.
     """
     images = jax.ShapeDtypeStruct((1, 2, side, side, 3), jnp.uint8)
     row = jax.eval_shape(_stored(pipeline, posterior), pipeline.params["vae"], images)
@@ -145,21 +164,23 @@ def latent_cache(
     threads: int = 8,
     workers: int = 0,
 ) -> LatentCache:
-    """The latents of a prepared split; rows that are not on disk yet are computed on the mesh in context.
+    """Opens the latents of a prepared split, and first computes the missing rows on the mesh in context.
 
-    All pairs have a row, whether they take part in training or not: rows are those of the split.
+    The file has a row for every pair of the split, whether the pair takes part in training or not.
 
     Args:
-      folder: holds this split's latents and nothing else; all processes see it. An image of SD 1.5 takes 64 KiB in
-        float32, one of SDXL 256.
+      folder: folder for this split's latents and nothing else, visible to all processes. The latents of an image take
+        64 KiB in float32 for SD 1.5, and 256 KiB for SDXL.
+      preferences: the prepared split.
+      pipeline: the model whose autoencoder encodes the images.
       side: side of the images in pixels.
-      posterior: keep log variances too, for training that draws latents anew every time.
-      pairs_per_device: pairs encoded at a time.
+      posterior: whether to keep log variances too, for training that draws new latents every time.
+      pairs_per_device: number of pairs that each device encodes at a time.
       threads: see `spo_jax.data.preferences.loading.batches`.
-      workers: likewise.
+      workers: see `spo_jax.data.preferences.loading.batches`.
 
     Raises:
-      UserError: as `latent_file`; the folder cannot be written or is too small; a damaged image.
+      UserError: as in `latent_file`; or the folder cannot be written or is full; or an image is damaged.
     """
     file = latent_file(folder, preferences, pipeline, side=side, posterior=posterior)
     encode = jax.jit(_stored(pipeline, posterior))

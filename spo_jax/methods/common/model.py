@@ -13,10 +13,10 @@ def open_model(settings: ModelSettings, mesh: Mesh, abstract: bool = False, trai
     """Opens the model of the settings.
 
     Args:
-      settings: name the model and how to compute with it.
-      mesh: where the weights go.
-      abstract: give shapes instead of weights.
-      trained: whether gradients go through the model; only then is ``settings.remat`` of use.
+      settings: settings that name the model, its dtype and its parts.
+      mesh: mesh on which the weights are placed.
+      abstract: whether to return a pipeline with shapes instead of weights.
+      trained: whether gradients flow through the model; otherwise ``settings.remat`` is ignored.
 
     Raises:
       UserError: the model is missing or cannot be read.

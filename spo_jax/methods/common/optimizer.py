@@ -1,4 +1,4 @@
-"""The optimizer of every method."""
+"""The optimizer that all methods use, and its learning rate."""
 
 import optax
 
@@ -7,12 +7,13 @@ from spo_jax.methods.common.settings import OptimizerSettings
 
 
 def learning_rate(settings: OptimizerSettings, total: int = 0) -> float | optax.Schedule:
-    """The learning rate, as a function of the number of finished optimizer steps where it changes.
+    """Returns the learning rate or, if it changes, a function from the number of finished optimizer steps to it.
 
-    A linear schedule is transformers' ``get_linear_schedule_with_warmup``.
+    The linear schedule is transformers' ``get_linear_schedule_with_warmup``.
 
     Args:
-      total: training batches of the whole run; needed by a linear schedule.
+      settings: settings of the optimizer.
+      total: number of training batches of the whole run; only the linear schedule needs it.
     """
     peak = settings.learning_rate
     warmup = settings.warmup_steps
@@ -28,15 +29,24 @@ def learning_rate(settings: OptimizerSettings, total: int = 0) -> float | optax.
 
 
 def learning_rate_at(settings: OptimizerSettings, total: int, step: Array) -> Array | float:
-    """The learning rate of the optimizer step that training batch number ``step`` belongs to."""
+    """Returns the learning rate of the optimizer step to which a training batch belongs.
+
+    Args:
+      settings: settings of the optimizer.
+      total: as in `learning_rate`.
+      step: number of the training batch, from 0 on.
+    """
     rate = learning_rate(settings, total)
     return rate(step // settings.gradient_accumulation_steps) if callable(rate) else rate
 
 
 def make_optimizer(settings: OptimizerSettings, total: int = 0) -> optax.GradientTransformation:
-    """AdamW with decoupled weight decay after a clip of the global norm, accumulating if asked to.
+    """Makes AdamW with decoupled weight decay, preceded by clipping to a global norm.
+
+    With ``gradient_accumulation_steps`` above 1 the gradients of that number of training batches are averaged first.
 
     Args:
+      settings: settings of the optimizer.
       total: as in `learning_rate`.
     """
     optimizer = optax.chain(

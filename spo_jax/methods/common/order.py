@@ -1,4 +1,4 @@
-"""Which rows a batch takes: a function of the seed and the batch's number alone."""
+"""The rows of each batch, which follow from the seed and the batch's number alone."""
 
 import numpy as np
 
@@ -6,14 +6,16 @@ from spo_jax.core.typing import Int
 
 
 def batch_rows(seed: int, count: int, size: int, number: int) -> Int[np.ndarray, " b"]:
-    """The rows of a batch: epochs are permutations drawn from (seed, epoch), laid end to end and cut.
+    """Returns the rows of a batch.
 
-    A resumed run therefore continues with the very same rows.
+    The permutation of each epoch is drawn from (seed, epoch). Batches are cut from the permutations laid end to end, so
+    a resumed run continues with the very same rows.
 
     Args:
-      count: rows of an epoch.
-      size: rows of a batch.
-      number: the batch's number.
+      seed: seed of the run.
+      count: number of rows in an epoch.
+      size: number of rows in a batch.
+      number: number of the batch, from 0 on.
     """
     positions = np.arange(number * size, (number + 1) * size)
     epochs = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in np.unique(positions // count)}

@@ -13,7 +13,7 @@ from spo_jax.models.base import Guidance, Pipeline, bind_denoise, denoise
 from spo_jax.nn.lora import merge
 from spo_jax.parallel.mesh import platform_in_context
 
-# (adapter or None for the reference, x [n h w c], t [n], row [n]) to guided prediction.
+# Function from (adapter or None for the reference, x [n h w c], t [n], row [n]) to guided prediction.
 Predict = Callable[[Params | None, Array, Array, Array], Float[Array, "n h w c"]]
 
 
@@ -23,7 +23,7 @@ class Policy:
 
     Attributes:
       pipeline: the model.
-      guidance_scale: classifier-free guidance w.
+      guidance_scale: classifier-free guidance scale w.
       lora_scale: alpha / r.
     """
 
@@ -32,10 +32,17 @@ class Policy:
     lora_scale: float
 
     def at_rest(self, network: Params, lora: Params) -> tuple[Params, Params | None]:
-        """Weights of a policy that does not change for a while: merged, where that costs no digits.
+        """Returns the weights of a policy that does not change for a while, merged where that loses no precision.
 
-        Added to 16-bit weights the adapter's small steps would be lost; accelerators multiply float32 weights in
-        fewer bits as well.
+        In 16-bit weights, the adapter's small steps would be rounded away; accelerators multiply float32 weights with
+        fewer bits, too.
+
+        Args:
+          network: base weights.
+          lora: the adapter.
+
+        Returns:
+          The merged weights and None on the CPU in float32; otherwise both arguments unchanged.
         """
         if self.pipeline.dtype != jnp.float32 or platform_in_context() != "cpu":
             return network, lora
@@ -44,12 +51,25 @@ class Policy:
     def sampler(
         self, network: Params, lora: Params | None, condition: PyTree, unconditional: PyTree
     ) -> Callable[[Array, Array], Array]:
-        """(x, t) to guided prediction, for the rows of ``condition`` or copies of them."""
+        """Returns the function from (x, t) to guided prediction.
+
+        Args:
+          network: base weights.
+          lora: the adapter; None for the base weights alone.
+          condition: encoded prompts; x has a row for each of them, or copies in leading axes.
+          unconditional: encoded unconditional input.
+        """
         guidance = Guidance(condition, unconditional, self.guidance_scale)
         return bind_denoise(self.pipeline, network, lora, guidance, self.lora_scale)
 
     def predictor(self, network: Params, condition: PyTree, unconditional: PyTree) -> Predict:
-        """(adapter or None, x, t, row) to guided prediction, where each x has its row of ``condition``."""
+        """Returns the function from (adapter or None, x, t, row) to guided prediction.
+
+        Args:
+          network: base weights.
+          condition: encoded prompts; ``row`` names the one that belongs to each x.
+          unconditional: encoded unconditional input.
+        """
 
         def predict(lora: Params | None, x: Array, t: Array, row: Array) -> Array:
             guidance = Guidance(take_rows(condition, row), unconditional, self.guidance_scale)
@@ -59,14 +79,14 @@ class Policy:
 
 
 class Pairs(NamedTuple):
-    """Training pairs of a winner and a loser, n of them.
+    """Training pairs of a winner and a loser.
 
     Attributes:
-      x_t: the parent, once when winner and loser share it, otherwise the winner's and the loser's.
-      x_prev: the winner's and the loser's x_{t'}.
+      x_t: a single parent (m = 1) if winner and loser share it, otherwise the winner's and the loser's (m = 2).
+      x_prev: x_{t'} of the winner and of the loser.
       t: timestep of the transition.
-      row: prompt of the pair.
-      valid: whether to train on it.
+      row: row of the pair's prompt in the batch of prompts.
+      valid: whether to train on the pair.
     """
 
     x_t: Float[Array, "n m h w c"]
@@ -77,10 +97,15 @@ class Pairs(NamedTuple):
 
 
 def pair_log_probs(predict: Callable, process: Process, eta: float, batch: Pairs) -> Float[Array, "n 2"]:
-    """log p(x_{t'} | x_t) of winner and loser; one network call where they share x_t, half of the work.
+    """Computes log p(x_{t'} | x_t) of winner and loser.
+
+    If they share x_t, the network is evaluated once per pair, which halves the work.
 
     Args:
-      predict: (x [n h w c], t [n], row [n]) to guided prediction, of the policy or of the reference.
+      predict: function from (x [n h w c], t [n], row [n]) to guided prediction, of the policy or of the reference.
+      process: the diffusion process, divided into the rollout's steps.
+      eta: stochasticity of the steps; greater than 0.
+      batch: the pairs.
     """
     members = batch.x_t.shape[1]
     x = batch.x_t.reshape(-1, *batch.x_t.shape[2:])  # [n m h w c] -> [n·m h w c]

@@ -1,4 +1,4 @@
-"""One pass over a split through a network, its results kept on disk: latents, or scores of clean images."""
+"""One pass of a network over a prepared split, with the results kept on disk: latents, or scores of clean images."""
 
 import contextlib
 from collections.abc import Callable
@@ -25,25 +25,28 @@ def fill(
     threads: int = 8,
     workers: int = 0,
 ) -> None:
-    """Computes the rows of ``file`` that are missing, a row per pair; does nothing if it is complete.
+    """Computes the missing rows of ``file``, one per pair; does nothing if the file is complete.
 
-    Process 0 writes, into a folder that all processes see. What was computed before a stop is kept.
+    Process 0 writes to a folder that all processes see. If the pass is stopped, the rows computed so far are kept.
 
     Args:
-      compute: a process's part of a batch to the whole batch's rows, in the order in which `join_parts` lays them.
+      file: the file to complete.
+      pairs: the prepared split.
+      compute: function from a process's part of a batch to the rows of the whole batch, in the order of `join_parts`.
       side: side of the images in pixels.
-      pairs_per_device: pairs computed at a time; the same shape throughout.
+      pairs_per_device: number of pairs that each device computes at a time; all batches have this shape.
       title: title of the progress bar.
       threads: see `spo_jax.data.preferences.loading.batches`.
-      workers: likewise.
+      workers: see `spo_jax.data.preferences.loading.batches`.
 
     Raises:
-      UserError: the rows on disk belong to something else, or another run is writing them; the folder cannot be written
-        or is full; a damaged image.
+      UserError: the rows on disk were computed from something else, or another run is writing them; or the folder
+        cannot be written or is full; or an image is damaged.
     """
     total = file.shape[0]
     batch_size = pairs_per_device * devices_in_context()
     with contextlib.ExitStack() as held:
+        # All processes start at the row where process 0 stopped.
         writer = held.enter_context(Writer(file)) if is_writer() and not _is_complete(file) else None
         done = agreed(writer.done if writer else total)
         if done < total:
@@ -62,12 +65,12 @@ def fill(
             bar = held.enter_context(tqdm(total=total, initial=done, desc=title, unit="pair", disable=not is_writer()))
             for batch in loaded:
                 rows, values = to_host((join_parts(batch.rows), compute(batch)))
-                # In order, and without the rows that fill the last batch up.
+                # Keep the rows in order, and drop those that fill up the last batch.
                 rows, index = np.unique(rows, return_index=True)
                 if writer is not None:
                     writer.append(values[index])
                 bar.update(len(rows))
-    agreed(total)  # nobody reads before process 0 has written
+    agreed(total)  # no process reads before process 0 has written everything
 
 
 def _is_complete(file: ArrayFile) -> bool:

@@ -1,4 +1,4 @@
-"""Groups of settings that methods share; each field is declared once, here or in `spo_jax.run.settings`."""
+"""Settings that several methods share; each of these fields is declared once, here or in `spo_jax.run.settings`."""
 
 import dataclasses
 from typing import ClassVar
@@ -21,13 +21,13 @@ class ModelSettings(Settings):
     revision: str = setting("", "Revision of the hub id (empty: its main branch).")
     base: str = setting(
         "",
-        "Folder or hub id that lends a checkpoint in one file its tokenizers and scheduler (empty: the published model "
-        "of its architecture).",
+        "Folder or hub id from which a checkpoint in one file takes its tokenizers and scheduler (empty: the published "
+        "model of its architecture).",
     )
-    vae: str = setting("", "Folder or hub id of an autoencoder to use instead of the model's own (empty: its own).")
+    vae: str = setting("", "Folder or hub id of the autoencoder to use (empty: the model's own).")
     dtype: str = setting(
         "float32",
-        "Dtype of frozen weights and of activations; weights that train, losses and optimizer are float32.",
+        "Dtype of frozen weights and of activations; trained weights, losses and the optimizer's state are float32.",
         choices=("float32", "bfloat16"),
     )
     remat: bool = setting(False, "Recompute activations in the backward pass (gradient checkpointing) to save memory.")
@@ -35,56 +35,65 @@ class ModelSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings(Settings):
-    """AdamW with decoupled weight decay after a clip of the global norm."""
+    """AdamW with decoupled weight decay, preceded by clipping to a global norm."""
 
     GROUP: ClassVar = "optimizer."
 
     learning_rate: float = setting(6e-5, "Peak learning rate.", above=0)
     schedule: str = setting(
-        "constant", "Learning rate after warm-up: constant, or falling linearly to 0.", choices=("constant", "linear")
+        "constant", "Learning rate after the warm-up: constant, or linear to 0.", choices=("constant", "linear")
     )
-    warmup_steps: int = setting(0, "Optimizer steps over which the learning rate rises from 0.", at_least=0)
+    warmup_steps: int = setting(0, "Number of optimizer steps over which the learning rate rises from 0.", at_least=0)
     adam_beta1: float = setting(0.9, "Decay of the gradients' running mean.", at_least=0, below=1)
     adam_beta2: float = setting(0.999, "Decay of the squared gradients' running mean.", at_least=0, below=1)
-    adam_epsilon: float = setting(1e-8, "Added to the root of the squared gradients' mean.", above=0)
-    weight_decay: float = setting(1e-4, "Decoupled weight decay, applied to all weights that train.", at_least=0)
-    max_grad_norm: float = setting(1.0, "Global norm that gradients are clipped to.", above=0)
+    adam_epsilon: float = setting(1e-8, "Number added to the root of the squared gradients' running mean.", above=0)
+    weight_decay: float = setting(1e-4, "Decoupled weight decay, applied to all trained weights.", at_least=0)
+    max_grad_norm: float = setting(1.0, "Global norm to which gradients are clipped.", above=0)
     gradient_accumulation_steps: int = setting(1, "Training batches whose gradients are averaged per step.", at_least=1)
+
+    def check_warmup(self, batches: int) -> None:
+        """Refuses a warm-up that a run of this number of training batches does not finish.
+
+        Raises:
+          UserError: the warm-up is too long.
+        """
+        steps = batches // self.gradient_accumulation_steps
+        self.require(self.warmup_steps < steps, "warmup_steps", f"less than the {steps} optimizer steps of the run")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRASettings(Settings):
-    """The adapter; its targets are the published ones, all attention projections."""
+    """The adapter, which changes all attention projections, as published."""
 
     GROUP: ClassVar = "lora."
 
     rank: int = setting(4, "Rank r of the adapter.", at_least=1)
     alpha: float = setting(
-        0.0, "Scale of the adapter times its rank (0: the rank, so that the scale is 1).", at_least=0
+        0.0, "Alpha of the adapter; its scale is alpha / rank (0: the rank, so that the scale is 1).", at_least=0
     )
 
     @property
     def scale(self) -> float:
-        """alpha / r."""
+        """The scale of the adapter's update, alpha / r."""
         return (self.alpha or self.rank) / self.rank
 
     def adapter(self, tree: Params) -> LoRA:
-        """The trained tree, from wherever it lies, as what LoRA files hold."""
+        """Moves a trained tree to the host and returns it as the LoRA that a file holds."""
         return LoRA(to_host(tree), self.scale * self.rank, self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalSettings(Settings):
-    """Images before and after training, from the same prompts and noise, with DDIM and eta 0."""
+    """Images before and after training, drawn from the same prompts and noise by DDIM with eta 0."""
 
     GROUP: ClassVar = "eval."
 
     prompts: str = setting("toy:held_out", "Prompt file, or toy:held_out; repeated until there are enough images.")
     images: int = setting(100, "Number of images before and after training.", at_least=1)
-    grid_images: int = setting(16, "Number of images in the grids that are drawn during training.", at_least=1)
-    batch: int = setting(25, "Images drawn at a time.", at_least=1)
+    grid_images: int = setting(16, "Number of images in each grid that is drawn during training.", at_least=1)
+    batch: int = setting(25, "Number of images to draw at a time.", at_least=1)
     seed: int = seed_setting(1234, "Seed of the initial noise.")
-    steps: int = setting(20, "Sampling steps.", at_least=1)
+    steps: int = setting(20, "Number of sampling steps.", at_least=1)
     guidance_scale: float = setting(5.0, "Classifier-free guidance scale.")
     rewards: str = setting(
         "toy",
@@ -98,13 +107,13 @@ class EvalSettings(Settings):
 
     @property
     def reward_names(self) -> tuple[str, ...]:
-        """The rewards, one by one."""
+        """The names of the rewards, in order."""
         return tuple(name.strip() for name in self.rewards.split(",") if name.strip())
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSettings(ModelSettings, RunSettings):
-    """Settings of every method that trains a LoRA."""
+    """Base of the settings of every method that trains a LoRA."""
 
     FREE_FIELDS: ClassVar = (*RunSettings.FREE_FIELDS, "eval")
 
@@ -115,14 +124,18 @@ class AdapterSettings(ModelSettings, RunSettings):
 
 @dataclasses.dataclass(frozen=True)
 class PromptSettings(Settings):
-    """The prompts of methods that draw their own images."""
+    """Training prompts, for methods that draw their own images."""
 
     prompts: str = setting("toy:train", "Prompt file (.txt, .json or .jsonl), toy:train or toy:held_out.")
-    prompts_per_batch: int = setting(10, "Prompts of a batch, over all devices.", at_least=1)
-    num_epochs: int = setting(10, "Passes over the prompts.", at_least=1)
+    prompts_per_batch: int = setting(10, "Number of prompts in a batch, over all devices.", at_least=1)
+    num_epochs: int = setting(10, "Number of passes over the prompts.", at_least=1)
     max_batches: int = setting(0, "Stop after this number of batches (0: no limit).", at_least=0)
 
     def total_batches(self, prompts: int) -> int:
-        """Batches of the whole run; prompts left over at the very end that do not fill a batch are skipped."""
+        """Returns the number of batches of the whole run, which skips a last batch that would not be full.
+
+        Args:
+          prompts: number of training prompts.
+        """
         total = max(self.num_epochs * prompts // self.prompts_per_batch, 1)
         return min(total, self.max_batches) if self.max_batches else total

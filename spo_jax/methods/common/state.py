@@ -1,4 +1,4 @@
-"""What training changes."""
+"""The state that training changes."""
 
 from typing import NamedTuple
 
@@ -12,9 +12,9 @@ class TrainState(NamedTuple):
     """The state of a run.
 
     Attributes:
-      params: the weights that are trained, float32: an adapter's tree, or a whole network's.
+      params: the trained weights in float32: an adapter's tree, or a whole network's.
       opt_state: the optimizer's moments.
-      step: number of training batches so far.
+      step: number of finished training batches.
     """
 
     params: Params
@@ -23,11 +23,11 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first training batch."""
+    """Returns the state before the first training batch."""
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def apply_gradients(state: TrainState, gradients: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state after one training batch."""
+    """Returns the state after one more training batch with these gradients."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)

@@ -1,7 +1,7 @@
-"""A run that fine-tunes the adapter: the network predicts the noise that was added to the latents of an image.
+"""A run of plain fine-tuning: the model with the adapter learns to predict the noise added to the latents of an image.
 
-The loss is the mean squared error of that noise at a timestep drawn uniformly; for networks that predict something else
-(v, or the clean latents) the noise follows from the prediction.
+The loss is the mean squared error of that noise at a timestep that is drawn uniformly. If the network predicts
+something else (v, or the clean latents), the noise is computed from its prediction.
 """
 
 import time
@@ -35,7 +35,12 @@ from spo_jax.run.loop import Progress, Row
 
 
 class ImageData(NamedTuple):
-    """What a run reads: images with captions, and prompts of the images before and after."""
+    """The data of a run.
+
+    Attributes:
+      images: images to train on, with their captions.
+      eval_prompts: prompts of the images before and after training.
+    """
 
     images: CaptionedImages
     eval_prompts: list[str]
@@ -47,7 +52,13 @@ class ImageData(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """The images of one step: mean and standard deviation of their latents, and what they are conditioned on."""
+    """The images of one optimizer step.
+
+    Attributes:
+      mean: mean of each image's latents, before `Pipeline.scale_latents`.
+      std: their standard deviation.
+      condition: encoded captions.
+    """
 
     mean: Float[Array | np.ndarray, "b h w c"]
     std: Float[Array | np.ndarray, "b h w c"]
@@ -55,14 +66,22 @@ class Batch(NamedTuple):
 
 
 def read_data(settings: FinetuneSettings) -> ImageData:
-    """Lists the images and reads the prompts."""
+    """Lists the images and reads the prompts.
+
+    Raises:
+      UserError: there are no images, a caption is missing, or a file cannot be read.
+    """
     return ImageData(open_captioned_images(settings.images), load_prompts(settings.eval.prompts))
 
 
 def setup(
     settings: FinetuneSettings, mesh: Mesh, data: ImageData | None = None, folder: Path | None = None
 ) -> "FinetuneRun":
-    """Loads the model; see `spo_jax.methods.base.Method`."""
+    """Loads the model; see `spo_jax.methods.base.Method`.
+
+    Raises:
+      UserError: the model or a reward cannot be loaded, or they do not fit.
+    """
     del folder
     pipeline = open_model(settings, mesh, abstract=data is None)
     run = FinetuneRun(settings, pipeline, mesh, data and data.eval_prompts)
@@ -71,30 +90,47 @@ def setup(
 
 
 class FinetuneRun(AdapterRun):
-    """See `spo_jax.methods.base.Run`."""
+    """A run of plain fine-tuning; see `spo_jax.methods.base.Run`.
+
+    Attributes:
+      images: the training images; None in an abstract run.
+    """
 
     METHOD = "finetune"
     progress = Progress("Finetune", lambda row: {"loss": f"{row['loss']:.4f}"}, ("loss",), "Lower the learning rate")
     charts = {
         "loss": ("Loss", "mean squared error of the predicted noise"),
-        "grad_norm": ("Gradient norm", "global, before clipping"),
+        "grad_norm": ("Gradient norm", "global norm before clipping"),
     }
     images: CaptionedImages | None = None
 
     @property
     def total(self) -> int:
-        """Number of batches, one per optimizer step."""
+        """The number of batches."""
         return self.settings.train_steps
 
     def update(
         self, state: TrainState, network: Params, empty: PyTree, batch: Batch, key: Key
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One optimizer step; what it draws follows from the run's ``key`` and the step's number alone."""
+        """Trains on one batch; this is the compiled program.
+
+        Everything random follows from the run's ``key`` and the step's number alone.
+
+        Args:
+          state: the current state.
+          network: base weights.
+          empty: encoded unconditional input, one row; it replaces the captions that are dropped.
+          batch: the images.
+          key: the run's key.
+
+        Returns:
+          The next state, and the scalars ``loss`` and ``grad_norm`` (the gradients' global norm before clipping).
+        """
         settings = self.settings
         process = self.pipeline.process(1)
         count = len(batch.mean)
 
-        # Everything is drawn for the whole batch before it is cut.
+        # Draw everything for the whole batch, and then cut it into chunks.
         keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
         latents = batch.mean + batch.std * jax.random.normal(keys[0], batch.mean.shape)
         noise = jax.random.normal(keys[1], latents.shape)
@@ -119,13 +155,15 @@ class FinetuneRun(AdapterRun):
         def chunk_at(index: Array) -> Any:
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), chunks)
 
+        # Sum loss and gradients over the chunks, and update the adapter.
         error, gradients = chunked_gradients(loss, state.params, chunk_at, count // chunk, jnp.zeros(()))
         metrics = {"loss": error, "grad_norm": optax.global_norm(gradients)}
         return apply_gradients(state, gradients, self.optimizer), metrics
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
-        """The program ``update``."""
-        pipeline, whole = self.pipeline, replicated(self.mesh)
+        """Traces the program ``update``."""
+        pipeline = self.pipeline
+        whole = replicated(self.mesh)
         ids = jax.ShapeDtypeStruct((1, *pipeline.token_shape), "int32")
         condition = jax.eval_shape(pipeline.encode_tokens, pipeline.text_params, ids)
         latents = jax.ShapeDtypeStruct((1, *pipeline.latent_shape), jnp.float32)
@@ -141,8 +179,13 @@ class FinetuneRun(AdapterRun):
         return {"update": program.trace(shapes_of(state), network, shapes_of(condition, whole), batch, key)}
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Encodes all images and captions once, and puts each batch's rows on the devices."""
-        settings, images = self.settings, self.images
+        """Encodes all images and captions once, and yields each batch's rows on the devices.
+
+        Raises:
+          UserError: an image is damaged, or the model's native size is not square.
+        """
+        settings = self.settings
+        images = self.images
         moments = encode_images(self.pipeline, images.image, len(images))
         captions = self.pipeline.encode_prompts(images.captions)
         self._empty = place(self.pipeline.encode_unconditional(), replicated(self.mesh))
@@ -153,7 +196,7 @@ class FinetuneRun(AdapterRun):
     def step(
         self, programs: Programs, batches: Iterator[Batch], number: int, state: TrainState, key: Key
     ) -> tuple[TrainState, Row]:
-        """One optimizer step on the next batch; the state counts its steps."""
+        """Trains on the next batch; the state counts the steps."""
         del number
         batch = next(batches)
         begin = time.perf_counter()

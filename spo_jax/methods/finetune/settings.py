@@ -9,22 +9,28 @@ from spo_jax.methods.common.settings import AdapterSettings, OptimizerSettings
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings(AdapterSettings):
-    """All settings of a run."""
+    """All settings of a run of plain fine-tuning."""
 
     FREE_FIELDS: ClassVar = (*AdapterSettings.FREE_FIELDS, "chunk")
     BATCHES: ClassVar = {"batch_size": "images"}
 
     method: str = setting("finetune", "Training method: finetune trains the adapter on images with captions.")
     images: str = setting("data/images", "Folder of images with captions (metadata.jsonl, or a text file beside each).")
-    train_steps: int = setting(1000, "Optimizer steps of the whole run.", at_least=1)
-    batch_size: int = setting(8, "Images of an optimizer step, over all devices.", at_least=1)
-    chunk: int = setting(8, "Images that a device has in memory at a time; changes results by rounding.", at_least=1)
+    train_steps: int = setting(1000, "Number of batches of the whole run.", at_least=1)
+    batch_size: int = setting(8, "Number of images in a batch, over all devices.", at_least=1)
+    chunk: int = setting(
+        8, "Number of images that a device has in memory at a time; changes results only by rounding.", at_least=1
+    )
     caption_dropout: float = setting(
-        0.1, "Share of images that are seen without their caption, for guidance.", at_least=0, at_most=1
+        0.1, "Share of images that are trained without their caption, for guidance.", at_least=0, at_most=1
     )
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=1e-4)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.optimizer.check_warmup(self.train_steps)
+
     @property
     def data(self) -> str:
-        """Names what the run learns from, for messages."""
+        """The training data in words, for messages."""
         return f"the images in {self.images}"

@@ -1,4 +1,4 @@
-"""Pair accuracy of a preference model against the timestep: measuring, writing and plotting it."""
+"""Measures, writes and plots the pair accuracy of a preference model at several timesteps."""
 
 import contextlib
 import hashlib
@@ -24,15 +24,15 @@ from spo_jax.parallel.multihost import is_writer, join_parts, local_positions
 from spo_jax.parallel.sharding import make, to_host
 from spo_jax.run.report import as_svg
 
-# Timestep to 1, ½ or 0 for every pair.
+# By timestep, the contribution of every pair to the accuracy: 1, ½ or 0.
 Agreement = Mapping[int, Float[np.ndarray, " n"]]
 ACCURACY = "accuracy.json"
 
 
 def agreement(scores: Float[np.ndarray, "n 2"], labels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    """(s₀ > s₁) · label₀ + (s₀ < s₁) · label₁, the reference's rule.
+    """Computes (s₀ > s₁) · label₀ + (s₀ < s₁) · label₁, the reference's rule.
 
-    A tie counts half, unless the two scores are equal, which counts nothing.
+    A pair that is labelled as a tie counts half. A pair with two equal scores counts nothing, whatever its label.
     """
     first = scores[:, 0] > scores[:, 1]
     second = scores[:, 0] < scores[:, 1]
@@ -40,10 +40,19 @@ def agreement(scores: Float[np.ndarray, "n 2"], labels: Float[np.ndarray, "n 2"]
 
 
 class Evaluator:
-    """Measures weights of one network on the same pairs and noise every time.
+    """Measures weights of one network, with the same pairs and noise every time.
+
+    Args:
+      training: the method bound to its models; its settings say what to measure.
+      frozen: weights of the diffusion model.
+      split: the pairs.
+      mesh: mesh on which the weights lie.
+
+    Attributes:
+      rows: rows of the pairs that are measured.
 
     Raises:
-      UserError: no pair of the split is decided; a timestep that the diffusion model does not have.
+      UserError: no pair of the split is decided, or the diffusion model does not have one of the timesteps.
     """
 
     def __init__(self, training: SPMTraining, frozen: FrozenParams, split: Split, mesh: Mesh):
@@ -59,23 +68,29 @@ class Evaluator:
 
     @property
     def fingerprint(self) -> str:
-        """What two measurements have to share to be compared pair by pair."""
+        """The facts in which two measurements have to agree to be compared pair by pair, as JSON."""
         settings = self._training.settings
         config = settings.eval
         labels = self._split.labels[self.rows]
         fields = {"timesteps": config.timesteps, "pairs": config.pairs, "batch": config.batch, "seed": config.seed}
-        # What decides the images that are judged; `dtype` decides the judge's rounding too.
+        # These settings determine the images that are judged; `dtype` also determines the judge's rounding.
         names = ("model", "revision", "base", "vae", "dtype", "posterior", "guidance_scale", "resolution")
         fields |= {name: getattr(settings, name) for name in names}
         fields["labels"] = hashlib.sha256(self.rows.tobytes() + labels.tobytes()).hexdigest()
         return json.dumps({"digest": self._split.pairs.digest, **fields})
 
     def measure(self, params: Params) -> dict[int, Float[np.ndarray, " n"]]:
-        """`agreement` of every pair at every timestep; at 0 of the image itself, otherwise noised as in training.
+        """Computes the `agreement` of every pair at every timestep.
+
+        Images are noised as in training, except at timestep 0, where the images themselves are scored.
+
+        Args:
+          params: weights of the preference model.
 
         Raises:
-          UserError: a score that is not finite.
+          UserError: a score is not finite.
         """
+        # Open the loader.
         settings = self._training.settings
         config = settings.eval
         scores = {t: np.full((len(self._split.pairs), 2), np.nan, np.float32) for t in config.timesteps}
@@ -92,6 +107,7 @@ class Evaluator:
         )
         count = -(-len(self.rows) // config.batch)
         bar = tqdm(loaded, "accuracy", count, unit="batch", disable=not is_writer())
+        # Score each batch at all timesteps.
         with contextlib.closing(loaded):
             for number, batch in enumerate(bar):
                 numbers = to_host(join_parts(batch.rows))
@@ -114,7 +130,7 @@ class Evaluator:
 
 
 def summarised(measured: Agreement) -> dict[str, dict[str, float | int | None]]:
-    """For JSON: timestep to accuracy, its standard error, and the number of pairs."""
+    """Summarises a measurement as JSON: by timestep, the accuracy, its standard error and the number of pairs."""
     summary = {}
     for t, values in measured.items():
         accuracy, error = mean_and_error(values)
@@ -125,8 +141,15 @@ def summarised(measured: Agreement) -> dict[str, dict[str, float | int | None]]:
 def write_accuracy(folder: Path, measured: Mapping[str, Agreement]) -> None:
     """Writes ``accuracy.json``, ``accuracy.svg`` and ``accuracy.png``.
 
-    JSON: name of the model to timestep to accuracy, its standard error and the number of pairs; chance is a half, with
-    ties counting half.
+    The JSON file holds, for each model and timestep, the accuracy, its standard error and the number of pairs; and
+    ``chance``, which is a half because ties count half.
+
+    Args:
+      folder: folder of the files.
+      measured: measurements by name of the model.
+
+    Raises:
+      UserError: a file cannot be written.
     """
     lines = {line: summarised(agreement) for line, agreement in measured.items()}
     write_json(folder / ACCURACY, lines | {"chance": 0.5})
@@ -134,7 +157,7 @@ def write_accuracy(folder: Path, measured: Mapping[str, Agreement]) -> None:
 
 
 def print_accuracy(measured: Mapping[str, Agreement]) -> None:
-    """Shows the accuracies on the screen."""
+    """Prints the accuracies of each model."""
     for line, agreement in measured.items():
         print(f"\n{line}:")
         for t, values in summarised(agreement).items():
@@ -143,7 +166,7 @@ def print_accuracy(measured: Mapping[str, Agreement]) -> None:
 
 
 def accuracy_figure(lines: Mapping[str, Agreement]) -> Figure:
-    """A curve for each model with one standard error up and down, and chance."""
+    """Plots a curve for each model, with bars of one standard error, and a line for chance."""
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
     for index, (name, measured) in enumerate(lines.items()):
@@ -163,7 +186,11 @@ def accuracy_figure(lines: Mapping[str, Agreement]) -> Figure:
 
 
 def write_figure(path: str | os.PathLike, figure: Figure) -> None:
-    """Writes ``path`` with the endings .svg and .png.
+    """Writes a figure as two files.
+
+    Args:
+      path: path of the files; its suffix is replaced by ``.svg`` and ``.png``.
+      figure: the figure.
 
     Raises:
       UserError: a file cannot be written.

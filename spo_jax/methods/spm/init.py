@@ -1,4 +1,4 @@
-"""The weights from which training starts: a plain CLIP with time conditioning that changes nothing, or an SPM."""
+"""The weights from which training starts: a step-aware preference model, or a plain CLIP with new time conditioning."""
 
 import dataclasses
 import os
@@ -26,9 +26,10 @@ class Start:
 
     Attributes:
       clip: the network.
-      params: float32, cut over the mesh as weights are.
-      tokenizer: the folder of its tokenizer.
-      is_plain: whether these are a plain CLIP's weights; it then scores as that CLIP does, at every timestep.
+      params: its weights in float32, sharded over the mesh.
+      tokenizer: folder of its tokenizer.
+      is_plain: whether the weights were read from a plain CLIP; the network then gives that CLIP's scores at every
+        timestep.
     """
 
     clip: CLIPModel
@@ -51,16 +52,17 @@ def load_start(
 
     Args:
       init: folder, file or hub id, as in `spo_jax.rewards.common.preference_model.load_spm`.
-      key: for the weights that ``init`` does not hold.
-      tokenizer: folder or hub id of its tokenizer when ``init`` does not hold one.
-      random: take only the config of ``init``.
-      remat: gradient checkpointing.
+      key: key for the weights that ``init`` does not hold.
+      tokenizer: folder or hub id of the tokenizer, if ``init`` does not hold one.
+      random: whether to take only the config of ``init`` and draw all weights.
+      remat: whether to recompute activations in the backward pass.
       dtype: dtype of activations; weights are float32.
-      mesh: where the weights go; without one, to the first device.
+      mesh: mesh on which the weights are placed; None places them on the first device.
 
     Raises:
       UserError: the model is missing or does not fit.
     """
+    # Build the network from its config.
     path = resolve_model(str(init))
     raw, where = read_config(path)
     config = CLIPConfig.from_dict(raw, where, time_conditioned=True)
@@ -69,6 +71,7 @@ def load_start(
     folder = tokenizer_folder(path, tokenizer, "--config.tokenizer")
     if random:
         return Start(clip, _on_mesh(lambda key: _random(key, plain, clip), clip, mesh, key), folder, False)
+    # Read the weights, and add the time conditioning if they have none.
     state = store.read_state(path, "transformers")
     conditioned = any("t_embedder." in name or "adaLN_modulation." in name for name in state)
     shapes = clip_shapes(clip if conditioned else plain)
@@ -87,18 +90,19 @@ def _random(key: Key, plain: CLIPModel, clip: CLIPModel) -> Params:
 
 
 def _on_mesh(function: Callable[..., Params], clip: CLIPModel, mesh: Mesh | None, *arguments) -> Params:
-    """Weights that ``function`` makes, laid over the mesh as weights are; never whole on one device."""
+    """Makes weights with ``function``, sharded over the mesh from the start, so that no device has to hold them all."""
     out = None if mesh is None else shardings(clip_shapes(clip), mesh, title="preference model")
     return jax.jit(function, out_shardings=out)(*arguments)
 
 
 def init_time_conditioning(key: Key, clip_params: Params, clip: CLIPModel) -> Params:
-    """Adds the time conditioning to a plain CLIP's weights, as the SPO trainer's ``init_adaln_paras``.
+    """Adds time conditioning to a plain CLIP's weights, as the SPO trainer's ``init_adaln_paras`` does.
 
-    Modulation weights are 0, and so are biases except the gates, which are 1; the time MLP's weights are N(0, 0.02).
-    The result gives exactly the plain CLIP's scores at every timestep.
+    The weights of the modulation are 0, and so are its biases, except those of the gates, which are 1. The weights of
+    the time MLP are drawn from N(0, 0.02). The result gives exactly the plain CLIP's scores at every timestep.
 
     Args:
+      key: key for the weights of the time MLP.
       clip_params: weights of the same CLIP without time conditioning.
       clip: the time-conditioned network.
     """
@@ -111,6 +115,6 @@ def init_time_conditioning(key: Key, clip_params: Params, clip: CLIPModel) -> Pa
         if path.startswith("t_embedder/") and path.endswith("/kernel"):
             value = 0.02 * jax.random.normal(path_key, value.shape)
         elif path.endswith("adaLN_modulation_1/bias") and value.shape == (6 * width,):
-            value = value.reshape(6, width).at[jnp.array([2, 5])].set(1.0).reshape(-1)  # the two gates
+            value = value.reshape(6, width).at[jnp.array([2, 5])].set(1.0).reshape(-1)  # rows 2 and 5 are the gates
         flat[path] = value
     return unflatten(flat)

@@ -1,4 +1,4 @@
-"""What the preference model is trained on: clean predictions of noised images, as the resampler will show them."""
+"""The preference model's inputs in training: clean predictions of noised images, as the resampler will show them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from spo_jax.rewards.common.clip_score import normalise
 
 
 class Draws(NamedTuple):
-    """Everything that is random about a batch of pairs, drawn for the whole of it before it is cut.
+    """Everything random about a batch of pairs, drawn for the whole batch before it is cut into chunks.
 
     Attributes:
       t: timestep of each pair.
-      noise: noise of both its images.
+      noise: noise of each pair, the same for both images.
       posterior: noise for draws from the autoencoder's posterior, separate for both images; None takes its mean.
-      flip: which pairs are mirrored; None mirrors none.
+      flip: whether to mirror each pair; None mirrors none.
     """
 
     t: Int[Array, " n"]
@@ -31,12 +31,16 @@ class Draws(NamedTuple):
 def draw(
     key: Key, count: int, latent_shape: tuple[int, int, int], timesteps: int, power: float, sample: bool, flip: bool
 ) -> Draws:
-    """The draws of ``count`` pairs.
+    """Draws everything random about a batch of pairs.
 
     Args:
-      timesteps: number of training timesteps; t = floor(timesteps · u^power), u uniform.
-      sample: whether latents are draws from the posterior.
-      flip: whether half of the pairs are mirrored.
+      key: key of the batch.
+      count: number of pairs.
+      latent_shape: (h, w, c).
+      timesteps: number of training timesteps.
+      power: exponent in t = floor(timesteps · u^power), where u is uniform.
+      sample: whether latents are draws from the autoencoder's posterior; otherwise they are its mean.
+      flip: whether to mirror half of the pairs.
     """
     t_key, noise_key, posterior_key, flip_key = jax.random.split(key, 4)
     u = jax.random.uniform(t_key, (count,))
@@ -50,10 +54,14 @@ def draw(
 
 
 def training_pixels(images: Float[Array, "b h w 3"], side: int) -> Float[Array, "b side side 3"]:
-    """CLIP's input as the reference makes it in training.
+    """Makes CLIP's input as the reference does in training.
 
-    Unlike `spo_jax.rewards.common.clip_score.pixel_values` it clamps before AND after the resize, and resizes to a
-    square without keeping the aspect.
+    Unlike `spo_jax.rewards.common.clip_score.pixel_values`, it clamps before AND after resizing, and resizes to a
+    square without keeping the aspect ratio.
+
+    Args:
+      images: images near [-1, 1].
+      side: side of CLIP's input in pixels.
     """
     unit = jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0, 1)
     return normalise(jnp.clip(resize_bicubic(unit, (side, side)), 0, 1))
@@ -67,11 +75,18 @@ def predictions(
     latents: Float[Array, "n 2 h w c"],
     t: Int[Array, " n"],
 ) -> Float[Array, "n 2 H W 3"]:
-    """Images of x0 predicted from noised latents: ONE timestep and the SAME noise for both members of a pair.
+    """Noises latents, predicts x0 and decodes it; both members of a pair have ONE timestep and the SAME noise.
 
     Args:
-      denoise: (x [2n h w c], t [2n]) to guided prediction, rows pair by pair.
-      decode: latents to images.
+      noise: noise of each pair.
+      process: the diffusion process.
+      denoise: function from (x [2n h w c], t [2n]) to guided prediction; the two rows of a pair are adjacent.
+      decode: function from latents to images.
+      latents: clean latents of both images.
+      t: timestep of each pair.
+
+    Returns:
+      Images near [-1, 1].
     """
     n = len(latents)
     flat = latents.reshape(2 * n, *latents.shape[2:])  # [n 2 h w c] -> [2n h w c]
@@ -79,4 +94,4 @@ def predictions(
     x = process.add_noise(flat, jnp.repeat(noise, 2, axis=0), both_t)
     x0, _ = process.split(x, denoise(x, both_t), both_t)
     images = decode(x0)
-    return images.reshape(n, 2, *images.shape[1:])
+    return images.reshape(n, 2, *images.shape[1:])  # [2n H W 3] -> [n 2 H W 3]

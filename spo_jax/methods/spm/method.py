@@ -1,4 +1,4 @@
-"""A run that trains a step-aware preference model: its data, its steps, and what it leaves behind."""
+"""A run that trains a step-aware preference model: its data and models, its steps, and its measurements."""
 
 import contextlib
 import dataclasses
@@ -40,11 +40,11 @@ from spo_jax.run.report import as_svg
 SPM_LINE = "step-aware preference model"
 PLAIN_LINE = "plain CLIP on the same images"
 CHARTS = {
-    "loss": ("Loss", "of the pairs of a step; log 2 = 0.693 for a model that cannot tell them apart, 0 for a sure one"),
-    "accuracy": ("Accuracy on the step's own pairs", "those that are not ties; before the step"),
-    "accuracy_at": ("The same by timestep", ""),
+    "loss": ("Loss", "mean over a step's pairs; log 2 = 0.693 if the model cannot tell them apart, 0 if it is certain"),
+    "accuracy": ("Accuracy on the step's own pairs", "measured before the step, on pairs that are not ties"),
+    "accuracy_at": ("Accuracy on the step's own pairs, by timestep", ""),
     "eval_accuracy": ("Accuracy on held-out pairs, by timestep", "ties count half"),
-    "grad_norm": ("Gradient norm", "global, before clipping"),
+    "grad_norm": ("Gradient norm", "global norm before clipping"),
     "learning_rate": ("Learning rate", ""),
     "logit_scale": ("Scale of the cosine", "exp(logit_scale)"),
     "seconds": ("Seconds per step", "where the time goes"),
@@ -59,7 +59,12 @@ _PROGRESS = Progress(
 
 
 class PairData(NamedTuple):
-    """The prepared splits: pairs to train on, and pairs to measure on."""
+    """The data of a run, which are two prepared splits.
+
+    Attributes:
+      train: pairs to train on.
+      held_out: pairs to measure on.
+    """
 
     train: Preferences
     held_out: Preferences
@@ -71,13 +76,22 @@ class PairData(NamedTuple):
 
 
 def read_data(settings: SPMTrainSettings) -> PairData:
-    """Opens both splits."""
+    """Opens both splits.
+
+    Raises:
+      UserError: a split is missing or is not a prepared split.
+    """
     splits = (settings.train_split, settings.eval_split)
     return PairData(*(open_preferences(settings.data_dir, split) for split in splits))
 
 
 def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, folder: Path | None = None) -> "SPMRun":
-    """Loads the models and makes labels anew if asked to; see `spo_jax.methods.base.Method`."""
+    """Loads the models, and makes new labels if the settings ask for them; see `spo_jax.methods.base.Method`.
+
+    Raises:
+      UserError: a model is missing or does not fit, or a folder of latents or scores cannot be used.
+    """
+    # Load the models.
     abstract = data is None
     pipeline = open_model(settings, mesh, abstract, trained=False)
     if abstract:
@@ -86,11 +100,14 @@ def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, 
     init_key, _ = make(lambda: run_keys(settings.seed), mesh)
     start = load_clip(settings, settings.init, init_key, mesh, random=settings.init_random)
     training = SPMTraining(pipeline, start.clip, settings, mesh)
+
+    # Check the settings and the folder of latents before hours of work.
     training.check_timesteps(settings.eval.timesteps)
     if settings.cache_latents:
         check_writable(settings.cache_latents)
-        latent_file(**_latents(training, data.train))  # latents of something else are refused before hours of work
-    # Last, because it may take hours.
+        latent_file(**_latents(training, data.train))
+
+    # Make the labels last, because this may take hours.
     labels = relabelled(settings, folder / "labels", mesh, *data)
     tokenizer = Tokenizer(start.tokenizer)
     train, held_out = (Split.of(pairs, pipeline, tokenizer, new) for pairs, new in zip(data, labels, strict=True))
@@ -98,7 +115,7 @@ def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, 
 
 
 def _latents(training: SPMTraining, pairs: Preferences) -> dict[str, Any]:
-    """Arguments of `latent_file` and `latent_cache`."""
+    """Returns the arguments of `latent_file` and `latent_cache`."""
     settings = training.settings
     return {
         "folder": Path(settings.cache_latents) / settings.train_split,
@@ -110,14 +127,16 @@ def _latents(training: SPMTraining, pairs: Preferences) -> dict[str, Any]:
 
 
 class SPMRun:
-    """See `spo_jax.methods.base.Run`.
+    """A run that trains a preference model; see `spo_jax.methods.base.Run`.
+
+    All arguments except ``training`` are None in an abstract run.
 
     Args:
       training: the method bound to its models.
-      start: the weights to start from; None for an abstract run, as for the others.
+      start: the weights to start from.
       train: pairs to train on.
       held_out: pairs to measure on.
-      folder: keeps the measurements.
+      folder: the run's folder, which keeps the measurements.
     """
 
     progress = _PROGRESS
@@ -144,22 +163,26 @@ class SPMRun:
         self._last_step = -1
 
     def init_state(self, key: Key) -> TrainState:
-        """The state before the first step, cut over the mesh; the weights of the start are used up."""
-        del key  # the start drew from it what it did not read
+        """Returns the state before the first step, sharded over the mesh; it takes over the arrays of the start."""
+        del key  # `setup` has drawn the weights that are not read from files, with the same key
         return fresh_state(self.settings, self._start, self.training.mesh)
 
     def state_shapes(self) -> TrainState:
-        """Shapes of the state, cut over the mesh."""
+        """Returns the shapes of the state, sharded over the mesh."""
         optimizer = optimizer_of(self.settings)
         shapes = jax.eval_shape(lambda params: init_state(params, optimizer), clip_shapes(self.training.clip))
         return with_shardings(shapes, state_shardings(shapes, self.training.mesh))
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
-        """The program ``step``."""
+        """Traces the program ``step``."""
         return self.training.trace(state, keep_unused)
 
     def begin(self, state: TrainState, resuming: bool) -> Row:
-        """Measures the model before its first step; a resumed run finds that measurement in its folder."""
+        """Measures the model before its first step; a resumed run has that measurement in its folder.
+
+        Raises:
+          UserError: a score is not finite.
+        """
         if resuming:
             return {}
         row, _ = self.evaluate(0, state)
@@ -168,7 +191,13 @@ class SPMRun:
         return row
 
     def batches(self, start: int) -> Generator[Rows, None, None]:
-        """This process's parts of the batches, on its devices; all pairs take part, with a human label or without."""
+        """Yields this process's parts of the batches, on its devices.
+
+        All pairs take part, with or without human labels.
+
+        Raises:
+          UserError: an image is damaged, or latents cannot be kept.
+        """
         settings = self.settings
         pairs = self._split.pairs
         loading = dataclasses.asdict(settings.loading)
@@ -193,7 +222,7 @@ class SPMRun:
     def step(
         self, programs: Programs, batches: Iterator[Rows], number: int, state: TrainState, key: Key
     ) -> tuple[TrainState, Row]:
-        """One optimizer step; the state counts its steps, and its draws follow from that count."""
+        """Trains on the next batch; the state counts the steps, and everything random follows from that count."""
         del number
         begin = time.perf_counter()
         rows = next(batches)
@@ -205,7 +234,11 @@ class SPMRun:
         return state, {**row, **speed, "pairs_per_second": self.settings.batch_size / (end - begin)}
 
     def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
-        """Held-out accuracies, for the row and in ``evaluation/``."""
+        """Measures the accuracies on held-out pairs, for the row and for a file in ``evaluation/``.
+
+        Raises:
+          UserError: a score is not finite.
+        """
         self._last = self._evaluator.measure(state.params)
         self._last_step = number
         if is_writer():
@@ -213,7 +246,11 @@ class SPMRun:
         return {f"eval_accuracy/t{t:04d}": mean_and_error(values)[0] for t, values in self._last.items()}, {}
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """The preference model, in ``spm/``."""
+        """Writes the preference model to ``spm/``; only one of the processes does so.
+
+        Raises:
+          UserError: a weight does not fit the dtype of the export.
+        """
         params = to_host(state.params)
         if is_writer():
             write_spm(
@@ -226,14 +263,18 @@ class SPMRun:
             )
 
     def finish(self, state: TrainState) -> Result:
-        """Accuracies before and after, as numbers and as a plot against the timestep."""
-        if self._last_step != self.total:  # there was nothing left to train
+        """Reports the accuracies before and after, as numbers and as a plot against the timestep.
+
+        Raises:
+          UserError: a score is not finite, or a file cannot be written.
+        """
+        if self._last_step != self.total:  # the run was resumed after its last batch
             self.evaluate(self.total, state)
         summary = {"pairs": len(self._split.pairs)}
         lines = {SPM_LINE: self._last}
         before = _read_agreement(self._folder, self._evaluator.fingerprint)
         if before is not None:
-            # Before its first step the model scores as the plain CLIP that it was made from.
+            # Before its first step, the model gives the scores of the plain CLIP from which it was made.
             lines |= {PLAIN_LINE if self._start.is_plain else "before training": before}
             summary = {"scores": self._scores(before, self._last), **summary}
         if is_writer():
@@ -252,7 +293,7 @@ class SPMRun:
 
 
 def fresh_state(settings: SPMTrainSettings, start: Start, mesh: Mesh) -> TrainState:
-    """The state before the first step, cut over the mesh; the weights of ``start`` are used up."""
+    """Returns the state before the first step, sharded over the mesh; the arrays of ``start`` are donated."""
     optimizer = optimizer_of(settings)
     shapes = jax.eval_shape(lambda params: init_state(params, optimizer), start.params)
     make_state = jax.jit(
@@ -274,7 +315,7 @@ def _write_agreement(folder: Path, measured: Agreement, fingerprint: str) -> Non
 
 
 def _read_agreement(folder: Path, fingerprint: str) -> dict | None:
-    """The measurement, or None where it was made on other pairs or noise: the two cannot be paired."""
+    """Returns the earlier measurement, or None if it was made with other pairs or noise and cannot be compared."""
     path = _agreement_file(folder)
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""What both the training and the measuring of a preference model are made of: models, data and labels."""
+"""Parts that both the training and the evaluation of a preference model need: its weights and its labels."""
 
 from pathlib import Path
 
@@ -16,7 +16,18 @@ from spo_jax.rewards.common.preference_model import load_plain_clip
 
 
 def load_clip(settings: SPMTrainSettings, model: str, key: Key, mesh: Mesh, random: bool = False) -> Start:
-    """A preference model, or a plain CLIP as one that its time conditioning does not change."""
+    """Loads a preference model, or a plain CLIP with time conditioning that leaves its scores unchanged.
+
+    Args:
+      settings: settings of the run.
+      model: folder, file or hub id.
+      key: key for the weights that ``model`` does not hold.
+      mesh: mesh on which the weights are placed.
+      random: whether to take only the config of ``model`` and draw all weights.
+
+    Raises:
+      UserError: the model is missing or does not fit.
+    """
     logging.info("reading %s", model)
     return load_start(
         model,
@@ -32,17 +43,26 @@ def load_clip(settings: SPMTrainSettings, model: str, key: Key, mesh: Mesh, rand
 def relabelled(
     settings: SPMTrainSettings, folder: Path, mesh: Mesh, *splits: Preferences
 ) -> list[Float[np.ndarray, "n 2"] | None]:
-    """Labels of each split: made anew where the settings ask for it, otherwise None.
+    """Makes new labels for each split if the settings ask for them.
 
     Args:
-      folder: where scores are kept if the settings name no other folder.
+      settings: settings of the run.
+      folder: folder that keeps the scores, if the settings do not name another one.
+      mesh: mesh on which the weights of the judge are placed.
+      *splits: the prepared splits.
+
+    Returns:
+      The labels of each split; None for each if the human labels are kept.
+
+    Raises:
+      UserError: the judge cannot be loaded, or the folder of scores cannot be used.
     """
     relabel = settings.relabel
     loading = settings.loading
     if not relabel.model:
         return [None] * len(splits)
     logging.info("reading %s for labels", relabel.model)
-    # float32, as in the reference: labels are made once, and small gaps decide about ties.
+    # The judge computes in float32, as in the reference: labels are made once, and small gaps decide about ties.
     judge = load_plain_clip(
         relabel.model, tokenizer=relabel.tokenizer or None, mesh=mesh, flag="--config.relabel.tokenizer"
     )

@@ -1,7 +1,7 @@
-"""The training of a preference model bound to its models: what its step and its scores compute, and their inputs.
+"""The training of a preference model, bound to its models: the programs of its step and its scores, and their inputs.
 
-Everything from images to the update is one program: encode, noise, guided prediction, decode, resize, score, loss,
-gradients, optimizer. The frozen part is outside of what is differentiated.
+A training step is a single program: it encodes images, adds noise, makes guided predictions, decodes and resizes them,
+scores them, and computes loss, gradients and the update. The frozen models are outside of what is differentiated.
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from spo_jax.parallel.sharding import place, shapes_of
 
 
 class FrozenParams(NamedTuple):
-    """The diffusion model: arguments of the programs, not constants.
+    """The weights of the diffusion model; arguments of the programs, not constants.
 
     Attributes:
-      network: its base weights.
+      network: base weights of its network.
       vae: weights of its autoencoder.
       text: weights of its text encoders.
-      unconditional: what guidance leads away from.
+      unconditional: encoded unconditional input of guidance, one row.
     """
 
     network: Params
@@ -47,14 +47,14 @@ class FrozenParams(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """A batch as it is fed.
+    """A batch of preference pairs, as the programs take it.
 
     Attributes:
-      images: pixels; or the latents that `spo_jax.methods.common.latents.LatentCache` holds of them.
-      prompt_ids: tokens for the diffusion model's e text encoders.
-      ids: tokens for the preference model.
+      images: pixels, or the latents that `spo_jax.methods.common.latents.LatentCache` holds for them.
+      prompt_ids: tokens of the prompts for the diffusion model's e text encoders.
+      ids: tokens of the prompts for the preference model.
       labels: (1, 0), (0, 1), or (½, ½) for a tie.
-      weights: 1 / (number of pairs of that prompt), in any unit.
+      weights: weights in proportion to 1 / (number of pairs with the same prompt); their sum does not matter.
     """
 
     images: UInt8[Array | np.ndarray, "n 2 s s 3"] | Float[Array | np.ndarray, "n 2 h w c"]
@@ -69,8 +69,13 @@ class SPMTraining:
     """The method bound to its models.
 
     Attributes:
+      pipeline: the diffusion model.
       clip: the preference model's network.
-      mesh: where weights lie; None is the first device.
+      settings: settings of the run.
+      mesh: mesh on which the weights lie; None if they lie on the first device.
+
+    Raises:
+      UserError: the size of the images does not fit the diffusion model.
     """
 
     pipeline: Pipeline
@@ -92,18 +97,18 @@ class SPMTraining:
 
     @property
     def side(self) -> int:
-        """Side of the images in pixels."""
+        """The side of the images in pixels."""
         return self.settings.resolution or self.pipeline.image_size[0]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(h, w, c) of an image's latents."""
+        """The shape (h, w, c) of an image's latents."""
         side = self.side // self.pipeline.downscale
         return side, side, self.pipeline.latent_shape[2]
 
     @property
     def process(self) -> Process:
-        """The diffusion process; the number of sampling steps plays no part."""
+        """The diffusion process; its number of sampling steps has no effect here."""
         return self.pipeline.process(20)
 
     @property
@@ -112,7 +117,7 @@ class SPMTraining:
         return self.process.num_train_timesteps
 
     def check_timesteps(self, timesteps: Sequence[int]) -> None:
-        """Raises a `UserError` for a timestep that the diffusion model does not have."""
+        """Raises a `UserError` if the diffusion model does not have one of the timesteps."""
         for t in timesteps:
             if t >= self.timesteps:
                 raise UserError(f"config field eval.timesteps: {t} is not below the model's {self.timesteps}")
@@ -124,14 +129,14 @@ class SPMTraining:
         return self.pipeline.prompt_options(self.latent_shape)
 
     def frozen(self) -> FrozenParams:
-        """The weights that the programs take."""
+        """Returns the weights that the programs take."""
         row = self.pipeline.encode_unconditional(**self._prompt_options)
         row = place(row, replicated(self.mesh)) if self.mesh else jax.device_put(row)
         params = self.pipeline.params
         return FrozenParams(params[self.pipeline.TRAINED], params["vae"], self.pipeline.text_params, row)
 
     def frozen_shapes(self) -> FrozenParams:
-        """Shapes of `frozen`, for a pipeline of arrays or of shapes."""
+        """Returns the shapes of `frozen`; the pipeline may be abstract."""
         params = self.pipeline.params
         text = self.pipeline.text_params
         ids = jax.ShapeDtypeStruct((1, *self.pipeline.token_shape), "int32")
@@ -144,11 +149,11 @@ class SPMTraining:
         return FrozenParams(*shapes_of((params[self.pipeline.TRAINED], params["vae"], text)), row)
 
     def feed(self, rows: Rows) -> Rows:
-        """This process's part of a batch, from the host to its devices."""
+        """Moves this process's part of a batch from the host to its devices."""
         return join_parts(rows) if self.mesh else jax.device_put(rows)
 
     def row_shapes(self) -> Rows:
-        """Shapes of one batch as `feed` lays it."""
+        """Returns the shapes of one batch, with the shardings that `feed` gives it."""
         settings = self.settings
         sharding = over_batch(self.mesh) if self.mesh else None
 
@@ -171,12 +176,12 @@ class SPMTraining:
             shape(dtype=jnp.float32),
         )
 
-    # What the programs compute
+    # The programs
 
     def step(
         self, state: TrainState, frozen: FrozenParams, rows: Rows, key: Key
     ) -> tuple[TrainState, dict[str, Array]]:
-        """An optimizer step; what it draws follows from the run's ``key`` and the step's number alone."""
+        """Trains on one batch; everything random follows from the run's ``key`` and the step's number alone."""
         settings = self.settings
         count = len(rows.labels)
         draws = spread(self._draw(jax.random.fold_in(key, state.step), count, settings.timestep_power, settings.flip))
@@ -195,14 +200,25 @@ class SPMTraining:
     def scores(
         self, params: Params, frozen: FrozenParams, rows: Rows, t: Int[Array, ""], number: Int[Array, ""], key: Key
     ) -> Float[Array, "n 2"]:
-        """Scores of pairs noised to ``t`` as in training; what is drawn follows from ``key``, ``number`` and ``t``."""
+        """Scores pairs that are noised to one timestep, otherwise as in training.
+
+        Everything random follows from ``key``, ``number`` and ``t``.
+
+        Args:
+          params: weights of the preference model.
+          frozen: weights of the diffusion model.
+          rows: the pairs.
+          t: the timestep.
+          number: number of the batch.
+          key: key of the measurement.
+        """
         count = len(rows.labels)
         draws = self._draw(jax.random.fold_in(jax.random.fold_in(key, number), t), count, power=1.0, flip=False)
         draws = spread(draws._replace(t=jnp.full(count, t, jnp.int32)))
         return self._in_chunks(params, lambda chunk: self.batch(frozen, *chunk), (rows, draws), count)
 
     def clean_scores(self, params: Params, rows: Rows) -> Float[Array, "n 2"]:
-        """Scores of the images themselves at t = 0: no autoencoder, no noise."""
+        """Scores the images themselves at t = 0, without autoencoder and noise."""
 
         def batch(rows: Rows) -> PairBatch:
             t = jnp.zeros(len(rows.labels), jnp.int32)
@@ -211,7 +227,13 @@ class SPMTraining:
         return self._in_chunks(params, batch, rows, len(rows.labels))
 
     def batch(self, frozen: FrozenParams, rows: Rows, draws: Draws) -> PairBatch:
-        """Clean predictions of noised images, as the preference model sees them."""
+        """Makes the preference model's input: clean predictions of noised images.
+
+        Args:
+          frozen: weights of the diffusion model.
+          rows: the pairs of a chunk.
+          draws: everything random about them.
+        """
         pipeline = self.pipeline
         latents = self._latents(frozen, rows.images, draws)
         condition = spread(pipeline.encode_tokens(frozen.text, rows.prompt_ids, **self._prompt_options))
@@ -239,6 +261,7 @@ class SPMTraining:
         return self.pipeline.scale_latents(latents)
 
     def _pair_batch(self, images: Float[Array, "n 2 H W 3"], t: Int[Array, " n"], rows: Rows) -> PairBatch:
+        # [n 2 H W 3] -> [2n side side 3]
         pixels = training_pixels(images.reshape(-1, *images.shape[2:]), self.clip.config.vision.image_size)
         return PairBatch(pixels.reshape(len(t), 2, *pixels.shape[1:]), t, rows.ids, rows.labels, rows.weights)
 
@@ -263,7 +286,12 @@ class SPMTraining:
         return jax.lax.with_sharding_constraint(gradient, state_shardings(gradient, self.mesh))
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
-        """The training step, for a state of arrays or shapes; the state is donated and comes back where it lay."""
+        """Traces the training step, which donates the state and returns the next one with the same shardings.
+
+        Args:
+          state: arrays or shapes.
+          keep_unused: whether the program keeps arguments that it does not read.
+        """
         out = None
         key = jax.eval_shape(lambda: jax.random.key(0))
         if self.mesh:

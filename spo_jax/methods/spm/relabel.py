@@ -1,7 +1,7 @@
-"""Preferences made anew: a plain CLIP (PickScore) judges the clean images of a split, once.
+"""New labels for a prepared split: a plain CLIP (PickScore) judges its clean images, once.
 
-Scores are kept on disk and labels follow from them, so that another margin costs nothing, and evaluation has the plain
-model's accuracy at hand.
+The scores are kept on disk and the labels are derived from them, so another margin costs nothing, and evaluation has
+the plain model's accuracy at hand.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class CaptionedPairs(ImagePairs, Protocol):
     """The part of a prepared split that judging needs.
 
     Attributes:
-      prompts: its captions, each once.
+      prompts: the captions of the split, each of them once.
       prompt: for each pair, the position of its caption in `prompts`.
     """
 
@@ -45,7 +45,12 @@ class CaptionedPairs(ImagePairs, Protocol):
 
 
 def new_labels(scores: Float[np.ndarray, "n 2"], margin: float = MARGIN) -> Float[np.ndarray, "n 2"]:
-    """(1, 0) where p₀ - p₁ > margin, (0, 1) where p₁ - p₀ > margin, else (½, ½); p is the softmax of both scores."""
+    """Makes labels: (1, 0) where p₀ - p₁ > margin, (0, 1) where p₁ - p₀ > margin, and (½, ½) otherwise.
+
+    Args:
+      scores: scores of both images of each pair; p is their softmax.
+      margin: least difference of the probabilities, at least 0 and below 1.
+    """
     gap = np.tanh((scores[:, :1].astype(np.float64) - scores[:, 1:]) / 2)  # p₀ - p₁, without the softmax's rounding
     labels = np.where(gap > margin, (1, 0), np.where(-gap > margin, (0, 1), (0.5, 0.5)))
     return labels.astype(np.float32)
@@ -60,37 +65,43 @@ def clean_scores(
     threads: int = 8,
     workers: int = 0,
 ) -> Float[np.ndarray, "n 2"]:
-    """exp(logit_scale) · cos of every pair's clean images and its prompt; scores on disk are not computed again.
+    """Scores the clean images of every pair as exp(logit_scale) · cos(image, prompt).
 
-    Images are prepared as for the preference model itself: in its size, with pixels straight from the files.
+    Scores that are on disk already are not computed again. Images are read from their files directly in the size that
+    the judge takes.
 
     Args:
-      folder: holds this split's scores and nothing else; all processes see it.
+      folder: folder for this split's scores and nothing else, visible to all processes.
+      preferences: the prepared split.
       judge: a plain CLIP, without time conditioning.
-      pairs_per_device: pairs judged at a time, on the mesh in context.
+      pairs_per_device: number of pairs that each device of the mesh in context judges at a time.
       threads: see `spo_jax.data.preferences.loading.batches`.
-      workers: likewise.
+      workers: see `spo_jax.data.preferences.loading.batches`.
 
     Raises:
-      UserError: the folder holds scores of other data or another model (what differs is named); it cannot be written;
-        a damaged image; the judge is time-conditioned.
+      UserError: the folder holds scores of other data or another model (the message says what differs) or cannot be
+        written; or an image is damaged; or the judge is time-conditioned; or a score is not finite.
     """
-    clip, params = judge.clip, judge.params
+    # Open the file of scores; it is bound to everything that determines them.
+    clip = judge.clip
+    params = judge.params
     if clip.config.time_conditioned:
         raise UserError("clean images are judged by a plain CLIP such as PickScore; this one is time-conditioned")
     tokens = judge.tokenizer(preferences.prompts)
     bound = {
         "preferences": preferences.digest,
         "preference model": weights_digest(params),
-        # What weights do not show: a model of the same shapes may end its texts elsewhere, or read other tokens.
+        # A model with the same weights may still end its texts at another token, or read other tokens.
         "config of the preference model": dataclasses.asdict(clip.config),
         "tokens of the prompts": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "dtype of the model": str(jnp.dtype(clip.dtype)),
     }
     file = ArrayFile(Path(folder) / FILE, (len(preferences), 2), np.dtype(np.float32), bound)
 
-    # Only if there is something left to judge.
-    texts = functools.cache(lambda: encode_texts(judge.clip, judge.params, tokens))
+    # Compute the missing scores; texts are encoded only if there are any.
+    @functools.cache
+    def texts() -> Float[np.ndarray, "u p"]:
+        return encode_texts(judge.clip, judge.params, tokens)
 
     def compute(batch: LoadedBatch) -> Array:
         text = texts()[preferences.prompt[batch.rows]]
@@ -118,7 +129,7 @@ def _judge(
     clip: CLIPModel, params: Params, images: UInt8[Array, "n 2 s s 3"], text: Float[Array, "n p"]
 ) -> Float[Array, "n 2"]:
     images, text = spread((images, text))
-    pixels = normalise(images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255)
+    pixels = normalise(images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255)  # [n 2 s s 3] -> [2n s s 3]
     features = unit_norm(clip.apply({"params": params}, pixels, method="encode_image"))
     cosine = jnp.sum(features.reshape(len(images), 2, -1) * text[:, None], axis=-1)
     return gathered(clip.apply({"params": params}, method="scale") * cosine)

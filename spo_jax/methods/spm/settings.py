@@ -1,4 +1,4 @@
-"""Settings of the training of a step-aware preference model; defaults are the published ones of SD 1.5."""
+"""Settings for training a step-aware preference model; the defaults are those published for SD 1.5."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,7 +11,7 @@ from spo_jax.run.settings import LogSettings, RunSettings
 
 @dataclasses.dataclass(frozen=True)
 class RelabelSettings(Settings):
-    """Labels made anew by a plain preference model on the clean images, as published for SDXL."""
+    """New labels, which a plain preference model makes from the clean images, as published for SDXL."""
 
     GROUP: ClassVar = "relabel."
 
@@ -19,8 +19,8 @@ class RelabelSettings(Settings):
     margin: float = setting(
         0.1, "Pairs whose probabilities differ by no more than this become ties.", at_least=0, below=1
     )
-    tokenizer: str = setting("", "Folder or hub id of its tokenizer, where the model holds none.")
-    folder: str = setting("", "Folder that keeps the scores for other runs (empty: the run's own).")
+    tokenizer: str = setting("", "Folder or hub id of its tokenizer, if the model holds none.")
+    folder: str = setting("", "Folder that keeps the scores for other runs (empty: in the run's own folder).")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,7 +32,7 @@ class RelabelSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class LoadingSettings(Settings):
-    """Who reads images."""
+    """Threads and processes that read images."""
 
     GROUP: ClassVar = "loading."
 
@@ -47,10 +47,10 @@ class AccuracySettings(Settings):
     GROUP: ClassVar = "eval."
 
     timesteps: tuple[int, ...] = setting(
-        (0, 251, 501, 701, 951), "Timesteps that images are noised to; 0 is the clean image itself."
+        (0, 251, 501, 701, 951), "Timesteps to which images are noised; 0 is the clean image itself."
     )
     pairs: int = setting(0, "Use only the first N pairs of the split (0: all).", at_least=0)
-    batch: int = setting(64, "Pairs measured at a time, over all devices.", at_least=1)
+    batch: int = setting(64, "Number of pairs to measure at a time, over all devices.", at_least=1)
     seed: int = seed_setting(1234, "Seed of the noise.")
 
     def __post_init__(self) -> None:
@@ -62,9 +62,9 @@ class AccuracySettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class SPMTrainSettings(ModelSettings, RunSettings):
-    """All settings of a run."""
+    """All settings of a run that trains a preference model."""
 
-    # The data's digest is compared, so folders may move.
+    # The folders of the data may change, because a resumed run compares the data's digest.
     FREE_FIELDS: ClassVar = (
         *RunSettings.FREE_FIELDS, "eval", "chunk", "remat", "loading", "export_dtype", "data_dir", "cache_latents",
         "relabel.folder",
@@ -74,32 +74,32 @@ class SPMTrainSettings(ModelSettings, RunSettings):
     method: str = setting("spm", "Training method: spm trains a step-aware preference model.")
     init: str = setting(
         toy.NAME,
-        "What to start from: folder, file or hub id of a plain CLIP (PickScore) or of a step-aware preference model.",
+        "Model to start from: folder, file or hub id of a plain CLIP (PickScore) or of a step-aware preference model.",
     )
-    init_random: bool = setting(False, "Take only the config of init, and start from random weights.")
-    tokenizer: str = setting("", "Folder or hub id of the tokenizer, where init holds none.")
+    init_random: bool = setting(False, "Take only the config of init and start from random weights.")
+    tokenizer: str = setting("", "Folder or hub id of the tokenizer, if init holds none.")
     data_dir: str = setting("data", "Folder of prepared preference pairs (python -m spo_jax.prepare).")
     train_split: str = setting("train", "Split to train on.")
     eval_split: str = setting("validation_unique", "Split to measure on.")
     resolution: int = setting(0, "Side of the images in pixels (0: the diffusion model's native size).", at_least=0)
     cache_latents: str = setting(
-        "", "Folder for the images' latents, made once and used by later epochs and runs (empty: none)."
+        "", "Folder that keeps the images' latents for later epochs and other runs (empty: they are not kept)."
     )
     posterior: str = setting(
         "sample",
-        "Latents are a draw from the autoencoder's posterior (as published) or its mean.",
+        "Whether latents are a draw from the autoencoder's posterior (sample, as published) or its mean.",
         choices=("sample", "mean"),
     )
-    batch_size: int = setting(64, "Pairs of an optimizer step, over all devices.", at_least=1)
+    batch_size: int = setting(64, "Number of pairs in a batch, over all devices.", at_least=1)
     chunk: int = setting(
-        16, "Pairs that a device has in memory at a time; changes no result except by rounding.", at_least=1
+        16, "Number of pairs that a device has in memory at a time; changes results only by rounding.", at_least=1
     )
-    train_steps: int = setting(8000, "Optimizer steps of the whole run.", at_least=1)
+    train_steps: int = setting(8000, "Number of batches of the whole run.", at_least=1)
     guidance_scale: float = setting(5.0, "Classifier-free guidance scale of the clean predictions that are judged.")
     timestep_power: float = setting(
-        1.0, "Timesteps are floor(1000 u^power), u uniform; more than 1 draws more of the low ones.", above=0
+        1.0, "Timesteps are floor(1000 u^power) for uniform u; above 1, low timesteps are more frequent.", above=0
     )
-    flip: bool = setting(False, "Mirror half of the pairs, both images alike; not with cache_latents.")
+    flip: bool = setting(False, "Mirror both images of half of the pairs; not possible with cache_latents.")
     export_dtype: str = setting("float32", "Dtype of the weights in spm/.", choices=("float32", "float16"))
     optimizer: OptimizerSettings = OptimizerSettings(
         learning_rate=3e-6, schedule="linear", warmup_steps=500, weight_decay=0.3
@@ -111,13 +111,11 @@ class SPMTrainSettings(ModelSettings, RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        steps = self.train_steps // self.optimizer.gradient_accumulation_steps
-        expected = f"less than the {steps} optimizer steps of the run"
-        self.optimizer.require(self.optimizer.warmup_steps < steps, "warmup_steps", expected)
+        self.optimizer.check_warmup(self.train_steps)
         expected = "False, because the cache of config field cache_latents has no latents of mirrored images"
         self.require(not (self.flip and self.cache_latents), "flip", expected)
 
     @property
     def data(self) -> str:
-        """Names what the run learns from, for messages."""
+        """The training data in words, for messages."""
         return f"the preference pairs of {self.train_split} in {self.data_dir}"

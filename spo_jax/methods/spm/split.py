@@ -1,4 +1,4 @@
-"""A prepared split as training and evaluation feed it: images from the loader, everything else from memory."""
+"""A prepared split as training and evaluation use it: images come from the loader, everything else from memory."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -16,7 +16,13 @@ from spo_jax.models.base import Pipeline
 
 @runtime_checkable
 class LabelledPairs(CaptionedPairs, Protocol):
-    """The part of a prepared split (`spo_jax.data.preferences.format.Preferences`) that training needs."""
+    """The part of a prepared split (`spo_jax.data.preferences.format.Preferences`) that training needs.
+
+    Attributes:
+      labels: (1, 0), (0, 1), or (½, ½) for a tie.
+      count: number of pairs that share each pair's caption.
+      has_label: whether somebody judged the pair.
+    """
 
     labels: Float[np.ndarray, "n 2"]
     count: Int[np.ndarray, " n"]
@@ -29,10 +35,10 @@ class Split:
 
     Attributes:
       pairs: the prepared split.
-      labels: human labels, or labels made anew.
-      relabelled: which of the two.
-      prompt_ids: tokens of each caption for the diffusion model's text encoders.
-      ids: tokens of each caption for the preference model.
+      labels: human labels, or new ones.
+      relabelled: whether the labels are new ones.
+      prompt_ids: tokens of each of the u captions for the diffusion model's e text encoders.
+      ids: tokens of each of the u captions for the preference model.
     """
 
     pairs: LabelledPairs
@@ -49,10 +55,13 @@ class Split:
         tokenizer: Tokenizer,
         labels: Float[np.ndarray, "n 2"] | None = None,
     ) -> "Split":
-        """Tokenises the captions.
+        """Tokenises the captions of a prepared split.
 
         Args:
-          labels: labels made anew; None takes the human ones.
+          pairs: the prepared split.
+          pipeline: the diffusion model.
+          tokenizer: tokenizer of the preference model.
+          labels: new labels; None takes the human ones.
         """
         relabelled = labels is not None
         return cls(
@@ -64,22 +73,22 @@ class Split:
         )
 
     def feed(self, batch: LoadedBatch) -> Rows:
-        """A loaded batch, or a process's part of one, with what belongs to its pairs."""
+        """Adds tokens, labels and weights to a loaded batch, or to a process's part of one."""
         prompt = self.pairs.prompt[batch.rows]
         weights = 1 / np.maximum(self.pairs.count[batch.rows], 1)
         labels = self.labels[batch.rows].astype(np.float32)
         return Rows(batch.images, self.prompt_ids[prompt], self.ids[prompt], labels, weights.astype(np.float32))
 
     def decided(self, most: int = 0) -> Int[np.ndarray, " m"]:
-        """The pairs that accuracy is measured on, as in the reference.
+        """Returns the rows of the pairs on which accuracy is measured, as in the reference.
 
-        These are the pairs with a human label, and of labels made anew those that did not become ties.
+        These are the pairs with a human label, except those that new labels turned into ties.
 
         Args:
-          most: use only the first N (0: all).
+          most: use only the first N of them (0: all).
 
         Raises:
-          UserError: there are none.
+          UserError: there are no such pairs.
         """
         keep = self.pairs.has_label.copy()
         if self.relabelled:

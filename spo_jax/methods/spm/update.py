@@ -19,19 +19,19 @@ from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.parallel.sharding import shardings
 
-# Accuracies are reported for equal ranges of timesteps: at high noise there is less to be right about.
+# Accuracies are reported for equal ranges of timesteps, because pairs are harder to tell apart at high noise.
 BINS = 5
 
 
 def optimizer_of(settings: SPMTrainSettings) -> optax.GradientTransformation:
-    """The optimizer of a run."""
+    """Makes the optimizer of a run."""
     return make_optimizer(settings.optimizer, settings.train_steps)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """Where each of the state's arrays (or shapes) lies: cut over ``fsdp`` by the rules for weights.
+    """Returns the shardings of a state of arrays or shapes: over ``fsdp``, by the rules for weights.
 
-    Moments are named like the weights that they belong to, and lie where those do.
+    The optimizer's moments have the names of their weights, and therefore the same shardings.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(state)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -41,7 +41,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def _chunk_loss(clip: CLIPModel, params: Params, batch: PairBatch, timesteps: int) -> tuple[Array, dict[str, Array]]:
-    """Loss summed over a chunk's pairs, and by range of t the number of decided pairs and of those ordered right."""
+    """Sums a chunk's losses and, for each range of t, counts the decided pairs and those that are ordered right."""
     scores = pair_scores(clip, params, batch)
     loss = jnp.sum(pair_losses(scores, batch.labels) * batch.weights)
     right, decided = pair_accuracy(scores, batch.labels)
@@ -57,13 +57,19 @@ def gradients(
     timesteps: int,
     constrain: Callable[[Params], Params] = lambda tree: tree,
 ) -> tuple[Params, dict[str, Array]]:
-    """Gradients of a batch's loss, and its metrics, chunk by chunk.
+    """Computes the gradients of a batch's loss, and its metrics, chunk by chunk.
 
     Args:
-      make_batch: a chunk's inputs to pixels; nothing is differentiated in there. Weights sum to 1 over all chunks.
-      chunks: trees of arrays [parts chunk ...].
+      clip: the preference model's network.
+      params: its weights.
+      make_batch: function from a chunk of ``chunks`` to the preference model's input. It is not differentiated. The
+        pairs' weights sum to 1 over all chunks.
+      chunks: tree of arrays [parts chunk ...].
       timesteps: number of training timesteps.
-      constrain: keeps gradients where their weights lie.
+      constrain: gives gradients the sharding of their weights.
+
+    Returns:
+      The gradients, and the metrics ``loss``, ``right`` and ``decided``; the last two count pairs by range of t.
     """
     count = len(jax.tree.leaves(chunks)[0])
 
@@ -83,7 +89,12 @@ def gradients(
 def apply_step(
     state: TrainState, gradient: Params, settings: SPMTrainSettings
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """The optimizer's step; with the gradients' norm before the clip, the learning rate, the scale of the cosine."""
+    """Updates the weights.
+
+    Returns:
+      The next state, and the scalars ``grad_norm`` (before clipping), ``learning_rate`` and ``logit_scale`` (the factor
+      of the cosine, before the update).
+    """
     rate = learning_rate_at(settings.optimizer, settings.train_steps, state.step)
     metrics = {
         "grad_norm": optax.global_norm(gradient),
@@ -94,14 +105,14 @@ def apply_step(
 
 
 def flat_row(metrics: dict[str, Any], timesteps: int) -> dict[str, float]:
-    """Metrics on the host as a row of the curves; an accuracy without a decided pair is left out."""
+    """Makes a row of the curves from metrics on the host; accuracies without any decided pair are left out."""
     row = {name: float(value) for name, value in metrics.items() if value.ndim == 0}
     right = metrics["right"]
     decided = metrics["decided"]
     if decided.sum():
         row["accuracy"] = float(right.sum() / decided.sum())
     for index in range(BINS):
-        # Rounded up: t · BINS // timesteps is `index` from there on.
+        # Rounded up, because t · BINS // timesteps equals `index` from there on.
         first, last = (math.ceil(step * timesteps / BINS) for step in (index, index + 1))
         if decided[index]:
             row[f"accuracy_at/t{first:03d}-{last - 1:03d}"] = float(right[index] / decided[index])

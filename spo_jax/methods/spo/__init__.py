@@ -1,4 +1,4 @@
-"""Step-by-step preference optimisation (arXiv 2406.04314)."""
+"""Step-by-step preference optimisation, SPO (arXiv 2406.04314)."""
 
 from spo_jax.methods.spo.method import read_data as read_data
 from spo_jax.methods.spo.method import setup as setup

@@ -1,4 +1,4 @@
-"""A run of SPO: which prompts a batch takes, its two halves, and what it leaves behind."""
+"""A run of SPO: its data and models, and its batches, each of which is a rollout followed by an update."""
 
 import math
 import time
@@ -28,16 +28,16 @@ from spo_jax.methods.spo.update import UPDATE_METRICS
 from spo_jax.run.loop import Progress, Row
 
 CHARTS = {
-    "loss": ("Loss", "of the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
+    "loss": ("Loss", "mean over the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
     "ratio": ("Likelihood ratio to the reference", "above 1: the policy makes this step more likely than before"),
     "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
     "valid_share": ("Share of valid pairs", "pools whose best and worst candidate differ clearly enough to learn from"),
-    "spm_score": ("Preference score by timestep", "mean score of the sampled candidates by the step-aware model"),
+    "spm_score": ("Preference score by timestep", "mean score that the step-aware model gives the candidates"),
     "valid_share_at": ("Share of valid pairs by timestep", ""),
-    "spm_gap": ("Gap of preference scores by timestep", "mean distance of best and worst candidate of a pool"),
-    "grad_norm": ("Gradient norm", "global, before clipping"),
-    "valid_pairs": ("Valid pairs of a batch", ""),
-    "train_batches": ("Training batches of a batch of prompts", "as many as its valid pairs fill"),
+    "spm_gap": ("Gap of preference scores by timestep", "mean difference between best and worst candidate of a pool"),
+    "grad_norm": ("Gradient norm", "global norm before clipping"),
+    "valid_pairs": ("Valid pairs per batch", ""),
+    "train_batches": ("Training batches per batch of prompts", "as many as the valid pairs fill"),
     "seconds": ("Seconds per batch", "where the time goes"),
     "pairs_per_second": ("Pairs per second", ""),
 }
@@ -53,26 +53,39 @@ _split = jax.jit(lambda key: tuple(jax.random.split(key)))
 
 
 class PromptData(NamedTuple):
-    """What a run reads: prompts to train on, and prompts of the images before and after."""
+    """The data of a run.
+
+    Attributes:
+      prompts: prompts to train on.
+      eval_prompts: prompts of the images before and after training.
+    """
 
     prompts: list[str]
     eval_prompts: list[str]
 
     @property
     def digests(self) -> list[str]:
-        """The training prompts themselves."""
+        """The training prompts themselves, which identify the data."""
         return self.prompts
 
 
 def read_data(settings: SPOTrainSettings) -> PromptData:
-    """Reads both lists of prompts."""
+    """Reads both lists of prompts.
+
+    Raises:
+      UserError: a file is missing or is not a list of prompts.
+    """
     return PromptData(load_prompts(settings.prompts), load_prompts(settings.eval.prompts))
 
 
 def setup(
     settings: SPOTrainSettings, mesh: Mesh, data: PromptData | None = None, folder: Path | None = None
 ) -> "SPORun":
-    """Loads model and judge; see `spo_jax.methods.base.Method`."""
+    """Loads model and judge; see `spo_jax.methods.base.Method`.
+
+    Raises:
+      UserError: the model, the judge or another reward cannot be loaded, or they do not fit.
+    """
     del folder
     abstract = data is None
     pipeline = open_model(settings, mesh, abstract)
@@ -89,11 +102,11 @@ def setup(
 
 
 class SPORun(AdapterRun):
-    """See `spo_jax.methods.base.Run`.
+    """A run of SPO; see `spo_jax.methods.base.Run`.
 
     Args:
       spo: the method bound to its models.
-      data: None for an abstract run.
+      data: the prompts; None makes an abstract run.
     """
 
     METHOD = "SPO"
@@ -109,7 +122,7 @@ class SPORun(AdapterRun):
         self._judged = judged_timesteps(self.settings.spo, spo.process)
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
-        """The programs ``collect`` and ``update``."""
+        """Traces the programs ``collect`` and ``update``."""
         return self.spo.trace(state, keep_unused)
 
     def loop_trips(self, program: str) -> tuple[int, ...]:
@@ -124,7 +137,7 @@ class SPORun(AdapterRun):
         return {name: tree for name, tree in super().idle_params().items() if tree is not decoder}
 
     def batches(self, start: int) -> Generator[PromptFeatures, None, None]:
-        """The features of each batch's prompts, on the devices."""
+        """Yields the features of each batch's prompts, on the devices."""
         self._frozen = self.spo.frozen()
         prompts = self._data.prompts
         features = self.spo.features(prompts)
@@ -136,12 +149,12 @@ class SPORun(AdapterRun):
     def step(
         self, programs: Programs, batches: Iterator[PromptFeatures], number: int, state: TrainState, key: Key
     ) -> tuple[TrainState, Row]:
-        """One rollout and one update pass; ``state`` is donated."""
+        """Runs a rollout and the updates on its pairs; ``state`` is donated."""
         inputs = next(batches)
         return run_batch(programs, self._frozen, inputs, self._judged, state, _fold_in(key, np.int32(number)))
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """``lora.safetensors``.
+        """Writes ``lora.safetensors``; only one of the processes does so.
 
         Raises:
           UserError: no pair was valid in the whole run.
@@ -161,10 +174,18 @@ def run_batch(
     state: TrainState,
     key: Key,
 ) -> tuple[TrainState, Row]:
-    """One rollout and one update pass, and the row for the curves; ``state`` is donated.
+    """Runs a rollout and the updates on its pairs.
 
     Args:
+      programs: the compiled programs ``collect`` and ``update``.
+      frozen: weights that training does not change.
+      inputs: features of the batch's prompts.
       judged: timesteps of the judgements.
+      state: the current state, which is donated.
+      key: the batch's own key.
+
+    Returns:
+      The next state, and the batch's row.
     """
     collect_key, update_key = _split(key)
     begin = time.perf_counter()
@@ -176,7 +197,7 @@ def run_batch(
     speed = {
         "seconds/rollout": middle - begin,
         "seconds/update": end - middle,
-        # All pairs that the rollout made, valid or not; those that the update trained on.
+        # The rollout's speed counts all pairs, valid or not; the update's counts only those it trained on.
         "pairs_per_second/rollout": len(pairs.valid) / (middle - begin),
         "pairs_per_second/update": row["valid_pairs"] / (end - middle),
     }
@@ -184,9 +205,9 @@ def run_batch(
 
 
 def _flat_row(metrics: dict[str, Array], judged: Int[np.ndarray, " s"]) -> Row:
-    """Scalars unchanged; vectors over the judgements as one entry per timestep."""
+    """Makes the row of a batch: scalars stay as they are, vectors over the judgements become one entry per timestep."""
     values = jax.device_get(metrics)
-    if not values["valid_pairs"]:  # nothing was trained on: there is no loss, and a curve of zeros would look like one
+    if not values["valid_pairs"]:  # without training there is no loss, and zeros in the curve would look like one
         values = {name: value for name, value in values.items() if name not in UPDATE_METRICS}
     row = {}
     for name, value in values.items():

@@ -1,4 +1,4 @@
-"""The SPO objective (arXiv 2406.04314), per pair; averages are the caller's."""
+"""The SPO objective (arXiv 2406.04314) of each pair; the caller averages over pairs."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,13 @@ from spo_jax.core.typing import Array, Float
 
 
 class ObjectiveOutput(NamedTuple):
-    """Loss and, for the curves, the ratios before the clip."""
+    """The loss of each pair and, for the curves, its likelihood ratios.
+
+    Attributes:
+      loss: loss.
+      ratio_win: the winner's ratio to the reference, before clipping.
+      ratio_lose: the loser's ratio to the reference, before clipping.
+    """
 
     loss: Float[Array, " n"]
     ratio_win: Float[Array, " n"]
@@ -25,10 +31,18 @@ def spo_loss(
     beta: float,
     eps: float,
 ) -> ObjectiveOutput:
-    """L = -log σ(β (log r_w - log r_l)), r = clip(exp(log p_θ - log p_ref), 1 - ε, 1 + ε).
+    """Computes L = -log σ(β (log r_w - log r_l)), where r = clip(exp(log p_θ - log p_ref), 1 - ε, 1 + ε).
 
-    The clip is inside the log: a member that has moved far enough gets no gradient. Log-probabilities are means over
-    pixels (`spo_jax.diffusion.process.log_prob`), float32.
+    The clip is inside the logarithm, so a member of a pair that has moved far enough gets no gradient.
+
+    Args:
+      logp_win: the policy's log-probability of the winner, in float32: a mean over pixels, not a sum (see
+        `spo_jax.diffusion.process.log_prob`).
+      logp_lose: the policy's log-probability of the loser.
+      ref_logp_win: the reference's log-probability of the winner.
+      ref_logp_lose: the reference's log-probability of the loser.
+      beta: β, factor of the log ratios.
+      eps: ε, half the width of the clip; between 0 and 1.
     """
     ratio_win = jnp.exp(logp_win - ref_logp_win)
     ratio_lose = jnp.exp(logp_lose - ref_logp_lose)

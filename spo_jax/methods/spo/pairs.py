@@ -1,4 +1,4 @@
-"""From scored pools to training pairs of a winner and a loser, with a mask instead of ragged arrays."""
+"""Turns scored pools into training pairs of a winner and a loser, with a mask instead of ragged arrays."""
 
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ class Verdict(NamedTuple):
 
     Attributes:
       win: index of the best candidate.
-      lose: index of the worst.
-      valid: whether the two differ clearly enough to train on.
+      lose: index of the worst candidate.
+      valid: whether the scores of the two differ enough to train on them.
     """
 
     win: Int[Array, "s b"]
@@ -25,22 +25,30 @@ class Verdict(NamedTuple):
 
 
 def rank(scores: Float[Array, "s k b"], threshold: float) -> Verdict:
-    """Best and worst of every pool.
+    """Finds the best and the worst candidate of every pool.
 
-    Valid where the softmax over these two scores alone differs by more than ``threshold``, strictly. Equal scores rank
-    by index (a stable descending sort): all equal gives winner 0, loser k-1, not valid.
+    A pair is valid if the two probabilities of the softmax over its two scores differ by strictly more than
+    ``threshold``. Equal scores rank by index, as in a stable descending sort: if all are equal, the winner is 0, the
+    loser k-1, and the pair is not valid.
     """
     k = scores.shape[1]
     win = jnp.argmax(scores, axis=1)
     lose = k - 1 - jnp.argmin(jnp.flip(scores, axis=1), axis=1)
+    # [s k b] -> [s b]
     best, worst = (jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0] for index in (win, lose))
     probability = jax.nn.softmax(jnp.stack([best, worst]).astype(jnp.float32), axis=0)
     return Verdict(win, lose, probability[0] - probability[1] > threshold)
 
 
 def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
-    """One pair per transition and prompt, with the verdict of the transition's segment; transitions vary slowest."""
-    win, lose, valid = (array[plan.segment] for array in verdict)  # [r b]
+    """Makes one pair per transition and prompt; transitions vary slowest.
+
+    Args:
+      trajectory: the rollout.
+      verdict: outcome of every judgement; a transition takes that of its segment.
+      plan: plan of the rollout.
+    """
+    win, lose, valid = (array[plan.segment] for array in verdict)  # [s b] -> [r b]
     records, b = win.shape
     both = jnp.stack([win, lose], axis=1)  # [r 2 b]
 
@@ -59,9 +67,9 @@ def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
 
 
 def _flat(x: Float[Array, "r b ..."]) -> Float[Array, "n ..."]:
-    return x.reshape(-1, *x.shape[2:])
+    return x.reshape(-1, *x.shape[2:])  # [r b ...] -> [r·b ...]
 
 
 def shuffled_order(key: Key, valid: Bool[Array, " n"]) -> Int[Array, " n"]:
-    """A permutation with all valid pairs first, in random order."""
+    """Returns a permutation that puts the valid pairs first, in random order."""
     return jnp.argsort(jax.random.uniform(key, valid.shape) + jnp.where(valid, 0.0, 2.0))

@@ -1,4 +1,4 @@
-"""SPO bound to its models: what its two programs compute, and their inputs."""
+"""SPO bound to its models: the two programs and their inputs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from spo_jax.parallel.sharding import place, shapes_of
 
 
 class FrozenParams(NamedTuple):
-    """Everything that programs read and training does not change: arguments of the programs, not constants.
+    """Everything that the programs read and training does not change; arguments of the programs, not constants.
 
     Attributes:
-      network: the model's base weights.
-      judge: weights of reward and decoder.
-      unconditional: what guidance leads away from.
+      network: base weights of the trained network.
+      judge: weights of the judge, `Judge.params`.
+      unconditional: encoded unconditional input of guidance, one row.
     """
 
     network: Params
@@ -38,11 +38,11 @@ class FrozenParams(NamedTuple):
 
 
 class PromptFeatures(NamedTuple):
-    """What is computed of prompts once, for all of them, and kept on the host; a batch is some of the rows.
+    """Features of prompts, computed once for all prompts and kept on the host; a batch takes some of their rows.
 
     Attributes:
-      condition: what the model is conditioned on.
-      judge: what the judge needs of prompts.
+      condition: encoded prompts, on which the model is conditioned.
+      judge: the judge's features of prompts.
     """
 
     condition: PyTree
@@ -54,7 +54,13 @@ class SPO:
     """The method bound to its models.
 
     Attributes:
-      mesh: where the weights lie; None is the first device.
+      settings: settings of the run.
+      pipeline: the model to train.
+      judge: scores the candidates of a rollout.
+      mesh: mesh on which the weights lie; None if they lie on the first device.
+
+    Raises:
+      UserError: the model's last sampling step is at t = 0.
     """
 
     settings: SPOTrainSettings
@@ -63,7 +69,7 @@ class SPO:
     mesh: Mesh | None = None
 
     def __post_init__(self) -> None:
-        if self.process.timesteps[-1] <= 0:  # from t = 0 to t = 0: a standard deviation of 0, and everything turns NaN
+        if self.process.timesteps[-1] <= 0:  # a step from t = 0 to t = 0 has a standard deviation of 0 and makes NaNs
             raise UserError(
                 f"{self.pipeline.scheduler_file}: the last sampling step is at t = 0 and has no likelihood; expected "
                 "'leading' spacing with steps_offset 1, or 'trailing'"
@@ -71,38 +77,38 @@ class SPO:
 
     @property
     def process(self) -> Process:
-        """The diffusion process, cut into the rollout's steps."""
+        """The diffusion process, divided into the rollout's steps."""
         return self.pipeline.process(self.settings.spo.num_steps)
 
     @property
     def policy(self) -> Policy:
-        """The model with an adapter."""
+        """The model as a policy with an adapter."""
         return Policy(self.pipeline, self.settings.spo.guidance_scale, self.settings.lora.scale)
 
     # Inputs of the programs
 
     def frozen(self) -> FrozenParams:
-        """The weights that the programs take."""
+        """Returns the weights that the programs take."""
         row = self.pipeline.encode_unconditional()
         unconditional = place(row, replicated(self.mesh)) if self.mesh else jax.device_put(row)
         return FrozenParams(self.pipeline.params[self.pipeline.TRAINED], self.judge.params, unconditional)
 
     def features(self, prompts: Sequence[str]) -> PromptFeatures:
-        """Encodes all prompts for the model and for the judge, once."""
+        """Encodes prompts for the model and for the judge."""
         return PromptFeatures(self.pipeline.encode_prompts(prompts), self.judge.features(prompts))
 
     def feed(self, rows: PromptFeatures) -> PromptFeatures:
-        """A batch's rows from the host to the devices, every prompt to the one that works on it."""
+        """Moves a batch's rows from the host to the devices, each prompt to the device that works on it."""
         return place(rows, over_batch(self.mesh)) if self.mesh else jax.device_put(rows)
 
     def frozen_shapes(self) -> FrozenParams:
-        """Shapes of `frozen`, for a pipeline of arrays or of shapes."""
+        """Returns the shapes of `frozen`; the pipeline may be abstract."""
         unconditional = _rows(1, self._condition_shapes(), replicated(self.mesh) if self.mesh else None)
         network = shapes_of(self.pipeline.params[self.pipeline.TRAINED])
         return FrozenParams(network, shapes_of(self.judge.params), unconditional)
 
     def feature_shapes(self) -> PromptFeatures:
-        """Shapes of one batch as `feed` lays it."""
+        """Returns the shapes of one batch, with the shardings that `feed` gives it."""
         one = PromptFeatures(self._condition_shapes(), self.judge.reward.feature_shapes())
         return _rows(self.settings.prompts_per_batch, one, over_batch(self.mesh) if self.mesh else None)
 
@@ -110,12 +116,12 @@ class SPO:
         ids = jax.ShapeDtypeStruct((1, *self.pipeline.token_shape), "int32")
         return jax.eval_shape(self.pipeline.encode_tokens, self.pipeline.text_params, ids)
 
-    # What the programs compute
+    # The programs
 
     def collect(
         self, lora: Params, frozen: FrozenParams, inputs: PromptFeatures, key: Key
     ) -> tuple[Pairs, dict[str, Array]]:
-        """A rollout of the policy and its pairs (see `spo_jax.methods.spo.update.collect`)."""
+        """Runs a rollout of the policy and makes pairs of it; see `spo_jax.methods.spo.update.collect`."""
         settings = self.settings.spo
         network, lora = self.policy.at_rest(frozen.network, lora)
         denoise = self.policy.sampler(network, lora, inputs.condition, frozen.unconditional)
@@ -131,17 +137,22 @@ class SPO:
     def update(
         self, state: TrainState, frozen: FrozenParams, inputs: PromptFeatures, pairs: Pairs, key: Key
     ) -> tuple[TrainState, dict[str, Array]]:
-        """The training batches of a rollout's pairs (see `spo_jax.methods.spo.update.update`)."""
+        """Trains on the pairs of a rollout; see `spo_jax.methods.spo.update.update`."""
         condition = gathered(inputs.condition)  # small, and any pair may be trained on by any device
         predict = self.policy.predictor(frozen.network, condition, frozen.unconditional)
         optimizer = make_optimizer(self.settings.optimizer)
         return update(state, predict, self.process, self.settings.spo, optimizer, pairs, key)
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
-        """Both programs, ``collect`` and ``update``, for a state of arrays or shapes.
+        """Traces both programs, ``collect`` and ``update``.
 
-        On a mesh the programs expect state and weights where they lie, and a batch as `feed` lays it. What comes back
-        (pairs, metrics, the state) is whole on every device. The state is donated.
+        On a mesh, the programs expect state and weights with the shardings that they have now, and a batch with those
+        that `feed` gives it. The results (pairs, metrics, the state) have a full copy on every device. ``update``
+        donates the state.
+
+        Args:
+          state: arrays or shapes.
+          keep_unused: whether the programs keep arguments that they do not read.
         """
         everywhere = replicated(self.mesh) if self.mesh else None
         options = {"out_shardings": everywhere, "keep_unused": keep_unused}
@@ -156,5 +167,5 @@ class SPO:
 
 
 def _rows(count: int, one: PyTree, sharding: jax.sharding.Sharding | None) -> PyTree:
-    """Shapes of ``count`` rows like those of ``one``."""
+    """Returns the shapes of ``count`` rows like the single row of ``one``."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=sharding), one)

@@ -1,13 +1,13 @@
 """The step-wise resampler: one rollout that branches into pools of candidates.
 
-Steps before ``divert_start_step`` are plain stochastic DDIM. From there on every branching step takes one parent per
-prompt and draws k children of it; they walk ``num_inner_step`` plain steps on their own (none for SD 1.5); the next
-branching step runs the network on all k·b of them, which gives the clean predictions that are judged AND the prediction
-from which one of them, picked uniformly at random, continues.
+Steps before ``divert_start_step`` are plain stochastic DDIM. From there on, every branching step takes one parent per
+prompt and draws k children of it. The children take ``num_inner_step`` plain steps on their own (none for SD 1.5). The
+next branching step evaluates the network on all k·b of them, which gives the clean predictions that are judged AND the
+prediction from which one of them, picked uniformly at random, continues.
 
 The pick does not depend on scores, so judging is not part of the loop: `rollout` returns the latents to be judged, and
-one judge in the program serves all judgements (`judge`). All randomness comes in as arrays (`Draws`), which is also how
-the rollout is replayed from the reference's noises.
+a single judge in the program serves all judgements (`judge`). All randomness is passed in as arrays (`Draws`), so the
+rollout can also be replayed from the reference's noises.
 """
 
 import dataclasses
@@ -23,21 +23,23 @@ from spo_jax.diffusion.process import Process
 from spo_jax.methods.spo.settings import ResamplerSettings
 from spo_jax.parallel.mesh import devices_in_context, spread
 
-# (latents [... b h w c], timestep) to guided prediction; leading axes before b are copies of the prompts.
+# Function from (latents [... b h w c], timestep) to guided prediction; the axes before b hold copies of the prompts.
 Denoise = Callable[[Float[Array, "*k b h w c"], Int[Array, ""]], Float[Array, "*k b h w c"]]
-# (latents [n h w c], timesteps [n], prompt row of each [n]) to scores [n].
+# Function from (latents [n h w c], timesteps [n], row of each one's prompt [n]) to scores [n].
 Score = Callable[[Float[Array, "n h w c"], Int[Array, " n"], Int[Array, " n"]], Float[Array, " n"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What every step does, known before anything runs.
+    """What every step of a rollout does, which is known before it runs.
+
+    T is the number of steps, d the first step that branches, and r = T - d the number of recorded transitions.
 
     Attributes:
-      branches: for every step after the first diverted one, whether it branches; bool[T-1-d].
-      segment: judgement that each recorded transition belongs to; int[r], r = T - d.
+      branches: for every step after d, whether it branches; bool[T-1-d].
+      segment: for each recorded transition, the judgement to which it belongs; int[r].
       judged_at: steps whose clean predictions are judged; the last judgement, of the final latents, is not listed.
-      shares_parent: every pool of transitions has one parent, so x_t is kept once per pair.
+      shares_parent: whether every pool of transitions has a single parent, so that x_t is kept once per pair.
     """
 
     branches: np.ndarray
@@ -47,7 +49,7 @@ class Plan:
 
 
 def make_plan(settings: ResamplerSettings) -> Plan:
-    """The plan of a rollout. SD 1.5: 16 judgements of one step each; SDXL: 4 segments of 4 steps."""
+    """Makes the plan of a rollout: 16 judgements of one step each for SD 1.5, and 4 segments of 4 steps for SDXL."""
     first = settings.divert_start_step
     last = settings.num_steps - 1
     steps = np.arange(first + 1, last + 1)
@@ -59,18 +61,18 @@ def make_plan(settings: ResamplerSettings) -> Plan:
 
 
 def judged_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " s"]:
-    """The timestep of every judgement; the finished images are judged unchanged, at 0."""
+    """Returns the timestep of every judgement; the last one judges the finished images, at 0."""
     return np.append(process.timesteps[make_plan(settings).judged_at], 0).astype(np.int32)
 
 
 class Draws(NamedTuple):
-    """All randomness of a rollout.
+    """All randomness of a rollout; see `Plan` for d and r.
 
     Attributes:
       init_latents: x_T.
-      shared: noise of the steps before the first diverted one.
-      pool: noise of the pools from the first diverted step on.
-      choice: the candidate that continues, for the steps after the first diverted one.
+      shared: noise of the d steps before the first step that branches.
+      pool: noise of the pools from that step on.
+      choice: index of the candidate that continues, for each step after that one.
     """
 
     init_latents: Float[Array, "b h w c"]
@@ -83,9 +85,9 @@ class Trajectory(NamedTuple):
     """The result of a rollout.
 
     Attributes:
-      parents: x_t of the recorded transitions; one per pool where the plan shares parents, otherwise one per candidate.
+      parents: x_t of the recorded transitions; one per pool if the plan shares parents, otherwise one per candidate.
       children: x_{t'} of all candidates.
-      timesteps: t of each transition.
+      timesteps: timestep t of each transition.
       judged: clean latents to be judged.
       judged_timesteps: the timestep of each judgement.
     """
@@ -98,7 +100,14 @@ class Trajectory(NamedTuple):
 
 
 def draw(key: Key, settings: ResamplerSettings, batch: int, latent_shape: tuple[int, int, int]) -> Draws:
-    """Draws the randomness of a rollout of ``batch`` prompts from one key, the same for any number of devices."""
+    """Draws the randomness of a rollout, which does not depend on the number of devices.
+
+    Args:
+      key: key of the rollout.
+      settings: settings of the rollout.
+      batch: number of prompts.
+      latent_shape: (h, w, c).
+    """
     init, shared, pool, choice = jax.random.split(key, 4)
     first = settings.divert_start_step
     k = settings.num_candidates
@@ -112,11 +121,15 @@ def draw(key: Key, settings: ResamplerSettings, batch: int, latent_shape: tuple[
 
 
 def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, draws: Draws) -> Trajectory:
-    """Runs the sampler: one scan over the shared steps, one over the pools, so two copies of the network in a program.
+    """Runs the sampler in two scans, one over the shared steps and one over the pools.
+
+    A program therefore contains two copies of the network.
 
     Args:
       denoise: guided prediction of the current policy.
-      process: cut into ``settings.num_steps`` steps.
+      settings: settings of the rollout.
+      process: the diffusion process, divided into ``settings.num_steps`` steps.
+      draws: all randomness.
     """
     plan = make_plan(settings)
     first = settings.divert_start_step
@@ -126,8 +139,8 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
         x0, noise = process.split(x, denoise(x, t), t)
         return x0, *process.step(x0, noise, t, settings.eta)
 
-    # 1. The shared steps, one chain per prompt. The first diverted step is the last of this scan: its children are
-    # drawn below, and its own noise goes unused.
+    # 1. The shared steps, one chain per prompt. The last step of this scan is the first one that branches: its children
+    # are drawn below, and its noise here is not used.
     def shared_step(carry, inputs):
         x, _, _, _ = carry
         t, noise = inputs
@@ -139,8 +152,8 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
     start = (x, x, jnp.zeros_like(x), jnp.zeros((1,) * x.ndim))
     (_, parent, mean, std), _ = jax.lax.scan(shared_step, start, (timesteps[: first + 1], noises))
 
-    # 2. The pools, k candidates per prompt.
-    pool = mean[None] + std[None] * draws.pool[0]  # [k b h w c]
+    # 2. The pools, with k candidates per prompt.
+    pool = mean[None] + std[None] * draws.pool[0]  # [b h w c] -> [k b h w c]
 
     def pool_step(pool, inputs):
         t, noise, choice, branch = inputs
@@ -157,7 +170,7 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
     inputs = (timesteps[first + 1 :], draws.pool[1:], draws.choice, jnp.asarray(plan.branches))
     final, (parents, children, x0) = jax.lax.scan(pool_step, pool, inputs)
 
-    # 3. The record: transitions, and the latents to be judged.
+    # 3. The record: the transitions, and the latents to be judged.
     parent = parent if plan.shares_parent else jnp.broadcast_to(parent[None], pool.shape)
     judged = [x0[step - first - 1] for step in plan.judged_at]
     return Trajectory(
@@ -170,14 +183,17 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
 
 
 def _pick(candidates: Float[Array, "k b h w c"], choice: Int[Array, " b"]) -> Float[Array, "b h w c"]:
-    """Candidate ``choice[j]`` of every prompt j."""
+    """Picks candidate ``choice[j]`` of every prompt j."""
     return jnp.take_along_axis(candidates, choice[None, :, None, None, None], axis=0)[0]
 
 
 def judge(score: Score, trajectory: Trajectory, chunk: int) -> Float[Array, "s k b"]:
-    """Scores all judged latents, ``chunk`` at a time on every device, because decoded images are large.
+    """Scores all latents to be judged, in chunks, because decoded images are large.
 
-    The scores do not depend on ``chunk`` except by rounding.
+    Args:
+      score: scores of latents.
+      trajectory: the rollout.
+      chunk: number of latents that each device scores at a time; it changes the scores only by rounding.
     """
     judged = jnp.moveaxis(trajectory.judged, 2, 0)  # [s k b h w c] -> [b s k h w c]
     b, s, k = judged.shape[:3]
@@ -185,7 +201,7 @@ def judge(score: Score, trajectory: Trajectory, chunk: int) -> Float[Array, "s k
     each = b * s * k // devices
     chunk = min(chunk, each)
 
-    # Prompts are cut over devices, and stay where they are.
+    # Each device keeps its own prompts and cuts their latents into chunks.
     def cut(x: Array) -> Array:  # [b s k ...] -> [chunks devices·chunk ...]
         x = x.reshape(devices, each, *x.shape[3:])
         x = jnp.concatenate([x, jnp.repeat(x[:, :1], -each % chunk, axis=1)], axis=1)

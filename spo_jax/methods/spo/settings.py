@@ -1,4 +1,4 @@
-"""Settings of SPO; defaults are the published ones of SD 1.5."""
+"""Settings of SPO; the defaults are those published for SD 1.5."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,7 +11,7 @@ from spo_jax.parallel.chunks import padded_chunk
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings(Settings):
-    """The preference model."""
+    """The preference model that judges candidates."""
 
     GROUP: ClassVar = "spm."
 
@@ -19,7 +19,7 @@ class JudgeSettings(Settings):
         toy.NAME,
         "Preference model: folder, weights file, hub id, one file of a hub repository (owner/name/file), or 'toy'.",
     )
-    tokenizer: str = setting("", "Folder or hub id of its tokenizer, where the model holds none.")
+    tokenizer: str = setting("", "Folder or hub id of its tokenizer, if the model holds none.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +28,16 @@ class ResamplerSettings(Settings):
 
     GROUP: ClassVar = "spo."
 
-    num_steps: int = setting(20, "Sampling steps T.", at_least=1)
+    num_steps: int = setting(20, "Number of sampling steps T.", at_least=1)
     eta: float = setting(
-        1.0, "Stochasticity of the steps, 1 as in DDPM; a step without noise has no likelihood.", above=0
+        1.0, "Stochasticity of the steps, 1 as in DDPM; not 0, because steps without noise have no likelihood.", above=0
     )
-    divert_start_step: int = setting(4, "The first step that branches.", at_least=0)
-    num_candidates: int = setting(4, "Candidates k that every pool holds.", at_least=2)
+    divert_start_step: int = setting(4, "First step that branches, counted from 0.", at_least=0)
+    num_candidates: int = setting(4, "Number of candidates k in every pool.", at_least=2)
     num_inner_step: int = setting(
-        0, "Plain steps that every candidate walks before it is judged (SDXL: 3).", at_least=0
+        0, "Number of plain steps that every candidate takes before it is judged (SDXL: 3).", at_least=0
     )
-    branch_at_last_step: bool = setting(True, "Whether the last step may branch; in the SDXL recipe it never does.")
+    branch_at_last_step: bool = setting(True, "Whether the last step may branch (in the recipe for SDXL it may not).")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,35 +53,42 @@ class UpdateSettings(Settings):
 
     beta: float = setting(10.0, "Factor of the log ratios inside the sigmoid.", above=0)
     eps: float = setting(
-        0.1, "Likelihood ratios are clipped to 1 ± eps; less than 1, so that they stay positive.", above=0, below=1
+        0.1, "Likelihood ratios are clipped to 1 ± eps; below 1, so that they stay positive.", above=0, below=1
     )
-    train_batch_size: int = setting(10, "Pairs of a training batch, over all devices.", at_least=1)
+    train_batch_size: int = setting(10, "Number of pairs in a training batch, over all devices.", at_least=1)
     train_chunk: int = setting(
-        10, "Pairs that a device trains on at a time: their memory; changes no result except by rounding.", at_least=1
+        10, "Number of pairs that a device has in memory at a time; changes results only by rounding.", at_least=1
     )
 
     def chunk(self, devices: int) -> int:
-        """Pairs in memory at a time, on all devices together: equal parts of a batch that has to be cut."""
+        """Returns the number of pairs in memory at a time, on all devices together.
+
+        A batch that has to be cut is cut into equal parts.
+
+        Args:
+          devices: number of devices.
+        """
         return padded_chunk(self.train_batch_size, self.train_chunk, devices)
 
 
 @dataclasses.dataclass(frozen=True)
 class SPOSettings(ResamplerSettings, UpdateSettings):
-    """Rollout, judgement and update together."""
+    """Settings of rollout, judgement and update together."""
 
     threshold: float = setting(
         0.3,
-        "A pair is kept if the softmax over its best and worst score differs by more than this.",
+        "A pair is kept if the softmax probabilities of its best and worst score differ by more than this.",
         at_least=0,
         below=1,
     )
     guidance_scale: float = setting(5.0, "Classifier-free guidance scale w, in sampling and in training.")
     reward: str = setting(
-        "spm", "What judges candidates: a name in spo_jax.rewards (NAME or NAME:SOURCE), or a dotted path of your own."
+        "spm",
+        "Reward that judges candidates: a name in spo_jax.rewards (NAME or NAME:SOURCE), or a dotted path of your own.",
     )
-    decode_chunk: int = setting(4, "Images that a device decodes and judges at a time: their memory.", at_least=1)
+    decode_chunk: int = setting(4, "Number of images that a device decodes and judges at a time.", at_least=1)
     decoder: str = setting(
-        "vae", "Decoder of the images that are judged: vae, or folder or hub id of a distilled one (AutoencoderTiny)."
+        "vae", "Decoder of the judged images: vae, or the folder or hub id of a distilled one (AutoencoderTiny)."
     )
 
 
@@ -104,5 +111,5 @@ class SPOTrainSettings(PromptSettings, AdapterSettings):
 
     @property
     def data(self) -> str:
-        """Names what the run learns from, for messages."""
+        """The training data in words, for messages."""
         return f"the prompts in {self.prompts}"

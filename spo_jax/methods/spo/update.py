@@ -1,4 +1,4 @@
-"""The two steps of SPO training, each one compiled program: collect pairs with the policy, then update the policy."""
+"""The two halves of an SPO batch, one compiled program each: collect pairs with the policy, then update the policy."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
 _LOSS_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
-# Means over training batches; without one they are 0 and mean nothing.
+# Means over training batches; without any training batch they are 0, which means nothing.
 UPDATE_METRICS = (*_LOSS_METRICS, "grad_norm")
 
 
@@ -28,16 +28,19 @@ def collect(
 
     Args:
       denoise: guided prediction of the policy.
-      score: of clean latents.
+      score: scores of clean latents.
+      settings: settings of SPO.
+      process: the diffusion process, divided into the rollout's steps.
+      draws: all randomness of the rollout.
 
     Returns:
-      Pairs of all transitions and prompts, and metrics: share and number of valid pairs; per judgement (a vector) the
-      mean score, the mean gap between winner and loser, and the share of valid pairs.
+      The pairs of all transitions and prompts, valid or not, and metrics: share and number of valid pairs as scalars;
+      mean score, mean gap between winner and loser, and share of valid pairs as vectors over the judgements.
     """
     trajectory = rollout(denoise, settings, process, draws)
     scores = judge(score, trajectory, settings.decode_chunk)
     verdict = rank(scores, settings.threshold)
-    # Valid pairs of all devices are shuffled together: every device gets all of them, and takes its part of a batch.
+    # The valid pairs of all devices are shuffled together: every device gets all pairs and takes its part of a batch.
     pairs = gathered(make_pairs(trajectory, verdict, make_plan(settings)))
     metrics = {
         "valid_share": pairs.valid.mean(dtype=jnp.float32),
@@ -57,11 +60,16 @@ def batch_loss(
     batch: Pairs,
     weight: Float[Array, " n"],
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The sum of the pairs' SPO losses times their weights, and the metrics of the curves, summed likewise.
+    """Sums the SPO losses of pairs times their weights, and the metrics of the curves in the same way.
 
     Args:
-      predict: the policy with an adapter, the reference with None: the same base weights.
-      weight: for a mean over a training batch, one over the number of its pairs; 0 for rows that are not trained on.
+      lora: the adapter.
+      predict: guided prediction of the policy with an adapter, and of the reference with None; the base weights are the
+        same.
+      process: the diffusion process, divided into the rollout's steps.
+      settings: settings of SPO.
+      batch: the pairs.
+      weight: weights of the pairs: 1 / (number of pairs in the training batch) for a mean, 0 for rows to leave out.
     """
 
     def policy(x: Array, t: Array, row: Array) -> Array:
@@ -98,9 +106,21 @@ def batch_gradients(
     rows: Int[Array, " n"],
     count: Int[Array, ""],
 ) -> tuple[Params, dict[str, Array]]:
-    """Gradients of the mean loss over the first ``count`` of the ``rows`` of ``pairs``, and the mean metrics.
+    """Computes the gradients of the mean loss over a training batch, and the mean metrics.
 
-    ``settings.train_chunk`` of them are in a device's memory at a time, and chunks beyond ``count`` are not computed.
+    Each device has ``settings.train_chunk`` pairs in memory at a time. Chunks beyond ``count`` are not computed.
+
+    Args:
+      lora: the adapter.
+      predict: see `batch_loss`.
+      process: see `batch_loss`.
+      settings: settings of SPO.
+      pairs: all pairs of a rollout.
+      rows: rows of the training batch's pairs in ``pairs``.
+      count: number of rows to train on, from the first on.
+
+    Returns:
+      The gradients, and the metrics of `batch_loss`.
     """
     chunk = settings.chunk(devices_in_context())
     rows = jnp.concatenate([rows, jnp.zeros(-len(rows) % chunk, rows.dtype)])
@@ -127,10 +147,20 @@ def train_batch(
     rows: Int[Array, " n"],
     count: Int[Array, ""],
 ) -> tuple[TrainState, dict[str, Array], Params]:
-    """One training batch: loss, gradients of the adapter alone (see `batch_gradients`), optimizer.
+    """Trains on one batch: loss, gradients of the adapter alone, and the optimizer.
+
+    Args:
+      state: the current state.
+      predict: see `batch_loss`.
+      process: see `batch_loss`.
+      settings: settings of SPO.
+      optimizer: the optimizer.
+      pairs: see `batch_gradients`.
+      rows: see `batch_gradients`.
+      count: see `batch_gradients`.
 
     Returns:
-      (state, metrics with the gradients' global norm before the clip, gradients).
+      The next state; the metrics, with the gradients' global norm before clipping; and the gradients.
     """
     gradients, metrics = batch_gradients(state.params, predict, process, settings, pairs, rows, count)
     metrics["grad_norm"] = optax.global_norm(gradients)
@@ -146,13 +176,24 @@ def update(
     pairs: Pairs,
     key: Key,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Shuffles the valid pairs, cuts them into training batches and takes a step on each: one loop on the device.
+    """Shuffles the valid pairs, cuts them into training batches and trains on each, in one loop on the device.
 
-    The number of valid pairs differs from rollout to rollout, shapes do not: valid pairs go to the front, and the
-    loop runs over the batches that hold some. The last one may be partly empty; its loss is the mean of what it holds.
+    The number of valid pairs differs from rollout to rollout, but shapes must not. The valid pairs are therefore moved
+    to the front, and the loop runs over the batches that hold any of them. The last batch may be partly empty; its loss
+    is the mean over its valid pairs.
+
+    Args:
+      state: the current state.
+      predict: see `batch_loss`.
+      process: see `batch_loss`.
+      settings: settings of SPO.
+      optimizer: the optimizer.
+      pairs: all pairs of a rollout.
+      key: key for the order of the pairs.
 
     Returns:
-      (state, metrics averaged over the training batches; all 0 when no pair was valid).
+      The next state, and the metrics averaged over the training batches (all 0 if no pair was valid), with the number
+      of training batches.
     """
     size = settings.train_batch_size
     count = pairs.valid.sum()

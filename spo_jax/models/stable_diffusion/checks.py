@@ -6,13 +6,13 @@ from typing import Any
 from spo_jax.core.errors import UserError
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.sources import Source
+from spo_jax.models.stable_diffusion.sources import PartSource, Source
 from spo_jax.nn.clip_config import CLIPTextConfig
 from spo_jax.nn.vae import VAEConfig
 
 
 def check_parts(
-    source: Source, vae_source: Source, configs: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]
+    source: Source, vae_source: PartSource, configs: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]
 ) -> None:
     """Refuses parts that come from different models.
 

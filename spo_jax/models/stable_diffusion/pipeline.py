@@ -347,10 +347,12 @@ def _assemble(
     vae_source = source
     if vae:
         vae_source = (abstract and sources.published_vae(str(vae))) or sources.open_vae(vae)
-    # Make the networks and tokenizers, and check that they fit.
+    # Read all configs and check that the parts fit, before minutes are spent on reading weights.
     modules = _modules(source, vae_source, dtype, remat)
     tokenizers = _tokenizers(source, modules, abstract)
     check_parts(source, vae_source, {name: module.config for name, module in modules.items()}, tokenizers)
+    where = str(source.base / "scheduler" / sources.SCHEDULER_FILE)
+    scheduler = ScheduleConfig.from_dict(source.scheduler(), where)
     # Read the weights, or only their shapes.
     params = {}
     for name, module in modules.items():
@@ -363,13 +365,12 @@ def _assemble(
     if not abstract:
         # The weights stay on the devices; numpy arrays would be transferred with every call.
         params = place_weights(params, mesh, title=str(source.path))
-    where = str(source.base / "scheduler" / sources.SCHEDULER_FILE)
     return StableDiffusion(
         folder=source.path,
         base=source.base,
         **modules,
         **tokenizers,
-        scheduler=ScheduleConfig.from_dict(source.scheduler(), where),
+        scheduler=scheduler,
         params=params,
         zero_unconditional=source.zero_unconditional,
     )

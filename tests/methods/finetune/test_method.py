@@ -100,6 +100,19 @@ def test_chunks_and_devices_do_not_change_a_step(step, plain, changed):
     assert other.metrics["grad_norm"] == pytest.approx(plain.metrics["grad_norm"], rel=2e-4)
 
 
+def test_a_linear_learning_rate_ends_with_the_run(plain):
+    """Equal gradients move a weight by the learning rate, because Adam divides them by their size."""
+    optimizer = OptimizerSettings(learning_rate=1e-2, schedule="linear", weight_decay=0.0)
+    settings = dataclasses.replace(plain.run.settings, train_steps=2, optimizer=optimizer)
+    optimizer = FinetuneRun(settings, plain.run.pipeline, plain.run.mesh).optimizer
+    weight = jnp.zeros(1)
+    state, moved = optimizer.init(weight), []
+    for _ in range(3):
+        update, state = optimizer.update(-jnp.ones(1), state, weight)
+        moved.append(update.item())
+    np.testing.assert_allclose(moved, [1e-2, 5e-3, 0.0], rtol=1e-5, atol=1e-9)
+
+
 def test_captions_count_except_where_they_are_dropped(step, plain):
     others = ["a grey cross"] * 4
     assert abs(step(others).metrics["loss"] - plain.metrics["loss"]) > 1e-4
@@ -110,4 +123,6 @@ def test_captions_count_except_where_they_are_dropped(step, plain):
 def test_settings_out_of_range_are_refused():
     with pytest.raises(UserError, match="config field caption_dropout"):
         FinetuneSettings(caption_dropout=1.5)
+    with pytest.raises(UserError, match="config field optimizer.warmup_steps = 5: expected less than the 5 optimizer"):
+        FinetuneSettings(train_steps=5, optimizer=OptimizerSettings(warmup_steps=5))
     assert dataclasses.replace(FinetuneSettings(), batch_size=6).batch_sizes() == {"batch_size": 6}

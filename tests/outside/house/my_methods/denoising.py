@@ -29,7 +29,7 @@ class Settings(AdapterSettings):
 
     method: str = setting("my_methods.denoising", "Training method.")
     images: str = setting("images.npz", "File with the arrays images, uint8 [n side side 3], and captions [n].")
-    train_steps: int = setting(100, "Optimizer steps of the whole run.", at_least=1)
+    train_steps: int = setting(100, "Number of batches of the whole run.", at_least=1)
     batch_size: int = setting(4, "Images of an optimizer step, over all devices.", at_least=1)
 
 
