@@ -1,4 +1,4 @@
-"""The reference's rule for right and wrong, and that every pair is asked once with its own label."""
+"""Pair accuracy: the reference's rule for right and wrong, and every pair measured once with its own label."""
 
 import functools
 
@@ -6,19 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spo_jax.data.preferences.images import decode
-from spo_jax.data.preferences.loading import LoadedBatch
 
 from spo_jax.core.errors import UserError
-from spo_jax.methods.spm.accuracy import Evaluator, agreement, mean_and_error, summarised
-from spo_jax.methods.spm.plot import accuracy_figure, write_figure
-from spo_jax.methods.spm.programs import Networks
-from spo_jax.methods.spm.settings import SPMEvalSettings, SPMTrainSettings
+from spo_jax.data.preferences.images import decode
+from spo_jax.data.preferences.loading import LoadedBatch
+from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods.common.settings import OptimizerSettings
+from spo_jax.methods.spm.accuracy import Evaluator, accuracy_figure, agreement, summarised, write_figure
+from spo_jax.methods.spm.programs import SPMTraining
+from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
 from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.run.report import as_svg
+from tests.e2e.micro import TOKENIZER as FOLDER
 from tests.networks import labelled_pairs, small_clip, small_pipeline
 
+TOKENIZER = Tokenizer(FOLDER)
 FIRST, SECOND, TIE = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
 
 
@@ -39,16 +42,14 @@ def test_the_rule(scores, label, wanted):
     np.testing.assert_array_equal(found, [wanted])
 
 
-def test_standard_errors():
-    values = np.array([1, 0, 1, 1], np.float32)
-    mean, error = mean_and_error(values)
-    assert mean == 0.75 and error == pytest.approx(0.5 / 2)  # standard deviation ½ of 4 values
-    assert mean_and_error(values[:1]) == (1.0, None)
+def test_a_measurement_is_summarised_with_its_standard_error():
+    values = np.array([1, 0, 1, 1], np.float32)  # of standard deviation 1/2
     assert summarised({0: values}) == {"0": {"accuracy": 0.75, "standard_error": 0.25, "pairs": 4}}
+    assert summarised({0: values[:1]}) == {"0": {"accuracy": 1.0, "standard_error": None, "pairs": 1}}
 
 
-class Judge(Networks):
-    """Scores what is written in the pictures' first pixels; beyond t = 500 the other way round."""
+class FirstPixel(SPMTraining):
+    """Scores images by their first pixel; above t = 500 with the opposite sign."""
 
     def scores(self, params, frozen, rows, t, number, key):
         return self.clean_scores(params, rows) * jnp.where(t > 500, -1.0, 1.0)
@@ -58,20 +59,20 @@ class Judge(Networks):
 
 
 @functools.cache
-def networks_on(devices):
+def models_on(devices):
     mesh = make_mesh(MeshSettings(data=devices))
     with jax.set_mesh(mesh):
         return mesh, small_pipeline(mesh), small_clip(mesh)[0]
 
 
-def evaluator(count, labels=None, devices=2, judge=Judge, run=None, **fields):
-    mesh, pipeline, clip = networks_on(devices)
-    settings = SPMTrainSettings(eval=SPMEvalSettings(**fields), **(run or {}))
+def evaluator(count, labels=None, devices=2, training=FirstPixel, run=None, **fields):
+    mesh, pipeline, clip = models_on(devices)
+    settings = SPMTrainSettings(eval=AccuracySettings(**fields), **(run or {}))
     with jax.set_mesh(mesh):
-        networks = judge(pipeline, clip, settings, mesh)
+        bound = training(pipeline, clip, settings, mesh)
         pairs = labelled_pairs(count)
-        split = Split.of(pairs, pipeline, pipeline.tokenizer, labels)
-        return mesh, pairs, Evaluator(networks, networks.frozen(), split, mesh)
+        split = Split.of(pairs, pipeline, TOKENIZER, labels)
+        return mesh, pairs, Evaluator(bound, bound.frozen(), split, mesh)
 
 
 def first_pixels(pairs):
@@ -93,35 +94,36 @@ def test_every_judged_pair_is_measured_once_with_its_own_label():
     np.testing.assert_array_equal(found[900], wrong)
 
 
-def test_scores_that_are_not_finite_are_no_accuracy():
-    class Broken(Judge):
+def test_scores_that_are_not_finite_are_refused():
+    class Broken(FirstPixel):
         def clean_scores(self, params, rows):
             return super().clean_scores(params, rows) * jnp.nan
 
-    mesh, _, measured = evaluator(6, timesteps=(0,), batch=4, judge=Broken)
+    mesh, _, measured = evaluator(6, timesteps=(0,), batch=4, training=Broken)
     with jax.set_mesh(mesh), pytest.raises(UserError, match="scores at t = 0 are not finite"):
         measured.measure({})
 
 
-def test_of_labels_made_anew_ties_are_left_out():
+def test_ties_among_new_labels_are_left_out():
     labels = np.array([FIRST, TIE, SECOND, TIE, FIRST, FIRST], np.float32)
     mesh, pairs, measured = evaluator(6, labels, timesteps=(0,), batch=2)
-    np.testing.assert_array_equal(measured.rows, [0, 2, 4])  # of 5 that somebody judged
+    np.testing.assert_array_equal(measured.rows, [0, 2, 4])  # of the 5 pairs that have a human label
     with jax.set_mesh(mesh):
         found = measured.measure({})
     np.testing.assert_array_equal(found[0], agreement(first_pixels(pairs), labels)[[0, 2, 4]])
 
 
-def test_what_is_told_changes_with_all_that_changes_the_measurement():
+def test_the_fingerprint_changes_with_everything_that_changes_the_measurement():
     tie = np.array([FIRST, TIE, SECOND], np.float32)
     cases = [{}, {"labels": tie}, {"labels": tie[::-1].copy()}, {"run": {"guidance_scale": 1.0}}, {"seed": 5}]
     cases += [{"run": {"posterior": "mean"}}, {"run": {"resolution": 8}}]
-    told = [evaluator(3, **{"timesteps": (0,), "batch": 2, **case})[2].told for case in cases]
-    assert len(set(told)) == len(told)
-    assert evaluator(3, timesteps=(0,), batch=2, run={"learning_rate": 1.0, "chunk": 2})[2].told == told[0]
+    found = [evaluator(3, **{"timesteps": (0,), "batch": 2, **case})[2].fingerprint for case in cases]
+    assert len(set(found)) == len(found)
+    other = {"optimizer": OptimizerSettings(learning_rate=1.0), "chunk": 2, "train_steps": 9}
+    assert evaluator(3, timesteps=(0,), batch=2, run=other)[2].fingerprint == found[0]
 
 
-def test_the_first_so_many_pairs():
+def test_only_the_first_pairs_are_measured_if_asked():
     assert evaluator(6, timesteps=(0,), batch=2, pairs=2)[2].rows.tolist() == [0, 1]
 
 
@@ -133,24 +135,24 @@ def test_nothing_to_measure_is_an_error():
 
 
 def test_scores_noised_and_clean_follow_their_keys():
-    """The true programs: the same numbers twice, others for another batch number, none of the diffusion model at 0."""
+    """With the true programs: equal numbers give equal scores; another batch number gives others; at t = 0 no noise."""
     mesh = make_mesh(MeshSettings(data=1))
     settings = SPMTrainSettings(chunk=2)
     with jax.set_mesh(mesh):
         pipeline, (clip, params) = small_pipeline(mesh), small_clip(mesh)
-        networks = Networks(pipeline, clip, settings, mesh)
-        split = Split.of(labelled_pairs(4), pipeline, pipeline.tokenizer)
+        training = SPMTraining(pipeline, clip, settings, mesh)
+        split = Split.of(labelled_pairs(4), pipeline, TOKENIZER)
         images = np.random.default_rng(0).integers(0, 256, (4, 2, 16, 16, 3), np.uint8)
-        rows = networks.feed(split.feed(LoadedBatch(images, np.arange(4, dtype=np.int32))))
-        frozen, key = networks.frozen(), jax.random.key(0)
-        noised = jax.jit(networks.scores)
+        rows = training.feed(split.feed(LoadedBatch(images, np.arange(4, dtype=np.int32))))
+        frozen, key = training.frozen(), jax.random.key(0)
+        noised = jax.jit(training.scores)
         one, same, other, later = (
             np.asarray(noised(params, frozen, rows, t, number, key))
             for t, number in ((300, 0), (300, 0), (300, 1), (301, 0))
         )
         np.testing.assert_array_equal(one, same)
         assert (one != other).all() and (one != later).all()
-        clean = jax.jit(networks.clean_scores)(params, rows)
+        clean = jax.jit(training.clean_scores)(params, rows)
         assert clean.shape == (4, 2) and (np.asarray(clean) != one).all()
 
 

@@ -1,4 +1,4 @@
-"""Where training starts: at plain CLIP itself, or at a model that it goes on with."""
+"""The weights from which training starts: those of a plain CLIP, or of a preference model that is trained further."""
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ def plain_folder(model, tmp_path_factory):
 
 
 def test_before_training_scores_are_plain_clips_at_every_timestep(plain_folder):
-    """To float32 rounding of two programs that XLA fuses apart: the identity itself is exact."""
+    """Up to float32 rounding, because XLA fuses the two programs differently; the identity itself is exact."""
     start = load_start(plain_folder, KEY, tokenizer=TOKENIZER)
     assert start.is_plain
     plain = CLIPModel(type(CLIP)(CLIP.text, CLIP.vision, CLIP.projection_dim))
@@ -65,7 +65,7 @@ def test_before_training_scores_are_plain_clips_at_every_timestep(plain_folder):
         np.testing.assert_allclose(score(start.params, jnp.full(3, t)), wanted, rtol=1e-5)
 
 
-def test_a_preference_model_is_gone_on_with(model):
+def test_training_continues_from_a_preference_model(model):
     folder, params = model
     start = load_start(folder, KEY)
     assert not start.is_plain and start.tokenizer == folder / "tokenizer"
@@ -75,7 +75,7 @@ def test_a_preference_model_is_gone_on_with(model):
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
-def test_random_weights_take_the_config_alone(model):
+def test_random_weights_take_only_the_config(model):
     start, again = (load_start(model[0], jax.random.key(seed), random=True) for seed in (0, 1))
     one, other = flatten(start.params), flatten(again.params)
     assert not start.is_plain and {x.dtype for x in one.values()} == {np.dtype(np.float32)}
@@ -84,7 +84,7 @@ def test_random_weights_take_the_config_alone(model):
     assert not np.asarray(one["vision_model/adaLN_modulation_1/kernel"]).any()  # at rest, as with a plain CLIP
 
 
-def test_half_of_the_conditioning_is_an_error(model, tmp_path):
+def test_incomplete_time_conditioning_is_refused(model, tmp_path):
     folder = tmp_path / "spm"
     folder.mkdir()
     (folder / "config.json").write_text((model[0] / "config.json").read_text())
@@ -94,8 +94,8 @@ def test_half_of_the_conditioning_is_an_error(model, tmp_path):
         load_start(folder, KEY, tokenizer=TOKENIZER)
 
 
-def test_what_is_written_is_what_was_published(model):
-    """Names with the authors' prefix, torch's layouts, a tokenizer, and what it was trained on."""
+def test_files_are_written_as_they_were_published(model):
+    """Names with the authors' prefix, torch's layouts, a tokenizer, and the kind of pipeline it was trained on."""
     folder, params = model
     state = read_file(folder / "model.safetensors")
     assert all(name.startswith("model.") for name in state)

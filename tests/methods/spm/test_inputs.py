@@ -1,12 +1,11 @@
-"""What the preference model is trained on."""
+"""The preference model's input: clean predictions of noised images, as pixels."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.diffusion.ddpm import make_ddpm
+from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.methods.spm.inputs import predictions, training_pixels
 from spo_jax.rewards.common.clip_score import CLIP_MEAN, CLIP_STD, pixel_values
 
@@ -34,7 +33,7 @@ def test_both_members_of_a_pair_get_the_same_noise_and_timestep():
     assert np.abs(noise[0, 0] - noise[1, 0]).max() > 0.1  # pairs differ from one another
 
 
-def test_the_true_noise_gives_the_pictures_back():
+def test_the_true_noise_gives_the_images_back():
     latents, t = jax.random.normal(jax.random.key(0), (3, 2, 4, 4, 3)), jnp.array([1, 400, 900])
     flat = latents.reshape(6, 4, 4, 3)
 

@@ -1,8 +1,8 @@
-"""One program for pictures, loss and update: neither chunks nor devices nor a cache change what it learns.
+"""One program for images, loss and update: chunks, devices and a cache do not change what is learned.
 
 Networks have random weights and one block each. Tolerances are float32 rounding through a dozen layers and three
-updates; Adam's epsilon is large, for it divides gradients by their own size and would turn rounding of those that are
-0 into updates of full size.
+updates. Adam's epsilon is large, because Adam divides gradients by their own size and would turn the rounding of those
+that are 0 into updates of full size.
 """
 
 import dataclasses
@@ -11,26 +11,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from spo_jax.data.preferences.loading import LoadedBatch
 
 from spo_jax.core.trees import flatten
+from spo_jax.data.preferences.loading import LoadedBatch
+from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods.common.latents import encode_pairs, model_range
+from spo_jax.methods.common.settings import OptimizerSettings
+from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spm.inputs import draw, predictions, training_pixels
-from spo_jax.methods.spm.programs import Networks, compile_programs
+from spo_jax.methods.spm.programs import SPMTraining
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spm.split import Split
-from spo_jax.methods.spm.update import init_state, make_optimiser, state_shardings
-from spo_jax.models.base import Guidance, denoise
-from spo_jax.models.stable_diffusion.functions import decode, encode_image
+from spo_jax.methods.spm.update import optimizer_of, state_shardings
+from spo_jax.models.base import Guidance, denoise, repeat_rows
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import make
+from tests.e2e.micro import TOKENIZER as FOLDER
 from tests.networks import SIDE, labelled_pairs, small_clip, small_pipeline, small_sdxl
 
+TOKENIZER = Tokenizer(FOLDER)
 COUNT = 8
 SETTINGS = SPMTrainSettings(
-    batch_size=COUNT, chunk=COUNT, num_steps=10, warmup_steps=1, learning_rate=1e-2, adam_epsilon=1e-2,
+    batch_size=COUNT,
+    chunk=COUNT,
+    train_steps=10,
     posterior="mean",
-)  # fmt: skip
+    optimizer=OptimizerSettings(
+        learning_rate=1e-2, schedule="linear", warmup_steps=1, adam_epsilon=1e-2, weight_decay=0.3
+    ),
+)
 
 
 class Built:
@@ -41,27 +50,29 @@ class Built:
         with jax.set_mesh(self.mesh):
             pipeline = small_pipeline(self.mesh)
             clip, self.params = small_clip(self.mesh)
-            self.networks = Networks(pipeline, clip, settings, self.mesh)
-            self.frozen = self.networks.frozen()
-            self.split = Split.of(labelled_pairs(COUNT), pipeline, pipeline.tokenizer)
+            self.training = SPMTraining(pipeline, clip, settings, self.mesh)
+            self.frozen = self.training.frozen()
+            self.split = Split.of(labelled_pairs(COUNT), pipeline, TOKENIZER)
             images = np.random.default_rng(0).integers(0, 256, (COUNT, 2, SIDE, SIDE, 3), np.uint8)
             batch = LoadedBatch(images, np.arange(COUNT, dtype=np.int32))
-            self.rows = self.networks.feed(self.split.feed(batch))
+            self.rows = self.training.feed(self.split.feed(batch))
             self.key = make(lambda: jax.random.key(3), self.mesh)
 
     def state(self):
-        optimiser = make_optimiser(self.networks.settings)
+        optimizer = optimizer_of(self.training.settings)
+
+        def fresh(params):
+            return init_state(params, optimizer)
+
         with jax.set_mesh(self.mesh):
-            shapes = jax.eval_shape(lambda params: init_state(params, optimiser), self.params)
-            return jax.jit(lambda x: init_state(x, optimiser), out_shardings=state_shardings(shapes, self.mesh))(
-                self.params
-            )
+            shardings = state_shardings(jax.eval_shape(fresh, self.params), self.mesh)
+            return jax.jit(fresh, out_shardings=shardings)(self.params)
 
     def trained(self, steps=3):
         """(weights on the host, metrics of every step, the last state)."""
         state, seen = self.state(), []
         with jax.set_mesh(self.mesh):
-            step = compile_programs(self.networks, state, self.frozen, self.rows).step
+            step = self.training.trace(state)["step"].lower().compile()
             for _ in range(steps):
                 state, metrics = step(state, self.frozen, self.rows, self.key)
                 seen.append(jax.device_get(metrics))
@@ -80,7 +91,7 @@ def whole(built):
 
 
 def assert_same(found, wanted):
-    """Weights, to a part of the way that they have come; metrics."""
+    """Weights agree to a thousandth of the distance that they have moved; metrics to 1e-4."""
     start = flatten(jax.tree.map(np.asarray, small_clip()[1]))
     moved = max(np.abs(value - start[name]).max() for name, value in wanted[0].items())
     assert moved > 1e-3  # or there would be nothing to compare
@@ -100,21 +111,24 @@ def test_eight_devices_equal_one(whole, mesh):
     built = Built(mesh=mesh)
     found = built.trained()
     assert_same(found, whole)
-    kernel = lambda tree: tree["vision_model"]["encoder"]["layers_0"]["mlp"]["fc1"]["kernel"]  # noqa: E731
+
+    def kernel(tree):
+        return tree["vision_model"]["encoder"]["layers_0"]["mlp"]["fc1"]["kernel"]
+
     moments = found[2].opt_state[1][0]
     for array in (kernel(found[2].params), kernel(moments.mu), kernel(moments.nu)):
-        assert array.addressable_shards[0].data.size == array.size // mesh.fsdp  # a share, and no copy
+        assert array.addressable_shards[0].data.size == array.size // mesh.fsdp  # not a full copy
 
 
 @pytest.mark.parametrize("posterior", ["mean", "sample"])
-def test_cached_latents_equal_pictures(built, posterior):
-    """What is noised, predicted and judged is the same, and so is all that follows from it; to float32 rounding."""
-    networks, frozen, rows = built.networks, built.frozen, built.rows
-    draws = draw(jax.random.key(0), COUNT, networks.latent_shape, 1000, 1.0, posterior == "sample", flip=False)
+def test_cached_latents_equal_those_of_the_images(built, posterior):
+    """Up to float32 rounding. Everything after the latents is the same program."""
+    training, frozen, rows = built.training, built.frozen, built.rows
+    draws = draw(jax.random.key(0), COUNT, training.latent_shape, 1000, 1.0, posterior == "sample", flip=False)
     with jax.set_mesh(built.mesh):
-        moments = jax.jit(encode_pairs, static_argnums=0)(networks.pipeline.vae, frozen.vae, rows.images)
+        moments = jax.jit(lambda vae, images: encode_pairs(training.pipeline, vae, images))(frozen.vae, rows.images)
         cached = jnp.concatenate(moments, -1) if posterior == "sample" else moments[0]
-        latents = jax.jit(networks._latents)
+        latents = jax.jit(training._latents)
         found, wanted = latents(frozen, cached, draws), latents(frozen, rows.images, draws)
     assert np.std(wanted) > 0.1
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -126,17 +140,17 @@ def test_every_step_draws_anew(whole):
     assert all(sum(counts) == 6 for counts in timesteps)  # two of the pairs are ties
 
 
-def test_what_is_judged_is_what_the_parts_make_of_it():
-    """SDXL's conditions included: against the pipeline's own functions, one after the other."""
+def test_judged_images_equal_those_of_the_pipelines_own_functions():
+    """With SDXL's conditions, and each function called by itself."""
     pipeline = small_sdxl()
     clip, _ = small_clip()
     settings = SPMTrainSettings(guidance_scale=3.0, posterior="mean", chunk=2)
-    networks = Networks(pipeline, clip, settings)
-    split = Split.of(labelled_pairs(2), pipeline, pipeline.tokenizer)
+    training = SPMTraining(pipeline, clip, settings)
+    split = Split.of(labelled_pairs(2), pipeline, TOKENIZER)
     images = np.random.default_rng(0).integers(0, 256, (2, 2, SIDE, SIDE, 3), np.uint8)
-    rows = networks.feed(split.feed(LoadedBatch(images, np.arange(2, dtype=np.int32))))
-    draws = draw(jax.random.key(0), 2, networks.latent_shape, 1000, 1.0, sample=False, flip=False)
-    found = jax.jit(networks.batch)(networks.frozen(), rows, draws)
+    rows = training.feed(split.feed(LoadedBatch(images, np.arange(2, dtype=np.int32))))
+    draws = draw(jax.random.key(0), 2, training.latent_shape, 1000, 1.0, sample=False, flip=False)
+    found = jax.jit(training.batch)(training.frozen(), rows, draws)
 
     prompts = [split.pairs.prompts[index] for index in split.pairs.prompt]
     condition, unconditional = pipeline.encode_prompts(prompts), pipeline.encode_unconditional()
@@ -145,30 +159,30 @@ def test_what_is_judged_is_what_the_parts_make_of_it():
     @jax.jit
     def expected(params, images, draws):
         vae = params["vae"]
-        latents = encode_image(pipeline.vae, vae, model_range(images).reshape(4, SIDE, SIDE, 3))
-        guidance = Guidance(condition.repeated(2), unconditional, 3.0)
-        pictures = predictions(
+        latents = pipeline.scale_latents(pipeline.encode(vae, model_range(images).reshape(4, SIDE, SIDE, 3))[0])
+        guidance = Guidance(repeat_rows(condition, 2), unconditional, 3.0)
+        judged = predictions(
             draws.noise,
-            networks.schedule,
-            lambda x, t: denoise(pipeline.unet, params["unet"], None, guidance, x, t),
-            lambda x: decode(pipeline.vae, vae, x),
+            training.process,
+            lambda x, t: denoise(pipeline, params["unet"], None, guidance, x, t),
+            lambda x: pipeline.decode(vae, x),
             latents.reshape(2, 2, *latents.shape[1:]),
             draws.t,
         )
-        return training_pixels(pictures.reshape(4, SIDE, SIDE, 3), clip.config.vision.image_size)
+        return training_pixels(judged.reshape(4, SIDE, SIDE, 3), clip.config.vision.image_size)
 
     wanted = expected(pipeline.params, images, draws).reshape(found.pixels.shape)
     assert np.std(wanted) > 0.1
     np.testing.assert_allclose(found.pixels, wanted, atol=1e-4)
     np.testing.assert_array_equal(found.t, draws.t)
-    np.testing.assert_array_equal(found.ids, pipeline.tokenizer(prompts))
+    np.testing.assert_array_equal(found.ids, TOKENIZER(prompts))
 
 
 def test_mirrored_pairs_are_mirrored_on_both_sides(built):
-    networks, frozen, rows = built.networks, built.frozen, built.rows
-    draws = draw(jax.random.key(0), COUNT, networks.latent_shape, 1000, 1.0, sample=False, flip=True)
+    training, frozen, rows = built.training, built.frozen, built.rows
+    draws = draw(jax.random.key(0), COUNT, training.latent_shape, 1000, 1.0, sample=False, flip=True)
     assert 0 < int(draws.flip.sum()) < COUNT
-    latents = jax.jit(networks._latents)
+    latents = jax.jit(training._latents)
     mirrored = jnp.where(draws.flip[:, None, None, None, None], rows.images[:, :, :, ::-1], rows.images)
     with jax.set_mesh(built.mesh):
         found = latents(frozen, rows.images, draws)

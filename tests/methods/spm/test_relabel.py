@@ -1,4 +1,4 @@
-"""Scores of clean pictures are transformers', from the files' bytes on; labels follow the rule at its edges.
+"""Scores of clean images equal transformers' from the same files; labels follow the rule at its edges.
 
 Scores: 1e-5 of the largest one. Both sides compute in float32, pixels are equal to the bit before they are normalised,
 and sums round in another order. On several devices the same holds.
@@ -18,8 +18,9 @@ from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.data.tokenizer import Tokenizer
-from spo_jax.methods.spm.relabel import clean_scores, load_judge, new_labels
+from spo_jax.methods.spm.relabel import clean_scores, new_labels
 from spo_jax.parallel.mesh import make_mesh
+from spo_jax.rewards.common.preference_model import load_plain_clip
 from spo_jax.toy import ASSETS
 from tests.pairs import noise_pairs
 
@@ -30,7 +31,7 @@ SETTINGS = dict(pairs_per_device=2, threads=1)
 
 @pytest.fixture(scope="module")
 def theirs():
-    """A tiny CLIPModel with random weights, no bias and no norm left at its start."""
+    """A tiny CLIPModel with random weights, biases and norms included."""
     torch.manual_seed(0)
     tower = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
     config = transformers.CLIPConfig(
@@ -55,7 +56,7 @@ def folder(theirs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(folder):
-    return load_judge(folder)
+    return load_plain_clip(folder)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_scores_are_transformers(theirs, judge, pairs, scores):
 def test_eight_devices_give_the_same_scores(folder, pairs, scores, tmp_path):
     mesh = make_mesh()
     with jax.set_mesh(mesh):
-        again = clean_scores(tmp_path, pairs, load_judge(folder, mesh=mesh), pairs_per_device=1)
+        again = clean_scores(tmp_path, pairs, load_plain_clip(folder, mesh=mesh), pairs_per_device=1)
     assert np.abs(again - scores).max() < 1e-5 * np.abs(scores).max()
 
 
@@ -95,7 +96,7 @@ def test_scores_are_kept(judge, pairs, tmp_path):
     np.testing.assert_array_equal(clean_scores(tmp_path, unreadable, judge, **SETTINGS), first)
 
 
-def test_scores_of_something_else_are_refused(judge, pairs, tmp_path):
+def test_scores_of_other_data_or_another_model_are_refused(judge, pairs, tmp_path):
     clean_scores(tmp_path, pairs, judge, **SETTINGS)
     with pytest.raises(UserError, match="preferences is in memory there and other here"):
         clean_scores(tmp_path, dataclasses.replace(pairs, digest="other"), judge)
@@ -120,13 +121,13 @@ def test_scores_of_another_model_with_the_same_weights_are_refused(judge, pairs,
         clean_scores(tmp_path, pairs, dataclasses.replace(judge, tokenizer=Other(TOKENIZER)))
 
 
-def test_scores_that_are_no_numbers_are_refused(judge, pairs, tmp_path):
+def test_scores_that_are_not_finite_are_refused(judge, pairs, tmp_path):
     params = {**judge.params, "logit_scale": jnp.float32(np.inf)}
     with pytest.raises(UserError, match="the scores of pair 0 are .*use float32"):
         clean_scores(tmp_path, pairs, dataclasses.replace(judge, params=params), **SETTINGS)
 
 
-def test_a_step_aware_model_is_no_judge_of_clean_pictures(toy, pairs, tmp_path):
+def test_a_step_aware_model_does_not_judge_clean_images(toy, pairs, tmp_path):
     with pytest.raises(UserError, match="plain CLIP such as PickScore; this one is time-conditioned"):
         clean_scores(tmp_path, pairs, toy.spm)
 
@@ -135,12 +136,12 @@ def test_a_tokenizer_from_elsewhere(folder, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, tmp_path)
     with pytest.raises(UserError, match="no tokenizer beside .* with --config.relabel.tokenizer"):
-        load_judge(tmp_path)
-    assert load_judge(tmp_path, tokenizer=TOKENIZER).tokenizer.length == 16
+        load_plain_clip(tmp_path, flag="--config.relabel.tokenizer")
+    assert load_plain_clip(tmp_path, tokenizer=TOKENIZER).tokenizer.length == 16
 
 
 def gap_of(difference):
-    """The gap of scores at which probabilities differ by so much."""
+    """The gap of scores at which the probabilities differ by ``difference``."""
     return 2 * np.arctanh(difference)
 
 

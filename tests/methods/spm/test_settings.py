@@ -1,4 +1,4 @@
-"""A setting that cannot be meant is refused, and named."""
+"""Settings of preference models: values out of range are refused by name, and the recipes are the published ones."""
 
 import importlib.util
 from pathlib import Path
@@ -7,14 +7,10 @@ import pytest
 
 from spo_jax.core.config import from_config, to_config
 from spo_jax.core.errors import UserError
-from spo_jax.methods.spm.settings import (
-    LoadingSettings,
-    RelabelSettings,
-    SPMEvalSettings,
-    SPMLogSettings,
-    SPMTrainSettings,
-)
-from spo_jax.run.folder import RunSettings
+from spo_jax.methods import read_settings
+from spo_jax.methods.common.settings import OptimizerSettings
+from spo_jax.methods.spm.settings import AccuracySettings, LoadingSettings, RelabelSettings, SPMTrainSettings
+from spo_jax.run.settings import LogSettings, RunSettings
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -28,16 +24,18 @@ CONFIGS = Path(__file__).resolve().parents[3] / "configs"
         ({"batch_size": 0}, "batch_size = 0: expected 1 or more"),
         ({"chunk": 0}, "chunk = 0: expected 1 or more"),
         ({"resolution": -8}, "resolution = -8: expected 0 or more"),
-        ({"learning_rate": 0.0}, "learning_rate = 0.0: expected more than 0"),
-        ({"learning_rate": float("nan")}, "learning_rate = nan: expected more than 0"),
-        ({"weight_decay": -0.1}, "weight_decay = -0.1: expected 0 or more"),
-        ({"adam_beta2": 1.0}, "adam_beta2 = 1.0: expected less than 1"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm = 0.0: expected more than 0"),
         ({"timestep_power": 0.0}, "timestep_power = 0.0: expected more than 0"),
         ({"guidance_scale": float("inf")}, "guidance_scale = inf: expected a finite number"),
-        ({"num_steps": 100, "warmup_steps": 100}, "warmup_steps = 100: expected less than num_steps = 100"),
+        (
+            {"train_steps": 100, "optimizer": OptimizerSettings(warmup_steps=100)},
+            "optimizer.warmup_steps = 100: expected less than the 100 optimizer steps of the run",
+        ),
+        (
+            {"train_steps": 100, "optimizer": OptimizerSettings(warmup_steps=50, gradient_accumulation_steps=2)},
+            "optimizer.warmup_steps = 50: expected less than the 50 optimizer steps of the run",
+        ),
         ({"seed": 2**32}, "seed = 4294967296: expected 0 to 4294967295"),
-        ({"flip": True, "cache_latents": "cache"}, "flip = True: expected False, for the latents of mirrored"),
+        ({"flip": True, "cache_latents": "cache"}, "flip = True: expected False, because the cache"),
     ],
 )
 def test_bad_fields_are_named(fields, message):
@@ -50,14 +48,19 @@ def test_bad_fields_are_named(fields, message):
     ("group", "fields", "message"),
     [
         (RelabelSettings, {"margin": 1.0}, "relabel.margin = 1.0: expected 0 to below 1"),
-        (RelabelSettings, {"margin": 0.2}, "relabel.margin = 0.2: expected 0.1, for it says nothing without"),
-        (RelabelSettings, {"folder": "x"}, "relabel.folder = 'x': expected '', for it says nothing"),
+        (RelabelSettings, {"margin": 0.2}, "relabel.margin = 0.2: expected 0.1, because it has no effect without"),
+        (RelabelSettings, {"folder": "x"}, "relabel.folder = 'x': expected '', because it has no effect without"),
+        (OptimizerSettings, {"learning_rate": 0.0}, "optimizer.learning_rate = 0.0: expected more than 0 and finite"),
+        (OptimizerSettings, {"learning_rate": float("nan")}, "optimizer.learning_rate = nan: expected more than 0 and finite"),
+        (OptimizerSettings, {"weight_decay": -0.1}, "optimizer.weight_decay = -0.1: expected 0 or more"),
+        (OptimizerSettings, {"adam_beta2": 1.0}, "optimizer.adam_beta2 = 1.0: expected 0 to below 1"),
+        (OptimizerSettings, {"max_grad_norm": 0.0}, "optimizer.max_grad_norm = 0.0: expected more than 0 and finite"),
         (LoadingSettings, {"threads": -1}, "loading.threads = -1: expected 0 or more"),
-        (SPMLogSettings, {"eval_every": -1}, "log.eval_every = -1: expected 0 or more"),
-        (SPMEvalSettings, {"timesteps": ()}, "eval.timesteps = (): expected whole numbers"),
-        (SPMEvalSettings, {"timesteps": (0, 0)}, "eval.timesteps = (0, 0): expected whole numbers"),
-        (SPMEvalSettings, {"timesteps": (-1,)}, "eval.timesteps = (-1,): expected whole numbers"),
-        (SPMEvalSettings, {"batch": 0}, "eval.batch = 0: expected 1 or more"),
+        (LogSettings, {"eval_every": -1}, "log.eval_every = -1: expected 0 or more"),
+        (AccuracySettings, {"timesteps": ()}, "eval.timesteps = (): expected whole numbers"),
+        (AccuracySettings, {"timesteps": (0, 0)}, "eval.timesteps = (0, 0): expected whole numbers"),
+        (AccuracySettings, {"timesteps": (-1,)}, "eval.timesteps = (-1,): expected whole numbers"),
+        (AccuracySettings, {"batch": 0}, "eval.batch = 0: expected 1 or more"),
     ],
 )
 def test_bad_fields_of_groups_are_named(group, fields, message):
@@ -67,7 +70,9 @@ def test_bad_fields_of_groups_are_named(group, fields, message):
 
 
 def test_settings_survive_a_config_file():
-    settings = SPMTrainSettings(eval=SPMEvalSettings(timesteps=(0, 7)), num_steps=9, warmup_steps=1)
+    settings = SPMTrainSettings(
+        eval=AccuracySettings(timesteps=(0, 7)), train_steps=9, optimizer=OptimizerSettings(warmup_steps=1)
+    )
     assert from_config(SPMTrainSettings, to_config(settings)) == settings
     assert isinstance(settings, RunSettings)
 
@@ -76,22 +81,32 @@ def read(name):
     spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return from_config(SPMTrainSettings, module.get_config())
+    return read_settings(module.get_config())
 
 
 def test_the_published_recipes():
     """Numbers of the paper and its code; 16 pairs on each of 4 devices."""
     sd15, sdxl = read("spm_sd15"), read("spm_sdxl")
     for settings in (sd15, sdxl):
-        assert (settings.batch_size, settings.warmup_steps, settings.weight_decay) == (64, 500, 0.3)
-        assert (settings.guidance_scale, settings.max_grad_norm, settings.timestep_power) == (5.0, 1.0, 1.0)
+        assert (settings.batch_size, settings.optimizer.warmup_steps, settings.optimizer.weight_decay) == (64, 500, 0.3)
+        assert (settings.guidance_scale, settings.optimizer.max_grad_norm, settings.timestep_power) == (5.0, 1.0, 1.0)
         assert settings.eval.timesteps == (0, 251, 501, 701, 951) and settings.posterior == "sample"
-        assert settings.dtype == "bfloat16" and not settings.flip
-    assert (sd15.num_steps, sd15.learning_rate, sd15.resolution, sd15.relabel.model) == (8000, 3e-6, 512, "")
-    assert (sdxl.num_steps, sdxl.learning_rate, sdxl.resolution, sdxl.relabel.margin) == (7000, 1e-6, 1024, 0.1)
+        assert settings.dtype == "bfloat16" and not settings.flip and settings.optimizer.schedule == "linear"
+    assert (sd15.train_steps, sd15.optimizer.learning_rate, sd15.resolution, sd15.relabel.model) == (
+        8000,
+        3e-6,
+        512,
+        "",
+    )
+    assert (sdxl.train_steps, sdxl.optimizer.learning_rate, sdxl.resolution, sdxl.relabel.margin) == (
+        7000,
+        1e-6,
+        1024,
+        0.1,
+    )
     assert sdxl.relabel.model == sdxl.init == "yuvalkirstain/PickScore_v1"
 
 
-def test_the_tiny_recipe_reads_what_the_package_ships():
-    settings = read("spm_tiny")
-    assert settings.model == settings.init == "embedded" and settings.init_random
+def test_the_toy_recipe_reads_the_networks_that_the_package_ships():
+    settings = read("spm_toy")
+    assert settings.model == settings.init == "toy" and settings.init_random
