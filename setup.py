@@ -52,7 +52,8 @@ EXTRAS = {
     "dev": ["build>=1.2", "import-linter>=2.1", "ruff>=0.9"],
 }
 
-COMMANDS = ("train", "sample", "export", "prepare", "convert", "evaluate_spm")
+# train_spm is what a command was called once; it says what to use now.
+COMMANDS = ("train", "sample", "export", "prepare", "convert", "evaluate_spm", "train_spm")
 
 setup(
     name="spo_jax",

@@ -3,11 +3,11 @@
 python -m benchmarks.aot --config=configs/sd15.py --topology=v5e:2x4
 python -m benchmarks.aot --config=configs/spm_sd15.py --topology=v5e:2x4
 
-The config may be that of any method. The programs are the run's own (`spo_jax.methods.base.Run.trace`), at a fourth of
-the config's batch on every chip, because the published batches are those of 4 devices. The run is an abstract one: no
-weight is read or made. All numbers are those of one chip. Arguments are all arrays in memory while a program runs, also
-weights that only another of the run's programs reads. The total adds the weights that none of them takes (the text
-encoders), temporaries, results and the program itself.
+The config may be that of any method. The programs are the run's own (`spo_jax.methods.base.Run.trace`). Every chip has
+a fourth of the config's prompts and pairs, because the published batches are those of 4 devices; batches of anything
+else are the config's. The run is an abstract one: no weight is read or made. All numbers are those of one chip.
+Arguments are all arrays in memory while a program runs, also weights that only another of the run's programs reads. The
+total adds the weights that none of them takes (the text encoders), temporaries, results and the program itself.
 
 SPO has two programs: ``collect`` is a whole rollout with its judgement, and ``update`` loops over training batches,
 whose number depends on the valid pairs; its operations are those of ONE training batch, with all of its chunks. The

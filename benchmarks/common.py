@@ -27,6 +27,8 @@ from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.run.versions import versions
 
+flags.disclaim_key_flags()  # --help of a script lists the flags that are defined here as its own
+
 RESULTS = "benchmarks/results"
 # (subject, warm-up runs, timed runs) to results
 Measure = Callable[[Subject, int, int], dict[str, Any]]
@@ -166,7 +168,7 @@ def define_flags(repeats: int) -> dict[str, flags.FlagHolder]:
     return {
         "size": flags.DEFINE_string("size", "toy", f"Measure models of this size: {', '.join(SIZES)}."),
         "decoder": flags.DEFINE_string("decoder", "vae", f"Decode images with this decoder: {', '.join(DECODERS)}."),
-        "set": flags.DEFINE_multi_string("set", [], "Change a setting of SPO, as FIELD=VALUE; may be repeated."),
+        "set": flags.DEFINE_multi_string("set", [], "Change a setting of SPO, given as FIELD=VALUE."),
         "warmup": flags.DEFINE_integer("warmup", 1, "Do this number of runs before the timed ones.", lower_bound=0),
         "repeats": flags.DEFINE_integer(
             "repeats", repeats, "Time this number of runs; medians are reported.", lower_bound=1

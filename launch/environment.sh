@@ -1,16 +1,17 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: a virtual environment with the package in it, made and filled at most once.
+# Sourced by the other scripts here. It makes a virtual environment and installs the package into it, both only once.
 
 stop() {
   echo "error: $*" >&2
   exit 1
 }
 
-# supported PYTHON: whether that interpreter is there and of a version that the package runs on.
+# supported PYTHON: whether this interpreter exists and its version is one that the package supports.
 supported() {
   "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
 }
 
+# first_supported PYTHON...: prints the first interpreter that is supported.
 first_supported() {
   local python
   for python in "$@"; do
@@ -22,11 +23,12 @@ first_supported() {
   return 1
 }
 
-# activate PYTHON...: keeps an active virtual environment, else uses .venv, made with the first PYTHON that will do.
+# activate PYTHON...: keeps an active virtual environment. Otherwise it uses .venv, and makes it if necessary with the
+# first PYTHON that is supported.
 activate() {
   local python version
   if [[ -z ${VIRTUAL_ENV:-} ]]; then
-    if [[ ! -x .venv/bin/pip ]]; then # pip comes last, so without it the environment is not complete
+    if [[ ! -x .venv/bin/pip ]]; then # pip is installed last, so an environment without it is incomplete
       python=$(first_supported "$@") ||
         stop "no Python 3.11, 3.12 or 3.13 found (looked for: $*); Debian, Ubuntu: sudo apt install python3 python3-venv"
       version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -42,8 +44,8 @@ activate() {
   echo "Using $VIRTUAL_ENV ($(python --version))"
 }
 
-# install_package EXTRAS [REQUIREMENT...]: installs this checkout with the extras (may be empty), the requirements before it.
-# A stamp in the environment holds the checksum of setup.py: nothing happens while it is the same.
+# install_package EXTRAS [REQUIREMENT...]: installs the requirements and this checkout with the extras (may be empty).
+# A stamp in the environment holds the checksum of setup.py, and nothing is installed until that changes.
 install_package() {
   local extras=$1 stamp sum
   shift

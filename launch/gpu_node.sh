@@ -2,16 +2,17 @@
 # Trains on all GPUs of this machine with one process: bash launch/gpu_node.sh --out=FOLDER [flags]
 #   bash launch/gpu_node.sh --out=runs/sd15 --config.prompts=prompts.json --config.eval.prompts=prompts.json
 #
-#   --out=FOLDER           what the run leaves behind; where a run has stopped there, it goes on
-#   --config=FILE          the config (configs/sd15.py)
-#   --config.FIELD=VALUE   a field of it; further flags of spo_jax.train follow after --
-#   --extra=NAME           what is installed: gpu for CUDA 12 (the default), log, interop, or several: gpu,log
-#   --install-only         make .venv with the package, train nothing (a login node has no GPU)
-#   --no-install           take the environment that is active as it is
-#   --dry-run              print the commands, run nothing
+#   --out=FOLDER           write the results here; if the folder holds a run that stopped, resume it
+#   --config=FILE          read the settings from this file (configs/sd15.py)
+#   --config.FIELD=VALUE   override a field of the config; put other flags of spo_jax.train after --
+#   --extra=NAMES          install these extras: gpu for CUDA 12 (the default), or several, such as gpu,data to train a
+#                          preference model, or gpu,wandb
+#   --install-only         install the package into .venv and do not train (a login node has no GPU)
+#   --no-install           use the active environment as it is
+#   --dry-run              print the commands and run none of them
 #
-# Training that ends with status 75 (somebody sent it SIGTERM: it has saved) is started again. SIGTERM or Ctrl-C to
-# this script reaches it too, and then the script ends with it. Any other status is the script's own.
+# If training ends with status 75 (it received SIGTERM and has saved), it is started again. SIGTERM and Ctrl-C are
+# passed on to it, and then the script ends with it. Any other status becomes the status of the script.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
@@ -31,7 +32,7 @@ own_flag() {
 }
 
 check_gpus() {
-  need nvidia-smi "the NVIDIA driver is not installed, or this machine has no GPU (--install-only does without)"
+  need nvidia-smi "the NVIDIA driver is not installed, or this machine has no GPU (--install-only needs none)"
   [[ $dry_run || $(nvidia-smi --list-gpus) ]] || refuse "nvidia-smi lists no GPU"
 }
 
@@ -48,10 +49,11 @@ install_here() {
   fi
 }
 
-# keep_running COMMAND...: starts it again while it ends with status 75 and this script has got no signal.
+# keep_running COMMAND...: starts the command again as long as it ends with status 75 and this script has received no
+# signal.
 keep_running() {
   local status signals=0 before child=
-  # In the background and waited for: bash looks at signals only between commands, and during `wait`.
+  # The command runs in the background, because bash handles signals only between commands and during `wait`.
   trap 'signals=$((signals + 1)); [[ ! $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
   while :; do
     "$@" &
@@ -59,11 +61,11 @@ keep_running() {
     while :; do
       before=$signals status=0
       wait "$child" || status=$?
-      ((signals > before)) || break # else it was the signal that ended `wait`, and the child is still saving
+      ((signals > before)) || break # otherwise the signal ended `wait`, and the child is still saving
     done
     child=
     if ((status != 75 || signals)); then return "$status"; fi
-    echo "Training was stopped by SIGTERM and has saved; starting it again" >&2
+    echo "Training received SIGTERM and has saved; starting it again" >&2
   done
 }
 
@@ -76,11 +78,11 @@ if [[ $install ]]; then install_here; fi
 if [[ $only ]]; then exit; fi
 
 set_train python
-# Named, so that JAX stops where it finds no GPU instead of training on the CPU for weeks ("cuda,cpu" would not stop it).
+# With this setting JAX stops if it finds no GPU, instead of training on the CPU for weeks (as with "cuda,cpu").
 run export JAX_PLATFORMS="${JAX_PLATFORMS:-cuda}"
 if [[ $dry_run ]]; then
   shown "${train[@]}"
-  echo "# again while it ends with status 75"
+  echo "# and again as long as it ends with status 75"
 else
   keep_running "${train[@]}"
 fi

@@ -6,31 +6,34 @@
 #   bash launch/tpu_pod.sh delete "${pod[@]}"
 #
 # Actions:
-#   create    ask for the pod, which may wait in the queue for long
-#   watch     wait for it, install, train; when it was preempted, ask for another and go on; ends when the run is done
-#   install   copy this checkout to all workers and install it        (watch does it)
-#   train     start the run on all workers                            (watch does it)
-#   log       what worker 0 prints, as it comes
-#   stop      SIGTERM to the run on all workers: it finishes the batch and saves (end watch first, it would go on)
-#   delete    give the pod back; nothing else does, and it costs until then
+#   create    request the pod, which may wait in the queue for a long time
+#   watch     wait for the pod, install, train; after a preemption, request another pod and resume; end with the run
+#   install   copy this checkout to all workers and install it        (watch does this)
+#   train     start the run on all workers                            (watch does this)
+#   log       show what worker 0 prints, as it is printed
+#   stop      send SIGTERM to the run on all workers: it finishes the batch and saves (end watch first, or it restarts)
+#   delete    give the pod back; nothing else does, and the pod costs money until then
 #
-#   --zone=ZONE              where the pod is; required
-#   --name=NAME              its name (spo-jax)
-#   --project=PROJECT        the one gcloud is set to
-#   --accelerator-type=TYPE  v5p-16, that is 8 chips on 2 hosts
-#   --runtime-version=NAME   what goes with the type, for v4, v5e, v5p and v6e
-#   --spot                   cheaper, and may be preempted
-#   --create-flag=FLAG       a further flag of `gcloud compute tpus queued-resources create`; again for more
-#   --nfs=HOST:/SHARE        a share that all workers mount (Filestore, say); required, for preemption deletes disks.
-#                            none: --out is on a disk that the workers share already, or there is one worker only
-#   --mount=FOLDER           where (/mnt/spo_jax)
-#   --out=FOLDER             what the run leaves behind, below --mount; required by train and watch
-#   --config=FILE            the config, below this checkout (configs/sd15.py)
-#   --config.FIELD=VALUE     a field of it; further flags of spo_jax.train follow after --
-#   --file=FILE              a file that the run reads (prompts), copied beside the package; again for more
-#   --poll=SECONDS           between two looks of watch (60)
-#   --retries=N              how often watch starts a run again that failed, not counting preemption (3)
-#   --dry-run                print the commands, run nothing
+#   --zone=ZONE              use a pod in this zone; required
+#   --name=NAME              give the pod this name (spo-jax)
+#   --project=PROJECT        use this project (the one that gcloud is set to)
+#   --accelerator-type=TYPE  request this type (v5p-16: 8 chips on 2 hosts)
+#   --runtime-version=NAME   use this runtime (for v4, v5e, v5p and v6e: the one that belongs to the type)
+#   --spot                   request Spot capacity, which is cheaper and may be preempted
+#   --create-flag=FLAG       pass this flag to `gcloud compute tpus queued-resources create`; may be repeated
+#   --nfs=HOST:/SHARE        mount this share (Filestore, for example) on all workers; required, because preemption
+#                            deletes disks. none: --out is on a disk that the workers share already, or there is only
+#                            one worker
+#   --mount=FOLDER           mount the share here (/mnt/spo_jax)
+#   --out=FOLDER             write the results here, below --mount; required by train and watch
+#   --config=FILE            read the settings from this file, below this checkout (configs/sd15.py)
+#   --config.FIELD=VALUE     override a field of the config; put other flags of spo_jax.train after --
+#   --file=FILE              copy this file, which the run reads (prompts), next to the package; may be repeated
+#   --extra=NAMES            install these extras: tpu (the default), or several, such as tpu,data to train a preference
+#                            model
+#   --poll=SECONDS           let watch look at the pod at this interval (60)
+#   --retries=N              let watch restart a run that fails at most N times, not counting preemption (3)
+#   --dry-run                print the commands and run none of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/command_line.sh
@@ -45,6 +48,7 @@ create_flags=()
 nfs=
 mount=/mnt/spo_jax
 files=()
+extra=tpu
 poll=60
 retries=3
 failures=0
@@ -61,6 +65,7 @@ own_flag() {
     --nfs=*) nfs=${1#*=} ;;
     --mount=*) mount=${1#*=} ;;
     --file=*) files+=("${1#*=}") ;;
+    --extra=*) extra=${1#*=} ;;
     --poll=*) poll=${1#*=} ;;
     --retries=*) retries=${1#*=} ;;
     *) return 1 ;;
@@ -73,7 +78,7 @@ set_runtime() {
     v5p-*) runtime=v2-alpha-tpuv5 ;;
     v6e-*) runtime=v2-alpha-tpuv6e ;;
     v4-*) runtime=tpu-ubuntu2204-base ;;
-    *) refuse "--accelerator-type=$type: which --runtime-version goes with it is not known here, name it" ;;
+    *) refuse "--accelerator-type=$type: the runtime of this type is not known; set --runtime-version" ;;
   esac
 }
 
@@ -81,7 +86,7 @@ check_pod_run() {
   local file
   check_run "$mount/sd15"
   [[ $config != /* ]] || refuse "--config=$config: expected a path relative to $PWD"
-  [[ $nfs ]] || refuse "--nfs is missing: a share for --out, such as --nfs=10.0.0.2:/share, or --nfs=none (see --help)"
+  [[ $nfs ]] || refuse "--nfs is missing: expected a share such as --nfs=10.0.0.2:/share, or --nfs=none (see --help)"
   [[ $nfs == none || $out == "$mount"/?* ]] || refuse "--out=$out: expected a folder below $mount, where the share is"
   [[ $out == /* ]] || refuse "--out=$out: expected an absolute path"
   for file in ${files[@]+"${files[@]}"}; do [[ -f $file ]] || refuse "--file=$file: no such file in $PWD"; done
@@ -95,7 +100,7 @@ tpus() {
   run gcloud compute tpus "$@" "--zone=$zone" ${project:+"--project=$project"} --quiet
 }
 
-# on WORKER COMMAND: a shell command on one worker (its number) or on all, as the user who has logged in.
+# on WORKER COMMAND: runs a shell command on one worker (its number) or on all workers, as the user who has logged in.
 on() {
   tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2"
 }
@@ -110,8 +115,8 @@ delete() {
   tpus queued-resources delete "$name" --force
 }
 
-# install: packed from the working tree, so that the workers have what is here, committed or not. The images of TPU VMs
-# have a Python that is too old; uv brings one.
+# install: packs the working tree, so that the workers get the files as they are here, committed or not. The images of
+# TPU VMs have a Python that is too old; uv installs a newer one.
 install() {
   local archive="${TMPDIR:-/tmp}/$name.tar.gz" file pack steps
   pack=(--exclude=__pycache__ spo_jax configs launch setup.py pyproject.toml README.md LICENSE "${config%%:*}")
@@ -121,13 +126,13 @@ install() {
   steps="mkdir -p spo_jax && tar -xzf spo_jax.tar.gz -C spo_jax && cd spo_jax"
   steps+=" && python3 -m pip install --quiet --user uv"
   steps+=" && { test -x .venv/bin/python || python3 -m uv venv --quiet --python=3.12 .venv; }"
-  steps+=" && python3 -m uv pip install --quiet --python=.venv/bin/python --editable=.[tpu]"
+  steps+=" && python3 -m uv pip install --quiet --python=.venv/bin/python --editable=$(printf '%q' ".[$extra]")"
   on all "$steps"
-  on 0 "touch spo_jax/.installed" # on all of them, or this line is not reached
+  on 0 "touch spo_jax/.installed" # reached only if the installation succeeded on all workers
   run rm -f "$archive"
 }
 
-# folder: shell command that makes --out, on the share if there is one.
+# folder: prints a shell command that makes --out, on the share if there is one.
 folder() {
   local at
   at=$(printf '%q' "$mount")
@@ -136,13 +141,14 @@ folder() {
     echo -n " && sudo apt-get -qq -o DPkg::Lock::Timeout=600 install nfs-common"
     echo -n " && sudo mkdir -p $at && sudo mount -t nfs $(printf '%q' "$nfs") $at; }; } && "
   fi
-  # The root of a share belongs to root as a rule.
+  # The root folder of a share usually belongs to root.
   echo "sudo install -d -o \$USER $(printf '%q' "$out")"
 }
 
-# train_on_all: as a unit of systemd, which outlives the connection, sends SIGTERM and waits when the machine goes down,
-# starts the run again after status 75, and remembers how it ended. LimitMEMLOCK: the TPU driver pins host memory.
-# The cache of compiled programs lies beside the checkpoints, for the next machine is a new one.
+# train_on_all: starts the run on all workers as a unit of systemd, which outlives the connection, sends SIGTERM and
+# waits when the machine shuts down, starts the run again after status 75, and keeps the status with which it ended.
+# LimitMEMLOCK is infinite because the TPU driver pins host memory. The cache of compiled programs is next to the
+# checkpoints, because the next machine has a new disk.
 train_on_all() {
   local steps words
   set_train python --multihost
@@ -159,7 +165,8 @@ log() {
   on 0 "sudo journalctl --unit=$unit --output=cat --lines=100 ${1:-}"
 }
 
-# pod_state: of the queued resource, in the cloud's words; ABSENT where there is none, UNKNOWN where gcloud fails.
+# pod_state: prints the state of the queued resource as gcloud reports it, ABSENT if there is none, or UNKNOWN if gcloud
+# fails.
 pod_state() {
   local errors answer
   errors=$(mktemp)
@@ -174,24 +181,26 @@ pod_state() {
   rm -f "$errors"
 }
 
+# run_state: prints the state of the unit on worker 0, and whether the package is installed.
 run_state() {
   local question="systemctl show $unit --property=ActiveState,SubState,ExecMainStatus"
   on 0 "$question; test ! -e spo_jax/.installed || echo Installed=yes"
 }
 
-# again ACTION: in a bash of its own, so that it stops at its first error while this one goes on.
+# again ACTION: runs the action in another bash, which stops at the first error, while this one continues.
 again() {
   bash launch/tpu_pod.sh "$1" "${given[@]}" || { say "$1 failed; looking again in $poll s" && return 1; }
 }
 
-# look_after_run: takes the next step of the run on an active pod, or ends the script with the run's status.
+# look_after_run: installs, starts or restarts the run on an active pod if necessary, or ends the script with the run's
+# status.
 look_after_run() {
   local answer status
   answer=$(run_state) || { say "worker 0 does not answer" && return 0; }
   status=$(sed -n 's/^ExecMainStatus=//p' <<<"$answer")
   case $(sed -n 's/^ActiveState=//p' <<<"$answer")/$(sed -n 's/^SubState=//p' <<<"$answer") in
     active/exited)
-      say "the run is done: see $out; the pod is still there, and costs, until you delete it"
+      say "the run is done: see $out; the pod still exists, and costs money until you delete it"
       exit 0
       ;;
     failed/*)
@@ -218,11 +227,11 @@ watch_pod() {
     case $state in
       ACTIVE) look_after_run ;;
       SUSPENDED)
-        say "preempted; asking for another pod"
+        say "preempted; requesting another pod"
         failures=0
         if again delete; then again create || true; fi
         ;;
-      # FAILED is about the request (quota, zone, type), which would fail again.
+      # FAILED refers to the request (quota, zone, type), which would fail again.
       ABSENT) say "there is no queued resource $name in $zone: create it first" && exit 1 ;;
       FAILED | DELETING) say "see: gcloud compute tpus queued-resources describe $name --zone=$zone" && exit 1 ;;
     esac
@@ -233,13 +242,13 @@ watch_pod() {
 watch_dry() {
   echo "# every $poll s:"
   tpus queued-resources describe "$name" "--format=value(state.state)"
-  echo "# while it is ACTIVE, how the run is:"
+  echo "# if the pod is ACTIVE, look at the run:"
   run_state
-  echo "# where nothing is installed:"
+  echo "# if nothing is installed:"
   install
-  echo "# where it does not run:"
+  echo "# if the run has not started:"
   train_on_all
-  echo "# when it is SUSPENDED, that is preempted:"
+  echo "# if the pod is SUSPENDED, that is preempted:"
   delete
   create
 }
@@ -255,7 +264,7 @@ parse_flags "$@"
 case $action in
   train | watch) check_pod_run ;;
 esac
-[[ $zone ]] || refuse "--zone is missing: where the pod is, such as --zone=europe-west4-b"
+[[ $zone ]] || refuse "--zone is missing: expected the zone of the pod, such as --zone=europe-west4-b"
 need gcloud "install the Google Cloud CLI and log in"
 
 case $action in

@@ -22,7 +22,7 @@ from spo_jax.core.typing import Params
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.models import family_module, open_pipeline
-from spo_jax.models.lora import read_lora, write_lora
+from spo_jax.models.lora import check_fits, read_lora, write_lora
 from spo_jax.models.save import check_folder, write_merged
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.folder import CHECKPOINTS, check_format
@@ -84,17 +84,21 @@ def export(
         base_model = given
     else:
         lora, base_model = _from_checkpoint(source, given)
+        if given.model and form in LORA_FORMATS:
+            pipeline = given.open(abstract=True)
+            check_fits(lora.tree, pipeline.params[pipeline.TRAINED], f"--run={source}", f"--model={given.model}")
     # Write it, alone or merged into the base model.
     if form in LORA_FORMATS:
         write_lora(out, lora, form, module_shapes=shapes)
     else:
         if not base_model.model:
             raise UserError(f"--run={source} is a LoRA file: name its base model with --model")
-        _write_model(out, form, base_model.open(), lora, dtype, overwrite)
+        _write_model(source, out, form, base_model.open(), lora, dtype, overwrite)
     print(f"wrote {out}")
 
 
-def _write_model(out: Path, form: str, pipeline: Any, lora: LoRA, dtype: str, overwrite: bool) -> None:
+def _write_model(source: Path, out: Path, form: str, pipeline: Any, lora: LoRA, dtype: str, overwrite: bool) -> None:
+    check_fits(lora.tree, pipeline.params[pipeline.TRAINED], f"--run={source}", str(pipeline.folder))
     tree = jax.tree.map(jnp.asarray, lora.tree)
     scale = lora.alpha / lora.rank
     if form == "merged":

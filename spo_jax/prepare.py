@@ -6,6 +6,7 @@ either complete or absent: if the command was killed, start it again, and it con
 """
 
 import dataclasses
+import itertools
 import os
 import sys
 import typing
@@ -16,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from spo_jax.core.cli import callable_module, run_command
+from spo_jax.core.cli import callable_module, run_command, stop
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.core.lookup import find_module, module_names
@@ -57,7 +58,7 @@ def prepare(
         raise UserError(f"--max-bad={max_bad:g}: expected a share between 0 and 1")
     check_writable(data_dir)
     import_tfds()
-    module = find_module(_SOURCES, dataset, "--dataset")
+    module = _find_source(dataset)
     source = module.open_source(_read_options(module, dataset, options), splits, resolve)
     known = source.splits()
     unknown = [split for split in splits if split not in known]
@@ -70,6 +71,14 @@ def prepare(
             done[split] = prepare_split(source, split, data_dir, max_bad, limit)
             print(_line(split, done[split], data_dir))
     return done
+
+
+def _find_source(dataset: str) -> ModuleType:
+    module = find_module(_SOURCES, dataset, "--dataset")
+    missing = [part for part in ("Options", "open_source") if not hasattr(module, part)]
+    if missing:
+        raise UserError(f"--dataset={dataset}: {module.__name__} has no {', '.join(missing)}")
+    return module
 
 
 def _read_options(module: ModuleType, dataset: str, options: dict[str, Any]) -> Any:
@@ -104,7 +113,10 @@ def run() -> None:
     max_bad = flags.DEFINE_float("max-bad", 0.01, "Accept this share of unusable rows in a split.")
     limit = flags.DEFINE_integer("limit", 0, "Use only the first N rows of each split (0: all).", lower_bound=0)
     flags.mark_flag_as_required("data-dir")
-    options = _define_options(sys.argv)
+    try:
+        options = _define_options(sys.argv)
+    except UserError as error:
+        stop(str(error))
 
     def main(_) -> None:
         given = {name: flag.value for name, flag in options.items() if flags.FLAGS[flag.name].present}
@@ -115,12 +127,11 @@ def run() -> None:
 
 def _define_options(argv: Sequence[str]) -> dict[str, flags.FlagHolder]:
     """Defines a flag for every option of our sources, and of a user's own source that the command line names."""
-    names = module_names(_SOURCES)
-    names += [value for flag, _, value in (argument.partition("=") for argument in argv) if _is_own(flag, value)]
+    names = [*module_names(_SOURCES), *_own_sources(argv)]
     define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool, float: flags.DEFINE_float}
     options: dict[str, flags.FlagHolder] = {}
     for name in names:
-        module = find_module(_SOURCES, name, "--dataset")
+        module = _find_source(name)
         kinds = typing.get_type_hints(module.Options)
         for field in dataclasses.fields(module.Options):
             if field.name not in options:
@@ -129,8 +140,10 @@ def _define_options(argv: Sequence[str]) -> dict[str, flags.FlagHolder]:
     return options
 
 
-def _is_own(flag: str, value: str) -> bool:
-    return flag in ("--dataset", "-dataset") and "." in value
+def _own_sources(argv: Sequence[str]) -> list[str]:
+    """Returns the dotted paths that follow ``--dataset=`` or ``--dataset``."""
+    words = " ".join(argv).replace("=", " ").split(" ")
+    return [value for flag, value in itertools.pairwise(words) if flag in ("--dataset", "-dataset") and "." in value]
 
 
 callable_module(__name__, prepare)

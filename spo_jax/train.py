@@ -12,6 +12,7 @@ files, and 75 if the run was preempted and saved.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import sys
 import time
@@ -96,8 +97,11 @@ def _train(
         if first_row and not resuming:
             outputs.curves.write(0, first_row)
 
+        # Prepare the first batch before the loop: it may take hours, during which SIGTERM has to end the run at once.
+        inputs = held.enter_context(contextlib.closing(run.batches(start)))
+        batches = itertools.chain(list(itertools.islice(inputs, 1)), inputs)
+
         # Train.
-        batches = held.enter_context(contextlib.closing(run.batches(start)))
 
         def step(number: int, state: State) -> tuple[State, Row]:
             return run.step(programs, batches, number, state, train_key)
@@ -156,7 +160,7 @@ def _outputs(settings: RunSettings, out: Path, resume_step: int | None):
         wandb = None
         if settings.log.wandb and is_writer():
             wandb = WandbLog(out, settings.log, dataclasses.asdict(settings), resume_step is not None)
-            held.callback(wandb.close)
+            held.push(lambda kind, error, traceback: wandb.close(failed=kind is not None))
         curves = MetricsWriter(out, resume_step=resume_step, active=is_writer(), wandb=wandb)
         yield _Outputs(held.enter_context(curves), wandb)
 

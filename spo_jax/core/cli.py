@@ -122,10 +122,11 @@ def find_config(path: str) -> Path:
     if Path(path).is_file():
         return Path(path)
     name = Path(path).stem
-    new = renamed.CONFIG_FILES.get(name)
-    if new is not None:
-        raise UserError(f"--config={path} is now --config={path.replace(name, new)}")
     folders = _config_folders()
+    new = renamed.CONFIG_FILES.get(name)
+    if new is not None and (path == name or Path(path).parent.name == "configs"):
+        shown = Path(path).with_stem(new)
+        raise UserError(f"--config={path} is now --config={shown}")
     if path == name:
         for folder in folders:
             if (folder / f"{name}.py").is_file():
@@ -205,9 +206,9 @@ def _refuse_renamed(argv: Sequence[str]) -> None:
     """Refuses values that were renamed, such as ``--model=embedded``, unless a file has that name."""
     for argument in argv[1:]:
         flag, _, value = argument.partition("=")
-        new = renamed.renamed_value(value)
-        if new is not None and not Path(value).exists():
-            field = flag.removeprefix("--config.")
+        field = flag.lstrip("-").removeprefix("config.")
+        new = renamed.renamed_value(field, value)
+        if new is not None:
             flag = flag.replace(field, renamed.FIELDS.get(field, field))
             stop(f"{argument}: {value!r} is now {new!r}, expected {flag}={new}")
 

@@ -1,5 +1,7 @@
 """Names of earlier versions, so that the message that refuses an old command can give the new name."""
 
+from pathlib import Path
+
 COMMANDS = {
     "train_spm": "train",
     "embedded.build": "build_toy.build",
@@ -7,8 +9,12 @@ COMMANDS = {
     "embedded.tiny_sdxl": "build_toy.toy_sdxl",
 }
 CONFIG_FILES = {"tiny": "toy", "tiny_sdxl": "toy_sdxl", "spm_tiny": "spm_toy"}
-# Values of any flag or field; a value may also be the part before a colon.
+# Values of the flags and fields below; a value may also be the part before a colon.
 VALUES = {"embedded": "toy", "scenes": "toy"}
+_WITH_VALUES = {
+    "model", "spm", "dataset", "prompts", "spm.model", "spm.tokenizer", "init", "tokenizer", "eval.prompts",
+    "eval.reward", "eval.rewards", "spo.reward", "relabel.model", "vae", "base",
+}  # fmt: skip
 _OPTIMIZER = (
     "learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm",
     "gradient_accumulation_steps", "warmup_steps",
@@ -25,7 +31,14 @@ FIELDS = {
 }
 
 
-def renamed_value(value: str) -> str | None:
-    """Returns the new form of a value such as ``embedded:train``; None if it was not renamed."""
+def renamed_value(name: str, value: str) -> str | None:
+    """Returns the new form of a value such as ``embedded:train``; None if it was not renamed, or a file has its name.
+
+    Args:
+      name: name of the flag or field.
+      value: its value.
+    """
     head, colon, rest = value.partition(":")
-    return f"{VALUES[head]}{colon}{rest}" if head in VALUES else None
+    if name not in _WITH_VALUES or head not in VALUES or Path(value).exists():
+        return None
+    return f"{VALUES[head]}{colon}{rest}"

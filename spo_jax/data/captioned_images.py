@@ -49,7 +49,7 @@ class CaptionedImages:
             data = self.files[row].read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {self.files[row]}: {error.strerror or error}") from error
-        return decode(data, side, str(self.files[row]))
+        return decode(data, side, str(self.files[row]), "replace or remove it")
 
 
 def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
@@ -66,14 +66,14 @@ def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
         raise UserError(f"{folder} holds no images; expected {', '.join(_SUFFIXES)} with captions")
     digest = hashlib.sha256()
     for file, caption in entries:
-        digest.update(f"{file.relative_to(folder)} {file.stat().st_size} {caption}\n".encode())
+        digest.update(f"{file.name} {file.stat().st_size} {caption}\n".encode())
     files, captions = zip(*entries, strict=True)
     return CaptionedImages(files, captions, digest.hexdigest())
 
 
 def _from_metadata(folder: Path) -> Iterator[tuple[Path, str]]:
     file = folder / METADATA
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(_read_text(file).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -94,4 +94,11 @@ def _from_text_files(folder: Path) -> Iterator[tuple[Path, str]]:
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise UserError(f"{file} has no caption: expected {text.name} beside it, or {METADATA} for all images")
-        yield file, text.read_text(encoding="utf-8-sig").strip()
+        yield file, _read_text(text).strip()
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}; expected text in UTF-8") from error

@@ -105,6 +105,20 @@ class DDPM:
         a_t = _column(jnp.asarray(self.alphas_cumprod)[t], x0)
         return jnp.sqrt(a_t) * x0 + jnp.sqrt(1 - a_t) * noise
 
+    def target(
+        self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+    ) -> Float[Array, "*b h w c"]:
+        """Computes the prediction of a perfect network: the noise, v = sqrt(ᾱ) noise - sqrt(1-ᾱ) x0, or x0.
+
+        As in diffusers' training scripts, and its ``get_velocity``.
+        """
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            a_t = _column(jnp.asarray(self.alphas_cumprod)[t], x0)
+            return jnp.sqrt(a_t) * noise - jnp.sqrt(1 - a_t) * x0
+        return x0
+
 
 def split_prediction(
     prediction_type: str,

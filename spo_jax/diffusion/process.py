@@ -43,6 +43,12 @@ class Process(Protocol):
         """Adds noise to clean latents, which gives x_t."""
         ...
 
+    def target(
+        self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+    ) -> Float[Array, "*b h w c"]:
+        """Computes the prediction of a perfect network at x_t, which plain training compares with."""
+        ...
+
 
 def log_prob(
     x_prev: Float[Array, "*b h w c"], mean: Float[Array, "*#b h w c"], std: Float[Array, "..."]

@@ -51,9 +51,15 @@ def read_settings(config: ConfigDict | Mapping[str, Any]) -> RunSettings:
     if not isinstance(name, str):
         known = ", ".join(map(repr, module_names(__name__)))
         raise UserError(f"config field method is missing: expected the name of a training method, such as {known}")
-    settings = from_config(load_method(name).Settings, config)
+    try:
+        settings = from_config(load_method(name).Settings, config)
+    except UserError as error:
+        if "is not a field of" not in str(error):
+            raise
+        hint = f"the config's method is {name!r}, whose configs start from default_config({name!r})"
+        raise UserError(f"{error}; {hint}") from error
     for field, _, value, _, _ in describe(settings):
-        new = renamed_value(value.strip("'"))
+        new = renamed_value(field, value.strip("'"))
         if new is not None:
             raise UserError(f"config field {field} = {value}: this is now {new!r}")
     return settings

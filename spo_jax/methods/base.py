@@ -51,6 +51,10 @@ class Run(Protocol):
     the intervals of the settings, and finally `export` and `finish`. If the run is resumed, the state is restored from
     a checkpoint between `trace` and the first `step`.
 
+    A run may have two more methods, for ahead-of-time compiling (`benchmarks.aot`): ``loop_trips(program)`` returns how
+    often the loops of a program run whose length is not known in advance, outermost first, and ``idle_params()``
+    returns the weights that stay on the devices although no program takes them.
+
     Attributes:
       total: number of batches of the whole run.
       progress: what to show for each batch, and which metrics have to stay finite.
@@ -92,7 +96,11 @@ class Run(Protocol):
         ...
 
     def batches(self, start: int) -> Generator[Any, None, None]:
-        """Yields what `step` needs for each batch, from batch number ``start`` on; the first batch has number 0."""
+        """Yields what `step` needs for each batch, from batch number ``start`` on; the first batch has number 0.
+
+        Long preparations, such as encoding a dataset, belong before the first ``yield``, and the trainer asks for the
+        first batch before its loop starts.
+        """
         ...
 
     def step(

@@ -1,5 +1,7 @@
 """Rewards, which score images or latents. A reward is a module that is found by its name or by a dotted path."""
 
+from types import ModuleType
+
 from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import find_module
 from spo_jax.rewards.base import Context, Reward
@@ -16,6 +18,28 @@ def load_reward(spec: str, context: Context) -> Reward:
     Raises:
       UserError: there is no such reward, or it cannot be loaded.
     """
+    module, source = _find(spec, context)
+    return module.load(source, context)
+
+
+def check_reward(spec: str, context: Context) -> None:
+    """Refuses a reward that cannot be found, before anything is loaded.
+
+    A reward's module may have a function ``check(source, context)`` that takes no time; it is called here.
+
+    Args:
+      spec: as in `load_reward`.
+      context: facts on which the reward may depend; the model's kind need not be known yet.
+
+    Raises:
+      UserError: there is no such reward, or its weights are missing.
+    """
+    module, source = _find(spec, context)
+    if hasattr(module, "check"):
+        module.check(source, context)
+
+
+def _find(spec: str, context: Context) -> tuple[ModuleType, str]:
     name, _, source = spec.partition(":")
     module = find_module(__name__, name, f"config field {context.field}")
     if not hasattr(module, "load"):
@@ -23,4 +47,4 @@ def load_reward(spec: str, context: Context) -> Reward:
             f"config field {context.field} = {spec!r}: expected a module with a function load(source, context), "
             f"but {module.__name__} has none"
         )
-    return module.load(source, context)
+    return module, source

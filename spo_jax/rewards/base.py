@@ -109,17 +109,18 @@ class DeviceReward:
         raise NotImplementedError
 
     def check(self, prompts: Sequence[str], size: tuple[int, int]) -> None:
-        """Accepts all prompts and sizes."""
-
-    def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
-        """Scores finished images; returns the scores by name.
+        """Accepts all prompts and sizes.
 
         Raises:
-          UserError: the reward reads latents.
+          UserError: the reward reads latents, and what is to be scored are images.
         """
-        (name,) = self.meanings
         if self.READS != "images":
-            raise UserError(f"reward {name} reads {self.READS}, but evaluation has images: choose another reward")
+            names = ", ".join(self.meanings)
+            raise UserError(f"reward {names} reads {self.READS}, but evaluation has images: choose another reward")
+
+    def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
+        """Scores finished images; returns the scores by name."""
+        (name,) = self.meanings
         features = self.features(prompts)
 
         def score(rows: Int[np.ndarray, " b"]) -> Array:

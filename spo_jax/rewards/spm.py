@@ -6,19 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spo_jax import toy
+from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Params
 from spo_jax.rewards.base import Context, DeviceReward
 from spo_jax.rewards.common.clip_score import encode_texts, score_images, text_features
-from spo_jax.rewards.common.preference_model import PreferenceModel, load_spm
+from spo_jax.rewards.common.preference_model import PreferenceModel, load_spm, read_config, resolve_model
 
 
 class SPMReward(DeviceReward):
     """Scores an image by exp(logit_scale) * cos(image, text) at a timestep."""
 
-    meanings = {"spm_score": "score of the preference model that training used, at timestep 0"}
-
-    def __init__(self, model: PreferenceModel):
+    def __init__(self, model: PreferenceModel, name: str = ""):
+        self.meanings = {"spm_score": f"score of the preference model {name} at timestep 0".replace("  ", " ")}
         self.model = model
         self.params = model.params
 
@@ -42,20 +41,34 @@ def load(source: str, context: Context) -> SPMReward:
     """Loads the preference model.
 
     Args:
-      source: folder, file, hub id, one file of a hub repository, or ``toy``; if empty, the field ``model`` of
-        ``context.options``.
-      context: its options have the fields ``model`` and ``tokenizer``.
+      source: folder, file, hub id, one file of a hub repository, or ``toy``; if empty, the fields ``model`` and
+        ``tokenizer`` of ``context.options``.
+      context: where and how to load it.
 
     Raises:
-      UserError: the preference model cannot be read, or was trained on another kind of model.
+      UserError: no preference model is named, it cannot be read, or was trained on another kind of model.
     """
-    options = context.options
+    name = _name(source, context)
+    tokenizer = "" if source else context.options.get("tokenizer", "")
     model = load_spm(
-        source or options.get("model", toy.NAME),
-        tokenizer=options.get("tokenizer") or None,
+        name,
+        tokenizer=tokenizer or None,
         dtype=context.dtype,
         mesh=context.mesh,
         judges=context.kind,
         abstract=context.abstract,
+        flags=(f"--config.{context.field}", "") if source else ("--config.spm.model", "--config.spm.tokenizer"),
     )
-    return SPMReward(model)
+    return SPMReward(model, name)
+
+
+def check(source: str, context: Context) -> None:
+    """Refuses a preference model that is missing; takes no time."""
+    read_config(resolve_model(_name(source, context)))
+
+
+def _name(source: str, context: Context) -> str:
+    name = source or context.options.get("model", "")
+    if not name:
+        raise UserError(f"config field {context.field} = 'spm': name the preference model, as in spm:FOLDER_OR_ID")
+    return name

@@ -127,7 +127,7 @@ def _check_meta(folder: Path, settings: RunSettings, data: Sequence[str], change
         return  # restoring reports how each checkpoint is damaged
     step, saved = found
     check_format(folder / str(step), saved)
-    wanted = run_meta(settings, data)
+    wanted = json.loads(json.dumps(run_meta(settings, data)))  # as it is stored: tuples are lists
     free = settings.FREE_FIELDS
     # A field that was added after the checkpoint was written had its default.
     before = _bound(_filled(saved["settings"], dataclasses.asdict(type(settings)())), free)

@@ -81,9 +81,9 @@ class WandbLog:
         """Sends the content of ``summary.json``, which the run's page shows as its result."""
         self._guarded(lambda: self._run.summary.update(dict(summary)))
 
-    def close(self) -> None:
-        """Finishes the run on Weights & Biases."""
-        self._guarded(lambda: self._run.finish())
+    def close(self, failed: bool = False) -> None:
+        """Finishes the run on Weights & Biases, as a failed one if it failed or was preempted."""
+        self._guarded(lambda: self._run.finish(exit_code=int(failed)))
 
     def _guarded(self, send: Callable[[], None]) -> None:
         if self._failed:

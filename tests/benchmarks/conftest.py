@@ -1,4 +1,4 @@
-"""The smallest subject, built once, and programs compiled without LLVM's optimisations: here speed is not measured."""
+"""The smallest subject, built once, and programs compiled without LLVM's optimisations, as speed is not tested here."""
 
 import jax
 import pytest
@@ -12,7 +12,7 @@ MICRO = ["prompts_per_batch=2", "spo.train_batch_size=4", "lora.rank=2", "lora.a
 
 @pytest.fixture(scope="package", autouse=True)
 def compiled_quickly():
-    """Nearly all the seconds of these tests would be compiling."""
+    """Compiles without most optimisations, because compiling takes nearly all the seconds of these tests."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -27,12 +27,14 @@ def one_device():
 
 @pytest.fixture(scope="package")
 def micro_settings():
-    """What ``--set`` gets."""
+    """The values of ``--set`` for `micro`."""
     return MICRO
 
 
 @pytest.fixture(scope="package")
 def micro(one_device):
-    """``--size=micro`` on one device."""
+    """The subject of ``--size=micro`` on one device, with its programs traced."""
     with jax.set_mesh(one_device):
-        return build("micro", read_settings("micro", MICRO))
+        subject = build("micro", read_settings("micro", MICRO))
+        assert subject.traced.keys() == {"collect", "update"}
+    return subject

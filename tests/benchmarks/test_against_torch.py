@@ -1,4 +1,4 @@
-"""The comparison: its sums by hand, and both sides as they are run, in this process."""
+"""The comparison with torch: its sums by hand, and both sides as they run, in this process."""
 
 import jax
 import pytest
@@ -11,13 +11,16 @@ from spo_jax.core.files import read_json, write_json
 
 def row(rollout, update, pairs, memory):
     return {
-        "seconds_rollout": rollout, "seconds_update": update, "valid_pairs": pairs, "loss": 0.5,
+        "seconds_rollout": rollout,
+        "seconds_update": update,
+        "valid_pairs": pairs,
+        "loss": 0.5,
         "peak_memory_bytes": memory,
-    }  # fmt: skip
+    }
 
 
 def test_ratios():
-    """More than 1 is better for ours; the median batch and the sum of pairs count."""
+    """A ratio above 1 is better for ours; speeds are those of the median batch, and pairs are summed."""
     ours = [row(1.0, 1.0, 10, 100), row(1.0, 1.0, 10, 120), row(9.0, 1.0, 10, 110)]
     theirs = [row(4.0, 2.0, 12, 300), row(4.0, 2.0, 12, 240), row(4.0, 2.0, 12, 240)]
     found = results({"ours": ours, "theirs": theirs}, prompts=4)
@@ -34,7 +37,7 @@ def test_ratios():
 
 @pytest.mark.slow
 def test_both_sides(tmp_path, one_device, micro_settings):
-    """Ours leaves what theirs reads; both train on every pair of a rollout, the peer also in bfloat16."""
+    """Our side writes the files that theirs reads; both train on every pair of a rollout, the peer also in bfloat16."""
     with jax.set_mesh(one_device):
         ours = contender.ours("micro", micro_settings, "vae", tmp_path)
         rows = [ours.batch()]
@@ -50,14 +53,15 @@ def test_both_sides(tmp_path, one_device, micro_settings):
     assert ours.about["compile_seconds"] > 0
 
 
-def test_a_sides_mistake_is_told(tmp_path):
-    """Through the other process: what the peer cannot do is one line here."""
-    other_recipe = {"num_inner_step": 3, "branch_at_last_step": True, "gradient_accumulation_steps": 1}
-    write_json(tmp_path / "settings.json", {"spo": other_recipe})
+def test_a_mistake_in_the_other_process_is_reported_here(tmp_path):
+    """A recipe that the peer does not implement is one line of the command."""
+    other_recipe = {"num_inner_step": 3, "branch_at_last_step": True}
+    write_json(tmp_path / "settings.json", {"spo": other_recipe, "optimizer": {"gradient_accumulation_steps": 1}})
     arguments = {"folder": str(tmp_path), "device": "cpu", "threads": 1, "checkpointing": False}
-    with pytest.raises(UserError, match="theirs: --set=spo.num_inner_step: the peer in PyTorch only knows 0"):
+    message = "theirs: --set=spo.num_inner_step=3: the peer in PyTorch implements only the recipe of SD 1.5: expected 0"
+    with pytest.raises(UserError, match=message):
         Contender("theirs", arguments, threads=1)
 
 
-def test_prompts_are_the_settings():
+def test_prompts_of_a_batch_follow_the_settings():
     assert against_torch.prompts_of("micro", ["prompts_per_batch=6"]) == 6

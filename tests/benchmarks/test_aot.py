@@ -1,9 +1,8 @@
-"""Compiling for TPUs without one: the shapes are the run's own, and the compiler's numbers are told rightly."""
+"""Compiling for TPUs without one: a run's own shapes are compiled, and the compiler's numbers are reported."""
 
 import dataclasses
 import importlib.util
-import json
-import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,79 +10,157 @@ import numpy as np
 import pytest
 
 from benchmarks import aot
-from benchmarks.shapes import run_shapes
-from benchmarks.spm_shapes import spm_run_shapes
+from benchmarks.blueprints import blueprint, write_configs
+from benchmarks.flops import count
 from benchmarks.topologies import GIB, chip_of, find_topology
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_json
+from spo_jax.core.files import read_json
+from spo_jax.methods import read_settings
+from spo_jax.methods.finetune.settings import FinetuneSettings
 from spo_jax.methods.spm.init import load_start
-from spo_jax.methods.spm.programs import Networks as SPMNetworks
-from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.methods.spo.programs import Networks
-from spo_jax.methods.spo.settings import SPMSettings, SPOSettings, TrainSettings
+from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
+from spo_jax.methods.spo.method import SPORun
+from spo_jax.methods.spo.settings import JudgeSettings, SPOSettings, SPOTrainSettings
 from spo_jax.models import open_pipeline
+from spo_jax.models.decoder import open_decoder
 from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch
+from spo_jax.parallel.sharding import shapes_of
 from spo_jax.rewards.common.preference_model import load_spm
-from spo_jax.toy import ASSETS
-from spo_jax.toy.world import TRAIN_PROMPTS
-from spo_jax.training import fresh_state
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="the TPU compiler, wheel libtpu, is not here"
 )
 SMALL = SPOSettings(num_steps=3, divert_start_step=1, num_candidates=2, decode_chunk=2, train_batch_size=8)
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
-def told(tree):
-    """Shapes, types and places of a tree's leaves."""
+def described(tree):
+    """The shapes, types and places of a tree's leaves."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): (x.shape, x.dtype, x.sharding.spec) for path, x in leaves}
 
 
-def test_shapes_are_those_of_a_run_that_is_loaded():
-    """Weights, adapter, optimiser and inputs of the embedded pipeline, cut over 8 devices as fsdp."""
-    settings = TrainSettings(dtype="bfloat16", prompts_per_batch=8, spo=SMALL)
-    mesh = make_mesh(dataclasses.replace(settings.mesh, data=2, fsdp=4))
-    dtype = jnp.dtype(settings.dtype)
-    pipeline, spm = open_pipeline("embedded", dtype=dtype, mesh=mesh), load_spm("embedded", dtype=dtype, mesh=mesh)
-    loaded = Networks.build(pipeline, spm, settings.spo, 1.0, mesh)
-    inputs = loaded.feed(loaded.inputs(TRAIN_PROMPTS[:8]))
-
-    shapes = run_shapes(settings, mesh)
-    assert told(shapes.frozen) == told(loaded.frozen())
-    assert told(shapes.inputs) == told(inputs)
-    assert told(shapes.state) == told(fresh_state(settings, loaded, jax.random.key(0)))
-    assert inputs.text.sharding == over_batch(mesh)  # and not all of it whole everywhere
-    assert any("fsdp" in spec for _, _, spec in told(shapes.frozen).values())
+def abstract_run(settings, mesh=None):
+    """An abstract run, by default on all devices."""
+    mesh = mesh or make_mesh(settings.mesh)
+    with jax.set_mesh(mesh):
+        return aot.abstract_run(settings, mesh)
 
 
-def test_published_models_are_known_without_a_download():
-    """859.5 M parameters of the UNet, and those of CLIP ViT-H/14 with the SPM's modulation."""
-    settings = TrainSettings(
-        model="stable-diffusion-v1-5/stable-diffusion-v1-5",
+@pytest.fixture(scope="module")
+def micro_folder(tmp_path_factory):
+    """Configs, without weights, of a pipeline, a preference model and a distilled decoder."""
+    folder = tmp_path_factory.mktemp("micro")
+    write_configs(blueprint("micro"), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spo_settings(micro_folder):
+    """Settings of SPO on these models."""
+    return SPOTrainSettings(
+        model=str(micro_folder),
+        dtype="bfloat16",
         prompts_per_batch=8,
-        spm=SPMSettings(model="owner/name/sd-v1-5_step-aware_preference_model.bin"),
-        spo=dataclasses.replace(SMALL, decoder="madebyollin/taesd"),
+        spm=JudgeSettings(model=str(micro_folder / "spm")),
+        spo=SMALL,
     )
-    run = run_shapes(settings, make_mesh())
-    parameters = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))  # noqa: E731
-    assert parameters(run.frozen.unet) == 859_520_964
-    assert parameters(run.frozen.decoder) == 2_445_063
-    assert parameters(run.frozen.spm) > 986_000_000
-    assert run.inputs.condition.states.shape == (8, 77, 768)
-    assert run.networks.settings.decoder == "madebyollin/taesd"
 
 
-def test_unknown_models_and_uneven_batches_are_refused():
-    with pytest.raises(UserError, match="field model = 'owner/name': its networks are not known here"):
-        run_shapes(TrainSettings(model="owner/name", prompts_per_batch=8, spo=SMALL), make_mesh())
+@pytest.fixture(scope="module")
+def spo_run(spo_settings):
+    """An abstract run of SPO."""
+    return abstract_run(spo_settings)
+
+
+# Abstract runs
+
+
+def test_weights_lie_where_those_of_a_loaded_run_do():
+    """The toy pipeline and its judge are cut over 8 devices as fsdp; prompts are cut over all of them."""
+    settings = SPOTrainSettings(dtype="bfloat16", prompts_per_batch=8, mesh=MeshSettings(2, 4), spo=SMALL)
+    mesh = make_mesh(settings.mesh)
+    run = abstract_run(settings, mesh)
+    pipeline = open_pipeline("toy", dtype=jnp.bfloat16, mesh=mesh)
+    judge = load_spm("toy", dtype=jnp.bfloat16, mesh=mesh)
+    assert described(run.spo.pipeline.params) == described(shapes_of(pipeline.params))
+    assert described(run.spo.judge.params["reward"]) == described(shapes_of(judge.params))
+    assert run.spo.judge.params["decoder"] is run.spo.pipeline.params["vae"]
+    assert any("fsdp" in spec for _, _, spec in described(run.spo.judge.params).values())
+    assert run.spo.feature_shapes().judge.sharding == over_batch(mesh)
+
+
+def test_a_preference_model_lies_where_a_loaded_one_does():
+    """Its state is cut over 8 devices as fsdp; images are cut over all of them."""
+    settings = SPMTrainSettings(dtype="bfloat16", batch_size=16, mesh=MeshSettings(2, 4))
+    mesh = make_mesh(settings.mesh)
+    run = abstract_run(settings, mesh)
+    state = run.state_shapes()
+    start = load_start("toy", jax.random.key(0), dtype=jnp.bfloat16, mesh=mesh)
+    assert described(state.params) == described(start.params)
+    assert any("fsdp" in spec for _, _, spec in described(state.opt_state).values())
+    side = run.training.side
+    images = run.training.row_shapes().images
+    assert images.shape == (16, 2, side, side, 3) and images.sharding == over_batch(mesh)
+    assert aot.idle_bytes(run) == 0 and aot.loop_trips(run, "step") == ()
+
+
+def test_idle_weights_are_those_that_no_program_takes(spo_run, micro_folder):
+    """The text encoder is idle, and the autoencoder too unless it decodes for the judge."""
+    params = spo_run.pipeline.params
+    assert spo_run.idle_params().keys() == {"text_encoder"}
+    assert aot.idle_bytes(spo_run) == sum(2 * x.size for x in jax.tree.leaves(params["text_encoder"]))
+    decoder = open_decoder(str(micro_folder / "tiny_vae"), spo_run.pipeline, spo_run.mesh, abstract=True)
+    judge = dataclasses.replace(spo_run.spo.judge, decoder=decoder)
+    run = SPORun(dataclasses.replace(spo_run.spo, judge=judge))
+    assert run.idle_params().keys() == {"text_encoder", "vae"}
+
+
+def test_loops_of_an_update_are_counted_for_one_training_batch(spo_run, spo_settings):
+    """80 pairs, at most 3 at a time on each of 8 devices, are 4 chunks."""
+    spo = dataclasses.replace(SMALL, train_batch_size=80, train_chunk=3)
+    run = SPORun(dataclasses.replace(spo_run.spo, settings=dataclasses.replace(spo_settings, spo=spo)))
+    assert aot.loop_trips(run, "update") == (1, 4) and aot.loop_trips(run, "collect") == ()
+
+
+def test_any_method_is_traced(micro_folder):
+    """The benchmarks know nothing of fine-tuning; its programs need no data, and its loops no counts."""
+    settings = FinetuneSettings(model=str(micro_folder), batch_size=8)
+    mesh = make_mesh(devices=jax.devices()[:2])
+    run = abstract_run(settings, mesh)
+    with jax.set_mesh(mesh):
+        traced = run.trace(run.state_shapes(), keep_unused=True)
+    assert list(traced) == ["update"] and count(traced["update"], while_trips=aot.loop_trips(run, "update")) > 1e6
+    assert run.idle_params().keys() == {"text_encoder", "vae"}
+    assert aot.with_batch_of_chip(settings, 16, {"prompts": None, "pairs": None}) == settings
+    assert aot.describe_batch(dataclasses.asdict(settings), settings.BATCHES, 2) == "4 images by 4, float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "spm_sd15", "spm_sdxl"])
+def test_published_runs_are_set_up_without_a_download(name):
+    """The batches are those of the command on 8 chips."""
+    settings = read_settings(importlib.import_module(f"configs.{name}").get_config())
+    run = abstract_run(aot.with_batch_of_chip(settings, 8, {"prompts": None, "pairs": None}))
+    assert aot.shard_bytes(run.state_shapes()) > 0
+
+
+def test_uneven_batches_are_refused(spo_settings, micro_folder):
+    """Batches of evaluation are not compiled, so they need not be even."""
     with pytest.raises(UserError, match="prompts_per_batch = 10: expected a multiple of the 8 devices"):
-        run_shapes(TrainSettings(spo=SMALL), make_mesh())
+        abstract_run(dataclasses.replace(spo_settings, prompts_per_batch=10))
+    with pytest.raises(UserError, match="config field batch_size = 12: expected a multiple of the 8 devices"):
+        abstract_run(SPMTrainSettings(batch_size=12))
+    models = {"model": str(micro_folder), "init": str(micro_folder / "spm")}
+    abstract_run(SPMTrainSettings(**models, batch_size=8, eval=AccuracySettings(batch=3)))
+
+
+# Compiling
 
 
 def test_without_the_compiler_the_wheel_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"expected the wheel libtpu: pip install 'jax\[tpu\]'"):
+    with pytest.raises(UserError, match=r"expected the wheel libtpu; run pip install 'jax\[tpu\]'"):
         find_topology("v5e:2x4")
 
 
@@ -92,131 +169,111 @@ def test_topologies():
     chips = {name: chip_of(find_topology(name)[0]) for name in ("v5e:2x4", "v6e:2x4", "v5p:2x2x1")}
     assert [(chip.name, chip.hbm / GIB) for chip in chips.values()] == [("v5e", 16), ("v6e", 32), ("v5p", 95)]
     assert [chip.peak_flops for chip in chips.values()] == [197e12, 918e12, 459e12]
-    with pytest.raises(UserError, match="--topology=v99:2x2: .*expected such as v5e:2x4"):
+    with pytest.raises(UserError, match="--topology=v99:2x2: .*expected a name such as v5e:2x4"):
         find_topology("v99:2x2")
-
-
-@pytest.fixture
-def tiny_folder(tmp_path):
-    """Configs, and no weights, of a pipeline and a preference model that compile in half a minute."""
-    unet = {
-        "block_out_channels": [32],
-        "cross_attention_dim": 32,
-        "down_block_types": ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"],
-        "attention_head_dim": 2,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "sample_size": 8,
-    }
-    vae = {
-        "block_out_channels": [16],
-        "down_block_types": ["DownEncoderBlock2D"],
-        "up_block_types": ["UpDecoderBlock2D"],
-        "norm_num_groups": 8,
-        "mid_block_add_attention": False,
-    }
-    layers = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
-    text = {**layers, "vocab_size": 99, "max_position_embeddings": 8, "projection_dim": 32}
-    spm = {"projection_dim": 32, "text_config": text, "vision_config": {**layers, "image_size": 32, "patch_size": 16}}
-    scheduler = json.loads((ASSETS / "pipeline" / "scheduler" / "scheduler_config.json").read_text())
-    files = {
-        "model_index": {},
-        "unet/config": unet,
-        "vae/config": vae,
-        "text_encoder/config": text,
-        "scheduler/scheduler_config": scheduler,
-        "spm/config": spm,
-    }
-    for name, content in files.items():
-        write_json(tmp_path / f"{name}.json", content)
-    return tmp_path
 
 
 @pytest.mark.slow
 @needs_compiler
-def test_both_programs_compile_for_a_tpu(tiny_folder):
-    """Whole programs, at the least effort; weights are on every chip, and a chip has an eighth of the work."""
-    settings = TrainSettings(
-        model=str(tiny_folder),
-        dtype="bfloat16",
-        prompts_per_batch=8,
-        spm=SPMSettings(model=str(tiny_folder / "spm")),
-        spo=SMALL,
-    )
-    programs = dict(aot.measure(settings, "v5e:2x4", effort=-1.0))
+def test_both_programs_compile_for_a_tpu(spo_settings, spo_run):
+    """Weights are on every chip, and every chip has an eighth of the work; the compiler's effort is the least."""
+    programs = dict(aot.measure(spo_settings, "v5e:2x4", effort=-1.0))
     assert list(programs) == ["collect", "update"]
-    run = run_shapes(settings, make_mesh())
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.frozen))
+    weights = aot.shard_bytes(spo_run.pipeline.params["unet"]) + aot.shard_bytes(spo_run.spo.judge.params)
     for program in programs.values():
         assert program["fits"] and weights < program["argument_bytes"] < program["total_bytes"] < 0.1 * GIB
-        # XLA counts small things too, and each loop's body once; it would be 8 times as much if all chips did all.
-        assert 0.1 < program["flops_xla_loops_once"] / program["flops_layers"] < 2
+        # XLA includes element-wise work, which is more than half of such narrow networks', and counts each loop's body
+        # once. If every chip did all of the work, it would be 8 times as much.
+        assert 0.1 < program["flops_xla_loops_once"] / program["flops_layers"] < 4
         np.testing.assert_allclose(program["seconds_at_peak"], program["flops_layers"] / 197e12)
     assert programs["update"]["alias_bytes"] > 0  # the state is donated
 
 
-def test_shapes_of_a_preference_model_in_training_are_those_of_one_that_is_loaded():
-    """The embedded one, its state cut over 8 devices as fsdp; pictures cut over all of them."""
-    settings = SPMTrainSettings(dtype="bfloat16", batch_size=16, mesh=MeshSettings(2, 4))
-    mesh = make_mesh(settings.mesh)
-    pipeline = open_pipeline("embedded", dtype=jnp.bfloat16, mesh=mesh)
-    start = load_start("embedded", jax.random.key(0), dtype=jnp.bfloat16, mesh=mesh)
-    networks = SPMNetworks(pipeline, start.clip, settings, mesh)
-    shapes = spm_run_shapes(settings, mesh)
-    assert told(shapes.frozen) == told(networks.frozen())
-    assert told(shapes.state.params) == told(start.params)
-    side = pipeline.image_size[0]
-    assert shapes.rows.images.shape == (16, 2, side, side, 3) and shapes.rows.images.sharding == over_batch(mesh)
-    assert any("fsdp" in spec for _, _, spec in told(shapes.state.opt_state).values())
-
-
 @needs_compiler
-def test_a_training_step_of_a_preference_model_compiles_for_a_tpu(tiny_folder):
+def test_a_training_step_of_a_preference_model_compiles_for_a_tpu(micro_folder):
     """Weights and moments are cut over the chips."""
     settings = SPMTrainSettings(
-        model=str(tiny_folder), init=str(tiny_folder / "spm"), dtype="bfloat16", batch_size=16, chunk=1,
+        model=str(micro_folder),
+        init=str(micro_folder / "spm"),
+        dtype="bfloat16",
+        batch_size=16,
+        chunk=1,
         mesh=MeshSettings(1, 8),
-    )  # fmt: skip
+    )
     (name, program), *others = aot.measure(settings, "v5e:2x4", effort=-1.0)
     assert name == "step" and not others and program["fits"]
-    run = spm_run_shapes(settings, make_mesh(settings.mesh))
-    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.state))
-    assert 0 < program["alias_bytes"] < state  # donated; less than the whole, for all that padding adds
-    assert 0.1 < program["flops_xla_loops_once"] / (program["flops_layers"] / 2) < 2  # two chunks: one is counted
+    state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_run(settings).state_shapes()))
+    assert 0 < program["alias_bytes"] < state  # the state is donated, and a chip holds less than the whole with padding
+    assert 0.1 < program["flops_xla_loops_once"] / (program["flops_layers"] / 2) < 2  # one of two chunks is counted
 
 
-def test_a_preference_models_batch_is_told():
-    settings = SPMTrainSettings(dtype="bfloat16", remat=True, batch_size=128, chunk=6, mesh=MeshSettings(1, 8))
-    found = {"config": "spm", "topology": "v5e:2x4", "chips": 8, "settings": dataclasses.asdict(settings)}
-    row = aot.table([found | {"chip": {"hbm": 16 * GIB}, "programs": {"step": program(8 * GIB)}}]).splitlines()[2]
-    assert "16 pairs by 4, bfloat16, remat, fsdp 8" in row and "8.00 of 16 GiB (50%)" in row
+# Results
+
+
+def test_batches_of_a_chip():
+    """The published batches are those of 4 devices; a batch of evaluation stays as it is."""
+    given = {"prompts": None, "pairs": None}
+    spo = SPOTrainSettings(prompts_per_batch=40, spo=SPOSettings(train_batch_size=42))
+    sizes = aot.with_batch_of_chip(spo, 8, given).batch_sizes()
+    assert sizes == {"prompts_per_batch": 80, "spo.train_batch_size": 88}
+    sizes = aot.with_batch_of_chip(spo, 8, given | {"prompts": 3}).batch_sizes()
+    assert sizes == {"prompts_per_batch": 24, "spo.train_batch_size": 88}
+    sizes = aot.with_batch_of_chip(SPMTrainSettings(), 8, given | {"pairs": 5}).batch_sizes()
+    assert sizes == {"batch_size": 40, "eval.batch": 64}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            SPMTrainSettings(dtype="bfloat16", remat=True, batch_size=128, chunk=6, mesh=MeshSettings(1, -1)),
+            "16 pairs by 4, bfloat16, remat, fsdp 8",
+        ),
+        (
+            SPOTrainSettings(prompts_per_batch=16, spo=SPOSettings(train_batch_size=80, train_chunk=6)),
+            "2 prompts, 10 pairs by 5, 4 decoded, float32",
+        ),
+    ],
+    ids=["spm", "spo"],
+)
+def test_a_batch_is_described(settings, text):
+    """Pairs are cut as the method cuts them, by at most the chunk of its settings."""
+    assert aot.describe_batch(dataclasses.asdict(settings), settings.BATCHES, 8) == text
+
+
+def test_earlier_results_are_read():
+    """Their settings have the layout of an earlier version, and no method."""
+    files = sorted(RESULTS.glob("aot-*.json"))
+    assert files and (RESULTS / "aot.md").read_text().endswith(aot.table([read_json(file) for file in files]))
 
 
 def program(total, **more):
+    """The numbers of a program."""
     parts = dict.fromkeys(("output_bytes", "alias_bytes", "generated_code_bytes"), 0)
     sizes = {"argument_bytes": 4 * GIB, "temp_bytes": total - 4 * GIB, "total_bytes": total, **parts}
     costs = {"flops_layers": 2.5e12, "seconds_at_peak": 0.0127, "bytes_moved_loops_once": 65e9, "compile_seconds": 61.4}
-    costs["effort"] = -0.5
-    return {"fits": True, **sizes, **costs, **more}
+    return {"fits": True, **sizes, **costs, "effort": -0.5, **more}
 
 
 def test_results_are_kept_and_tabled(tmp_path):
-    """A file per config and topology, one table of all of them; what does not fit says so."""
+    """There is a file per config and topology and one table of all; a program that does not fit has no memory in it."""
     chip = {"name": "v5e", "hbm": 16 * GIB, "bandwidth": 819e9, "peak_flops": 197e12}
-    settings = dataclasses.asdict(
-        TrainSettings(dtype="bfloat16", remat=True, prompts_per_batch=80, spo=SPOSettings(train_batch_size=80))
-    )
-    found = {"config": "sd15", "topology": "v5e:2x4", "chips": 8, "chip": chip, "settings": settings}
-    told_no = {"fits": False, "error": "Ran out of memory", "flops_layers": 1e12, "seconds_at_peak": 0.5}
-    first = found | {
-        "programs": {"collect": program(12 * GIB), "update": {**told_no, "compile_seconds": 7.0, "effort": 0.0}}
+    batch = "10 prompts, 10 pairs by 10"
+    found = {"config": "sd15", "topology": "v5e:2x4", "chips": 8, "chip": chip, "batch": batch}
+    too_large = {
+        "fits": False,
+        "error": "Ran out of memory",
+        "flops_layers": 1e12,
+        "seconds_at_peak": 0.5,
+        "compile_seconds": 7.0,
+        "effort": 0.0,
     }
+    first = found | {"programs": {"collect": program(12 * GIB), "update": too_large}}
     second = found | {"config": "other", "programs": {"collect": program(6 * GIB)}}
     assert aot.save(tmp_path, first).name == "aot-sd15-v5e-2x4.json"
     aot.save(tmp_path, second)
     rows = [row for row in (tmp_path / "aot.md").read_text().splitlines() if row.startswith("|")]
-    start = "v5e:2x4 | 10 prompts, 10 pairs by 10, 4 decoded, bfloat16, remat"
+    start = f"v5e:2x4 | {batch}"
     assert rows[2:] == [
         f"| other | {start} | collect | 4.00 GiB | 2.00 GiB | 6.00 of 16 GiB (38%) | 2.5 | 0.0127 | 65 | 61 | -0.5 |",
         f"| sd15 | {start} | collect | 4.00 GiB | 8.00 GiB | 12.00 of 16 GiB (75%) | 2.5 | 0.0127 | 65 | 61 | -0.5 |",

@@ -1,4 +1,4 @@
-"""What the scripts share: the clock, the results, and what a user does wrong."""
+"""Parts that the scripts share: the clock, the results, and the messages about a user's mistakes."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def test_warm_up_runs_are_not_on_the_clock():
 
 
 def test_the_clock_waits_for_results():
-    """Dispatching takes microseconds, this product much longer."""
+    """Dispatching takes microseconds, and this product takes much longer."""
     x = jax.numpy.ones((1500, 1500))
     product = jax.jit(lambda x: x @ x @ x)
     product(x)
@@ -40,7 +40,7 @@ def test_utilisation(one_device, monkeypatch):
         assert common.utilisation(80.0, 2.0, "float32")["mfu"] is None
 
 
-def test_a_peak_of_memory_can_be_started_anew():
+def test_a_peak_of_memory_can_be_reset():
     block = bytearray(64 << 20)
     block[::4096] = b"x" * len(block[::4096])
     high = process_peak()
@@ -50,19 +50,19 @@ def test_a_peak_of_memory_can_be_started_anew():
         assert process_peak() <= high
 
 
-def test_too_little_memory_is_the_users_to_mend():
-    with pytest.raises(UserError, match="does not fit in the memory of cpu.*prompts_per_batch=N.*RESOURCE_EXHAUSTED"):
+def test_too_little_memory_names_the_settings_to_change():
+    with pytest.raises(UserError, match="do not fit in the memory of cpu.*prompts_per_batch=N.*RESOURCE_EXHAUSTED"):
         with common.memory_explained():
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.\nmore lines")
     with pytest.raises(RuntimeError, match="another"), common.memory_explained():
         raise RuntimeError("another")
 
 
-def test_what_is_written(one_device, tmp_path, capsys):
+def test_results_file(one_device, tmp_path, capsys):
     with jax.set_mesh(one_device):
-        found = common.record("rollout", read_settings("tiny"), "tiny", "tiny", {"peak_memory_bytes": 2**30}, threads=2)
+        found = common.record("rollout", read_settings("toy"), "toy", "tiny", {"peak_memory_bytes": 2**30}, threads=2)
     path = common.save(tmp_path, found)
-    assert path == tmp_path / "rollout-tiny-tiny-decoder-cpu.json"
+    assert path == tmp_path / "rollout-toy-tiny-decoder-cpu.json"
     held = read_json(path)
     assert held["date"].endswith("+00:00") and held["versions"]["jax"] == jax.__version__
     assert held["device"]["platform"] == "cpu" and held["device"]["count"] == 1
@@ -74,12 +74,12 @@ def test_what_is_written(one_device, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("huge",), "--size=huge: expected one of micro, tiny, small, sd15, sdxl"),
-        (("tiny", ["spo.decode_chunk"]), "--set=spo.decode_chunk: expected FIELD=VALUE"),
-        (("tiny", ["spo.dekode_chunk=2"]), "--set=spo.dekode_chunk=2: there is no field 'spo.dekode_chunk'"),
-        (("tiny", ["spo.decode_chunk.x=2"]), "there is no field 'spo.decode_chunk.x'"),
-        (("tiny", ["spo.decode_chunk=many"]), "spo.decode_chunk = 'many': expected int"),
-        (("tiny", ["spo.decode_chunk=0"]), "spo.decode_chunk = 0: expected at least 1"),
+        (("huge",), "--size=huge: expected one of micro, toy, small, sd15, sdxl"),
+        (("toy", ["spo.decode_chunk"]), "--set=spo.decode_chunk: expected FIELD=VALUE"),
+        (("toy", ["spo.dekode_chunk=2"]), "--set=spo.dekode_chunk=2: there is no field 'spo.dekode_chunk'"),
+        (("toy", ["spo.decode_chunk.x=2"]), "there is no field 'spo.decode_chunk.x'"),
+        (("toy", ["spo.decode_chunk=many"]), "spo.decode_chunk = 'many': expected int"),
+        (("toy", ["spo.decode_chunk=0"]), "spo.decode_chunk = 0: expected 1 or more"),
     ],
 )
 def test_wrong_settings(arguments, message):
@@ -89,8 +89,8 @@ def test_wrong_settings(arguments, message):
 
 
 def test_settings_of_sizes():
-    tiny, small, sd15 = (read_settings(size, ["seed=3"], devices=2) for size in ("tiny", "small", "sd15"))
-    assert (tiny.model, tiny.seed) == ("embedded", 3) and tiny.spo.threshold > 0
+    toy, small, sd15 = (read_settings(size, ["seed=3"], devices=2) for size in ("toy", "small", "sd15"))
+    assert (toy.model, toy.seed) == ("toy", 3) and toy.spo.threshold > 0
     assert (small.spo.threshold, small.prompts_per_batch, small.dtype) == (0.0, 8, "float32")
     assert (sd15.prompts_per_batch, sd15.spo.train_batch_size, sd15.dtype, sd15.remat) == (20, 20, "bfloat16", True)
 
@@ -103,8 +103,8 @@ def test_wrong_decoder_and_batch(one_device):
             build("micro", read_settings("micro", ["prompts_per_batch=3"]))
 
 
-def test_a_script_tells_a_mistake_in_one_line(tmp_path):
+def test_a_script_reports_a_mistake_in_one_line(tmp_path):
     line = [sys.executable, "-m", "benchmarks.rollout", "--size=huge", f"--out={tmp_path}"]
     child = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert child.returncode == 2
-    assert child.stderr == "error: --size=huge: expected one of micro, tiny, small, sd15, sdxl\n"
+    assert child.stderr == "error: --size=huge: expected one of micro, toy, small, sd15, sdxl\n"

@@ -1,4 +1,4 @@
-"""The count from the layers: against programs counted by hand, XLA, and the published cost of Stable Diffusion 1.5."""
+"""The count from the layers against counts by hand, XLA's count, and the published cost of Stable Diffusion 1.5."""
 
 from types import SimpleNamespace
 
@@ -10,22 +10,21 @@ from jax.sharding import PartitionSpec
 
 from benchmarks import flops
 from benchmarks.flops import count, peak_flops, xla_flops
-from spo_jax.nn.tiny_vae import TAESD
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.models.stable_diffusion.pipeline import unet_shapes
-from spo_jax.nn.shapes import vae_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn import clip_config
 from spo_jax.nn.attention import flash_attention
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
-from spo_jax.nn.tiny_vae import AutoencoderTiny, TinyVAEConfig
+from spo_jax.nn.shapes import clip_shapes, vae_shapes
+from spo_jax.nn.tiny_vae import TAESD, AutoencoderTiny, TinyVAEConfig
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.mesh import make_mesh
-from spo_jax.nn.shapes import clip_shapes
 
-A, B = jnp.zeros((3, 4)), jnp.zeros((4, 5))
+A = jnp.zeros((3, 4))
+B = jnp.zeros((4, 5))
 PRODUCT = 2 * 3 * 4 * 5  # of A and B
 
 
@@ -34,7 +33,7 @@ def repeated(times):
 
 
 def until(limit):
-    """A loop whose length is not known before it runs."""
+    """A loop whose length is not known until it runs."""
     return lambda a, b, n: jax.lax.fori_loop(0, n, lambda _, total: total + jnp.sum(a @ b), 0.0)
 
 
@@ -47,9 +46,20 @@ def convolution(x, kernel, stride=1, dilation=1):
 
 def test_products():
     assert count(jnp.matmul, A, B) == PRODUCT
-    batched = lambda a, b: jnp.einsum("bij,bkj->bik", a, b)  # noqa: E731
+
+    def batched(a, b):
+        return jnp.einsum("bij,bkj->bik", a, b)
+
     assert count(batched, jnp.zeros((7, 3, 4)), jnp.zeros((7, 5, 4))) == 7 * PRODUCT
     assert count(lambda a: jnp.sin(a) + a, A) == 0
+
+
+def test_programs_that_are_traced_already():
+    traced = jax.jit(repeated(6)).trace(A, B)
+    assert count(traced) == count(traced.jaxpr) == 6 * PRODUCT
+    assert count(traced, loops_once=True) == PRODUCT
+    traced = jax.jit(until(9)).trace(A, B, jnp.int32(9))
+    assert count(traced, while_trips=[9]) == 9 * PRODUCT
 
 
 def test_loops():
@@ -57,20 +67,29 @@ def test_loops():
     assert count(repeated(6), A, B, loops_once=True) == PRODUCT
     assert count(until(9), A, B, jnp.int32(9), while_trips=[9]) == 9 * PRODUCT
     assert count(until(9), A, B, jnp.int32(9), while_trips=[9], loops_once=True) == PRODUCT
-    loops = lambda a, b, n: jax.lax.fori_loop(0, n, lambda _, c: c + until(9)(a, b, n), 0.0)  # noqa: E731
+
+    def loops(a, b, n):
+        return jax.lax.fori_loop(0, n, lambda _, c: c + until(9)(a, b, n), 0.0)
+
     assert count(loops, A, B, jnp.int32(4), while_trips=[4, 9]) == 36 * PRODUCT
     assert count(loops, A, B, jnp.int32(4), while_trips=[4]) == 4 * PRODUCT
-    nested = lambda a, b: jax.lax.map(lambda _: repeated(6)(a, b)[1], jnp.arange(4))  # noqa: E731
+
+    def nested(a, b):
+        return jax.lax.map(lambda _: repeated(6)(a, b)[1], jnp.arange(4))
+
     assert count(nested, A, B) == 24 * PRODUCT
 
 
 def test_branches_calls_and_recomputation():
     assert count(lambda a, b: jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: jnp.zeros((3, 5))), A, B) == PRODUCT
     assert count(jax.jit(jnp.matmul), A, B) == PRODUCT
-    loss = lambda b: jnp.sum(jnp.sin(A @ b) @ B.T)  # noqa: E731
-    # Two products forward, and one for the gradient of each: the first has one input without gradient.
+
+    def loss(b):
+        return jnp.sum(jnp.sin(A @ b) @ B.T)
+
+    # Two products forward, and one for the gradient of each, because one input of the first has no gradient.
     assert count(jax.grad(loss), B) == 4 * PRODUCT
-    # The first is computed again; the second's result is not needed.
+    # The first is computed again; the result of the second is not needed.
     assert count(jax.grad(jax.checkpoint(loss)), B) >= 5 * PRODUCT
 
 
@@ -78,7 +97,7 @@ def test_convolutions():
     x, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
     assert count(convolution, x, kernel) == 2 * (2 * 8 * 8 * 5) * (3 * 3 * 3)
     assert count(lambda x, k: convolution(x, k, stride=2), x, kernel) == 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)
-    # As many as the forward pass, zeros between the inputs left out.
+    # As many as in the forward pass, because zeros between the inputs are left out.
     gradient = jax.grad(lambda x: jnp.sum(convolution(x, kernel, stride=2) ** 2))
     forward = 2 * (2 * 4 * 4 * 5) * (3 * 3 * 3)
     assert count(gradient, x) == pytest.approx(2 * forward, rel=0.01)
@@ -94,7 +113,7 @@ def test_shards_are_counted_for_all_devices():
 
 
 def test_attention_kernels():
-    """Two products of queries, keys and head size each; the TPU's kernel here works on whole blocks, nothing padded."""
+    """Attention is two products of queries, keys and head size, also in the TPU's kernel, which pads nothing here."""
     b, length, m, n, e = 2, 1024, 512, 3, 128
     q, k = jnp.zeros((b, length, n, e)), jnp.zeros((b, m, n, e))
     plain = count(jax.nn.dot_product_attention, q, k, k)
@@ -121,24 +140,31 @@ def shape(*axes):
 
 def unet():
     module = UNet2DConditionModel(UNetConfig.from_dict(presets.SD15_UNET))
-    apply = lambda params, x, t, states: module.apply({"params": params}, x, t, states)  # noqa: E731
+
+    def apply(params, x, t, states):
+        return module.apply({"params": params}, x, t, states)
+
     return apply, unet_shapes(module), shape(1, 64, 64, 4), shape(1), shape(1, 77, 768)
 
 
 def decoder(module):
-    return (
-        lambda params, x: module.apply({"params": params}, x, method="decode"), vae_shapes(module), shape(1, 64, 64, 4),
-    )  # fmt: skip
+    def apply(params, x):
+        return module.apply({"params": params}, x, method="decode")
+
+    return apply, vae_shapes(module), shape(1, 64, 64, 4)
 
 
 def vision():
     module = CLIPModel(CLIPConfig.from_dict(clip_config.CLIP_H, time_conditioned=True))
-    apply = lambda params, x, t: module.apply({"params": params}, x, t, method="encode_image")  # noqa: E731
+
+    def apply(params, x, t):
+        return module.apply({"params": params}, x, t, method="encode_image")
+
     return apply, clip_shapes(module), shape(1, 224, 224, 3), shape(1)
 
 
 def upsampling(*levels):
-    """TFLOP that kernels of 3 x 3 on doubled pictures (side, channels) take, less those of 2 x 2 on one row more."""
+    """TFLOP of 3 x 3 kernels on doubled images (side, channels), less those of 2 x 2 kernels on one more row."""
     return sum(2 * width**2 * (9 * side**2 - 16 * (side // 2 + 1) ** 2) for side, width in levels) / 1e12
 
 
@@ -161,7 +187,7 @@ def upsampling(*levels):
     ids=["UNet", "VAE decoder", "tiny decoder", "CLIP-H vision"],
 )
 def test_stable_diffusion(network, published, saved):
-    """TFLOP of one evaluation at 512 pixels, less what the convolutions of doubled pictures save; none is allocated."""
+    """TFLOP of one evaluation at 512 pixels, less the savings in convolutions of doubled images, from shapes alone."""
     assert count(*network()) / 1e12 == pytest.approx(published - saved, abs=6e-4)
 
 

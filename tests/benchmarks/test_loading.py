@@ -1,31 +1,31 @@
-"""The loading benchmark: its cost model is the documented one, and its numbers hang together."""
+"""The loading benchmark: its cost model is the documented one, and its numbers agree with each other."""
 
 import pytest
-from spo_jax.data.preferences.images import decode
 
 from benchmarks import loading
+from spo_jax.data.preferences.images import decode
 
 
 def test_cost_of_a_step():
-    """By hand. SD 1.5: 2 (1.117 + 2 · 0.803 + 2.515) + 3 (2 · 0.335 + 0.047); SDXL likewise."""
+    """For SD 1.5 it is 2 (1.117 + 2 · 0.803 + 2.515) + 3 (2 · 0.335 + 0.047), and likewise for SDXL."""
     assert loading.step_tflop("sd15", cached=False) == pytest.approx(10.476 + 2.151)
     assert loading.step_tflop("sd15", cached=True) == pytest.approx(10.476 - 2 * 1.117 + 2.151)
     assert loading.step_tflop("sdxl", cached=False) == pytest.approx(2 * (4.879 + 13.522 + 10.470) + 2.151)
 
 
-def test_what_chips_need():
-    """A v5e at half of its 197 TFLOP/s: 98.5 / 12.627 pairs, two pictures each."""
-    rates = loading.needed(0.5)
+def test_images_that_chips_take():
+    """A v5e at half of its 197 TFLOP/s takes 98.5 / 12.627 pairs per second, with two images each."""
+    rates = loading.required(0.5)
     assert rates["sd15"]["TPU v5e"] == pytest.approx(2 * 98.5 / 12.627)
     assert rates["sd15"]["TPU v5p"] / rates["sd15"]["TPU v5e"] == pytest.approx(459 / 197)
-    assert loading.needed(1.0)["sdxl"]["H100"] == pytest.approx(2 * loading.needed(0.5)["sdxl"]["H100"])
+    assert loading.required(1.0)["sdxl"]["H100"] == pytest.approx(2 * loading.required(0.5)["sdxl"]["H100"])
 
 
-def test_made_pictures_are_pictures():
+def test_made_images_can_be_decoded():
     pairs = loading.MadePairs(1, 64)
     first, second = (decode(data, 64) for data in pairs.images(0))
     assert first.std() > 10 and (first != second).any()
-    assert pairs.picture_bytes == pytest.approx((len(pairs.images(0)[0]) + len(pairs.images(0)[1])) / 2)
+    assert pairs.image_bytes == pytest.approx((len(pairs.images(0)[0]) + len(pairs.images(0)[1])) / 2)
 
 
 def test_results_and_their_table(monkeypatch):

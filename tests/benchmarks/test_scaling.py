@@ -1,4 +1,6 @@
-"""How cost grows: slopes and expectations by hand, and one axis for real."""
+"""The growth of cost: slopes and expectations by hand, and the tables, files and work of real subjects."""
+
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -22,21 +24,30 @@ def test_expectations_start_at_the_first_point():
 
 @pytest.fixture
 def measured(monkeypatch):
-    """Whole batches as `benchmarks.train` would report them: 3 s on any number of devices, work by the prompts."""
+    """Whole batches as `benchmarks.train` would report them: 3 s on any number of devices, and work per prompt."""
+
+    def build(size, settings, decoder):
+        assert (size, decoder) == ("micro", "vae")
+        return SimpleNamespace(settings=settings, mesh=jax.sharding.get_mesh())
 
     def measure(subject, warmup, repeats):
         prompts = subject.settings.prompts_per_batch
         assert subject.mesh.size in (1, 2) and (warmup, repeats) == (1, 3)
         return {
-            "seconds": {"median": 3.0}, "seconds_rollout": 2.0, "seconds_update": 1.0, "compile_seconds": 9.0,
-            "flops_rollout": 100.0 * prompts, "flops_update": 50.0 * prompts,
-        }  # fmt: skip
+            "seconds": {"median": 3.0},
+            "seconds_rollout": 2.0,
+            "seconds_update": 1.0,
+            "compile_seconds": 9.0,
+            "flops_rollout": 100.0 * prompts,
+            "flops_update": 50.0 * prompts,
+        }
 
+    monkeypatch.setattr(scaling, "build", build)
     monkeypatch.setattr(scaling.train, "measure", measure)
 
 
 def test_tables_and_plot(measured, tmp_path):
-    """Twice the prompts are twice the work; simulated devices share one processor, and so the same time."""
+    """Twice the prompts are twice the work; simulated devices share one processor and take the same time."""
     rows = {
         axis: scaling.measure(axis, values, "micro", [], "vae", (1, 3))
         for axis, values in (("prompts", [2, 4]), ("devices", [1, 2]))
@@ -54,15 +65,11 @@ def test_tables_and_plot(measured, tmp_path):
 def test_larger_latents_are_more_work(micro, one_device):
     with jax.set_mesh(one_device):
         larger = scaling.with_latents(micro, 16)
-        assert larger.networks.pipeline.latent_shape == (16, 16, 4)
-        state, keys = micro.fresh_state(), micro.keys(1)
-        work = [
-            count(subject.networks.collect, state.lora, subject.frozen, subject.inputs, keys[0])
-            for subject in (micro, larger)
-        ]
-    assert work[1] > 3 * work[0]
+        assert larger.spo.pipeline.latent_shape == (16, 16, 4)
+        arguments = (micro.run.state_shapes().params, micro.frozen, micro.inputs, micro.keys(1)[0])
+        assert count(larger.spo.collect, *arguments) > 3 * count(micro.traced["collect"])
 
 
-@pytest.mark.parametrize(("axis", "size", "largest"), [("resolution", "sd15", 96), ("prompts", "tiny", 16)])
+@pytest.mark.parametrize(("axis", "size", "largest"), [("resolution", "sd15", 96), ("prompts", "toy", 16)])
 def test_points(axis, size, largest):
     assert scaling.points(axis, size)[-1] == largest

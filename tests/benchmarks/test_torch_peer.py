@@ -1,7 +1,8 @@
-"""The peer in PyTorch computes what we compute, so that comparing their speed means something.
+"""The peer in PyTorch computes the same as ours, so that their speeds can be compared.
 
-float32 on both sides, the same weights, draws and order of pairs. Latents 1e-4 of the largest value after all steps
-and scores 2e-3 of about ±10, as in the golden tests; losses 2e-5; gradients 1e-3 of each tensor's largest value.
+Both sides have float32 and the same weights, draws and order of pairs. Tolerances are 1e-4 of the largest value for
+latents after all steps and 2e-3 for scores of about ±10, as in the golden tests; 2e-5 for losses; 1e-3 of each tensor's
+largest value for gradients.
 """
 
 import jax
@@ -13,12 +14,11 @@ import torch
 from benchmarks.contender import write_models
 from benchmarks.torch_peer import Draws, Peer
 from spo_jax.core.trees import flatten
-from spo_jax.methods.spo.pairs import make_pairs, rank, shuffled_order
-from spo_jax.methods.spo.resampler import draw, judge, make_plan, rollout
-from spo_jax.methods.spo.update import init_state, make_optimiser
-from spo_jax.models.base import Guidance, bind_denoise
-from spo_jax.models.stable_diffusion.functions import decode
-from spo_jax.rewards.common.clip_score import score_images
+from spo_jax.methods.common.state import init_state
+from spo_jax.methods.spo.pairs import rank, shuffled_order
+from spo_jax.methods.spo.resampler import draw
+from spo_jax.parallel.mesh import replicated
+from spo_jax.parallel.sharding import place
 from spo_jax.weights.rules import module_name
 
 
@@ -27,44 +27,39 @@ def nchw(x):
 
 
 def relative_error(ours, theirs):
-    """Largest difference over the largest value; ours NHWC where theirs is NCHW."""
-    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    """The largest difference over the largest value, where ours is NHWC and theirs NCHW."""
+    ours = np.asarray(ours)
+    theirs = theirs.detach().numpy()
     theirs = np.moveaxis(theirs, -3, -1) if theirs.ndim > 3 else theirs
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def roll(subject, lora, frozen, inputs, draws):
-    """What `Networks.collect` does, from given draws and with the scores."""
-    networks, settings = subject.networks, subject.settings.spo
-    guidance = Guidance(inputs.condition, frozen.unconditional, settings.guidance_scale)
-    policy = bind_denoise(networks.pipeline.unet, frozen.unet, lora, guidance, networks.lora_scale)
-
-    def score(latents, t, row):
-        images = decode(networks.decoder, frozen.decoder, latents)
-        return score_images(networks.spm.clip, frozen.spm, images, t, inputs.text[row])
-
-    trajectory = rollout(policy, settings, networks.schedule, draws)
-    scores = judge(score, trajectory, 6)
-    pairs = make_pairs(trajectory, rank(scores, 0.0), make_plan(settings))
-    return trajectory.children[-1], scores, pairs
+def everywhere(tree, mesh):
+    """The arrays whole on every device, as the compiled programs expect them."""
+    return place(tree, replicated(mesh))
 
 
 @pytest.fixture(scope="module")
 def lora(micro):
     """An adapter whose B is not zero, so that policy and reference differ."""
     rng = np.random.default_rng(0)
-    noisy = lambda x: jnp.asarray(0.1 * rng.standard_normal(x.shape, np.float32))  # noqa: E731
-    return jax.tree.map(noisy, jax.device_get(micro.fresh_state().lora))
+
+    def noisy(x):
+        return jnp.asarray(0.1 * rng.standard_normal(x.shape, np.float32))
+
+    return jax.tree.map(noisy, micro.run.state_shapes().params)
 
 
 @pytest.fixture(scope="module")
 def ours(micro, lora, one_device):
-    """Draws; final latents, scores and pairs."""
-    settings = micro.settings.spo
+    """Pairs and metrics of a rollout, and the draws that it was made from."""
+    key = jax.random.key(0)
     with jax.set_mesh(one_device):
-        draws = draw(jax.random.key(0), settings, 2, micro.networks.pipeline.latent_shape)
-        return draws, jax.jit(lambda *args: roll(micro, *args))(lora, micro.frozen, micro.inputs, draws)
+        collect = micro.traced["collect"].lower().compile()
+        adapter, collect_key = everywhere((lora, key), one_device)
+        pairs, metrics = collect(adapter, micro.frozen, micro.inputs, collect_key)
+        return pairs, metrics, draw(key, micro.settings.spo, 2, micro.spo.pipeline.latent_shape)
 
 
 @pytest.fixture(scope="module")
@@ -79,23 +74,25 @@ def peer(micro, lora, one_device, tmp_path_factory):
 @pytest.fixture(scope="module")
 def theirs(peer, ours):
     """Pairs, scores and final latents from the same draws."""
-    draws = ours[0]
+    draws = ours[2]
     return peer.sample(Draws(*map(nchw, draws[:3]), torch.tensor(np.asarray(draws.choice)).long()))
 
 
 def test_latents_scores_and_pairs(ours, theirs):
-    final, scores, pairs = ours[1]
+    """With two candidates a pool is a pair, so the pairs hold all latents and the order of all scores."""
+    pairs, metrics, _ = ours
     their_pairs, their_scores, their_final = theirs
-    assert relative_error(final, their_final) < 1e-4
-    np.testing.assert_allclose(scores, their_scores, atol=2e-3)
+    np.testing.assert_allclose(metrics["spm_score"], their_scores.mean((1, 2)), atol=2e-3)
+    np.testing.assert_allclose(metrics["spm_gap"], (their_scores.amax(1) - their_scores.amin(1)).mean(1), atol=2e-3)
     assert relative_error(pairs.x_t[:, 0], their_pairs.x_t) < 1e-4
     for member, name in enumerate(("win", "lose")):
         assert relative_error(pairs.x_prev[:, member], getattr(their_pairs, name)) < 1e-4
     np.testing.assert_array_equal(pairs.t, their_pairs.t)
+    np.testing.assert_array_equal(their_pairs.win[-2:], their_final[their_scores[-1].argmax(0), [0, 1]])
 
 
 def test_only_clear_pairs_are_kept(peer, ours, theirs):
-    """The peer's threshold, at the middle of the scores' gaps."""
+    """The threshold of the peer is set to the middle of the scores' gaps."""
     scores = theirs[1]
     gaps = torch.tanh((scores.amax(1) - scores.amin(1)) / 2)
     threshold = float(gaps.flatten().sort().values[2:4].mean())
@@ -110,29 +107,32 @@ def test_only_clear_pairs_are_kept(peer, ours, theirs):
 
 
 def test_training(micro, lora, ours, peer, theirs, one_device):
-    """Two training batches in the same order, the second not full: losses, gradients by AdamW's first moments, LoRA.
+    """Two training batches in the same order, of which the second is not full, give the same losses and gradients.
 
-    AdamW moves a weight by up to a whole step where its gradient is near zero, so weights are compared by a quantile.
+    Gradients are compared by AdamW's first moments. AdamW moves a weight by up to a whole step where its gradient is
+    near zero, so weights are compared by a quantile.
     """
-    pairs, key = ours[1][2], jax.random.key(1)
-    settings = micro.settings.spo
+    pairs = ours[0]
+    key = jax.random.key(1)
     with jax.set_mesh(one_device):
-        state = init_state(lora, make_optimiser(settings))
-        state, metrics = jax.jit(micro.networks.update)(state, micro.frozen, micro.inputs, pairs, key)
+        update = micro.traced["update"].lower().compile()
+        state, key = everywhere((init_state(lora, micro.run.optimizer), key), one_device)
+        state, metrics = update(state, micro.frozen, micro.inputs, pairs, key)
         order = torch.tensor(np.asarray(shuffled_order(key, pairs.valid))).long()
     losses = peer.train(theirs[0], order)
     assert len(losses) == int(metrics["train_batches"]) == 2
     assert float(metrics["loss"]) == pytest.approx(float(torch.stack(losses).mean()), abs=2e-5)
-    moments, weights = flatten(state.opt_state[1][0].mu), flatten(state.lora)
+    moments = flatten(state.opt_state[1][0].mu)
+    weights = flatten(state.params)
     differences = []
     assert {torch_name(path) for path in weights} == peer.lora.keys()
     for path, parameter in ((path, peer.lora[torch_name(path)]) for path in weights):
-        assert relative_error(moments[path].T, peer.optimiser.state[parameter]["exp_avg"]) < 1e-3, path
+        assert relative_error(moments[path].T, peer.optimizer.state[parameter]["exp_avg"]) < 1e-3, path
         differences.append(np.abs(np.asarray(weights[path]).T - parameter.detach().numpy()).ravel())
-    assert np.quantile(np.concatenate(differences), 0.99) < 0.05 * settings.learning_rate
+    assert np.quantile(np.concatenate(differences), 0.99) < 0.05 * micro.settings.optimizer.learning_rate
 
 
 def torch_name(path):
-    """``down_blocks_0/.../to_q/lora_A`` as the LoRA file names it."""
+    """The name of ``down_blocks_0/.../to_q/lora_A`` in the LoRA file."""
     *module, half = path.split("/")
     return f"unet.{module_name(module)}.lora.{'down' if half == 'lora_A' else 'up'}.weight"

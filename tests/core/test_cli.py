@@ -1,13 +1,22 @@
-"""A user's mistake is one line and status 2; a fault of ours keeps its traceback."""
+"""A user's mistake is one line and status 2; a fault of the program keeps its traceback.
 
+The commands here are forks of one process that has imported what they need, because importing takes most of their time.
+"""
+
+import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+from spo_jax.core.cli import callable_module, find_config
+from spo_jax.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 COMMAND = """
 import sys
 from absl import flags
@@ -35,23 +44,47 @@ from ml_collections import ConfigDict
 
 
 def get_config():
-    config = ConfigDict({"size": 3, "inner": {"rate": 0.5}})
+    config = ConfigDict({"size": 3, "inner": {"rate": 0.5}, "model": "toy", "optimizer": {"warmup_steps": 0}})
     LINE
     return config
 """
+# Reads a line of JSON for each command, [folder, arguments...], and prints the exit status of its fork.
+SERVER = """
+import json, os, runpy, sys
+import spo_jax.core.cli
+
+for line in iter(sys.stdin.readline, ""):
+    folder, *arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        for descriptor, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        sys.argv = ["command.py", *arguments]
+        runpy.run_path("command.py", run_name="__main__")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", SERVER], cwd=ROOT, env=ENVIRONMENT, text=True, **streams) as process:
+        yield process
+        process.stdin.close()
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(server, tmp_path):
     """Runs the command in a folder with ``good.py``; gives (status, stdout, stderr)."""
     (tmp_path / "good.py").write_text(CONFIG.replace("LINE", ""))
     (tmp_path / "command.py").write_text(COMMAND)
 
     def run(*arguments):
-        child = subprocess.run(
-            [sys.executable, "command.py", *arguments], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT
-        )
-        return child.returncode, child.stdout, child.stderr
+        server.stdin.write(json.dumps([str(tmp_path), *arguments]) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        return status, (tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text()
 
     return run
 
@@ -69,9 +102,15 @@ def test_done(command):
     assert (status, stdout) == (0, "4 2.0\n")
 
 
+def test_a_python_of_its_own_does_the_same(command, tmp_path):
+    line = [sys.executable, "command.py", "--config=good.py", "--config.sise=4"]
+    child = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (child.returncode, child.stdout, child.stderr) == command("--config=good.py", "--config.sise=4")
+
+
 def test_help_is_about_this_command(command):
     status, stdout, _ = command("--help")
-    assert status == 0 and "--act: What happens." in stdout and "--config: Config file" in stdout
+    assert status == 0 and "--act: What happens." in stdout and "--config: Read the settings" in stdout
     assert "--logtostderr" not in stdout
 
 
@@ -97,8 +136,9 @@ def test_a_fault_and_an_interruption(command):
         (["--cofnig=good.py"], ["flag 'cofnig'"]),
         (["--config=good.py", "star"], ["unexpected argument 'star'"]),
         ([], ["--config must have a value"]),
-        (["--config=absent.py"], ["--config=absent.py: no such file"]),
+        (["--config=absent.py"], ["--config=absent.py: no such file; expected one, or a name: ", "sd15, sdxl"]),
         (["--config=absent.py", "--config.size=3"], ["--config=absent.py: no such file"]),
+        (["--config=sd"], ["--config=sd: no such file; expected one, or a name: "]),
         (["--config=good.py", "--config.sise=3"], ["--config has no field sise: did you mean size?"]),
         (["--config=good.py", "--config.iner.rate=3"], ["no field iner.rate: did you mean inner.rate?"]),
         (["--config=good.py", "--config.rate=3"], ["--config has no field rate: did you mean inner.rate?"]),
@@ -131,3 +171,96 @@ def test_faulty_config_files(command, tmp_path, line, parts):
     assert last.startswith("error: --config=bad.py: ")
     for part in parts:
         assert part in last
+
+
+# Configs by name
+
+
+def test_a_config_is_a_path_or_a_name(monkeypatch, tmp_path):
+    """A file of the current folder comes first; names are found from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    assert find_config("toy").resolve() == ROOT / "configs" / "toy.py"
+    (tmp_path / "toy").write_text("")
+    assert find_config("toy") == Path("toy")
+    (tmp_path / "mine.py").write_text("")
+    assert find_config("mine.py") == Path("mine.py")
+    with pytest.raises(UserError, match="--config=mine: no such file; expected one, or a name: .*toy"):
+        find_config("mine")
+
+
+def test_a_config_in_the_installed_package_is_found_too(monkeypatch, tmp_path):
+    """A wheel holds the configs inside of the package; a checkout has them beside it."""
+    package = tmp_path / "spo_jax"
+    (package / "configs").mkdir(parents=True)
+    (package / "configs" / "installed.py").write_text("")
+    spec = types.SimpleNamespace(origin=str(package / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    assert find_config("installed") == package / "configs" / "installed.py"
+
+
+# Names of earlier versions
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=tiny"], "--config=tiny is now --config=toy"),
+        (["--config=configs/spm_tiny.py"], "--config=configs/spm_tiny.py is now --config=configs/spm_toy.py"),
+        (
+            ["--config=good.py", "--config.model=embedded"],
+            "--config.model=embedded: 'embedded' is now 'toy', expected --config.model=toy",
+        ),
+        (
+            ["--config=good.py", "--config.eval.reward=scenes"],
+            "--config.eval.reward=scenes: 'scenes' is now 'toy', expected --config.eval.rewards=toy",
+        ),
+        (
+            ["--config=good.py", "--config.prompts=embedded:train"],
+            "--config.prompts=embedded:train: 'embedded:train' is now 'toy:train', expected --config.prompts=toy:train",
+        ),
+        (
+            ["--config=good.py", "--config.spo.warmup_steps=3"],
+            "--config.spo.warmup_steps is now --config.optimizer.warmup_steps",
+        ),
+        # The new name is not a field of this config either, so it is not suggested.
+        (["--config=good.py", "--config.log.sample_every=3"], "--config has no field log.sample_every"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_renamed_values_fields_and_files(command, arguments, message):
+    assert_one_line(command(*arguments), f"error: {message}\n")
+
+
+def test_other_flags_files_and_folders_may_have_such_names(command, tmp_path):
+    (tmp_path / "embedded").write_text("")
+    status, stdout, _ = command("--config=good.py", "--config.model=embedded", "--act=scenes")
+    assert (status, stdout) == (0, "3 0.5\n")
+    assert_one_line(command("--config=mine/tiny.py"), "error: --config=mine/tiny.py: no such file; expected one")
+
+
+def test_renamed_commands():
+    """Both are started at the same time, in a Python each: forks would not show the import of the package."""
+    commands = ", ".join(f"spo_jax.build_toy.{name}" for name in ("build", "gates", "toy_sdxl"))
+    expected = {
+        "train_spm": "error: python -m spo_jax.train_spm is now python -m spo_jax.train\n",
+        "embedded.build": f"error: spo_jax.embedded is now spo_jax.build_toy, with the commands {commands}\n",
+    }
+    processes = {
+        name: subprocess.Popen([sys.executable, "-m", f"spo_jax.{name}"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        for name in expected
+    }
+    for name, process in processes.items():
+        _, stderr = process.communicate()
+        assert (process.returncode, stderr) == (2, expected[name])
+
+
+# Modules that can be called
+
+
+def test_a_module_can_be_called(monkeypatch):
+    module = types.ModuleType("some_module", "What it does.")
+    module.constant = 3
+    monkeypatch.setitem(sys.modules, "some_module", module)
+    callable_module("some_module", lambda *args, **kwargs: (args, kwargs))
+    assert module(1, two=2) == ((1,), {"two": 2})
+    assert isinstance(module, types.ModuleType) and (module.constant, module.__doc__) == (3, "What it does.")

@@ -1,4 +1,4 @@
-"""Files are whole or not there, and a folder that will not do is refused before any work."""
+"""Files are complete or absent, and a folder that cannot be written is refused before any work."""
 
 import errno
 import fcntl
@@ -41,7 +41,7 @@ def test_a_new_file_is_readable_by_others(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o644
 
 
-def test_what_cannot_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*file/below: "):
         write_text(tmp_path / "file" / "below", "x")
@@ -68,19 +68,19 @@ def test_unreadable_json_is_named(tmp_path, content):
         read_json(path)
 
 
-def test_a_byte_order_mark_is_read_over(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json_object(tmp_path / "a.json") == {"a": 1}
 
 
 @pytest.mark.parametrize(("content", "found"), [("[]", "list"), ("3", "int"), ("null", "NoneType"), ('"a"', "str")])
-def test_an_object_is_asked_for(tmp_path, content, found):
+def test_other_json_than_an_object_is_refused(tmp_path, content, found):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=f"a.json: expected a JSON object, found {found}"):
         read_json_object(tmp_path / "a.json")
 
 
-def test_what_is_there_is_kept_unless_told(tmp_path):
+def test_existing_files_are_kept_unless_they_may_be_overwritten(tmp_path):
     path = tmp_path / "a"
     check_free(path, overwrite=False)
     path.symlink_to(tmp_path / "nowhere")
@@ -89,7 +89,7 @@ def test_what_is_there_is_kept_unless_told(tmp_path):
         check_free(path, overwrite=False)
 
 
-def test_check_writable_makes_nothing(tmp_path):
+def test_check_writable_creates_nothing(tmp_path):
     check_writable(tmp_path)
     check_writable(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
@@ -108,12 +108,12 @@ def test_check_writable_asks_for_permission(tmp_path, monkeypatch):
 def test_one_holder_at_a_time(tmp_path):
     path = tmp_path / "new" / ".lock"
     with lock(path, "taken"):
-        with pytest.raises(UserError, match="^somebody else is here; wait$"):
-            lock(path, "somebody else is here; wait")
+        with pytest.raises(UserError, match="^another process is here; wait$"):
+            lock(path, "another process is here; wait")
     lock(path, "taken").close()  # the file stays, and is free
 
 
-def test_a_disk_without_locks_is_written_to_all_the_same(tmp_path, monkeypatch, caplog):
+def test_a_disk_without_locks_can_be_written_to(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -1,4 +1,4 @@
-"""Image arithmetic equal to torch's, and grids."""
+"""Image arithmetic that equals torch's, and grids of images."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -16,19 +16,26 @@ FIELDS = {name for method in ("spo", "spm") for name, *_ in describe(load_method
 
 
 @pytest.mark.parametrize(
-    ("value", "new"),
+    ("field", "value", "new"),
     [
-        ("embedded", "toy"),
-        ("embedded:train", "toy:train"),
-        ("scenes", "toy"),
-        ("toy", None),
-        ("embedded_too", None),
-        ("folder/embedded", None),
-        ("", None),
+        ("model", "embedded", "toy"),
+        ("prompts", "embedded:train", "toy:train"),
+        ("eval.rewards", "scenes", "toy"),
+        ("model", "toy", None),
+        ("model", "embedded_too", None),
+        ("model", "folder/embedded", None),
+        ("model", "", None),
+        ("log.wandb_name", "embedded", None),  # a name of the user's own
     ],
 )
-def test_values(value, new):
-    assert renamed_value(value) == new
+def test_values(field, value, new):
+    assert renamed_value(field, value) == new
+
+
+def test_a_file_of_the_user_s_is_not_renamed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "embedded").mkdir()
+    assert renamed_value("model", "embedded") is None
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.FIELDS.items())

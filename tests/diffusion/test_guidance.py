@@ -8,7 +8,8 @@ from spo_jax.diffusion.guidance import guided
 
 X = jnp.arange(12.0).reshape(2, 1, 2, 3) / 7
 T = jnp.array([5, 9])
-CONDITION, UNCONDITIONAL = {"text": jnp.array([[1.0], [2.0]])}, {"text": jnp.array([[-0.5], [0.25]])}
+CONDITION = {"text": jnp.array([[1.0], [2.0]])}
+UNCONDITIONAL = {"text": jnp.array([[-0.5], [0.25]])}
 
 
 def predict(x, t, condition):

@@ -1,4 +1,4 @@
-"""Schedules against diffusers' DDIMScheduler."""
+"""Noise schedules against diffusers' DDIMScheduler."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,8 +6,8 @@ import pytest
 from diffusers import DDIMScheduler
 
 from spo_jax.core.errors import UserError
-from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod
 from spo_jax.diffusion.ddpm import make_ddpm
+from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod
 
 SD15 = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, set_alpha_to_one=False, steps_offset=1)
 
@@ -28,15 +28,15 @@ def test_timesteps(spacing, steps, offset):
             make_ddpm(config, steps)
         return
     theirs.set_timesteps(steps)
-    schedule = make_ddpm(config, steps)
-    assert schedule.timesteps.dtype == np.int32
-    np.testing.assert_array_equal(schedule.timesteps, theirs.timesteps)
+    process = make_ddpm(config, steps)
+    assert process.timesteps.dtype == np.int32
+    np.testing.assert_array_equal(process.timesteps, theirs.timesteps)
 
 
 def test_timesteps_of_the_published_recipe():
-    schedule = make_ddpm(ScheduleConfig.from_dict(SD15), 20)
-    assert schedule.timesteps.tolist() == list(range(951, 0, -50))
-    assert schedule.previous(jnp.asarray(schedule.timesteps)).tolist() == [*range(901, 0, -50), 0]
+    process = make_ddpm(ScheduleConfig.from_dict(SD15), 20)
+    assert process.timesteps.tolist() == list(range(951, 0, -50))
+    assert process.previous(jnp.asarray(process.timesteps)).tolist() == [*range(901, 0, -50), 0]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_alphas(fields):
     ours = alphas_cumprod(config)
     # Near zero SNR float32 rounding counts relatively more.
     np.testing.assert_allclose(ours, theirs.alphas_cumprod, rtol=2e-6, atol=1e-8)
-    schedule = make_ddpm(config, 4)
-    np.testing.assert_allclose(schedule.final_alpha_cumprod, theirs.final_alpha_cumprod, rtol=2e-6)
+    process = make_ddpm(config, 4)
+    np.testing.assert_allclose(process.final_alpha_cumprod, theirs.final_alpha_cumprod, rtol=2e-6)
     if config.rescale_betas_zero_snr:
         assert ours[-1] == 0
 
@@ -64,17 +64,21 @@ def test_alphas(fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"beta_schedule": "squaredcos_cap_v2"}, "beta_schedule = 'squaredcos_cap_v2', expected one of linear"),
-        ({"prediction_type": "flow"}, "prediction_type = 'flow'"),
-        ({"timestep_spacing": "karras"}, "timestep_spacing = 'karras'"),
-        ({"timestep_spacing": None}, "timestep_spacing = None"),
+        (
+            {"beta_schedule": "squaredcos_cap_v2"},
+            r"beta_schedule = 'squaredcos_cap_v2' is not implemented \(known: 'linear', 'scaled_linear'\)",
+        ),
+        ({"prediction_type": "flow"}, "prediction_type = 'flow' is not implemented"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing = 'karras' is not implemented"),
+        ({"timestep_spacing": None}, "timestep_spacing = None is not implemented"),
         ({"clip_sample": True}, "clip_sample = True is not implemented"),
         ({"thresholding": True}, "thresholding = True is not implemented"),
-        ({"new_field": 1}, "unknown field 'new_field'"),
-        ({"beta_start": "0.001"}, r"beta_start = '0.001' is not implemented \(expected float\)"),
-        ({"num_train_timesteps": None}, r"num_train_timesteps = None is not implemented \(expected int\)"),
-        ({"trained_betas": ["much"]}, r"trained_betas = \['much'\] is not implemented"),
-        ({"set_alpha_to_one": "no"}, r"set_alpha_to_one = 'no' is not implemented \(expected bool\)"),
+        ({"new_field": 1}, "new_field is not a field of ScheduleConfig$"),
+        ({"beta_strat": 1.0}, "beta_strat is not a field of ScheduleConfig: did you mean beta_start?"),
+        ({"beta_start": "0.001"}, "beta_start = '0.001': expected float"),
+        ({"num_train_timesteps": None}, "num_train_timesteps = None: expected int"),
+        ({"trained_betas": ["much"]}, r"trained_betas = \('much',\): expected tuple\[float, ...\] | None"),
+        ({"set_alpha_to_one": "no"}, "set_alpha_to_one = 'no': expected bool"),
     ],
 )
 def test_what_is_not_implemented_is_refused(fields, message):
@@ -82,13 +86,13 @@ def test_what_is_not_implemented_is_refused(fields, message):
         ScheduleConfig.from_dict(SD15 | fields, "folder/x.json")
 
 
-def test_fields_of_other_samplers_are_read_over():
+def test_fields_of_other_samplers_are_ignored():
     raw = SD15 | {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "use_karras_sigmas": True}
     assert ScheduleConfig.from_dict(raw) == ScheduleConfig.from_dict(SD15)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])
-def test_a_number_of_steps_that_cannot_be(steps):
+def test_an_impossible_number_of_steps_is_refused(steps):
     with pytest.raises(UserError, match=f"steps: {steps}, expected 1 to 1000"):
         make_ddpm(ScheduleConfig.from_dict(SD15), steps)
 
@@ -101,8 +105,8 @@ def test_a_number_of_steps_that_cannot_be(steps):
         ({"trained_betas": [0.1, 0.2]}, 20),
     ],
 )
-def test_timesteps_that_do_not_exist(fields, steps):
-    """An index beyond the end would be clamped, and one below 0 counted from the end, without a word."""
+def test_timesteps_that_do_not_exist_are_refused(fields, steps):
+    """An index beyond the end would be clamped, and one below 0 counted from the end, both silently."""
     with pytest.raises(UserError, match=f"steps: {steps}: with .* expected within .* to 0"):
         make_ddpm(ScheduleConfig.from_dict(SD15 | fields), steps)
 
@@ -111,7 +115,7 @@ ZERO_SNR = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing
 
 
 def test_noise_prediction_without_signal_is_refused():
-    """x0 = (x - noise) / 0. Networks that predict v or the picture may start there, and so may leading spacing."""
+    """x0 = (x - noise) / 0. Networks that predict v or the image may start there; leading spacing never does."""
     message = "scheduler config: prediction_type 'epsilon' with rescale_betas_zero_snr: .* at timestep 999, .*'v_pred"
     with pytest.raises(UserError, match=message):
         make_ddpm(ScheduleConfig.from_dict(ZERO_SNR), 20)
@@ -119,7 +123,7 @@ def test_noise_prediction_without_signal_is_refused():
         make_ddpm(ScheduleConfig.from_dict(ZERO_SNR | fields), 20)
 
 
-def test_a_spacing_that_is_not_given_is_ddims():
+def test_the_default_spacing_is_ddim_s():
     config = ScheduleConfig.from_dict(SD15)
     assert make_ddpm(config, 20).timesteps.tolist() == list(range(951, 0, -50))
     assert config.timestep_spacing is None

@@ -1,7 +1,7 @@
 """Whole trajectories against diffusers' schedulers, with a fixed denoiser.
 
-Tolerance: 1e-4 of the largest latent, for float32's rounding of up to 50 steps. Found: 1e-6, and 1e-5 for Euler from
-zero SNR, where diffusers' latents begin 4096 times as large.
+The tolerance is 1e-4 of the largest latent, for float32's rounding in up to 50 steps. The differences found are 1e-6,
+and 1e-5 for Euler from zero SNR, where diffusers' latents begin 4096 times as large.
 """
 
 import jax
@@ -17,23 +17,23 @@ from spo_jax.diffusion.steps import solver_steps
 
 SD15 = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 OFFICIAL = SD15 | {"set_alpha_to_one": False, "steps_offset": 1}
-# As the paper on zero terminal SNR says it has to be: trailing spacing and v-prediction.
+# What the paper on zero terminal SNR requires: trailing spacing and v-prediction.
 ZERO_SNR = SD15 | {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
     "prediction_type": "v_prediction",
 }
-# A pipeline's own DDIM config is read by every class; from what it leaves out each takes its own default.
+# Every class reads a pipeline's own DDIM config, and has its own defaults for fields that are absent.
 CLASSES = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
 
 
 def denoise(numpy_like, x, t):
-    """Any smooth function of latents and timestep, in JAX or in torch."""
+    """A smooth function of latents and timestep, in JAX or in torch."""
     return numpy_like.tanh(x * (0.5 + t / 1000)) + 0.1 * x
 
 
 def theirs(solver, fields, steps, x, **options):
-    """As diffusers' pipelines run a scheduler."""
+    """Runs a scheduler as diffusers' pipelines do."""
     scheduler = CLASSES[solver].from_config(dict(DDIMScheduler(clip_sample=False, **fields).config), **options)
     scheduler.set_timesteps(steps)
     x = torch.from_numpy(np.array(x)) * scheduler.init_noise_sigma
@@ -57,7 +57,7 @@ def noise():
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("spacing", [None, "leading", "trailing", "linspace"])
 def test_trajectory_equals_diffusers(solver, prediction, spacing, noise):
-    """Without a spacing in the config, with the solver's own."""
+    """Without a spacing in the config, the solver's own is used."""
     fields = OFFICIAL | {"prediction_type": prediction} | ({"timestep_spacing": spacing} if spacing else {})
     expected = theirs(solver, fields, 20, noise)
     np.testing.assert_allclose(ours(solver, fields, 20, noise), expected, atol=1e-4 * np.abs(expected).max())
@@ -97,4 +97,6 @@ def test_karras_levels_equal_diffusers(solver, spacing, fields, noise):
     expected = theirs(solver, fields, 20, noise, use_karras_sigmas=True)
     found = ours(solver, fields, 20, noise, karras=True)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
-    assert np.abs(found - ours(solver, fields, 20, noise)).max() > 1e-3 * np.abs(expected).max()
+    config = ScheduleConfig.from_dict(fields)
+    levels = [solver_steps(config, solver, 20, karras).noise for karras in (False, True)]
+    assert np.abs(levels[0] - levels[1]).max() > 1e-2

@@ -1,4 +1,4 @@
-"""The tables of the solvers: timesteps and noise levels against diffusers, and what is refused."""
+"""The tables of the solvers: timesteps and noise levels against diffusers, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CLASSES = {"euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler
 @pytest.mark.parametrize("steps", [1, 7, 20, 50, 300])
 @pytest.mark.parametrize("karras", [False, True])
 def test_timesteps_and_levels_are_diffusers(solver, spacing, steps, karras):
-    """Levels to float32's rounding of ᾱ, from which both start."""
+    """Levels up to float32's rounding of ᾱ, from which both start."""
     fields = SD15 | {"timestep_spacing": spacing}
     theirs = CLASSES[solver](**fields, use_karras_sigmas=karras)
     theirs.set_timesteps(steps)
@@ -58,14 +58,14 @@ def test_first_order_solvers_do_not_extrapolate():
         ({"timestep_spacing": "trailing"}, ("dpm++", 61), "steps: 61: with trailing spacing .* expected within 999"),
     ],
 )
-def test_steps_that_cannot_be(fields, arguments, message):
+def test_impossible_steps_are_refused(fields, arguments, message):
     with pytest.raises(UserError, match=message):
         solver_steps(ScheduleConfig.from_dict(SD15 | fields), *arguments)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_noise_prediction_cannot_start_from_pure_noise(solver):
-    """diffusers' DDIM divides by 0 there, its others by 2e-4. A spacing that leaves that timestep out is no problem."""
+    """diffusers' DDIM divides by 0 there, its other solvers by 2e-4. A spacing without that timestep is fine."""
     fields = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     with pytest.raises(UserError, match="prediction_type 'epsilon' with rescale_betas_zero_snr: .* timestep 999, "):
         solver_steps(ScheduleConfig.from_dict(fields), solver, 20)

@@ -55,44 +55,56 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+# Flags and fields
+
+
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
         ([TOY, "--config.spo.bta=3"], ["--config has no field spo.bta: did you mean spo.beta?"]),
         ([TOY, "--config.spo.beta=strong"], ["--config.spo.beta=strong", "float"]),
         ([TOY, "--config.spo.num_steps=5.5"], ["--config.spo.num_steps=5.5", "int"]),
-        ([TOY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected at least 2"]),
-        ([TOY, "--config.eval.reward=beauty"], ["eval.reward = 'beauty': expected 'scenes' or 'spm'"]),
-        (["--config=configs/absent.py"], ["--config=configs/absent.py: no such file"]),
+        ([TOY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected 2 or more"]),
+        (
+            [TOY, "--config.model={micro.sd}", "--config.eval.rewards=beauty"],
+            ["config field eval.rewards = 'beauty': expected 'spm', 'toy', or the dotted path of"],
+        ),
+        ([TOY, "--config.method=beauty"], ["config field method = 'beauty': expected ", "'spm', 'spo', or the dotted"]),
+        (["--config=configs/absent.py"], ["--config=configs/absent.py: no such file", "or a name:", "toy"]),
         ([], ["--config must have a value"]),
         ([TOY, "--reusme"], ["'reusme'"]),
         ([TOY, "more"], ["unexpected argument 'more'"]),
+        ([SPM_TOY, "--config.optimizer.warmup_steps=3000"], ["warmup_steps = 3000: expected less than the 3000 opt"]),
+        ([SPM_TOY, "--config.data_dir={micro.sd}"], ["{micro.sd}"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )
-def test_flags_of_train(refused, tmp_path, flags, parts):
-    refused("train", *flags, f"--out={tmp_path}/run", parts=parts)
+def test_flags_of_train(refused, micro, tmp_path, flags, parts):
+    flags = [flag.format(micro=micro) for flag in flags]
+    refused("train", *flags, f"--out={tmp_path}/run", parts=[part.format(micro=micro) for part in parts])
 
 
 @pytest.mark.parametrize(
     ("line", "parts"),
     [
-        ("config.spo.bta = 3", ["config.spo.bta: did you mean 'beta'"]),
-        ("config.spo.beta = None", ["config.spo.beta = None: expected float"]),
-        ("config.spo = 3", ["config.py: line 8: TypeError", "'spo'"]),
+        ("config.spo.bta = 3", ["config field spo.bta is not a field of SPOSettings: did you mean beta?"]),
+        ("config.spo.beta = None", ["config field spo.beta = None: expected float"]),
+        ("config.spo.learning_rate = 1e-3", ["config field spo.learning_rate is now optimizer.learning_rate"]),
+        ("config.prompts = 'embedded:train'", ["config field prompts = 'embedded:train'", "now 'toy:train'"]),
+        ("config.spo = 3", ["config.py: line 7: TypeError", "'spo'"]),
     ],
 )
 def test_fields_of_a_config_file(refused, tmp_path, line, parts):
     (tmp_path / "config.py").write_text(
-        "from spo_jax.core.config import to_config\nfrom spo_jax.methods.spo.settings import TrainSettings\n\n\n"
-        f"def get_config():\n    config = to_config(TrainSettings())\n\n    {line}\n    return config\n"
+        "from spo_jax.methods import default_config\n\n\n"
+        f"def get_config():\n    config = default_config('spo')\n\n    {line}\n    return config\n"
     )
     refused("train", f"--config={tmp_path}/config.py", f"--out={tmp_path}/run", parts=parts)
 
 
 @pytest.mark.parametrize(
     ("content", "parts"),
-    [(None, ["no prompt file", "prompts.txt"]), ("", ["prompts.txt: no prompts in it"])],
+    [(None, ["no prompt file", "prompts.txt"]), ("", ["prompts.txt holds no prompts"])],
     ids=["missing", "empty"],
 )
 def test_prompts_of_train(refused, tmp_path, content, parts):
@@ -102,14 +114,112 @@ def test_prompts_of_train(refused, tmp_path, content, parts):
     refused("train", *flags, parts=parts)
 
 
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ([], ["give either --prompt=TEXT or --prompts=FILE"]),
+        (["--prompt=a", "--prompts=b.txt"], ["give either"]),
+        (["--prompts=absent.txt"], ["no prompt file absent.txt"]),
+        (["--prompt=a", "--lora=absent.safetensors"], ["missing file: absent.safetensors"]),
+        (["--prompt=a", "--init-latents=absent.npy"], ["cannot read initial latents from absent.npy"]),
+        (["--prompt=a", "--steps=0"], ["--steps"]),
+        (["--prompt=a", "--steps=1000"], ["steps: 1000: with leading spacing", "1000 to 1, expected within 999 to 0"]),
+        (["--prompt=a", "--seed=-1"], ["--seed=-1"]),
+        (["--prompt=a", "--seed=4294967296"], ["--seed=4294967296", "4294967295"]),
+        (["--prompt=a", "--guidance=nan"], ["--guidance=nan: expected a finite number"]),
+        (["--prompt=a", "--lora-scale=inf"], ["--lora-scale=inf: expected a finite number"]),
+        (["--prompt=a", "--dtype=float16"], ["--dtype", "float32|bfloat16"]),
+        (["--prompt=a", "--solver=heun"], ["--solver=heun", "ddim|euler|dpm++"]),
+        (["--prompt=a", "--karras"], ["Karras noise levels are for the solvers euler and dpm++"]),
+        (["--prompt=a", "--height=21"], ["--height=21: expected a multiple of 2", "try 20 or 22"]),
+        (["--prompt=a", "--width=0"], ["--width=0"]),
+        (["--prompt=a", "--crop=0x0"], ["takes no size conditions (crop): only SDXL models do"]),
+    ],
+    ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
+)
+def test_flags_of_sample(refused, micro, tmp_path, flags, parts):
+    refused("sample", f"--model={micro.sd}", *flags, f"--out={tmp_path}/images", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        ("original_size", "1024"),
+        ("original_size", "0x64"),
+        ("target_size", "64x-1"),
+        ("target_size", "64×64"),
+        ("crop", "-1x0"),
+        ("crop", "0x0x0"),
+    ],
+)
+def test_sizes_that_cannot_be_read(tmp_path, flag, text):
+    """They are refused before anything is read: there is no such model."""
+    name = flag.replace("_", "-")
+    meaning = "TOPxLEFT" if flag == "crop" else "HEIGHTxWIDTH"
+    with pytest.raises(UserError, match=f"--{name}={text}: expected {meaning} in pixels, such as"):
+        sample(model="no/such/model", prompt="a", out=tmp_path, **{flag: text})
+
+
+def test_flags_of_export(refused, tmp_path, micro_run):
+    flags = (f"--run={micro_run}", "--format=onnx", f"--out={tmp_path}/out")
+    refused("export", *flags, parts=["--format=onnx", "diffusers|kohya|merged"])
+    flags = (f"--run={tmp_path}/absent", f"--out={tmp_path}/out.safetensors")
+    refused("export", *flags, parts=[f"{tmp_path}/absent: no run here"])
+
+
+def test_settings_of_another_method(refused, tmp_path):
+    """A preference model is measured with a config of the method that trains one."""
+    flags = (TOY, "--spm=toy", f"--out={tmp_path}/out")
+    refused("evaluate_spm", *flags, parts=["--config: expected one of method 'spm', found method 'spo'"])
+
+
+# Old names
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "part"),
+    [
+        ("train_spm", [SPM_TOY], "python -m spo_jax.train_spm is now python -m spo_jax.train"),
+        ("train", ["--config=configs/tiny.py"], "--config=configs/tiny.py is now --config=configs/toy.py"),
+        ("train", ["--config=spm_tiny"], "--config=spm_tiny is now --config=spm_toy"),
+        ("train", [TOY, "--config.model=embedded"], "--config.model=embedded: 'embedded' is now 'toy'"),
+        ("train", [TOY, "--config.prompts=embedded:train"], "'embedded:train' is now 'toy:train'"),
+        (
+            "train",
+            [TOY, "--config.spo.learning_rate=1e-3"],
+            "--config.spo.learning_rate is now --config.optimizer.learning_rate",
+        ),
+        ("train", [TOY, "--config.eval.pictures=4"], "--config.eval.pictures is now --config.eval.images"),
+        ("train", [TOY, "--config.eval.reward=scenes"], "'scenes' is now 'toy', expected --config.eval.rewards=toy"),
+        ("train", [SPM_TOY, "--config.num_steps=4"], "--config.num_steps is now --config.train_steps"),
+        ("sample", ["--model=embedded", "--prompt=a"], "--model=embedded: 'embedded' is now 'toy'"),
+        ("prepare", ["--dataset=scenes", "--data-dir=out"], "--dataset=scenes: 'scenes' is now 'toy'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_old_names_are_refused_with_the_new_ones(refused, tmp_path, name, flags, part):
+    out = [f"--out={tmp_path}/out"] if name == "train" else []
+    refused(name, *flags, *out, parts=[part])
+
+
+@pytest.mark.parametrize("name", ["build", "tiny_sdxl"])
+def test_old_commands_of_the_toy_are_refused(refused, commands, name):
+    """In a Python of its own: the package is refused while it is imported."""
+    parts = ["spo_jax.embedded is now spo_jax.build_toy, with the commands ", "spo_jax.build_toy.toy_sdxl"]
+    refused(f"embedded.{name}", parts=parts, run=commands.start)
+
+
+# Models
+
+
 def test_a_model_without_an_index(refused, tmp_path, pipeline_folder):
     (pipeline_folder / "model_index.json").unlink()
     parts = [f"{pipeline_folder}: no model_index.json here"]
     refused("train", TOY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
-    refused("sample", f"--model={pipeline_folder}", "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
+    refused("sample", f"--model={pipeline_folder}", "--prompt=a star", f"--out={tmp_path}/images", parts=parts)
 
 
-def test_a_model_that_is_nowhere(refused, tmp_path):
+def test_a_model_that_does_not_exist(refused, tmp_path):
     flags = (TOY, f"--config.model={tmp_path}/absent", f"--out={tmp_path}/run")
     refused("train", *flags, parts=[f"no such file or folder: {tmp_path}/absent"])
 
@@ -121,50 +231,56 @@ def test_truncated_weights(refused, tmp_path, pipeline_folder):
     refused("train", TOY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
 
 
-def test_a_truncated_preference_model(refused, tmp_path):
-    shutil.copytree(ASSETS / "spm", tmp_path / "spm")
+def test_a_truncated_preference_model(refused, micro, tmp_path):
+    shutil.copytree(micro.spm, tmp_path / "spm")
     cut_off(tmp_path / "spm" / "model.safetensors")
-    flags = (TOY, f"--config.spm.model={tmp_path}/spm", f"--out={tmp_path}/run")
+    flags = (TOY, f"--config.model={micro.sd}", f"--config.spm.model={tmp_path}/spm", f"--out={tmp_path}/run")
     refused("train", *flags, parts=[f"cannot read {tmp_path}/spm/model.safetensors as safetensors"])
 
 
-def test_a_truncated_lora(refused, tmp_path, run_folder):
-    shutil.copy(run_folder / "lora.safetensors", tmp_path / "lora.safetensors")
+def test_a_preference_model_of_another_kind_of_pipeline(refused, micro, tmp_path):
+    flags = (TOY, f"--config.model={micro.sd}", f"--config.spm.model={micro.spm_sdxl}", f"--out={tmp_path}/run")
+    refused("train", *flags, parts=["trained on", "SDXL", "--config.spm.model"])
+
+
+def test_a_truncated_lora(refused, micro, micro_run, tmp_path):
+    shutil.copy(micro_run / "lora.safetensors", tmp_path / "lora.safetensors")
     cut_off(tmp_path / "lora.safetensors")
     parts = [f"cannot read {tmp_path}/lora.safetensors as safetensors"]
-    lora = f"--lora={tmp_path}/lora.safetensors"
-    refused("sample", lora, "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
+    flags = (f"--model={micro.sd}", f"--lora={tmp_path}/lora.safetensors", "--prompt=a star")
+    refused("sample", *flags, f"--out={tmp_path}/images", parts=parts)
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
-def test_a_lora_of_sdxl_s_predecessors(refused, tmp_path, run_folder, tiny_sdxl, layout):
-    """Drawn with, and exported as SDXL's."""
-    export(run_folder, layout, tmp_path / "lora.safetensors")
-    parts = [f"{tmp_path}/lora.safetensors is a LoRA of SD 1.x or 2.x, and this model is SDXL: choose"]
-    lora, model = tmp_path / "lora.safetensors", f"--model={tiny_sdxl}"
+def test_a_lora_of_an_sd_model_for_sdxl(refused, micro, micro_run, tmp_path, layout):
+    """It is refused in drawing, and in exporting SDXL with it."""
+    lora = tmp_path / "lora.safetensors"
+    export(micro_run, layout, lora)
+    parts = [f"{lora} is a LoRA of SD 1.x or 2.x", "this model is SDXL"]
+    model = f"--model={micro.sdxl}"
     if layout == "diffusers":
-        refused("sample", model, f"--lora={lora}", "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
+        refused("sample", model, f"--lora={lora}", "--prompt=a star", f"--out={tmp_path}/images", parts=parts)
     else:
         refused("export", model, f"--run={lora}", "--format=merged", f"--out={tmp_path}/merged", parts=parts)
 
 
-def test_a_lora_of_sdxl_for_its_predecessor(refused, tmp_path, tiny_sdxl):
-    params = open_pipeline(tiny_sdxl).params["unet"]
+def test_a_lora_of_sdxl_for_an_sd_model(refused, micro, tmp_path):
+    params = open_pipeline(micro.sdxl, abstract=True).params["unet"]
     shapes = jax.eval_shape(lambda key: init_lora(key, params, 2), jax.random.key(0))
     tree = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
     write_lora(tmp_path / "lora.safetensors", LoRA(tree, 2.0, 2))
-    parts = [f"{tmp_path}/lora.safetensors is a LoRA of SDXL, and this model is SD 1.x or 2.x: choose"]
-    lora = f"--lora={tmp_path}/lora.safetensors"
-    refused("sample", lora, "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
+    parts = [f"{tmp_path}/lora.safetensors is a LoRA of SDXL", "this model is SD 1.x or 2.x"]
+    flags = (f"--model={micro.sd}", f"--lora={tmp_path}/lora.safetensors", "--prompt=a star")
+    refused("sample", *flags, f"--out={tmp_path}/images", parts=parts)
 
 
 @pytest.mark.parametrize("name", ["train", "sample"])
-def test_an_autoencoder_of_another_width(refused, tmp_path, tiny_sdxl, name):
+def test_an_autoencoder_of_another_width(refused, micro, tmp_path, name):
     """Such as those of SD 3 and Flux, with 16 channels."""
-    shutil.copytree(tiny_sdxl / "vae", tmp_path / "vae")
+    shutil.copytree(micro.sdxl / "vae", tmp_path / "vae")
     fields = json.loads((tmp_path / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(fields | {"latent_channels": 16}))
-    flags = [f"--model={tiny_sdxl}", f"--vae={tmp_path}/vae"]
+    flags = [f"--model={micro.sdxl}", f"--vae={tmp_path}/vae"]
     if name == "train":
         flags = [TOY, *(f"--config.{flag.removeprefix('--')}" for flag in flags)]
     parts = [f"{tmp_path}/vae/config.json: latent_channels = 16, but the UNet takes latents of 4"]
@@ -184,19 +300,22 @@ def test_a_single_file_of_another_architecture(refused, tmp_path, key, kind):
     parts = [f"{tmp_path}/model.safetensors is {kind}"]
     model = f"model={tmp_path}/model.safetensors"
     refused("train", TOY, f"--config.{model}", f"--out={tmp_path}/run", parts=parts)
-    refused("sample", f"--{model}", "--prompt=a star", f"--out={tmp_path}/pictures", parts=parts)
+    refused("sample", f"--{model}", "--prompt=a star", f"--out={tmp_path}/images", parts=parts)
 
 
-def test_a_checkpoint_of_another_config(refused, tmp_path, run_folder, config_file):
-    shutil.copytree(run_folder, tmp_path / "run")
-    flags = (f"--config={config_file}", f"--out={tmp_path}/run", "--resume", "--config.spo.beta=5")
+# Folders and files
+
+
+def test_a_checkpoint_of_another_config(refused, tmp_path, micro_run, micro_config):
+    shutil.copytree(micro_run, tmp_path / "run")
+    flags = (f"--config={micro_config}", f"--out={tmp_path}/run", "--resume", "--config.spo.beta=5")
     refused("train", *flags, parts=["checkpoints/3 has other settings: spo.beta was 10.0, now 5.0"])
 
 
-def test_a_folder_that_holds_a_run_already(refused, tmp_path, run_folder, config_file):
-    shutil.copytree(run_folder, tmp_path / "run")
-    flags = (f"--config={config_file}", f"--out={tmp_path}/run")
-    refused("train", *flags, parts=[f"{tmp_path}/run already holds a run: add --resume"])
+def test_a_folder_that_holds_a_run_already(refused, tmp_path, micro_run, micro_config):
+    shutil.copytree(micro_run, tmp_path / "run")
+    flags = (f"--config={micro_config}", f"--out={tmp_path}/run")
+    refused("train", *flags, parts=[f"{tmp_path}/run already holds a run: pass --resume"])
 
 
 def test_nothing_to_resume(refused, tmp_path):
@@ -205,78 +324,24 @@ def test_nothing_to_resume(refused, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "sample", "export"])
-def test_output_below_a_regular_file(refused, tmp_path, run_folder, name):
+def test_output_below_a_regular_file(refused, tmp_path, micro_run, name):
     """Permissions would not stop root."""
     (tmp_path / "file").write_text("")
-    flags = {"train": [TOY], "sample": ["--prompt=a star"], "export": [f"--run={run_folder}"]}
+    flags = {"train": [TOY], "sample": ["--prompt=a star"], "export": [f"--run={micro_run}"]}
     parts = [f"cannot write to {tmp_path}/file", f"{tmp_path}/file is not a folder"]
     refused(name, *flags[name], f"--out={tmp_path}/file/below/out", parts=parts)
 
 
-@pytest.mark.parametrize(
-    ("flags", "parts"),
-    [
-        ([], ["give one of --prompt=TEXT and --prompts=FILE"]),
-        (["--prompt=a", "--prompts=b.txt"], ["give one of"]),
-        (["--prompts=absent.txt"], ["no prompt file absent.txt"]),
-        (["--prompt=a", "--lora=absent.safetensors"], ["missing file: absent.safetensors"]),
-        (["--prompt=a", "--init-latents=absent.npy"], ["cannot read initial latents from absent.npy"]),
-        (["--prompt=a", "--steps=0"], ["--steps"]),
-        (["--prompt=a", "--steps=1000"], ["steps: 1000: with leading spacing", "1000 to 1, expected within 999 to 0"]),
-        (["--prompt=a", "--seed=-1"], ["--seed=-1"]),
-        (["--prompt=a", "--seed=4294967296"], ["--seed=4294967296", "4294967295"]),
-        (["--prompt=a", "--guidance=nan"], ["--guidance=nan: expected a finite number"]),
-        (["--prompt=a", "--lora-scale=inf"], ["--lora-scale=inf: expected a finite number"]),
-        (["--prompt=a", "--dtype=float16"], ["--dtype", "float32|bfloat16"]),
-        (["--prompt=a", "--solver=heun"], ["--solver=heun", "ddim|euler|dpm++"]),
-        (["--prompt=a", "--karras"], ["Karras noise levels are for the solvers euler and dpm++"]),
-        (["--prompt=a", "--height=20"], ["--height=20: expected a multiple of 8", "try 16 or 24"]),
-        (["--prompt=a", "--width=0"], ["--width=0"]),
-        (["--prompt=a", "--crop=0x0"], ["--crop: ", "takes no size conditions, only SDXL models do"]),
-    ],
-    ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
-)
-def test_flags_of_sample(refused, tmp_path, flags, parts):
-    refused("sample", *flags, f"--out={tmp_path}/pictures", parts=parts)
+def test_latents_of_another_size(micro, tmp_path):
+    np.save(tmp_path / "latents.npy", np.zeros((1, 4, 8, 8), np.float32))
+    with pytest.raises(UserError, match=r"latents.npy: float32.* expected floats \[b, \(4, 8, 32\) as c, h, w\]"):
+        sample(model=str(micro.sd), prompt="a", out=tmp_path, width=64, init_latents=str(tmp_path / "latents.npy"))
 
 
-@pytest.mark.parametrize(
-    ("flag", "text"),
-    [
-        ("original_size", "1024"),
-        ("original_size", "0x64"),
-        ("target_size", "64x-1"),
-        ("target_size", "64×64"),
-        ("crop", "-1x0"),
-        ("crop", "0x0x0"),
-    ],
-)
-def test_sizes_that_are_none(tmp_path, flag, text):
-    """Told before anything is read: there is no such model."""
-    name, meaning = flag.replace("_", "-"), "TOPxLEFT" if flag == "crop" else "HEIGHTxWIDTH"
-    with pytest.raises(UserError, match=f"--{name}={text}: expected {meaning} in pixels, such as"):
-        sample(model="no/such/model", prompt="a", out=tmp_path, **{flag: text})
-
-
-def test_latents_of_another_size(tmp_path, toy):
-    h, w, c = toy.pipeline.latent_shape
-    np.save(tmp_path / "latents.npy", np.zeros((1, c, h, w), np.float32))
-    with pytest.raises(UserError, match=r"latents.npy: float32.* expected floats \[b, \(16, 8, 16\) as c, h, w\]"):
-        sample(model="embedded", prompt="a", out=tmp_path, width=64, init_latents=str(tmp_path / "latents.npy"))
-
-
-def test_latents_for_another_number_of_pictures(refused, tmp_path, toy):
-    h, w, c = toy.pipeline.latent_shape
-    np.save(tmp_path / "latents.npy", np.zeros((3, c, h, w), np.float32))
-    flags = ("--prompt=a", f"--init-latents={tmp_path}/latents.npy", f"--out={tmp_path}/pictures")
-    refused("sample", *flags, parts=["latents.npy holds 3 rows for 1 pictures"])
-
-
-def test_flags_of_export(refused, tmp_path, run_folder):
-    flags = (f"--run={run_folder}", "--format=onnx", f"--out={tmp_path}/out")
-    refused("export", *flags, parts=["--format=onnx", "diffusers|kohya|merged"])
-    flags = (f"--run={tmp_path}/absent", f"--out={tmp_path}/out.safetensors")
-    refused("export", *flags, parts=[f"{tmp_path}/absent: no run here"])
+def test_latents_for_another_number_of_images(refused, micro, tmp_path):
+    np.save(tmp_path / "latents.npy", np.zeros((3, 4, 8, 8), np.float32))
+    flags = (f"--model={micro.sd}", "--prompt=a", f"--init-latents={tmp_path}/latents.npy", f"--out={tmp_path}/images")
+    refused("sample", *flags, parts=["latents.npy holds 3 rows for 1 images"])
 
 
 @pytest.mark.parametrize(
@@ -286,11 +351,11 @@ def test_flags_of_export(refused, tmp_path, run_folder):
         ("kohya", "new.bin", True, "--out=.*new.bin: the name of a LoRA file has to end in .safetensors"),
         ("kohya", "old.safetensors", False, "old.safetensors exists already"),
         ("merged", "old", False, "old exists already"),
-        ("merged", "old", True, "old is no pipeline's folder"),
+        ("merged", "old", True, "old is not a pipeline's folder"),
     ],
 )
-def test_where_nothing_is_exported_to(tmp_path, form, out, overwrite, message):
-    """Told before anything is read: there is no such run."""
+def test_places_that_nothing_is_exported_to(tmp_path, form, out, overwrite, message):
+    """They are refused before anything is read: there is no such run."""
     (tmp_path / "old.safetensors").write_text("kept")
     (tmp_path / "old").mkdir()
     with pytest.raises(UserError, match=message):
@@ -299,8 +364,8 @@ def test_where_nothing_is_exported_to(tmp_path, form, out, overwrite, message):
     assert (tmp_path / "old.safetensors").read_text() == "kept"
 
 
-def test_pictures_of_an_earlier_call_are_kept(tmp_path):
-    """Told before anything is read: there is no such model. A picture that would not be touched is no obstacle."""
+def test_images_of_an_earlier_call_are_kept(tmp_path):
+    """They are seen before anything is read: there is no such model. An image that would not be replaced is ignored."""
     (tmp_path / "0001.png").write_text("kept")
     with pytest.raises(UserError, match="0001.png exists already: .*--overwrite"):
         sample(model="no/such/model", prompt="a", count=2, out=tmp_path)
@@ -310,13 +375,13 @@ def test_pictures_of_an_earlier_call_are_kept(tmp_path):
     assert (tmp_path / "0001.png").read_text() == "kept"
 
 
-def test_what_cannot_be_exported(tmp_path, run_folder):
+def test_runs_that_cannot_be_exported(tmp_path, micro_run):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    for source, message in (
-        (tmp_path / "run", "there is no checkpoint in it"),
-        (run_folder / "checkpoints" / "9", "no checkpoint of step 9"),
-        (run_folder / "lora.safetensors", "name its base model with --model"),
+    for source, form, message in (
+        (tmp_path / "run", "diffusers", "there is no checkpoint in it"),
+        (micro_run / "checkpoints" / "9", "diffusers", "no checkpoint of step 9"),
+        (micro_run / "lora.safetensors", "single-file", "name its base model with --model"),
     ):
         with pytest.raises(UserError, match=message):
-            export(source, "diffusers", tmp_path / "out.safetensors")
+            export(source, form, tmp_path / "out.safetensors")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

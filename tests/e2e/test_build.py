@@ -1,4 +1,4 @@
-"""The command that makes the shipped files, with trainers that are done at once."""
+"""The command that makes the shipped files, with trainers that finish at once."""
 
 import dataclasses
 import json
@@ -19,8 +19,9 @@ WHOLE = json.loads((ASSETS / "spm" / "config.json").read_text())
 
 @pytest.fixture
 def stages(toy, monkeypatch):
-    """Networks come out of training as they are shipped; the names of those trained."""
-    trained, pipeline = [], toy.pipeline
+    """Makes networks come out of training as they are shipped; returns the names of those that were trained."""
+    trained = []
+    pipeline = toy.pipeline
 
     def train_autoencoder():
         trained.append("autoencoder")
@@ -36,6 +37,10 @@ def stages(toy, monkeypatch):
     return trained
 
 
+def files_in(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
 def test_the_pipeline_is_written_as_it_is_shipped(stages, toy, spm_settings, tmp_path, monkeypatch):
     """A second build finds every stage done."""
     monkeypatch.setattr(preference, "train_preference_model", lambda *arguments: ASSETS / "spm")
@@ -43,20 +48,22 @@ def test_the_pipeline_is_written_as_it_is_shipped(stages, toy, spm_settings, tmp
         build.build(tmp_path / "work", tmp_path / "out", spm_settings)
         assert stages == ["autoencoder", "base"]
     for part in ("pipeline", "spm"):
-        names = lambda folder: sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())  # noqa: E731
-        assert names(tmp_path / "out" / part) == names(ASSETS / part)
+        assert files_in(tmp_path / "out" / part) == files_in(ASSETS / part)
     made = open_pipeline(tmp_path / "out" / "pipeline")
-    assert (made.unet.config, made.vae.config) == (toy.pipeline.unet.config, toy.pipeline.vae.config)
+    assert made.unet.config == toy.pipeline.unet.config
+    assert made.vae.config == toy.pipeline.vae.config
     jax.tree.map(np.testing.assert_array_equal, made.params, toy.pipeline.params)  # float16 already
 
 
 @pytest.mark.slow
-def test_the_preference_model_is_made_as_a_users(stages, spm_settings, tmp_path, monkeypatch):
-    """From a config alone; a build that is started again goes on with the run that is there."""
+def test_the_preference_model_is_made_as_a_user_makes_one(stages, spm_settings, tmp_path, monkeypatch):
+    """From a config alone; a build that is started again resumes the runs that exist."""
     monkeypatch.setattr(preference, "PAIRS", 10)
     monkeypatch.setattr(preference, "HELD_OUT_PAIRS", 6)
-    monkeypatch.setattr(preference, "FURTHER", preference.FURTHER | {"num_steps": 2, "warmup_steps": 1})
-    settings, out = dataclasses.replace(spm_settings, num_steps=2), tmp_path / "out"
+    monkeypatch.setattr(preference, "FURTHER", preference.FURTHER | {"train_steps": 2})
+    monkeypatch.setattr(preference, "FURTHER_WARMUP", 1)
+    settings = dataclasses.replace(spm_settings, train_steps=2)
+    out = tmp_path / "out"
     build.build(tmp_path, out, settings)
     made = load_spm(out / "spm", judges="sd")
     assert made.clip.config == CLIPConfig.from_dict(WHOLE, time_conditioned=True)

@@ -2,62 +2,53 @@
 
 import dataclasses
 import functools
-import shutil
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.build_toy.base import UNET
 from spo_jax.core.trees import flatten, take_rows
-from spo_jax.methods.spo.programs import compile_programs
-from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
+from spo_jax.methods.common.judge import open_judge
+from spo_jax.methods.spo.method import SPORun
+from spo_jax.methods.spo.programs import SPO
+from spo_jax.models import open_pipeline
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import to_host
 from spo_jax.run.folder import Resume
 from spo_jax.run.metrics import read_metrics
-from spo_jax.toy import ASSETS
 from spo_jax.toy.world import TRAIN_PROMPTS
-from spo_jax.training import fresh_state, load_networks, train
-from spo_jax.weights.components import write_component
-from spo_jax.weights.rules import to_state
+from spo_jax.train import train
 from spo_jax.weights.store import read_file
 
 LAYOUTS = {"data=8": MeshSettings(8, 1), "fsdp=8": MeshSettings(1, 8), "data=2, fsdp=4": MeshSettings(2, 4)}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """The embedded pipeline with an untrained UNet of one level, which compiles in half the time."""
-    folder = tmp_path_factory.mktemp("model") / "pipeline"
-    shutil.copytree(ASSETS / "pipeline", folder, ignore=shutil.ignore_patterns("unet"))
-    config = dataclasses.replace(
-        UNET, block_out_channels=(32,), down_block_types=UNET.down_block_types[:1],
-        up_block_types=UNET.up_block_types[:1],
-    )  # fmt: skip
-    unet, key = UNet2DConditionModel(config), jax.random.key(7)
-    arguments = jnp.zeros((1, 8, 8, 16)), jnp.zeros(1), jnp.zeros((1, 1, config.cross_attention_dim))
-    params = jax.jit(unet.init)(key, *arguments)["params"]
-    as_diffusers = {"_class_name": "UNet2DConditionModel", "act_fn": "silu"}
-    write_component(folder / "unet", dataclasses.asdict(config) | as_diffusers, to_state(params))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def settings(toy_settings, model):
-    """Sixteen prompts at a time, three training batches a rollout; two chunks each on eight devices, sixteen on one."""
-    spo = dataclasses.replace(toy_settings.spo, train_batch_size=16, train_chunk=1, learning_rate=1e-3)
-    return dataclasses.replace(toy_settings, model=str(model), prompts_per_batch=16, spo=spo, mesh=MeshSettings())
+def settings(micro_settings):
+    """Sixteen prompts and two training batches a rollout; a batch is two chunks on eight devices, sixteen on one."""
+    return dataclasses.replace(
+        micro_settings,
+        prompts_per_batch=16,
+        mesh=MeshSettings(),
+        spo=dataclasses.replace(micro_settings.spo, train_batch_size=16, train_chunk=1),
+        optimizer=dataclasses.replace(micro_settings.optimizer, learning_rate=1e-3),
+    )
 
 
 def assert_same_adapter(found, wanted):
-    """1e-5 for the adapter as a whole; 1e-3 for single matrices: AdamW divides by the size of gradients, so entries
-    whose gradient is about 0 follow its rounding."""
+    """Compares to 1e-5 for the adapter as a whole, and to 1e-3 for single matrices.
+
+    AdamW divides by the size of gradients, so entries whose gradient is about 0 follow its rounding.
+    """
     assert found.keys() == wanted.keys()
-    off = lambda keys: np.sqrt(sum(np.square(found[key] - wanted[key]).sum() for key in keys))  # noqa: E731
-    size = lambda keys: np.sqrt(sum(np.square(wanted[key]).sum() for key in keys))  # noqa: E731
+
+    def off(keys):
+        return np.sqrt(sum(np.square(found[key] - wanted[key]).sum() for key in keys))
+
+    def size(keys):
+        return np.sqrt(sum(np.square(wanted[key]).sum() for key in keys))
+
     assert off(wanted) <= 1e-5 * size(wanted)
     for key in wanted:
         assert off([key]) <= 1e-3 * size([key]), key
@@ -67,14 +58,18 @@ def one_batch(settings, layout):
     """Pairs and state after one rollout and one update pass on a mesh of that layout."""
     mesh = make_mesh(layout)
     with jax.set_mesh(mesh):
-        networks = load_networks(settings, mesh)
-        state, frozen = fresh_state(settings, networks, jax.random.key(0)), networks.frozen()
-        rows = take_rows(networks.inputs(list(TRAIN_PROMPTS[:16])), np.arange(16))
-        programs = compile_programs(networks, state, frozen, rows)
-        inputs, keys = programs.feed(rows), jax.random.split(jax.random.key(1))
-        pairs, metrics = programs.collect(state.lora, frozen, inputs, keys[0])
+        pipeline = open_pipeline(settings.model, mesh=mesh)
+        judge = open_judge("spm", vars(settings.spm), pipeline, decoder="vae", group="spo", mesh=mesh)
+        spo = SPO(settings, pipeline, judge, mesh)
+        run = SPORun(spo)
+        state = run.init_state(jax.random.key(0))
+        frozen = spo.frozen()
+        inputs = spo.feed(take_rows(spo.features(list(TRAIN_PROMPTS[:16])), np.arange(16)))
+        programs = {name: program.lower().compile() for name, program in run.trace(state).items()}
+        keys = jax.random.split(jax.random.key(1))
+        pairs, metrics = programs["collect"](state.params, frozen, inputs, keys[0])
         pairs = to_host(pairs)
-        state, update = programs.update(state, frozen, inputs, pairs, keys[1])
+        state, update = programs["update"](state, frozen, inputs, pairs, keys[1])
     return SimpleNamespace(pairs=pairs, metrics=to_host({**metrics, **update}), state=state, frozen=frozen)
 
 
@@ -96,31 +91,37 @@ SLOW = {"data=8", "fsdp=8"}  # the mixed layout, which is both, is always run
     "layout", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
 )
 def test_a_batch_on_eight_devices_is_a_batch_on_one(batch_on, alone, layout):
-    """Decisions equal; latents and the adapter to float32 rounding, whose order the layout changes."""
+    """Decisions are equal; latents and adapter are equal to float32 rounding, whose order the layout changes."""
     spread = batch_on(layout)
     for field in ("t", "row", "valid"):
         np.testing.assert_array_equal(getattr(spread.pairs, field), getattr(alone.pairs, field))
     for field in ("x_t", "x_prev"):  # another winner or loser would be off by the noise, about 1
         np.testing.assert_allclose(getattr(spread.pairs, field), getattr(alone.pairs, field), atol=1e-4)
-    assert alone.metrics["train_batches"] == spread.metrics["train_batches"] == 3
+    assert alone.metrics["train_batches"] == spread.metrics["train_batches"] == 2
     np.testing.assert_allclose(spread.metrics["loss"], alone.metrics["loss"], rtol=1e-5)
-    assert_same_adapter(flatten(to_host(spread.state.lora)), flatten(to_host(alone.state.lora)))
+    assert_same_adapter(flatten(to_host(spread.state.params)), flatten(to_host(alone.state.params)))
 
 
 def test_with_fsdp_a_device_holds_a_part_of_the_frozen_weights_and_all_of_the_adapter(batch_on):
     spread = batch_on("data=2, fsdp=4")
-    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
-    held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
-    assert held(spread.frozen.unet) < size(spread.frozen.unet) / 3
+
+    def size(tree):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    def held(tree):
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+    assert held(spread.frozen.network) < size(spread.frozen.network) / 3
     assert held(spread.state) == size(spread.state)
 
 
 @pytest.mark.slow
-def test_a_run_saved_on_eight_devices_goes_on_on_two(settings, tmp_path):
-    """It ends as the run that had eight to the end; adapters to float32 rounding of four batches (see above)."""
-    on = lambda devices, batches: dataclasses.replace(  # noqa: E731
-        settings, max_batches=batches, mesh=MeshSettings(devices, 1)
-    )
+def test_a_run_saved_on_eight_devices_is_resumed_on_two(settings, tmp_path):
+    """It ends as the run that had eight to the end; adapters agree to float32 rounding of four batches (see above)."""
+
+    def on(devices, batches):
+        return dataclasses.replace(settings, max_batches=batches, mesh=MeshSettings(devices, 1))
+
     train(on(8, 4), tmp_path / "eight")
     train(on(8, 2), tmp_path / "both")
     train(on(2, 4), tmp_path / "both", Resume(required=True))
@@ -131,10 +132,10 @@ def test_a_run_saved_on_eight_devices_goes_on_on_two(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_run_of_one(model, config_file, in_processes, tmp_path):
+def test_two_processes_make_the_run_of_one(micro_config, in_processes, tmp_path):
     """Over loopback, a device each; one writes."""
-    flags = [f"--config={config_file}", f"--config.model={model}", "--config.mesh.data=-1", "--config.max_batches=2"]
-    flags += ["--config.spo.learning_rate=1e-3"]
+    flags = [f"--config={micro_config}", "--config.mesh.data=-1", "--config.max_batches=2"]
+    flags += ["--config.optimizer.learning_rate=1e-3"]
     for count, name in ((2, "two"), (1, "one")):
         in_processes(count, "train", *flags, f"--out={tmp_path / name}")
 

@@ -1,4 +1,4 @@
-"""A run that is told to go, one that is killed without a word, and one whose disk is full."""
+"""A run that gets SIGTERM, one that is killed without notice, and one whose disk is full."""
 
 import json
 import os
@@ -17,14 +17,14 @@ import pytest
 from spo_jax.run.metrics import read_metrics
 from spo_jax.weights.store import read_file
 
-pytestmark = pytest.mark.slow  # a dozen starts of the command; tests/spo/test_loop.py has the signal in one process
+pytestmark = pytest.mark.slow  # dozens of starts of the command; tests/run/test_loop.py has the signal in one process
 ROOT = Path(__file__).resolve().parents[2]
-BATCHES = 80  # more than twenty kills let pass
+BATCHES = 80  # more than are done before twenty kills
 
 
 @pytest.fixture
-def started(config_file, tmp_path):
-    """Starts ``python -m spo_jax.train`` (or another), a checkpoint after every batch; gives the process."""
+def started(micro_config, tmp_path):
+    """Starts ``python -m spo_jax.train`` with a checkpoint after every batch; returns the process."""
     environment = os.environ | {
         "JAX_NUM_CPU_DEVICES": "8",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
@@ -32,12 +32,13 @@ def started(config_file, tmp_path):
     }
     running = []
 
-    def start(out, *flags, name="train", config=config_file):
-        line = [sys.executable, "-m", f"spo_jax.{name}", f"--config={config}", f"--out={out}", *flags]
+    def start(out, *flags, config=None):
+        """By default a run of SPO with `BATCHES` batches; another config brings its own length."""
+        line = [sys.executable, "-m", "spo_jax.train", f"--config={config or micro_config}", f"--out={out}", *flags]
         line += ["--config.log.checkpoint_every=1", "--config.log.keep_checkpoints=2"]
-        if name == "train":
+        if config is None:
             length = [] if any("max_batches" in flag for flag in flags) else [f"--config.max_batches={BATCHES}"]
-            line += ["--config.log.sample_every=0", "--config.spo.learning_rate=1e-3", *length]
+            line += ["--config.log.eval_every=0", "--config.optimizer.learning_rate=1e-3", *length]
         log = tmp_path / f"log-{len(running)}"  # a pipe would be full before the run is over
         with log.open("w") as stderr:
             running.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=stderr))
@@ -52,8 +53,9 @@ def started(config_file, tmp_path):
 
 
 def ended(process, status=0):
-    """Waits for the end, which has to be this one; what was logged."""
-    found, log = process.wait(timeout=600), process.log.read_text()
+    """Waits for the end, which has to have this status; returns the log."""
+    found = process.wait(timeout=600)
+    log = process.log.read_text()
     assert found == status, log[-4000:]
     return log
 
@@ -76,8 +78,8 @@ def curves(out):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, request):
-    """A run that nobody disturbed; made once, by the first test that asks."""
+def whole(tmp_path_factory):
+    """The folder of an undisturbed run, which the first test that needs it makes."""
     return tmp_path_factory.mktemp("whole") / "run"
 
 
@@ -88,7 +90,8 @@ def undisturbed(whole, started):
 
 
 def assert_equal_weights(one, other):
-    found, wanted = read_file(one), read_file(other)
+    found = read_file(one)
+    wanted = read_file(other)
     assert found.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_array_equal(found[name], wanted[name])
@@ -109,15 +112,16 @@ def test_sigterm_finishes_the_batch_saves_and_exits_with_75(started, whole, tmp_
     process.send_signal(signal.SIGTERM)
     log = ended(process, 75)
     saved = max(int(path.name) for path in (out / "checkpoints").iterdir())
-    assert f"stopped by SIGTERM and saved after batch {saved} of {BATCHES}; --resume goes on" in log
+    assert f"stopped by SIGTERM and saved after batch {saved} of {BATCHES}; --resume continues" in log
     assert rows_in(out) == saved and not (out / "summary.json").exists()
     ended(started(out, "--resume"))
     assert_equal_runs(out, undisturbed(whole, started))
 
 
 def kill_at_a_random_moment(process, draw, out):
-    """Now and then while it starts; mostly in the batches after that, between them, or while one is saved."""
-    begin, early = rows_in(out), draw.random() < 0.25
+    """Kills now and then while the run starts; mostly in the batches after that, between them, or during a save."""
+    begin = rows_in(out)
+    early = draw.random() < 0.25
     latest = time.monotonic() + (draw.uniform(0, 15) if early else 600)  # seconds; a start takes 10 to 60
     enough = begin + draw.randint(1, 2)
     while time.monotonic() < latest and rows_in(out) < enough:
@@ -129,8 +133,10 @@ def kill_at_a_random_moment(process, draw, out):
 
 
 def test_sigkill_at_twenty_moments_loses_nothing_that_was_saved(started, whole, tmp_path):
-    """Killed again and again; every time `--auto-resume` goes on."""
-    draw, out, reached = random.Random(0), tmp_path / "run", 0
+    """The run is killed again and again; every time `--auto-resume` continues it."""
+    draw = random.Random(0)
+    out = tmp_path / "run"
+    reached = 0
     for _ in range(20):
         kill_at_a_random_moment(started(out, "--auto-resume"), draw, out)
         steps = [int(path.name) for path in out.glob("checkpoints/*") if path.name.isdigit()]
@@ -141,19 +147,19 @@ def test_sigkill_at_twenty_moments_loses_nothing_that_was_saved(started, whole, 
     assert_equal_runs(out, undisturbed(whole, started))
 
 
-def test_a_preference_model_that_is_told_to_go_and_killed_is_the_one_left_alone(started, spm_config_file, tmp_path):
-    """In the middle of epochs: pairs, noises, moments and accuracies go on where they were."""
-    spm = {"name": "train_spm", "config": spm_config_file}
-    steps = ["--config.num_steps=30", "--config.log.eval_every=10"]
-    out, alone = tmp_path / "run", tmp_path / "alone"
-    process = started(out, *steps, **spm)
+def test_a_preference_model_that_was_stopped_and_killed_equals_an_undisturbed_one(started, spm_config, tmp_path):
+    """In the middle of epochs: pairs, noise, moments and accuracies continue where they were."""
+    flags = ["--config.train_steps=30", "--config.log.eval_every=10"]
+    out = tmp_path / "run"
+    alone = tmp_path / "alone"
+    process = started(out, *flags, config=spm_config)
     wait_for_rows(out, 3, process)
     process.send_signal(signal.SIGTERM)
     assert "stopped by SIGTERM and saved after batch" in ended(process, 75)
     for draw in (random.Random(0), random.Random(1)):
-        kill_at_a_random_moment(started(out, "--auto-resume", *steps, **spm), draw, out)
-    ended(started(out, "--auto-resume", *steps, **spm))
-    ended(started(alone, *steps, **spm))
+        kill_at_a_random_moment(started(out, "--auto-resume", *flags, config=spm_config), draw, out)
+    ended(started(out, "--auto-resume", *flags, config=spm_config))
+    ended(started(alone, *flags, config=spm_config))
     assert_equal_weights(*(run / "spm" / "model.safetensors" for run in (out, alone)))
     assert curves(out) == curves(alone)
     assert [row["step"] for row in curves(out)] == list(range(31))  # the first was measured before training
@@ -166,15 +172,16 @@ def test_a_full_disk_ends_the_run_with_the_reason(started, tmp_path):
 
     (The process's log is a file as well; it is smaller than that.)
     """
-    out, room = tmp_path / "run", 40_000  # bytes; a checkpoint has files that are larger, curves and log do not
+    out = tmp_path / "run"
+    room = 40_000  # bytes; a checkpoint has files that are larger, curves and log do not
     process = started(out)
     wait_for_rows(out, 3, process)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
     log = ended(process, 2)
     assert len(log) < room and "Traceback" not in log and "Error:" not in log
-    told = [line for line in log.splitlines() if "cannot write" in line]
-    assert told == log.splitlines()[-1:]
-    assert told[0] == f"error: cannot write a checkpoint in {out}/checkpoints: File too large"
+    errors = [line for line in log.splitlines() if "cannot write" in line]
+    assert errors == log.splitlines()[-1:]
+    assert errors[0] == f"error: cannot write a checkpoint in {out}/checkpoints: File too large"
     steps = [int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdigit()]
     assert len(steps) == 2 and max(steps) <= rows_in(out) < BATCHES
     log = ended(started(out, "--resume", f"--config.max_batches={max(steps) + 1}"))

@@ -1,4 +1,4 @@
-"""The command that prepares preference pairs, as a user gives it, kills it, and gives it again."""
+"""``python -m spo_jax.prepare``, as a user starts it, kills it, and starts it again."""
 
 import os
 import signal
@@ -8,18 +8,20 @@ import time
 from pathlib import Path
 
 import pytest
+
 from spo_jax.data.preferences.format import open_preferences
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_killed_and_given_again(command, tmp_path):
-    """SIGKILL while the second split is written: the first is kept, the second done whole."""
-    arguments = ["--dataset=scenes", "--pairs=20", "--held-out-pairs=1500", f"--data-dir={tmp_path}/out"]
+def test_killed_and_started_again(command, tmp_path):
+    """SIGKILL while the second split is written: the first is kept, the second is made anew."""
+    arguments = ["--dataset=toy", "--pairs=20", "--held-out-pairs=1500", f"--data-dir={tmp_path}/out"]
     process = subprocess.Popen(
         [sys.executable, "-m", "spo_jax.prepare", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    aside, until = tmp_path / "out" / ".preparing" / "validation_unique", time.monotonic() + 300
+    aside = tmp_path / "out" / ".preparing" / "validation_unique"
+    until = time.monotonic() + 300
     while not aside.exists() and time.monotonic() < until:
         assert process.poll() is None
         time.sleep(0.01)
@@ -39,15 +41,15 @@ def test_killed_and_given_again(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--dataset=scenes", "--source=x", "--data-dir=out"],
-            "--source: --dataset=scenes does not take it",
-        ),
+        (["--dataset=toy", "--source=x", "--data-dir=out"], "--source: --dataset=toy does not take it"),
         (["--dataset=folder", "--source=x", "--seed=1", "--data-dir=out"], "--seed: --dataset=folder"),
-        (["--dataset=folder", "--data-dir=out"], "--dataset=folder needs a --source"),
-        (["--dataset=scenes", "--pairs=0", "--data-dir=out"], "pairs=0"),
-        (["--dataset=coyo", "--data-dir=out"], "dataset=coyo"),
-        (["--dataset=scenes"], "data-dir"),
+        (["--dataset=folder", "--data-dir=out"], "--source = '': expected a folder"),
+        (["--dataset=toy", "--pairs=0", "--data-dir=out"], "--pairs = 0: expected 1 or more"),
+        (
+            ["--dataset=coyo", "--data-dir=out"],
+            "--dataset = 'coyo': expected 'folder', 'pick_a_pic', 'toy', or the",
+        ),
+        (["--dataset=toy"], "data-dir"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

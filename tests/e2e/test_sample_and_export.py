@@ -180,7 +180,8 @@ def test_the_commands(micro, micro_run, command, tmp_path):
     assert process.returncode == 0 and f"wrote {tmp_path}/kohya.safetensors" in process.stdout, process.stderr[-4000:]
     process = command(
         "sample", f"--model={micro.sd}", "--prompt=ein grüner Mond", f"--lora={tmp_path}/kohya.safetensors",
-        "--lora-scale=0.5", "--count=2", "--seed=7", "--steps=2", "--guidance=3", "--batch=2", f"--out={tmp_path}/images",
+        "--lora-scale=0.5", "--count=2", "--seed=7", "--steps=2", "--guidance=3", "--batch=2",
+        f"--out={tmp_path}/images",
     )  # fmt: skip
     assert process.returncode == 0 and "wrote 2 images" in process.stdout, process.stderr[-4000:]
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["0000.png", "0001.png"]
@@ -220,7 +221,9 @@ def test_seeds_and_counts(micro, tmp_path):
 
 def test_values_that_are_not_finite_are_not_written_as_images(micro, tmp_path):
     """They would become black images."""
-    with pytest.raises(UserError, match=r"--guidance=1e\+38 have values that are not finite: check the guidance, the LoRA"):
+    with pytest.raises(
+        UserError, match=r"--guidance=1e\+38 have values that are not finite: check the guidance, the LoRA"
+    ):
         sample(model=str(micro.sd), prompt="a red star", out=tmp_path, steps=2, guidance=1e38)
     assert not list(tmp_path.iterdir())
 

@@ -1,8 +1,9 @@
-"""A copy of the checkout, stand-ins for what the launch scripts drive, and the manifest's parts."""
+"""Fixtures: a copy of the checkout, stand-ins for the programs that the launch scripts call, and the manifest."""
 
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ TOOLS = ("gcloud", "srun", "scontrol", "sbatch", "kubectl", "nvidia-smi", "pip",
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A copy of what the scripts look at, so that what they leave behind can be seen."""
+    """Returns a copy of the files that the scripts use, in which every file that they write can be seen."""
     folder = tmp_path / "checkout"
     for name in ("launch", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -25,11 +26,13 @@ def checkout(tmp_path) -> Path:
 
 @pytest.fixture
 def play(tmp_path, checkout) -> SimpleNamespace:
-    """``run(script, *arguments)`` in the copy, where stand-ins come before the real tools; ``calls()`` is their log.
+    """Runs scripts in the copy of the checkout, with stand-ins in place of the real tools.
 
-    A stand-in writes down its call and, unless a test replaces it, fails.
+    ``run(script, *arguments)`` runs a script, and ``calls()`` lists the calls of stand-ins. A stand-in logs its call
+    and then fails, unless a test replaces it with ``stand_in(name, body)``.
     """
-    folder, log = tmp_path / "bin", tmp_path / "calls"
+    folder = tmp_path / "bin"
+    log = tmp_path / "calls"
     folder.mkdir()
     log.touch()
 
@@ -37,6 +40,10 @@ def play(tmp_path, checkout) -> SimpleNamespace:
         path = folder / name
         path.write_text(f'#!/bin/bash\necho "{name} $*" >>"{log}"\n{body}\n')
         path.chmod(0o755)
+
+    def fake_python(body: str) -> None:
+        """Replaces ``python -m …`` with ``body`` (bash); other calls of Python go to the real one."""
+        stand_in("python", f'case $1 in -m) {body} ;; *) exec "{sys.executable}" "$@" ;; esac')
 
     for tool in TOOLS:
         stand_in(tool)
@@ -48,13 +55,22 @@ def play(tmp_path, checkout) -> SimpleNamespace:
         line = ["bash", str(checkout / "launch" / script), *arguments]
         return subprocess.run(line, cwd="/", env=environment | more, capture_output=True, text=True, timeout=300)
 
-    calls = lambda: log.read_text().splitlines()  # noqa: E731
-    return SimpleNamespace(run=run, stand_in=stand_in, calls=calls, environment=environment, folder=tmp_path)
+    def calls() -> list[str]:
+        return log.read_text().splitlines()
+
+    return SimpleNamespace(
+        run=run,
+        stand_in=stand_in,
+        fake_python=fake_python,
+        calls=calls,
+        environment=environment,
+        folder=tmp_path,
+    )
 
 
 @pytest.fixture(scope="session")
 def manifest() -> SimpleNamespace:
-    """The JobSet, its job's spec, the pods' spec and their container."""
+    """Returns the JobSet, the spec of its job, the spec of the pods, and their container."""
     text = (ROOT / "launch" / "gke_jobset.yaml").read_text(encoding="utf-8")
     jobset = yaml.safe_load(text)
     (replicated,) = jobset["spec"]["replicatedJobs"]

@@ -1,6 +1,6 @@
-"""The GKE manifest: it starts again what should be, its numbers agree, and its files outlive a pod.
+"""The GKE manifest restarts the right failures, its numbers agree, and its files outlive a pod.
 
-Fear: what Kubernetes accepts and only shows after the nodes have been paid for.
+These tests look for mistakes that Kubernetes accepts and that would show only after the nodes have been paid for.
 """
 
 import math
@@ -10,20 +10,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_manifest_runs_python_itself(manifest):
-    """A shell in between would keep SIGTERM to itself."""
+    """A shell in between would not pass SIGTERM on."""
     command = manifest.container["command"]
     assert command[:3] == ["python", "-m", "spo_jax.train"]
     assert {"--multihost", "--auto-resume"} <= set(command)
     assert (ROOT / next(flag for flag in command if flag.startswith("--config=")).split("=")[1]).is_file()
 
 
-def test_the_manifest_starts_again_whatever_ended_but_mistakes(manifest):
-    jobset, job = manifest.jobset, manifest.job
+def test_the_manifest_restarts_everything_except_mistakes(manifest):
+    jobset = manifest.jobset
+    job = manifest.job
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
     (rule,) = jobset["spec"]["failurePolicy"]["rules"]
     assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
-    # So that any other status, and a node that is gone, fails the job at once and is the JobSet's to start again.
+    # With these, any other status and the loss of a node fail the job at once, and the JobSet restarts it.
     assert job["backoffLimit"] == 0 and manifest.pod["restartPolicy"] == "Never"
     (pods,) = job["podFailurePolicy"]["rules"]
     assert pods["action"] == "FailJob"
@@ -31,8 +32,9 @@ def test_the_manifest_starts_again_whatever_ended_but_mistakes(manifest):
     assert pods["onExitCodes"] == expected
 
 
-def test_the_manifests_numbers_agree(manifest):
-    job, pod = manifest.job, manifest.pod
+def test_the_numbers_in_the_manifest_agree(manifest):
+    job = manifest.job
+    pod = manifest.pod
     chips = math.prod(int(side) for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x"))
     assert job["parallelism"] == job["completions"]
     assert job["parallelism"] * manifest.container["resources"]["limits"]["google.com/tpu"] == chips
@@ -40,8 +42,9 @@ def test_the_manifests_numbers_agree(manifest):
 
 
 def test_the_manifest_keeps_its_files_on_the_shared_volume(manifest):
-    pod, container = manifest.pod, manifest.container
-    (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+    container = manifest.container
+    (mount,) = container["volumeMounts"]
+    (volume,) = manifest.pod["volumes"]
     assert mount["name"] == volume["name"] and "persistentVolumeClaim" in volume
     values = {item["name"]: item["value"] for item in container["env"]}
     folders = [values["RUN"], values["HF_HOME"], values["JAX_COMPILATION_CACHE_DIR"].replace("$(RUN)", values["RUN"])]

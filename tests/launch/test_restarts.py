@@ -1,6 +1,6 @@
-"""What the launch scripts do after the training command has ended, with stand-ins for what they drive.
+"""The launch scripts restart a run when they should, with stand-ins for the programs that they call.
 
-Fear: that what was preempted is not started again, or that what cannot work, or is still saving, is.
+A run that was preempted has to be restarted. A run that cannot work, or that is still saving, must not be.
 """
 
 import re
@@ -19,22 +19,17 @@ ROOT = Path(__file__).resolve().parents[2]
 POD = ("--zone=z-1", "--nfs=10.0.0.2:/share", "--out=/mnt/spo_jax/run")
 
 
-def _fake_python(play: SimpleNamespace, train: str) -> None:
-    """A Python that is one but for ``-m spo_jax.train``, where it does what ``train`` (bash) says."""
-    play.stand_in("python", f'case $1 in -m) {train} ;; *) exec "{sys.executable}" "$@" ;; esac')
-
-
 def _statuses(play: SimpleNamespace, *statuses: int) -> str:
-    """Bash that ends with one status after the other, at each start the next."""
+    """Returns a line of bash that ends with the first status, at the next start with the second, and so on."""
     file = play.folder / "statuses"
     file.write_text("".join(f"{status}\n" for status in statuses))
     return f'status=$(head -n1 "{file}"); sed -i 1d "{file}"; exit "$status"'
 
 
 @pytest.mark.parametrize("statuses, starts", [((75, 75, 0), 3), ((0,), 1), ((1, 0), 1), ((2, 0), 1), ((137, 0), 1)])
-def test_one_machine_starts_again_after_75_alone(statuses, starts, play):
+def test_gpu_node_restarts_training_only_after_status_75(statuses, starts, play):
     play.stand_in("nvidia-smi", "echo GPU 0")
-    _fake_python(play, _statuses(play, *statuses))
+    play.fake_python(_statuses(play, *statuses))
     done = play.run("gpu_node.sh", "--out=runs/a", "--no-install")
     assert done.returncode == statuses[starts - 1], done.stderr
     train = "python -m spo_jax.train --config=configs/sd15.py --out=runs/a --auto-resume"
@@ -42,13 +37,14 @@ def test_one_machine_starts_again_after_75_alone(statuses, starts, play):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_one_machine_hands_a_signal_on_and_waits_for_the_save(sent, play, checkout):
+def test_gpu_node_passes_a_signal_on_and_waits_for_the_save(sent, play, checkout):
     play.stand_in("nvidia-smi", "echo GPU 0")
-    ready, saved = play.folder / "ready", play.folder / "saved"
-    # The save takes a while, in which the script must neither leave nor start anything.
+    ready = play.folder / "ready"
+    saved = play.folder / "saved"
+    # The save takes a while. In that time the script must not exit or start anything.
     train = f"trap 'sleep 0.5; touch {saved}; exit 75' TERM; touch {ready}; for i in {{1..2400}}; do sleep 0.05; done"
-    _fake_python(play, train)
-    # bash cannot trap what was ignored when it started, as SIGINT is where the tests run in the background.
+    play.fake_python(train)
+    # bash cannot trap a signal that was ignored when it started, as SIGINT is if the tests run in the background.
     heed = f"import os, signal, sys; signal.signal({sent:d}, signal.SIG_DFL); os.execvp('bash', sys.argv[1:])"
     line = [sys.executable, "-c", heed, "bash", "launch/gpu_node.sh", "--out=runs/a", "--no-install"]
     with subprocess.Popen(line, cwd=checkout, env=play.environment, stderr=subprocess.PIPE, text=True) as process:
@@ -62,14 +58,14 @@ def test_one_machine_hands_a_signal_on_and_waits_for_the_save(sent, play, checko
     assert sum(call.startswith("python -m") for call in play.calls()) == 1
 
 
-def test_one_machine_without_a_gpu_is_told_so(play):
+def test_gpu_node_refuses_a_machine_without_a_gpu(play):
     play.stand_in("nvidia-smi", "exit 0")
     done = play.run("gpu_node.sh", "--out=runs/a", "--no-install")
     assert (done.returncode, done.stderr) == (2, "error: nvidia-smi lists no GPU\n")
 
 
 def _slurm_job(play: SimpleNamespace, checkout: Path, status: int, **more: str) -> subprocess.CompletedProcess:
-    """The batch script as Slurm runs it: a copy in a folder of Slurm's, in the folder of the submission."""
+    """Runs the batch script as Slurm does: a copy in another folder, which starts in the folder of the submission."""
     play.stand_in("srun", f"exit {status}")
     play.stand_in("scontrol", "exit 0")
     spool = play.folder / "spool" / "job7"
@@ -84,7 +80,7 @@ def _slurm_job(play: SimpleNamespace, checkout: Path, status: int, **more: str) 
 @pytest.mark.parametrize(
     "status, requeued", [(75, True), (143, True), (0, False), (1, False), (2, False), (137, False)]
 )
-def test_a_slurm_job_requeues_itself_after_sigterm_alone(status, requeued, play, checkout):
+def test_a_slurm_job_requeues_itself_only_after_sigterm(status, requeued, play, checkout):
     done = _slurm_job(play, checkout, status)
     assert done.returncode == status, done.stderr
     srun, *after = play.calls()
@@ -95,7 +91,7 @@ def test_a_slurm_job_requeues_itself_after_sigterm_alone(status, requeued, play,
     assert after == (["scontrol requeue 7"] if requeued else [])
 
 
-def test_a_slurm_job_with_other_than_a_task_per_gpu_is_refused(play, checkout):
+def test_a_slurm_job_needs_one_task_per_gpu(play, checkout):
     done = _slurm_job(play, checkout, 0, SLURM_NTASKS_PER_NODE="1", SLURM_GPUS_ON_NODE="4")
     assert done.returncode == 2
     assert "give sbatch --ntasks-per-node=4 --gpus-per-node=4" in done.stderr
@@ -103,7 +99,7 @@ def test_a_slurm_job_with_other_than_a_task_per_gpu_is_refused(play, checkout):
 
 
 def test_slurm_signals_the_tasks_and_not_the_shell():
-    """``--signal=B:…`` would go to the batch shell alone, which waits for srun and would do nothing with it."""
+    """``--signal=B:…`` would signal only the batch shell, which waits for srun and would ignore the signal."""
     options = dict(
         re.findall(r"^#SBATCH --([\w-]+)=?(\S*)", (ROOT / "launch" / "slurm.sbatch").read_text(encoding="utf-8"), re.M)
     )
@@ -113,11 +109,12 @@ def test_slurm_signals_the_tasks_and_not_the_shell():
     assert 40 % (int(options["nodes"]) * int(options["gpus-per-node"])) == 0  # the published batch
 
 
-# A cloud of one pod. Files: pod (state), unit (of the run on worker 0), installed, broken (the next installation
-# fails); plot: what happens at each look.
+# A cloud with one pod. Its state is in files: pod, unit (the run on worker 0), installed, broken (the next installation
+# fails) and plot (what happens each time the script looks).
 CLOUD = """
 import pathlib, sys
-here, words = pathlib.Path(sys.argv[1]), sys.argv[2:]
+here = pathlib.Path(sys.argv[1])
+words = sys.argv[2:]
 read = lambda name: (here / name).read_text() if (here / name).exists() else ""
 command = next((word for word in words if word.startswith("--command=")), "")
 if "describe" in words:
@@ -150,7 +147,7 @@ elif "systemctl show" in command:
     print(f"ExecMainStatus={status}\\nActiveState={state}\\nSubState={sub}")
     print("Installed=yes" * bool(read("installed")))
 """
-# What a call of gcloud is about, by what it contains.
+# Steps of the script, and text by which their calls of gcloud are recognised.
 STEPS = {
     "create": " create ",
     "delete": " delete ",
@@ -161,7 +158,7 @@ STEPS = {
 
 
 def _watch(play: SimpleNamespace, pod: str, *plot: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-    """``watch`` from a pod in that state; what comes of it, and the steps that were taken."""
+    """Runs ``watch`` on a pod in this state, and returns the finished process and the steps that it took."""
     (play.folder / "cloud.py").write_text(CLOUD)
     (play.folder / "plot").write_text(",".join(plot))
     if pod:
@@ -173,43 +170,43 @@ def _watch(play: SimpleNamespace, pod: str, *plot: str) -> tuple[subprocess.Comp
     return done, [step for step in called if step]
 
 
-def test_a_preempted_pod_is_replaced_and_the_run_goes_on(play):
+def test_a_preempted_pod_is_replaced_and_the_run_resumes(play):
     done, steps = _watch(play, "ACTIVE", "active running 0", "preempted", "active running 0", "active exited 0")
     assert done.returncode == 0, done.stderr
     assert steps == ["install", "train", "delete", "create", "install", "train"]
     assert "the run is done" in done.stderr
 
 
-def test_a_run_that_is_on_is_left_alone(play):
+def test_an_active_run_is_left_alone(play):
     (play.folder / "unit").write_text("active running 0")
     done, steps = _watch(play, "ACTIVE", "activating auto-restart 75", "active running 0", "active exited 0")
     assert (done.returncode, steps) == (0, [])
 
 
-def test_an_installation_that_failed_on_a_worker_is_made_again(play):
+def test_an_installation_that_failed_on_a_worker_is_repeated(play):
     (play.folder / "broken").write_text("yes")
     done, steps = _watch(play, "ACTIVE", "active exited 0")
     assert (done.returncode, steps) == (0, ["install", "install", "train"])
 
 
-def test_a_mistake_of_the_users_is_not_started_again(play):
+def test_a_run_with_a_users_mistake_is_not_restarted(play):
     done, steps = _watch(play, "ACTIVE", "failed failed 2")
     assert (done.returncode, steps) == (2, ["install", "train", "log"])
 
 
-def test_a_run_that_keeps_failing_is_given_up(play):
+def test_a_run_that_keeps_failing_is_abandoned(play):
     done, steps = _watch(play, "ACTIVE", *["failed failed 1"] * 3)
     assert (done.returncode, steps) == (1, ["install", "train", "log", "train", "log", "train", "log"])
 
 
-@pytest.mark.parametrize("pod, status, told", [("", 1, "create it first"), ("FAILED", 1, "pod spo-jax: FAILED")])
-def test_no_pod_is_made_that_nobody_asked_for(pod, status, told, play):
+@pytest.mark.parametrize("pod, status, message", [("", 1, "create it first"), ("FAILED", 1, "pod spo-jax: FAILED")])
+def test_watch_creates_no_pod_that_the_user_did_not_request(pod, status, message, play):
     done, steps = _watch(play, pod)
     assert (done.returncode, steps) == (status, [])
-    assert told in done.stderr
+    assert message in done.stderr
 
 
-def test_a_cloud_that_does_not_answer_is_asked_again(play):
+def test_a_cloud_that_does_not_answer_is_queried_again(play):
     (play.folder / "unit").write_text("active running 0")
     done, steps = _watch(play, "UNREACHABLE", "active exited 0")
     assert (done.returncode, steps) == (0, [])
@@ -221,15 +218,15 @@ def test_a_cloud_that_does_not_answer_is_asked_again(play):
     [
         (False, 0, ["apt-get", "apt-get", "mkdir", "mount", "install", "systemctl", "systemctl", "systemd-run"]),
         (True, 0, ["install", "systemctl", "systemctl", "systemd-run"]),
-        (False, 32, ["apt-get", "apt-get", "mkdir", "mount"]),  # rather no run than one on a disk of its own
+        (False, 32, ["apt-get", "apt-get", "mkdir", "mount"]),  # no run is better than one on the worker's own disk
     ],
 )
 def test_a_worker_starts_the_run_only_on_the_share(mounted, mount_status, expected, play):
-    """What ``train`` sends to the workers, on a stand-in of one."""
+    """Runs the command that ``train`` sends to the workers on a stand-in for one."""
     printed = play.run("tpu_pod.sh", "train", *POD, "--dry-run").stdout
     (sent,) = (word for word in shlex.split(printed) if word.startswith("--command="))
     play.stand_in("mountpoint", f"exit {0 if mounted else 1}")
-    # systemctl fails as it does where there is no such unit.
+    # systemctl fails, as it does if there is no such unit.
     play.stand_in("sudo", f"case $1 in mount) exit {mount_status} ;; systemctl) exit 5 ;; esac")
     line = ["bash", "-c", sent.removeprefix("--command=")]
     done = subprocess.run(line, env=play.environment | {"USER": "me"}, capture_output=True, text=True, timeout=300)

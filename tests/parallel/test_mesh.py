@@ -1,4 +1,4 @@
-"""The mesh: sizes, what is refused, and batches on it."""
+"""The mesh: its sizes, what it refuses, and batches on it."""
 
 import jax
 import jax.numpy as jnp
@@ -29,25 +29,25 @@ from spo_jax.parallel.mesh import (
         (MeshSettings(data=2, fsdp=2), (2, 2)),
     ],
 )
-def test_minus_one_is_what_the_other_leaves_and_fewer_devices_may_be_named(settings, shape):
+def test_minus_one_takes_what_the_other_leaves_and_fewer_devices_may_be_used(settings, shape):
     mesh = make_mesh(settings)
     assert mesh.axis_names == ("data", "fsdp") and mesh.devices.shape == shape
     assert mesh.devices.flat[0] == jax.devices()[0]
 
 
 @pytest.mark.parametrize("settings", [{"data": 3, "fsdp": -1}, {"data": 16}, {"data": 4, "fsdp": 4}])
-def test_sizes_that_do_not_fit_the_devices(settings):
+def test_sizes_that_do_not_fit_the_devices_are_refused(settings):
     with pytest.raises(UserError, match="mesh.data = .* do not fit the 8 devices here"):
         make_mesh(MeshSettings(**settings))
 
 
 @pytest.mark.parametrize("settings", [{"data": 0}, {"fsdp": -2}, {"data": -1, "fsdp": -1}])
-def test_sizes_that_mean_nothing(settings):
+def test_sizes_without_a_meaning_are_refused(settings):
     with pytest.raises(UserError, match="expected 1 or more, or -1 for one of the two"):
         MeshSettings(**settings)
 
 
-def test_a_batch_that_cannot_be_cut_names_the_sizes_that_can():
+def test_a_batch_that_cannot_be_cut_is_refused_with_sizes_that_can():
     check_divides("prompts_per_batch", 16, make_mesh())
     message = "prompts_per_batch = 10: expected a multiple of the 8 devices, such as 8 or 16; .* --config.mesh.data"
     with pytest.raises(UserError, match=message):
@@ -57,7 +57,8 @@ def test_a_batch_that_cannot_be_cut_names_the_sizes_that_can():
 
 
 def test_spread_and_gathered_lay_arrays_out_on_the_mesh_in_context():
-    mesh, x = make_mesh(MeshSettings(2, 4)), jnp.arange(48.0).reshape(3, 16)
+    mesh = make_mesh(MeshSettings(2, 4))
+    x = jnp.arange(48.0).reshape(3, 16)
     assert devices_in_context() == 1
     with jax.set_mesh(mesh):
         assert devices_in_context() == 8

@@ -1,4 +1,4 @@
-"""What a process loads follows the mesh, in whatever order that holds the processes' devices."""
+"""The rows that a process loads follow the mesh, in any order of the processes' devices."""
 
 import socket
 import subprocess
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.parallel.mesh import AXES, make_mesh, over_batch
-from spo_jax.parallel.multihost import join_parts, local_positions, positions_on, rows_at
+from spo_jax.parallel.multihost import join, join_parts, local_positions, positions_on, rows_at
 
 
 def test_one_process_holds_the_whole_batch():
@@ -45,20 +45,20 @@ def test_devices_that_do_not_divide_the_batch():
 )
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_positions_of_half_the_devices(order, expected, shape):
-    """The first four stand for one process's; every device holds two rows of sixteen."""
+    """The first four devices stand for those of one process; every device holds two rows of sixteen."""
     devices = jax.devices()
     mesh = Mesh(np.asarray([devices[i] for i in order]).reshape(shape), AXES)
     indices = over_batch(mesh).devices_indices_map((16,))
     positions = positions_on(indices, set(devices[:4]), 16)
     np.testing.assert_array_equal(positions, expected)
-    # And back: every device is given the rows that are its own, of those that its process has loaded.
+    # And back: every device receives its own rows among those that its process has loaded.
     for device in devices[:4]:
         where = indices[device][0]
         np.testing.assert_array_equal(rows_at(positions * 10, positions, where), np.arange(16)[where] * 10)
 
 
 def test_two_processes_whose_devices_alternate():
-    """Each hands over the rows at its own positions, and the whole is in order."""
+    """Each provides the rows at its own positions, and the whole is in order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -95,3 +95,21 @@ with jax.set_mesh(mesh):
     positions = local_positions(8)
     print(positions.tolist(), "->", to_host(join_parts(positions * 10)).tolist())
 """
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((True, "host:1"), "--coordinator-address, --num-processes and --process-id belong together: give all three"),
+        ((False, "", 2, 0), "--coordinator-address, --num-processes and --process-id belong together: give all three"),
+        ((False, "host:1", 2, 2), "--process-id=2: expected 0 to 1"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(arguments, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        join(*arguments)
+
+
+def test_a_single_process_joins_nobody(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("joined"))
+    join(False)

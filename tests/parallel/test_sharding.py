@@ -1,13 +1,23 @@
-"""Which weights are cut, and the ways between host and mesh."""
+"""Which weights are cut, and how arrays move between host and mesh."""
 
 import logging
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch, replicated
-from spo_jax.parallel.sharding import make, place, place_weights, shardings, to_host
+from spo_jax.parallel.sharding import (
+    abstract_weights,
+    make,
+    place,
+    place_weights,
+    shapes_of,
+    shardings,
+    to_host,
+    with_shardings,
+)
 
 WEIGHTS = {
     "conv_in": {"kernel": np.ones((3, 3, 4, 16), np.float32), "bias": np.ones(16, np.float32)},
@@ -53,8 +63,30 @@ def test_without_a_mesh_weights_go_to_the_first_device():
 
 
 def test_batches_go_in_parts_and_what_is_made_is_whole():
-    mesh, x = make_mesh(), np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    mesh = make_mesh()
+    x = np.arange(16.0, dtype=np.float32).reshape(8, 2)
     batch = place({"x": x}, over_batch(mesh))["x"]
     assert [shard.data.tolist() for shard in batch.addressable_shards] == [[row] for row in x.tolist()]
     made = make(lambda x: {"sum": x.sum()}, mesh, batch)["sum"]
     assert made == x.sum() and made.sharding.is_equivalent_to(replicated(mesh), 0)
+
+
+def test_abstract_weights_lie_where_placed_ones_do():
+    """In the dtype that is asked for; scalars keep theirs."""
+    mesh = make_mesh(MeshSettings(2, 4))
+    shapes = abstract_weights(jax.eval_shape(lambda: WEIGHTS), jnp.bfloat16, mesh)
+    placed = place_weights(WEIGHTS, mesh)
+    assert jax.tree.map(lambda x: x.sharding, shapes) == jax.tree.map(lambda x: x.sharding, placed)
+    assert shapes["to_q"]["kernel"].dtype == jnp.bfloat16 and shapes["logit_scale"].dtype == jnp.float32
+    without = abstract_weights(jax.eval_shape(lambda: WEIGHTS), jnp.bfloat16, None)
+    assert {leaf.sharding for leaf in jax.tree.leaves(without)} == {None}
+
+
+def test_shapes_keep_the_shardings_of_a_mesh():
+    mesh = make_mesh()
+    batch = place(np.zeros((8, 2), np.float32), over_batch(mesh))
+    assert shapes_of(batch).sharding == over_batch(mesh)
+    assert shapes_of(batch, replicated(mesh)).sharding == replicated(mesh)
+    assert shapes_of(jnp.zeros(3)).sharding is None  # on one device, and nowhere in particular
+    again = with_shardings({"x": shapes_of(jnp.zeros(3))}, {"x": replicated(mesh)})
+    assert again["x"].sharding == replicated(mesh) and again["x"].shape == (3,)

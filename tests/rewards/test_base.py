@@ -9,7 +9,7 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.methods.common.judge import open_judge
-from spo_jax.rewards import load_reward
+from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context, DeviceReward, Reward
 from spo_jax.rewards.spm import SPMReward
 from spo_jax.rewards.toy import ToyTruth
@@ -77,16 +77,19 @@ def test_a_users_own_reward_judges_latents_in_a_program(user_module, toy, reads)
     assert judge.features(["a red star"]) is None and judge.reward.feature_shapes() is None
     latents = jax.random.normal(jax.random.key(0), (2, *toy.pipeline.latent_shape))
     timesteps = jnp.full(2, 501)
-    scores = jax.jit(judge.score)(judge.params, latents, None, timesteps)
-    if reads == "images":
-        x = jax.jit(toy.pipeline.decode)(toy.pipeline.params["vae"], latents)
-    else:
+    if reads == "latents":
         assert judge.decoder is None and judge.params == {"reward": {}}
-        x = latents
+
+    @jax.jit
+    def score_and_read(params):
+        x = latents if reads == "latents" else toy.pipeline.decode(params["decoder"], latents)
+        return judge.score(params, latents, None, timesteps), x
+
+    scores, x = score_and_read(judge.params)
     np.testing.assert_allclose(scores, x[..., 0].mean((1, 2)) - x[..., 1:].mean((1, 2, 3)), atol=1e-5)
 
 
-def test_a_reward_of_latents_cannot_evaluate(images):
+def test_a_reward_of_latents_cannot_evaluate():
     class LatentMean(DeviceReward):
         READS = "latents"
         meanings = {"latent_mean": "mean of the latents"}
@@ -95,7 +98,7 @@ def test_a_reward_of_latents_cannot_evaluate(images):
             return x.mean((1, 2, 3))
 
     with pytest.raises(UserError, match="reward latent_mean reads latents, but evaluation has images: choose another"):
-        LatentMean().measure(images, ["a prompt"] * len(images))
+        LatentMean().check(["a prompt"], (32, 32))
 
 
 def test_features_and_the_timestep_0_are_passed_to_the_score(images):
@@ -118,28 +121,39 @@ def test_features_and_the_timestep_0_are_passed_to_the_score(images):
 
 def test_rewards_are_found_by_name():
     assert isinstance(load_reward("toy", Context()), ToyTruth)
-    reward = load_reward("spm", Context(kind="sd"))
+    reward = load_reward("spm", Context(kind="sd", options={"model": "toy"}))
     assert isinstance(reward, SPMReward) and isinstance(reward, Reward)
 
 
 def test_the_source_is_the_text_after_the_colon(user_module):
     """It is passed on as it is, even if it contains another colon."""
-    name = user_module("remember", "def load(source, context):\n    return source, context.field\n")
-    assert load_reward(f"{name}:folder:1", Context(field="spo.reward")) == ("folder:1", "spo.reward")
-    assert load_reward(name, Context()) == ("", "eval.rewards")
+    text = REDNESS.replace("    return Redness()", "    reward = Redness()\n    reward.given = source, context.field")
+    name = user_module("redness_with_source", text + "    return reward\n")
+    assert load_reward(f"{name}:folder:1", Context(field="spo.reward")).given == ("folder:1", "spo.reward")
+    assert load_reward(name, Context()).given == ("", "eval.rewards")
     assert isinstance(load_reward(f"spm:{ASSETS / 'spm'}", Context()), SPMReward)
-    with pytest.raises(UserError, match="no such file or folder: no/such/model"):
-        load_reward("spm:no/such/model", Context())
+    with pytest.raises(UserError, match="no such file or folder: ./no/such/model"):
+        load_reward("spm:./no/such/model", Context())
 
 
-def test_unknown_rewards_are_refused(user_module):
+@pytest.mark.parametrize("find", [load_reward, check_reward])
+def test_unknown_rewards_are_refused(user_module, find):
     with pytest.raises(UserError, match="eval.rewards = 'beauty': expected 'spm', 'toy', or the dotted path of a mod"):
-        load_reward("beauty", Context())
+        find("beauty", Context())
     for shared in ("base", "common"):
         with pytest.raises(UserError, match=f"eval.rewards = '{shared}': expected 'spm', 'toy'"):
-            load_reward(shared, Context())
+            find(shared, Context())
     with pytest.raises(UserError, match="spo.reward = 'my_rewards.beauty': no module of that name can be imported"):
-        load_reward("my_rewards.beauty", Context(field="spo.reward"))
+        find("my_rewards.beauty", Context(field="spo.reward"))
     name = user_module("empty", "")
     with pytest.raises(UserError, match="expected a module with a function load.source, context., but my_rewards.empt"):
-        load_reward(name, Context())
+        find(name, Context())
+
+
+def test_a_reward_may_be_checked_before_it_is_loaded(user_module):
+    """Its module's function ``check`` is called, if there is one."""
+    check_reward("toy", Context())
+    check_reward("spm:toy", Context())
+    with pytest.raises(UserError, match="no such file or folder: ./no/such/model"):
+        check_reward("spm:./no/such/model", Context())
+    check_reward(user_module("redness_unchecked", REDNESS), Context())

@@ -1,4 +1,4 @@
-"""Whether a run may start in a folder or go on there: every kind of folder, without a model."""
+"""Whether a run may start or resume in a folder: every kind of folder, without a model."""
 
 import dataclasses
 from pathlib import Path
@@ -7,20 +7,27 @@ import jax.numpy as jnp
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.methods.spo.settings import LoRASettings, SPOSettings, TrainSettings
+from spo_jax.methods.common.settings import LoRASettings
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.parallel.mesh import MeshSettings
 from spo_jax.run.checkpoint import Checkpointer
-from spo_jax.run.folder import Resume, open_folder, run_meta
+from spo_jax.run.folder import FORMAT, Resume, check_format, open_folder, run_meta
+from spo_jax.run.settings import LogSettings
 
-SETTINGS, PROMPTS = TrainSettings(), ["a red star", "a blue ring"]
+SETTINGS = SPOTrainSettings()
+PROMPTS = ["a red star", "a blue ring"]
+
+
+def save(folder, meta, steps=(1,)):
+    with Checkpointer(folder / "checkpoints") as checkpointer:
+        for step in steps:
+            checkpointer.save(step, {"params": {"x": jnp.ones(2)}}, meta)
 
 
 @pytest.fixture
 def held(tmp_path):
     """A folder with checkpoints of batches 1 and 2."""
-    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        for step in (1, 2):
-            checkpointer.save(step, {"x": jnp.ones(2)}, run_meta(SETTINGS, PROMPTS))
+    save(tmp_path, run_meta(SETTINGS, PROMPTS), (1, 2))
     return tmp_path
 
 
@@ -28,7 +35,7 @@ def opened(folder, resume=Resume(), settings=SETTINGS, prompts=PROMPTS):  # noqa
     return open_folder(folder, resume, settings, prompts)
 
 
-def test_a_bucket_is_refused_and_not_taken_for_a_folder():
+def test_a_bucket_is_refused_and_not_mistaken_for_a_folder():
     with pytest.raises(UserError, match="--out=gs:/bucket/run: buckets cannot be written to; mount the bucket"):
         opened(Path("gs://bucket/run"))
 
@@ -36,7 +43,7 @@ def test_a_bucket_is_refused_and_not_taken_for_a_folder():
 def test_an_empty_folder_starts_a_run(tmp_path):
     assert opened(tmp_path) is False
     assert opened(tmp_path / "not" / "there", Resume(if_there=True)) is False
-    with pytest.raises(UserError, match=f"--resume: no checkpoint in {tmp_path}/checkpoints; leave --resume out"):
+    with pytest.raises(UserError, match=f"--resume: no checkpoint in {tmp_path}/checkpoints; remove --resume to start"):
         opened(tmp_path, Resume(required=True))
 
 
@@ -47,40 +54,80 @@ def test_a_run_killed_before_its_first_checkpoint_is_started_again(tmp_path):
     assert opened(tmp_path, Resume(if_there=True)) is False
 
 
-def test_a_run_that_is_there_is_gone_on_with_or_refused(held):
+def test_an_existing_run_is_resumed_or_refused(held):
     assert opened(held, Resume(required=True)) is True
     assert opened(held, Resume(if_there=True)) is True
-    with pytest.raises(UserError, match="already holds a run: add --resume"):
+    with pytest.raises(UserError, match="already holds a run: pass --resume to continue it, or choose another --out"):
         opened(held)
 
 
-def test_other_settings_are_named_and_refused_unless_told(held):
+def test_other_settings_are_named_and_refused_unless_they_may_differ(held):
     other = dataclasses.replace(SETTINGS, seed=1, lora=LoRASettings(8), spo=SPOSettings(beta=5.0))
-    told = "lora.rank was 4, now 8; seed was 0, now 1; spo.beta was 10.0, now 5.0; .*--resume-with-changes"
-    with pytest.raises(UserError, match=f"checkpoints/2 has other settings: {told}"):
+    changes = "lora.rank was 4, now 8; seed was 0, now 1; spo.beta was 10.0, now 5.0; .*--resume-with-changes"
+    with pytest.raises(UserError, match=f"checkpoints/2 has other settings: {changes}"):
         opened(held, Resume(required=True), other)
     assert opened(held, Resume(required=True, changed=True), other) is True
 
 
 def test_what_does_not_change_the_numbers_may_differ(held):
     chunks = dataclasses.replace(SETTINGS.spo, decode_chunk=1, train_chunk=1)
-    other = dataclasses.replace(SETTINGS, mesh=MeshSettings(2), num_epochs=99, max_batches=7, spo=chunks)
+    log = LogSettings(eval_every=1, wandb="project")
+    evaluation = dataclasses.replace(SETTINGS.eval, images=1, rewards="spm")
+    other = dataclasses.replace(
+        SETTINGS, mesh=MeshSettings(2), num_epochs=99, max_batches=7, spo=chunks, log=log, eval=evaluation
+    )
     assert opened(held, Resume(required=True), other) is True
 
 
 def test_a_checkpoint_older_than_a_field_had_its_default(tmp_path):
     older = run_meta(SETTINGS, PROMPTS)
     del older["settings"]["vae"], older["settings"]["spo"]["beta"]
-    with Checkpointer(tmp_path / "checkpoints") as checkpointer:
-        checkpointer.save(1, {"x": jnp.ones(2)}, older)
+    save(tmp_path, older)
     assert opened(tmp_path, Resume(required=True)) is True
     with pytest.raises(UserError, match="other settings: vae was '', now 'another'"):
         opened(tmp_path, Resume(required=True), dataclasses.replace(SETTINGS, vae="another"))
 
 
 def test_other_prompts_under_the_same_name_are_refused(held):
-    with pytest.raises(UserError, match="the prompts in embedded:train are not the same"):
+    with pytest.raises(UserError, match="the prompts in toy:train are not the same"):
         opened(held, Resume(required=True), prompts=["a red star"])
+
+
+def test_a_run_of_another_method_is_refused(held):
+    settings = dataclasses.replace(SETTINGS, method="my.method")
+    with pytest.raises(UserError, match="other settings: method was 'spo', now 'my.method'"):
+        opened(held, Resume(required=True), settings)
+
+
+# Formats
+
+
+def test_a_checkpoint_s_meta_says_its_format():
+    assert run_meta(SETTINGS, PROMPTS)["format"] == FORMAT == 2
+
+
+@pytest.mark.parametrize("resume", [Resume(required=True), Resume(if_there=True), Resume(required=True, changed=True)])
+@pytest.mark.parametrize("form", [None, 1, 3])
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, form, resume):
+    """The first version wrote none; changed settings are no excuse."""
+    meta = run_meta(SETTINGS, PROMPTS) | {"format": form}
+    if form is None:
+        del meta["format"]
+    save(tmp_path, meta)
+    message = (
+        f"^{tmp_path}/checkpoints/1 was written by an earlier version of spo_jax and cannot be read by this one: .*"
+    )
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path, resume)
+    with pytest.raises(UserError, match="^here was written by an earlier version"):
+        check_format("here", meta)
+
+
+def test_a_checkpoint_of_this_format_is_not_refused():
+    check_format("here", run_meta(SETTINGS, PROMPTS))
+
+
+# Damage
 
 
 def test_damage_to_the_latest_does_not_hide_that_settings_differ(held):

@@ -1,4 +1,4 @@
-"""Curves: what is written can be read at once, survives a kill, and a resumed run has no gaps and no doubles."""
+"""Curves: rows can be read at once and survive a kill, and a resumed run has neither gaps nor duplicates."""
 
 import json
 import resource
@@ -13,7 +13,7 @@ from spo_jax.run.metrics import MetricsWriter, read_metrics
 
 
 def events(folder):
-    """All TensorBoard events of a folder in order of writing: records are length, checksum, data, checksum."""
+    """All TensorBoard events of a folder in the order of writing; records are length, checksum, data, checksum."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     found = []
     for path in sorted((folder / "tensorboard").iterdir()):
@@ -38,7 +38,7 @@ def test_every_kind_of_scalar_becomes_a_json_number(tmp_path):
     assert read_metrics(writer.path) == [{"step": 3, "jax": 0.25, "numpy": 2.0, "count": 7, "flag": 1}]
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
+def test_values_that_are_not_finite_become_null(tmp_path):
     """Python's own NaN literal would make the file unreadable for every other JSON reader."""
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"a": float("nan"), "b": jnp.inf, "c": 1.0})
@@ -46,8 +46,8 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "a": None, "b": None, "c": 1.0}
 
 
-def test_resume_has_no_gaps_and_no_doubles(tmp_path):
-    """Killed in the middle of step 4 with a checkpoint at step 2: rows 3 and the cut-off 4 are written again."""
+def test_a_resumed_run_has_neither_gaps_nor_duplicates(tmp_path):
+    """Killed in the middle of step 4 with a checkpoint at step 2: row 3 and the cut-off row 4 are written again."""
     with MetricsWriter(tmp_path) as writer:
         for step in (1, 2, 3):
             writer.write(step, {"loss": step, "nan": float("nan")})
@@ -59,7 +59,7 @@ def test_resume_has_no_gaps_and_no_doubles(tmp_path):
     assert [(row["step"], row["loss"]) for row in read_metrics(writer.path)] == [(1, 1), (2, 2), (3, 30)]
 
 
-def test_tensorboard_hides_what_is_written_again(tmp_path):
+def test_tensorboard_hides_rows_that_are_written_again(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"loss": 1})
     with MetricsWriter(tmp_path, resume_step=1) as writer:
@@ -67,11 +67,11 @@ def test_tensorboard_hides_what_is_written_again(tmp_path):
     assert [event.step for event in events(tmp_path) if event.HasField("session_log")] == [0, 2]
 
 
-def test_tensorboard_gets_scalars_and_pictures(tmp_path):
-    picture = np.zeros((4, 6, 3), np.uint8)
+def test_tensorboard_gets_scalars_and_images(tmp_path):
+    image = np.zeros((4, 6, 3), np.uint8)
     with MetricsWriter(tmp_path) as writer:
         writer.write(5, {"loss": 0.5})
-        writer.write_images(5, {"grid": picture})
+        writer.write_images(5, {"grid": image})
     values = {value.tag: (event.step, value) for event in events(tmp_path) for value in event.summary.value}
     assert values["loss"][0] == 5 and values["loss"][1].simple_value == 0.5
     assert values["grid"][0] == 5 and (values["grid"][1].image.height, values["grid"][1].image.width) == (4, 6)
@@ -103,8 +103,8 @@ def test_missing_file_and_unwritable_folder_are_user_errors(tmp_path):
 
 
 @pytest.mark.parametrize("full", ["metrics.jsonl", "tensorboard"])
-def test_a_full_disk_is_told_once_and_what_was_written_stays(tmp_path, full):
-    """The limit on file size makes the operating system refuse the bytes; what is left in buffers must not be told."""
+def test_a_full_disk_is_reported_once_and_earlier_rows_stay(tmp_path, full):
+    """The limit on file size makes the operating system refuse the bytes; the rest of the buffers is not reported."""
     scalars = {f"group/series_{number}": 1.0 for number in range(50)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(UserError, match="cannot write curves in .*: File too large"):

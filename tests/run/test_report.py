@@ -1,4 +1,4 @@
-"""The report: whole in one file, safe against what users put into names, and fine when something is missing."""
+"""The report: complete in one file, safe against what users put into names, and complete without some of its parts."""
 
 import base64
 import io
@@ -11,10 +11,18 @@ from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.statistics import paired_scores
-from spo_jax.run.report import CHARTS, write_report
+from spo_jax.run.report import write_report
 
 HOSTILE = "<script>alert(\"x\")</script> & 'quoted'"
 VOID = {"meta", "link", "img", "br"}
+CHARTS = {
+    "loss": ("Loss", "of the pairs of a batch"),
+    "ratio": ("Likelihood ratio", ""),
+    "valid_share": ("Share of valid pairs", ""),
+    "spm_score": ("Preference score by timestep", "mean score & more"),
+    "grad_norm": ("Gradient norm", "global"),
+    "seconds": ("Seconds per batch", "where the time goes"),
+}
 
 
 class Page(HTMLParser):
@@ -69,7 +77,7 @@ def full_run():
     score = {"before": 0.5, "before_se": 0.02, "after": 0.75, "after_se": 0.02, "change": 0.25, "change_se": 0.01}
     summary = {
         "scores": {"aesthetic": score | {"meaning": "closed form; higher is better"}},
-        "pictures": 100,
+        "images": 100,
         "wall_seconds": 300.0,
         "versions": {"jax": "0.10.2"},
     }
@@ -79,6 +87,7 @@ def full_run():
         "summary": summary,
         "settings": {"spo": {"beta": 10.0}},
         "grids": [("a red star", before, after)],
+        "charts": CHARTS,
     }
 
 
@@ -91,22 +100,24 @@ def test_nothing_is_fetched(tmp_path):
     assert "http" not in text and "@import" not in text and "url(" not in text
 
 
-def test_pictures_are_those_given_and_have_words(tmp_path):
+def test_images_are_those_given_and_have_a_description(tmp_path):
     run = full_run()
     page = report(tmp_path, **run)
     assert all(image["alt"] for image in page.images)
-    pictures = [image for image in page.images if image["src"].startswith("data:image/png")]
-    shown = [np.asarray(Image.open(io.BytesIO(content(image, "image/png")))) for image in pictures]
+    images = [image for image in page.images if image["src"].startswith("data:image/png")]
+    shown = [np.asarray(Image.open(io.BytesIO(content(image, "image/png")))) for image in images]
     np.testing.assert_array_equal(shown, run["grids"][0][1:])
-    assert ["before" in picture["alt"] for picture in pictures] == [True, False]
+    assert ["before" in image["alt"] for image in images] == [True, False]
+    assert "100 images scored" in page.text and "5.0 minutes" in page.text and "jax 0.10.2" in page.text
 
 
 def test_a_chart_for_each_group_of_curves(tmp_path):
     page = report(tmp_path, **full_run())
     charts = [image for image in page.images if image["src"].startswith("data:image/svg+xml")]
     titles = [chart["alt"].removeprefix("Curve over training steps: ") for chart in charts]
-    known = ["loss", "ratio", "valid_share", "spm_score", "seconds"]  # grad_norm holds no finite value
+    known = ["loss", "ratio", "valid_share", "spm_score", "seconds"]  # in that order; grad_norm has no finite value
     assert titles == [CHARTS[name][0] for name in known] + ["my_own"]
+    assert "of the pairs of a batch" in page.text and "mean score & more" in page.text
     for chart in charts:
         assert ElementTree.fromstring(content(chart, "image/svg+xml")).tag.endswith("svg")
 
@@ -119,7 +130,7 @@ def test_equal_runs_give_equal_files(tmp_path):
 
 
 def test_long_runs_stay_small(tmp_path):
-    """20,000 batches with 16 lines must not make a file that a browser chokes on."""
+    """20,000 batches with 16 lines must not make a file that is too large for a browser."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(20_000, 16))
     report(
@@ -131,14 +142,14 @@ def test_long_runs_stay_small(tmp_path):
 def test_what_users_wrote_is_escaped(tmp_path):
     run = full_run()
     score = run["summary"]["scores"]["aesthetic"] | {"meaning": HOSTILE}
-    picture = np.zeros((4, 4, 3), np.uint8)
+    image = np.zeros((4, 4, 3), np.uint8)
     page = report(
         tmp_path,
         title=HOSTILE,
         settings={HOSTILE: HOSTILE},
         rows=[{"step": 1, HOSTILE.replace("/", "|"): 1.0}],  # after "/" comes the line within a chart
         summary={"scores": {HOSTILE: score}, "versions": {HOSTILE: HOSTILE}},
-        grids=[(HOSTILE, picture, picture)],
+        grids=[(HOSTILE, image, image)],
     )
     assert not any(tag == "script" for tag, _ in page.tags)
     assert page.text.count(HOSTILE) >= 9
@@ -169,7 +180,7 @@ def test_a_change_is_called_better_or_worse_beyond_two_standard_errors(tmp_path,
     assert f"{change:+.4g}" in page.text
 
 
-def test_one_picture_is_neither_better_nor_worse(tmp_path):
+def test_a_single_image_is_neither_better_nor_worse(tmp_path):
     scores = paired_scores({"s": np.zeros(1)}, {"s": np.ones(1)}, {})
     page = report(tmp_path, summary={"scores": scores})
     assert "+1" in page.text and "±" not in page.text
@@ -180,3 +191,16 @@ def test_unwritable_folder_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         report(tmp_path / "file")
+
+
+def test_a_run_without_images_has_no_section_for_them(tmp_path):
+    assert "Images before and after" in report(tmp_path).text
+    assert "Images before and after" not in report(tmp_path, grids=None).text
+
+
+def test_figures_of_a_method_have_their_own_sections(tmp_path):
+    figure = b'<svg xmlns="http://www.w3.org/2000/svg"></svg>'
+    page = report(tmp_path, grids=None, figures=[("Accuracy <1>", "by timestep & more", figure)])
+    assert "Accuracy <1>" in page.text and "by timestep & more" in page.text
+    [image] = page.images
+    assert content(image, "image/svg+xml") == figure and image["alt"] == "by timestep & more"

@@ -13,13 +13,19 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.typing import UInt8
 
 
-def decode(data: bytes, side: int, where: str = "image") -> UInt8[np.ndarray, "side side 3"]:
+def decode(
+    data: bytes,
+    side: int,
+    where: str = "image",
+    hint: str = "it was damaged after it was prepared; prepare the data again",
+) -> UInt8[np.ndarray, "side side 3"]:
     """Decodes an image, resizes its shorter side and crops the middle square, bit for bit as `CLIPImageProcessorPil`.
 
     Args:
       data: content of a file in JPEG, PNG, WebP or any other format that Pillow reads.
       side: height and width of the result in pixels.
       where: name of the image in error messages.
+      hint: what happened and what to do, for error messages.
 
     Returns:
       RGB pixels.
@@ -33,9 +39,7 @@ def decode(data: bytes, side: int, where: str = "image") -> UInt8[np.ndarray, "s
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
         reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(
-            f"{where} cannot be decoded ({reason}): it was damaged after it was prepared; prepare the data again"
-        ) from error
+        raise UserError(f"{where} cannot be decoded ({reason}): {hint}") from error
 
     # Resize, then crop.
     width, height = image.size

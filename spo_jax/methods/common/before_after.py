@@ -15,7 +15,7 @@ from spo_jax.core.typing import Float, Params, UInt8
 from spo_jax.methods.common.settings import EvalSettings
 from spo_jax.models.base import Pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
-from spo_jax.rewards import load_reward
+from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context, Reward, Scores
 
 GRID_COLUMNS = 8
@@ -156,6 +156,22 @@ def load_rewards(
             shared[spec] = load_reward(spec, Context(pipeline.kind, pipeline.dtype, mesh, group))
         rewards.append(shared[spec])
     return rewards
+
+
+def check_rewards(settings: Any, **judges: str) -> None:
+    """Refuses rewards that cannot be found, before anything is loaded.
+
+    Args:
+      settings: the method's settings.
+      **judges: rewards besides those of the evaluation, by the group whose field ``reward`` names them.
+
+    Raises:
+      UserError: there is no such reward, or its weights are missing.
+    """
+    named = [("eval.rewards", spec) for spec in settings.eval.reward_names]
+    named += [(f"{group}.reward", spec) for group, spec in judges.items()]
+    for field, spec in named:
+        check_reward(spec, Context(options=reward_options(settings, spec), field=field))
 
 
 def reward_options(settings: Any, spec: str) -> dict[str, Any]:

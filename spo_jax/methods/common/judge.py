@@ -83,5 +83,10 @@ def open_judge(
             "rollout; expected one that is computed on the devices, such as 'spm'"
         )
     if reward.READS == "latents":
+        if decoder != "vae":
+            raise UserError(
+                f"config field {group}.decoder = {decoder!r}: expected 'vae', because the reward {spec} reads latents "
+                "and nothing is decoded"
+            )
         return Judge(reward, None)
     return Judge(reward, open_decoder(decoder, pipeline, mesh, abstract, f"{group}.decoder"))

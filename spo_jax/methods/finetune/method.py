@@ -1,7 +1,7 @@
 """A run of plain fine-tuning: the model with the adapter learns to predict the noise added to the latents of an image.
 
-The loss is the mean squared error of that noise at a timestep that is drawn uniformly. If the network predicts
-something else (v, or the clean latents), the noise is computed from its prediction.
+The loss is the mean squared error of the prediction at a timestep that is drawn uniformly. Networks that predict
+something else (v, or the clean latents) are compared with that, as in diffusers' training scripts.
 """
 
 import time
@@ -21,6 +21,7 @@ from spo_jax.data.captioned_images import CaptionedImages, open_captioned_images
 from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
+from spo_jax.methods.common.before_after import check_rewards
 from spo_jax.methods.common.gradients import chunked_gradients
 from spo_jax.methods.common.latents import encode_images
 from spo_jax.methods.common.model import open_model
@@ -83,7 +84,10 @@ def setup(
       UserError: the model or a reward cannot be loaded, or they do not fit.
     """
     del folder
-    pipeline = open_model(settings, mesh, abstract=data is None)
+    abstract = data is None
+    if not abstract:
+        check_rewards(settings)
+    pipeline = open_model(settings, mesh, abstract)
     run = FinetuneRun(settings, pipeline, mesh, data and data.eval_prompts)
     run.images = data and data.images
     return run
@@ -99,7 +103,7 @@ class FinetuneRun(AdapterRun):
     METHOD = "finetune"
     progress = Progress("Finetune", lambda row: {"loss": f"{row['loss']:.4f}"}, ("loss",), "Lower the learning rate")
     charts = {
-        "loss": ("Loss", "mean squared error of the predicted noise"),
+        "loss": ("Loss", "mean squared error of the prediction"),
         "grad_norm": ("Gradient norm", "global norm before clipping"),
     }
     images: CaptionedImages | None = None
@@ -148,8 +152,8 @@ class FinetuneRun(AdapterRun):
             condition = jax.tree.map(without_caption, condition, repeat_rows(empty, len(t)))
             x = process.add_noise(latents, noise, t)
             prediction = self.pipeline.predict(network, lora, x, t, condition, settings.lora.scale)
-            _, predicted_noise = process.split(x, prediction, t)
-            error = jnp.square(predicted_noise - noise).mean((1, 2, 3)).sum() / count
+            target = process.target(latents, noise, t)
+            error = jnp.square(prediction.astype(jnp.float32) - target).mean((1, 2, 3)).sum() / count
             return error, error
 
         def chunk_at(index: Array) -> Any:

@@ -23,7 +23,14 @@ from spo_jax.methods.base import Images, Programs, Result
 from spo_jax.methods.common.latents import latent_cache, latent_file
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.state import TrainState, init_state
-from spo_jax.methods.spm.accuracy import Agreement, Evaluator, accuracy_figure, summarised, write_accuracy
+from spo_jax.methods.spm.accuracy import (
+    Agreement,
+    Evaluator,
+    accuracy_figure,
+    print_accuracy,
+    summarised,
+    write_accuracy,
+)
 from spo_jax.methods.spm.init import Start
 from spo_jax.methods.spm.parts import load_clip, relabelled
 from spo_jax.methods.spm.programs import Rows, SPMTraining
@@ -279,6 +286,8 @@ class SPMRun:
             summary = {"scores": self._scores(before, self._last), **summary}
         if is_writer():
             write_accuracy(self._folder, lines)
+            if before is None:  # otherwise the trainer prints both
+                print_accuracy(lines)
         caption = "Mean over held-out pairs with one standard error; chance is a half."
         figure = ("Accuracy against timestep", caption, as_svg(accuracy_figure(lines)))
         return Result(summary, figures=[figure])

@@ -16,7 +16,7 @@ from spo_jax.core.typing import Array, Int, Key, Params
 from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
-from spo_jax.methods.common.before_after import reward_options
+from spo_jax.methods.common.before_after import check_rewards, reward_options
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.order import batch_rows
@@ -88,6 +88,8 @@ def setup(
     """
     del folder
     abstract = data is None
+    if not abstract:
+        check_rewards(settings, spo=settings.spo.reward)
     pipeline = open_model(settings, mesh, abstract)
     judge = open_judge(
         settings.spo.reward,
@@ -126,13 +128,16 @@ class SPORun(AdapterRun):
         return self.spo.trace(state, keep_unused)
 
     def loop_trips(self, program: str) -> tuple[int, ...]:
-        """How often the loops of ``update`` run for one training batch: over batches, and over the chunks of one."""
+        """Returns how often the loops of ``update`` run for one training batch: over batches, and over its chunks."""
         settings = self.settings.spo
         chunks = -(-settings.train_batch_size // settings.chunk(self.mesh.size))
         return (1, chunks) if program == "update" else ()
 
     def idle_params(self) -> Params:
-        """Weights that stay on the devices although no program takes them; the judge may take the autoencoder."""
+        """Returns the weights that stay on the devices although no program takes them.
+
+        They are those of the text encoders, and of the autoencoder if the judge does not take it.
+        """
         decoder = self.spo.judge.params.get("decoder")
         return {name: tree for name, tree in super().idle_params().items() if tree is not decoder}
 

@@ -71,8 +71,8 @@ class SPO:
     def __post_init__(self) -> None:
         if self.process.timesteps[-1] <= 0:  # a step from t = 0 to t = 0 has a standard deviation of 0 and makes NaNs
             raise UserError(
-                f"{self.pipeline.scheduler_file}: the last sampling step is at t = 0 and has no likelihood; expected "
-                "'leading' spacing with steps_offset 1, or 'trailing'"
+                f"{self.pipeline.folder}: the last sampling step of its scheduler is at t = 0 and has no likelihood; "
+                "expected 'leading' spacing with steps_offset 1, or 'trailing'"
             )
 
     @property

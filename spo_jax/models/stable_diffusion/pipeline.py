@@ -103,11 +103,6 @@ class StableDiffusion:
         return self.vae.config.downscale
 
     @property
-    def scheduler_file(self) -> Path:
-        """The file from which `scheduler` was read, for error messages."""
-        return (self.base or self.folder) / "scheduler" / sources.SCHEDULER_FILE
-
-    @property
     def text_params(self) -> Params:
         """The weights of the text encoders."""
         return {name: self.params[name] for name in _TEXT_ENCODERS if name in self.params}

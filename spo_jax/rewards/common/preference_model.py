@@ -64,6 +64,7 @@ def load_spm(
     mesh: Mesh | None = None,
     judges: str | None = None,
     abstract: bool = False,
+    flags: tuple[str, str] = ("--config.spm.model", "--config.spm.tokenizer"),
 ) -> PreferenceModel:
     """Reads a step-aware preference model in transformers' CLIPModel layout (with the SPO authors' key names).
 
@@ -74,6 +75,7 @@ def load_spm(
       mesh: mesh on which the weights are placed; None places them on the first device.
       judges: `Pipeline.kind` of the pipeline whose images it judges; None skips the check.
       abstract: return shapes instead of weights; a model without a local config has the published one.
+      flags: flags that name the model and its tokenizer, for error messages; the second is empty if there is none.
 
     Raises:
       UserError: the model is missing or does not fit, or it was trained on another kind of pipeline.
@@ -84,9 +86,9 @@ def load_spm(
         return PreferenceModel(clip, abstract_weights(clip_shapes(clip), dtype, mesh), AbstractTokenizer(length))
     path = resolve_model(str(model))
     config, where = read_config(path)
-    check_kind(path, config, judges)
+    check_kind(path, config, judges, flags[0])
     clip = CLIPModel(CLIPConfig.from_dict(config, where, time_conditioned=True), dtype=dtype)
-    return _read_model(path, clip, mesh, str(model), tokenizer_folder(path, tokenizer))
+    return _read_model(path, clip, mesh, str(model), tokenizer_folder(path, tokenizer, flags[1]))
 
 
 def load_plain_clip(
@@ -161,7 +163,7 @@ def tokenizer_folder(path: Path, tokenizer: str | os.PathLike | None, flag: str 
     Args:
       path: folder or file of the model; its tokenizer is beside it unless ``tokenizer`` is given.
       tokenizer: folder or hub id of the tokenizer.
-      flag: flag that names a tokenizer, for error messages.
+      flag: flag that names a tokenizer, for error messages; empty if there is none.
 
     Raises:
       UserError: there is no tokenizer.
@@ -171,7 +173,8 @@ def tokenizer_folder(path: Path, tokenizer: str | os.PathLike | None, flag: str 
     for candidate in (path, path / "tokenizer"):
         if any((candidate / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             return candidate
-    raise UserError(f"{path}: no tokenizer beside the preference model; name one with {flag}")
+    hint = f"name one with {flag}" if flag else "copy one into its folder"
+    raise UserError(f"{path}: no tokenizer beside the preference model; {hint}")
 
 
 # The kind of pipeline on whose images a model was trained

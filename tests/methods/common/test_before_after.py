@@ -47,10 +47,9 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def adapters(pipeline):
-    """An adapter that changes nothing, as a fresh one does, and one that was trained."""
-    shapes = jax.eval_shape(lambda: init_lora(jax.random.key(0), pipeline.params["unet"], 2))
-    trained = random_weights(3, shapes)
-    return jax.tree.map(jnp.zeros_like, trained), trained
+    """A fresh adapter, and one that was trained."""
+    fresh = jax.jit(lambda: init_lora(jax.random.key(0), pipeline.params["unet"], 2))()
+    return fresh, random_weights(3, fresh)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +68,9 @@ def test_prompts_are_repeated_until_there_are_enough(evaluation, reward):
 
 
 def test_the_fresh_adapter_draws_the_base_model_s_images(evaluation, adapters):
+    """Those of an adapter of zeros, which adds nothing."""
     fresh, trained = adapters
-    base = evaluation.sampler.draw(evaluation.condition, evaluation.latents)
+    base = evaluation.images(jax.tree.map(jnp.zeros_like, fresh))
     images = evaluation.images(fresh)
     assert images.shape == (5, 16, 16, 3)
     np.testing.assert_allclose(images, base, atol=1e-5)
@@ -118,7 +118,7 @@ def test_two_scores_of_one_name_are_refused(pipeline, monkeypatch):
 
 
 def test_a_reward_is_loaded_once_with_the_options_of_its_group(pipeline, monkeypatch):
-    """A judge that training has loaded already is used as it is."""
+    """A judge that training has loaded already is not loaded again."""
     loaded = []
 
     def load(spec, context):

@@ -30,7 +30,7 @@ class LatentReward(DeviceReward):
 
 
 class HostReward:
-    """A reward that is no program: it can evaluate, but not judge."""
+    """A reward that is computed on the host: it can evaluate, but not judge."""
 
     meanings = {"host": "computed on the host"}
     lower_is_better = ()
@@ -80,15 +80,20 @@ def test_a_reward_of_images_sees_decoded_latents(pipeline, give):
     give(reward)
     judge = open_judge("spm", {}, pipeline, **OPTIONS)
     assert set(judge.params) == {"reward", "decoder"}
-    features = judge.features(["a red star", "a blue moon"])
+    features = jnp.asarray(judge.features(["a red star", "a blue moon"]))
     latents = latents_of(pipeline, 2)
     t = jnp.array([501, 0], jnp.int32)
-    score = jax.jit(judge.score)
-    found = score(judge.params, latents, features, t)
-    images = jax.jit(pipeline.decode)(pipeline.params["vae"], latents)
-    np.testing.assert_allclose(found, jax.jit(reward.score)(reward.params, images, features, t), rtol=1e-4, atol=1e-4)
+
+    @jax.jit
+    def score(params, decoder_params):
+        images = pipeline.decode(decoder_params, latents)
+        return judge.score(params, latents, features, t), reward.score(params["reward"], images, features, t)
+
+    found, expected = score(judge.params, pipeline.params["vae"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     other = {**judge.params, "decoder": jax.tree.map(lambda x: 0.5 * x, judge.params["decoder"])}
-    assert np.abs(score(other, latents, features, t) - found).max() > 1e-3
+    changed, _ = score(other, pipeline.params["vae"])
+    assert np.abs(changed - found).max() > 1e-3
 
 
 def test_what_the_reward_is_loaded_for(pipeline, give):

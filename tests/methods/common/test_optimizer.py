@@ -40,7 +40,7 @@ def test_weight_decay_is_decoupled():
 
 
 def test_the_step_is_adamw_s():
-    """The first step is -rate · (sign of the gradient + decay · weight), whatever the gradient's size."""
+    """The first step is -rate · (sign of the gradient + decay · weight) for a gradient of any size."""
     moved, state = step(OptimizerSettings(learning_rate=1e-2, weight_decay=0.1))
     expected = jax.tree.map(lambda g, p: -1e-2 * (jnp.sign(g) + 0.1 * p), GRADIENTS, PARAMS)
     for found, value in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):

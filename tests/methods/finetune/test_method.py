@@ -72,7 +72,7 @@ def test_it_is_a_method_and_a_run(plain):
     assert isinstance(plain.run, Run)
 
 
-def test_the_loss_is_the_error_of_the_noise_at_uniform_timesteps(plain, folder):
+def test_the_loss_is_the_error_of_the_prediction_at_uniform_timesteps(plain, folder):
     """Loss and gradient, written out from the definitions for a whole batch."""
     pipeline, batch = open_pipeline(folder), plain.batch
     keys = jax.random.split(jax.random.fold_in(jax.random.key(1), 0), 4)
@@ -86,7 +86,7 @@ def test_the_loss_is_the_error_of_the_noise_at_uniform_timesteps(plain, folder):
     def loss(lora):
         x = a * latents + s * noise
         v = pipeline.predict(pipeline.params["unet"], lora, x, t, condition, 1.0)
-        return jnp.square(a * v + s * x - noise).mean()  # the micro model predicts v
+        return jnp.square(v - (a * noise - s * latents)).mean()  # the micro model predicts v
 
     error, gradients = jax.jit(jax.value_and_grad(loss))(plain.start)
     assert plain.metrics["loss"] == pytest.approx(float(error), rel=1e-4)

@@ -44,6 +44,12 @@ def run(spo):
     return SPORun(dataclasses.replace(spo, settings=settings), PromptData(PROMPTS, PROMPTS[:2]))
 
 
+@pytest.fixture(scope="module")
+def fresh(run):
+    """The state before the first batch."""
+    return run.init_state(jax.random.key(0))
+
+
 class Recorder(dict):
     """Programs that record prompts and keys; the adapter counts the updates."""
 
@@ -129,31 +135,28 @@ def test_a_batch_without_valid_pairs_has_no_loss_to_show(run):
     assert [run.progress.shown(row)["loss"] for row in rows] == ["0.700", "nan", "0.700"]
 
 
-def test_a_run_without_any_valid_pair_is_not_a_success(run, tmp_path):
-    state = run.init_state(jax.random.key(0))
+def test_a_run_without_any_valid_pair_is_not_a_success(run, fresh, tmp_path):
     with pytest.raises(UserError, match="no pair was valid in 6 batches, .* lower config field spo.threshold"):
-        run.export(state, tmp_path)
-    run.export(state._replace(step=state.step + 1), tmp_path)
+        run.export(fresh, tmp_path)
+    run.export(fresh._replace(step=fresh.step + 1), tmp_path)
     adapter = read_lora(tmp_path / "lora.safetensors")
     assert adapter.rank == run.settings.lora.rank
 
 
-def test_the_shapes_of_the_state_are_known_before_there_is_one(run):
-    state = run.init_state(jax.random.key(0))
+def test_the_shapes_of_the_state_are_known_before_there_is_one(run, fresh):
     shapes = run.state_shapes()
-    assert jax.tree.structure(shapes) == jax.tree.structure(state)
-    for shape, leaf in zip(jax.tree.leaves(shapes), jax.tree.leaves(state), strict=True):
+    assert jax.tree.structure(shapes) == jax.tree.structure(fresh)
+    for shape, leaf in zip(jax.tree.leaves(shapes), jax.tree.leaves(fresh), strict=True):
         assert (shape.shape, shape.dtype) == (leaf.shape, leaf.dtype)
         assert shape.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
 
 
-def test_images_before_and_after_are_of_the_evaluation_s_prompts(run):
+def test_images_before_and_after_are_of_the_evaluation_s_prompts(run, fresh):
     """The judge that training uses also scores them: it is not loaded a second time."""
-    state = run.init_state(jax.random.key(0))
-    assert run.begin(state, resuming=False) == {}
-    row, images = run.evaluate(2, state)
+    assert run.begin(fresh, resuming=False) == {}
+    row, images = run.evaluate(2, fresh)
     assert row == {} and list(images) == ["samples"]
-    result = run.finish(state)
+    result = run.finish(fresh)
     assert result.summary["images"] == 4
     assert result.summary["scores"]["spm_score"]["change"] == 0  # nothing was trained
     assert len(result.grids) == 1 and result.grids[0][0].endswith("a red star, a blue moon")

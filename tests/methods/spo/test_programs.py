@@ -73,7 +73,7 @@ def test_after_the_first_batch_nothing_is_compiled(run, compilations):
     assert row["valid_pairs"] == 6 and row["train_batches"] == 2
     compilations.clear()
     jax.jit(lambda x: x + 1)(jnp.zeros(7))
-    assert compilations  # the listener is told of compilations
+    assert compilations  # the listener notices compilations
     compilations.clear()
     for number in (1, 2):
         state, _ = batch(run, state, number)
@@ -158,5 +158,5 @@ def test_a_schedule_that_ends_at_zero_is_refused(run):
     pipeline = run.spo.pipeline
     for changes in ({"timestep_spacing": "linspace"}, {"steps_offset": 0}):
         broken = dataclasses.replace(pipeline, scheduler=dataclasses.replace(pipeline.scheduler, **changes))
-        with pytest.raises(UserError, match="scheduler_config.json: the last sampling step is at t = 0"):
+        with pytest.raises(UserError, match="the last sampling step of its scheduler is at t = 0"):
             dataclasses.replace(run.spo, pipeline=broken)

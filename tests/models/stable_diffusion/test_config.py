@@ -1,10 +1,11 @@
-"""Configs of UNets are read strictly: an unknown field or an unsupported value raises and names file and field."""
+"""Configs of UNets are read strictly: an unknown field or an unsupported value raises an error with file and field."""
 
 import json
 
 import diffusers
 import pytest
 
+from spo_jax.core.errors import UserError
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
@@ -61,7 +62,7 @@ UNSUPPORTED = [
     ("sd15", "transformer_layers_per_block", [[1, 1], 1, 1, 1]),
     ("sd15", "attention_head_dim", [5, 10, 20]),
     ("sd15", "attention_head_dim", 7),
-    ("sd15", "attention_head_dim", [8, 8, 8, 9]),  # The last level has no attention, but the middle block has.
+    ("sd15", "attention_head_dim", [8, 8, 8, 9]),  # The last level has no attention, but the middle block has one.
     ("sd15", "norm_num_groups", None),
     ("sd15", "norm_num_groups", 33),
     ("sd15", "cross_attention_dim", [768, 768, 768, 768]),
@@ -76,6 +77,12 @@ UNSUPPORTED = [
 @pytest.mark.parametrize(("kind", "field", "value"), UNSUPPORTED)
 def test_unsupported_values_raise(kind, field, value):
     check_value_is_refused(UNetConfig, PUBLISHED[kind], field, value)
+
+
+def test_the_number_of_entries_is_that_of_block_out_channels():
+    raw = presets.SD15_UNET | {"layers_per_block": [2, 2]}
+    with pytest.raises(UserError, match="x.json: layers_per_block has 2 entries: expected 4 as in block_out_channels"):
+        UNetConfig.from_dict(raw, "x.json")
 
 
 def test_every_fixed_field_is_tried():

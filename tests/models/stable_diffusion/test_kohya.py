@@ -1,4 +1,4 @@
-"""kohya's names: found by the model's own names, for SDXL those of SGM, which diffusers and web UIs know."""
+"""kohya's names are found from the model's own names; for SDXL they are SGM's, which diffusers and web UIs know."""
 
 import re
 from pathlib import Path
@@ -7,27 +7,27 @@ from typing import Any
 import numpy as np
 import peft
 import pytest
-import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.numpy import load_file
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
-from spo_jax.models.stable_diffusion import kohya, presets
+from spo_jax.models.lora import read_lora, write_lora
+from spo_jax.models.stable_diffusion import kohya
 from spo_jax.weights import lora as lora_files
 from spo_jax.weights import store
-from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.weights.rules import module_name, module_path, torch_key
+from tests.models.stable_diffusion.published import published_unet
 from tests.weights.loras import assert_same, pair, random_lora
 
 
-def test_kohya_names_are_resolved_against_the_model(unet: Any, sdxl_unet: Any, shape_tree: Any) -> None:
+def test_names_are_resolved_with_the_model(unet: Any, sdxl_unet: Any, shape_tree: Any) -> None:
     for model in (unet, sdxl_unet):
         paths = {path.rpartition("/")[0] for path in flatten(shape_tree(model))}
         modules = [module_name(path.split("/")) for path in paths]
         names = kohya.module_names(modules)
-        # conv_in, time_embedding.linear_1, to_out.0 and all: names that un-flattening at "_" would get wrong.
-        assert sorted(names.values()) == sorted(modules * (2 if model is sdxl_unet else 1))  # and SGM's names
+        # Among them are conv_in, time_embedding.linear_1 and to_out.0, which splitting at "_" would get wrong.
+        assert sorted(names.values()) == sorted(modules * (2 if model is sdxl_unet else 1))  # SDXL also has SGM's.
         assert names["lora_unet_time_embedding_linear_1"] == "time_embedding.linear_1"
         assert names["lora_unet_conv_in"] == "conv_in"
         assert all("/".join(module_path(name)) in paths for name in modules)
@@ -35,23 +35,9 @@ def test_kohya_names_are_resolved_against_the_model(unet: Any, sdxl_unet: Any, s
         kohya.module_names(["a.b", "a_b"])
 
 
-def test_names_at_true_size(shape_tree: Any) -> None:
-    deep = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
-    sdxl = dict(
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", *deep[0]),
-        up_block_types=(*deep[1], "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-        cross_attention_dim=2048,
-        attention_head_dim=(5, 10, 20),
-    )
-    for config, keys, targets in (({"cross_attention_dim": 768}, 686, 128), (sdxl, 1680, 560)):
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(**config)
+def test_names_at_the_published_sizes(shape_tree: Any) -> None:
+    for kind, keys, targets in (("sd15", 686, 128), ("sdxl", 1680, 560)):
+        unet = published_unet(kind)
         flat = flatten(shape_tree(unet))
         assert {torch_key(path.split("/")) for path in flat} == unet.state_dict().keys() and len(flat) == keys
         modules = {name.rpartition(".")[0] for name in unet.state_dict()}
@@ -61,7 +47,7 @@ def test_names_at_true_size(shape_tree: Any) -> None:
         assert names["lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj"] == (
             "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
         )
-        for given in (None, modules):  # a LoRA on all attentions shows the model's blocks by itself
+        for given in (None, modules):  # A LoRA on all attentions shows the model's blocks by itself.
             written = kohya.file_names(attended, given)
             assert {name: names[flat] for name, flat in written.items()} == {name: name for name in attended}
             assert len(set(written.values())) == targets
@@ -72,11 +58,11 @@ def test_names_at_true_size(shape_tree: Any) -> None:
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
 def test_the_published_lora_of_sdxl_fits(layout: str, shape_tree: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank 64 on 560 targets, both layouts, of the true model: names and shapes, without allocating either."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(presets.SDXL_UNET)
+    """It has rank 64 and 560 targets. Names and shapes are those of the published model; nothing is allocated."""
+    unet = published_unet("sdxl")
     shapes = shape_tree(unet)
-    state, number = {}, np.zeros((), np.float16)
+    state = {}
+    number = np.zeros((), np.float16)
     attended = [
         (name, module.weight.shape)
         for name, module in unet.named_modules()
@@ -93,7 +79,7 @@ def test_the_published_lora_of_sdxl_fits(layout: str, shape_tree: Any, monkeypat
     monkeypatch.setattr(store, "read_metadata", lambda path: {"format": "pt"})
 
     class Accepted(Exception):
-        """What was read, before it would be allocated in float32."""
+        """Carries the modules that were read, before they would be allocated in float32."""
 
     def unify(modules: dict) -> None:
         raise Accepted(modules)
@@ -117,11 +103,12 @@ def _sdxl_pipe(unet: Any) -> Any:
 
 @pytest.mark.parametrize("alpha", [3.0, 8.0])
 def test_diffusers_applies_sgm_names(tmp_path: Path, sdxl_unet: Any, shape_tree: Any, alpha: float) -> None:
-    """diffusers drops SGM's names without a word where it does not know them, so the modules are counted too."""
+    """The modules are counted as well, because diffusers drops unknown names silently."""
     lora = random_lora(shape_tree(sdxl_unet), rank=4, alpha=alpha)
     write_lora(tmp_path / "x.safetensors", lora, "kohya")
     state = load_file(tmp_path / "x.safetensors")
-    name = "lora_unet_input_blocks_3_1_transformer_blocks_1_attn1_to_k"  # one layer a block: the first of level 1
+    # The blocks have one layer each, so this is the first attention of level 1.
+    name = "lora_unet_input_blocks_3_1_transformer_blocks_1_attn1_to_k"
     assert state[f"{name}.lora_down.weight"].shape == (4, 32)
     assert not [key for key in state if re.search("down_blocks|mid_block|up_blocks", key)]
     pipe = _sdxl_pipe(sdxl_unet)
@@ -135,7 +122,7 @@ def test_diffusers_applies_sgm_names(tmp_path: Path, sdxl_unet: Any, shape_tree:
         assert np.array_equal(module.lora_B["default_0"].weight.detach().numpy(), b.T)
 
 
-def test_both_namings_of_sdxl_are_read(tmp_path: Path, sdxl_unet: Any, shape_tree: Any) -> None:
+def test_both_kinds_of_names_of_sdxl_are_read(tmp_path: Path, sdxl_unet: Any, shape_tree: Any) -> None:
     shapes = shape_tree(sdxl_unet)
     lora = random_lora(shapes, rank=4, alpha=8)
     write_lora(tmp_path / "x.safetensors", lora, "kohya")
@@ -149,13 +136,13 @@ def test_both_namings_of_sdxl_are_read(tmp_path: Path, sdxl_unet: Any, shape_tre
 
 
 def test_a_lora_on_some_blocks_of_sdxl_is_numbered_by_its_model() -> None:
-    """The second attention of a level only exists if there is one; by itself the LoRA shows a single one."""
+    """The model shows how many attentions a level has; the LoRA by itself shows only one."""
     up = "up_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q"
     model = [up, "up_blocks.1.attentions.2.proj_in", "down_blocks.2.attentions.1.proj_in"]
     assert kohya.file_names([up], model)[up] == "lora_unet_output_blocks_3_1_transformer_blocks_1_attn1_to_q"
     middle = "mid_block.attentions.0.transformer_blocks.7.attn1.to_q"
     assert kohya.file_names([middle])[middle] == "lora_unet_middle_block_1_transformer_blocks_7_attn1_to_q"
-    with pytest.raises(ValueError, match="no module of SDXL: nowhere.to_q"):
+    with pytest.raises(ValueError, match="SDXL does not have these modules: nowhere.to_q"):
         kohya.file_names(["nowhere.to_q"], model)
 
 
@@ -175,5 +162,5 @@ def test_a_lora_of_the_other_architecture_is_named(
 
 def test_a_kohya_file_needs_a_model(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
     write_lora(tmp_path / "x.safetensors", random_lora(shape_tree(unet)), "kohya")
-    with pytest.raises(UserError, match=r"x.safetensors has kohya's names, which only make sense beside a model"):
+    with pytest.raises(UserError, match=r"x.safetensors has kohya's names, which can only be read with a model"):
         read_lora(tmp_path / "x.safetensors")

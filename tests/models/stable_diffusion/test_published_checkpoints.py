@@ -1,4 +1,4 @@
-"""Single files of the published sizes: kinds, names, shapes and configs, without allocating them."""
+"""Single files of the published sizes have the right kinds, names, shapes and configs; nothing is allocated."""
 
 import dataclasses
 
@@ -16,20 +16,17 @@ from spo_jax.nn import clip_config
 from spo_jax.nn.clip_config import CLIPTextConfig
 from spo_jax.nn.vae import VAEConfig
 from spo_jax.weights import store
+from tests.models.stable_diffusion.published import UNETS, published_unet
 
 
 def _meta(kind: str) -> dict[str, dict[str, np.ndarray]]:
-    """The published networks with one number for all weights, in the types of diffusers and transformers."""
+    """Returns the states of the published networks in diffusers and transformers, with one number for all weights."""
     vae = presets.SDXL_VAE if kind == "sdxl" else presets.SD15_VAE
     texts = {"text_encoder": presets.SD15_TEXT}
     if kind == "sd21":
         texts["text_encoder"] = clip_config.CLIP_H["text_config"] | {"num_hidden_layers": 23}
     with torch.device("meta"):
-        unet = {"sd15": presets.SD15_UNET, "sd21": presets.SD21_UNET, "sdxl": presets.SDXL_UNET}[kind]
-        parts = {
-            "unet": diffusers.UNet2DConditionModel.from_config(unet),
-            "vae": diffusers.AutoencoderKL.from_config(vae),
-        }
+        parts = {"unet": published_unet(kind), "vae": diffusers.AutoencoderKL.from_config(vae)}
         for name, config in texts.items():
             parts[name] = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
         if kind == "sdxl":
@@ -48,7 +45,7 @@ def _meta(kind: str) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _normal(config: UNetConfig) -> UNetConfig:
-    """With the fields written out that may be one value or one per block."""
+    """Writes out one value per block in the fields that may have a single one."""
     blocks = len(config.block_out_channels)
     fields = ("layers_per_block", "transformer_layers_per_block", "attention_head_dim")
     return dataclasses.replace(
@@ -60,8 +57,9 @@ def _normal(config: UNetConfig) -> UNetConfig:
 
 @pytest.mark.parametrize(("kind", "inferred"), [("sd15", "v1"), ("sd21", "v2"), ("sdxl", "xl_base")])
 def test_published_sizes(kind: str, inferred: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file of these sizes is written: the states hold one number, seen from everywhere."""
-    components, written = _meta(kind), {}
+    """No file of these sizes is written: all weights are views of one number."""
+    components = _meta(kind)
+    written = {}
     monkeypatch.setattr(store, "write_state", lambda path, state: written.update(state))
     write_single_file("x.safetensors", kind, components)
     shapes = {key: torch.empty(array.shape, device="meta") for key, array in written.items()}
@@ -73,7 +71,7 @@ def test_published_sizes(kind: str, inferred: str, monkeypatch: pytest.MonkeyPat
         ours = {key: array.shape for key, array in read.components[name].items()}
         assert ours == {key: array.shape for key, array in state.items()}
     assert len(read.components["unet"]) == (1680 if kind == "sdxl" else 686)
-    preset = {"sd15": presets.SD15_UNET, "sd21": presets.SD21_UNET, "sdxl": presets.SDXL_UNET}[kind]
+    preset = UNETS[kind]
     unet = UNetConfig.from_dict(read.configs["unet"])
     heads = (5, 5, 10, 20)[1:] if kind == "sdxl" else unet.attention_head_dim
     assert heads == unet.attention_head_dim

@@ -1,6 +1,6 @@
-"""Single-file checkpoints: diffusers' own converters read what we write, and reading gives it back, number by number.
+"""Single files that we write are read by diffusers' own converters, and we read them back exactly.
 
-The converters are an independent statement of the names, so our two directions cannot be wrong together.
+The converters are an independent source of the names, so that our two directions cannot be wrong together.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from tests.weights.checkpoints import KINDS, assert_same, model_of, state_of
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Torch's networks of a kind, their states, and the file that we write of them."""
+    """The torch networks of a kind, their states, and the file that we write of them."""
     parts = model_of(request.param)
     components = {name: state_of(part) for name, part in parts.items()}
     path = tmp_path_factory.mktemp(request.param) / "model.safetensors"
@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return SimpleNamespace(kind=request.param, parts=parts, components=components, path=path)
 
 
-def test_diffusers_converts_what_we_wrote(model: SimpleNamespace) -> None:
+def test_diffusers_converts_a_written_file(model: SimpleNamespace) -> None:
     checkpoint = load_file(model.path)
     unet, vae, text = (model.parts[name] for name in ("unet", "vae", "text_encoder"))
     assert_same(theirs.convert_ldm_unet_checkpoint(checkpoint, unet.config), model.components["unet"])
@@ -40,8 +40,8 @@ def test_diffusers_converts_what_we_wrote(model: SimpleNamespace) -> None:
         converted = theirs.convert_ldm_clip_checkpoint(checkpoint)
     assert_same(converted, model.components["text_encoder"])
     if model.kind == "sdxl":
-        # As `create_diffusers_clip_model_from_ldm` calls it; it tells the width of q, k and v from the projection,
-        # which is as wide as the tower in the published model only, so it gets one that is.
+        # This is the call in `create_diffusers_clip_model_from_ldm`. It infers the width of q, k and v from the
+        # projection, which is as wide as the tower only in the published model, so it gets such a projection here.
         key = "conditioner.embedders.1.model."
         square = checkpoint | {f"{key}text_projection": torch.eye(64)}
         converted = theirs.convert_open_clip_checkpoint(model.parts["text_encoder_2"], square, key)
@@ -50,7 +50,7 @@ def test_diffusers_converts_what_we_wrote(model: SimpleNamespace) -> None:
         np.testing.assert_array_equal(checkpoint[f"{key}text_projection"].T, expected["text_projection.weight"])
 
 
-def test_reading_gives_back_what_was_written(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_written_file_is_read_back(model: SimpleNamespace, tmp_path: Path) -> None:
     read = read_single_file(model.path)
     assert read.kind == model.kind and read.components.keys() == model.components.keys()
     for name, expected in model.components.items():
@@ -74,11 +74,12 @@ def test_configs_are_the_models(model: SimpleNamespace) -> None:
         assert read.shown[name].items() <= read.configs[name].items()
 
 
-def test_names_that_the_original_code_has(model: SimpleNamespace) -> None:
+def test_names_are_those_of_the_original_code(model: SimpleNamespace) -> None:
     keys = store.read_file(model.path)
     attention = keys["first_stage_model.encoder.mid.attn_1.q.weight"]
-    assert attention.shape == (64, 64, 1, 1)  # a convolution there, a linear layer in diffusers
-    unet, last = "model.diffusion_model", 2 if model.kind == "sdxl" else 1
+    assert attention.shape == (64, 64, 1, 1)  # It is a convolution there, and a linear layer in diffusers.
+    unet = "model.diffusion_model"
+    last = 2 if model.kind == "sdxl" else 1
     names = {
         "sd15": ("input_blocks.1.1.proj_in.weight", "output_blocks.2.1.conv.weight", "output_blocks.5.2.conv.bias"),
         "sd21": ("input_blocks.1.1.proj_in.weight", "output_blocks.1.1.conv.weight", "output_blocks.3.2.conv.bias"),
@@ -105,10 +106,10 @@ LEFTOVERS = {
 }
 
 
-def test_what_training_left_behind_is_ignored(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_leftovers_of_training_are_ignored(model: SimpleNamespace, tmp_path: Path) -> None:
     foreign = {"sd15": "conditioner.", "sd21": ("cond_stage_model.transformer.", "conditioner."), "sdxl": "cond_stage_"}
     extra = {key: array for key, array in LEFTOVERS.items() if not key.startswith(foreign[model.kind])}
-    if model.kind == "sd21":  # the block that SD 2.x does not use
+    if model.kind == "sd21":  # SD 2.x does not use this block.
         prefix = "cond_stage_model.model"
         extra |= {f"{prefix}.transformer.resblocks.23.ln_1.weight": np.ones(64, np.float32)}
         extra |= {f"{prefix}.text_projection": np.ones((64, 64), np.float32)}
@@ -118,25 +119,25 @@ def test_what_training_left_behind_is_ignored(model: SimpleNamespace, tmp_path: 
     read = read_single_file(tmp_path / "x.safetensors")
     for name, expected in model.components.items():
         assert_same(read.components[name], expected)
-    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    assert read.configs["scheduler"] == (told if model.kind == "sdxl" else {})
+    marked = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    assert read.configs["scheduler"] == (marked if model.kind == "sdxl" else {})
 
 
 def test_marks_of_v_prediction_are_written(tmp_path: Path) -> None:
     components = {name: state_of(part) for name, part in model_of("sdxl").items()}
-    told = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    write_single_file(tmp_path / "x.safetensors", "sdxl", components, {"beta_start": 0.1} | told)
-    assert read_single_file(tmp_path / "x.safetensors").configs["scheduler"] == told
+    marked = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    write_single_file(tmp_path / "x.safetensors", "sdxl", components, {"beta_start": 0.1} | marked)
+    assert read_single_file(tmp_path / "x.safetensors").configs["scheduler"] == marked
     write_single_file(tmp_path / "x.safetensors", "sdxl", components, {"prediction_type": "epsilon"})
     assert not {"v_pred", "ztsnr"} & store.read_file(tmp_path / "x.safetensors").keys()
 
 
-def test_torch_s_checkpoints_are_read(tmp_path: Path) -> None:
-    """fp16 in a zip of torch, under state_dict with a counter beside it, as the first models were published."""
+def test_checkpoints_of_torch_are_read(tmp_path: Path) -> None:
+    """The first models were published as torch's zip files, with fp16 weights under state_dict beside a counter."""
     components = {name: state_of(part) for name, part in model_of("sd15").items()}
     write_single_file(tmp_path / "x.safetensors", "sd15", components)
     state = {key: value.half() for key, value in load_file(tmp_path / "x.safetensors").items()}
-    # Names from before transformers' text_model; a moving average counts in 32-bit integers.
+    # The names are older than transformers' text_model, and a moving average counts in 32-bit integers.
     state = {key.replace("transformer.text_model.", "transformer."): value for key, value in state.items()}
     state["model_ema.num_updates"] = torch.tensor(3, dtype=torch.int32)
     torch.save({"state_dict": state, "global_step": 7}, tmp_path / "x.ckpt")
@@ -146,7 +147,7 @@ def test_torch_s_checkpoints_are_read(tmp_path: Path) -> None:
 
 
 def test_arrays_are_not_copied(tmp_path: Path) -> None:
-    """At SDXL's 7 GB a copy is a lot of memory: what is contiguous is written as it is."""
+    """A copy of SDXL would take 7 GB, so contiguous arrays are written as they are."""
     speck = np.ones((2, 2), np.float32)
     state = {"down_blocks.0.resnets.0.norm1.weight": speck, "down_blocks.1.resnets.0.norm1.weight": speck}
     converted = single_file._to_ldm("sd15", "unet", state)

@@ -1,4 +1,4 @@
-"""Single files that cannot be read or written: the file, its kind and what is wrong with it are named."""
+"""Single files that cannot be read or written are refused with their kind and the reason."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_missing_and_unknown_keys_are_named(tmp_path: Path, drop: str | None, ad
         read_single_file(path)
 
 
-def test_a_file_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_component_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_single_file(path, "sdxl", {name: state_of(part) for name, part in model_of("sdxl").items()})
     state = store.read_file(path)
@@ -52,7 +52,7 @@ def test_a_file_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"not a whole checkpoint of sdxl.*missing: {prefix}"):
             read_single_file(path)
     store.write_state(path, {key: array for key, array in state.items() if key.startswith("model.")})
-    with pytest.raises(UserError, match=r"holds no text encoder that is known \(model.diffusion_model.\*\)"):
+    with pytest.raises(UserError, match=r"does not have a known text encoder \(model.diffusion_model.\*\): expected a"):
         read_single_file(path)
 
 
@@ -70,7 +70,7 @@ SPECK = np.ones((2, 2), np.float32)
         ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", r"a LoRA \(--lora, not --model\)"),
         ("unet.mid_block.attentions.0.to_q.lora.up.weight", r"a LoRA"),
         ("down_blocks.0.resnets.0.norm1.weight", "one component of a diffusers folder"),
-        ("blocks.0.cross_attn.q_linear.weight", r"no single-file checkpoint .* but blocks.0.\*"),
+        ("blocks.0.cross_attn.q_linear.weight", r"not a single-file checkpoint .* found blocks.0.\*"),
     ],
 )
 def test_other_architectures_are_named(tmp_path: Path, key: str, name: str) -> None:
@@ -80,12 +80,12 @@ def test_other_architectures_are_named(tmp_path: Path, key: str, name: str) -> N
 
 
 @pytest.mark.parametrize(("more", "name"), [(5, "an inpainting model"), (4, "an Instruct"), (2, "of an unknown")])
-def test_unets_that_see_more_than_noise_are_named(tmp_path: Path, more: int, name: str) -> None:
+def test_unets_with_more_inputs_are_named(tmp_path: Path, more: int, name: str) -> None:
     path = tmp_path / "x.safetensors"
     write_single_file(path, "sd15", {name: state_of(part) for name, part in model_of("sd15").items()})
     wide = {"model.diffusion_model.input_blocks.0.0.weight": np.ones((32, 4 + more, 3, 3), np.float32)}
     store.write_state(path, store.read_file(path) | wide)
-    with pytest.raises(UserError, match=rf"x.safetensors is {name}.* takes {4 + more} channels and gives 4"):
+    with pytest.raises(UserError, match=rf"x.safetensors is {name}.* takes {4 + more} channels and returns 4"):
         read_single_file(path)
 
 
@@ -106,7 +106,7 @@ def test_infinite_numbers_are_not_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_what_does_not_belong_to_the_kind_is_a_bug(tmp_path: Path) -> None:
+def test_components_of_another_kind_raise(tmp_path: Path) -> None:
     components = {name: state_of(part) for name, part in model_of("sd15").items()}
     with pytest.raises(ValueError, match="kind 'sdxl' with"):
         write_single_file(tmp_path / "x.safetensors", "sdxl", components)

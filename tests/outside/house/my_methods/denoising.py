@@ -61,11 +61,11 @@ def setup(settings, mesh, data=None, folder=None):
 
 
 class DenoisingRun(AdapterRun):
-    """The mean squared error of the noise that was added to an image."""
+    """The mean squared error of the prediction for a noised image."""
 
     METHOD = "denoising"
     progress = Progress("Denoise", lambda row: {"loss": f"{row['loss']:.4f}"}, ("loss",), "Lower the learning rate")
-    charts = {"loss": ("Loss", "mean squared error of the predicted noise")}
+    charts = {"loss": ("Loss", "mean squared error of the prediction")}
 
     @property
     def total(self):
@@ -82,7 +82,7 @@ class DenoisingRun(AdapterRun):
 
         def loss(lora):
             prediction = self.pipeline.predict(network, lora, x, t, condition, self.settings.lora.scale)
-            return jnp.square(process.split(x, prediction, t)[1] - noise).mean()
+            return jnp.square(prediction - process.target(latents, noise, t)).mean()
 
         error, gradients = jax.value_and_grad(loss)(state.params)
         return apply_gradients(state, gradients, self.optimizer), error
