@@ -176,7 +176,7 @@ def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: St
 
 
 def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, optimize=True))
+    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary))
 
 
 def _write_report(settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result) -> None:

@@ -120,25 +120,37 @@ def test_prompts_of_train(refused, tmp_path, content, parts):
         ([], ["give either --prompt=TEXT or --prompts=FILE"]),
         (["--prompt=a", "--prompts=b.txt"], ["give either"]),
         (["--prompts=absent.txt"], ["no prompt file absent.txt"]),
-        (["--prompt=a", "--lora=absent.safetensors"], ["missing file: absent.safetensors"]),
-        (["--prompt=a", "--init-latents=absent.npy"], ["cannot read initial latents from absent.npy"]),
         (["--prompt=a", "--steps=0"], ["--steps"]),
-        (["--prompt=a", "--steps=1000"], ["steps: 1000: with leading spacing", "1000 to 1, expected within 999 to 0"]),
         (["--prompt=a", "--seed=-1"], ["--seed=-1"]),
         (["--prompt=a", "--seed=4294967296"], ["--seed=4294967296", "4294967295"]),
         (["--prompt=a", "--guidance=nan"], ["--guidance=nan: expected a finite number"]),
         (["--prompt=a", "--lora-scale=inf"], ["--lora-scale=inf: expected a finite number"]),
         (["--prompt=a", "--dtype=float16"], ["--dtype", "float32|bfloat16"]),
         (["--prompt=a", "--solver=heun"], ["--solver=heun", "ddim|euler|dpm++"]),
-        (["--prompt=a", "--karras"], ["Karras noise levels are for the solvers euler and dpm++"]),
         (["--prompt=a", "--height=21"], ["--height=21: expected a multiple of 2", "try 20 or 22"]),
         (["--prompt=a", "--width=0"], ["--width=0"]),
-        (["--prompt=a", "--crop=0x0"], ["takes no size conditions (crop): only SDXL models do"]),
     ],
     ids=lambda value: " ".join(value) if not value or value[0].startswith("--") else "",
 )
 def test_flags_of_sample(refused, micro, tmp_path, flags, parts):
     refused("sample", f"--model={micro.sd}", *flags, f"--out={tmp_path}/images", parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lora": "absent.safetensors"}, "missing file: absent.safetensors"),
+        ({"init_latents": "absent.npy"}, "cannot read initial latents from absent.npy"),
+        ({"steps": 1000}, "steps: 1000: with leading spacing.* 1000 to 1, expected within 999 to 0"),
+        ({"karras": True}, r"Karras noise levels are for the solvers euler and dpm\+\+"),
+        ({"crop": "0x0"}, r"takes no size conditions \(crop\): only SDXL models do"),
+    ],
+)
+def test_arguments_of_sample(micro, tmp_path, arguments, message):
+    """They are refused once the model is read, in the same way as flags."""
+    with pytest.raises(UserError, match=message):
+        sample(model=str(micro.sd), prompt="a", out=tmp_path / "images", **arguments)
+    assert not (tmp_path / "images").exists()
 
 
 @pytest.mark.parametrize(

@@ -149,35 +149,37 @@ def test_exported_models_are_base_and_lora(exported, adapter, base, micro, form)
 
 def test_images_of_other_sizes(exported, succeed, micro, tmp_path):
     """Images that are not square, with size conditions and another solver; LoRA and merged file draw the same."""
-    shape = ["--prompt=a red star", "--steps=2", "--height=16", "--width=24", "--solver=dpm++"]
-    sizes = ["--original-size=16x24", "--crop=4x8", "--target-size=24x16"]
-    lora = [f"--model={micro.sdxl}", f"--lora={exported['kohya']}"]
-    calls = {
-        "lora": lora + sizes,
-        "merged": [f"--model={exported['single-file']}", f"--base={micro.sdxl}", *sizes],
-        "uncropped": lora,
+    flags = ["--prompt=a red star", "--steps=2", "--height=16", "--width=24", "--solver=dpm++"]
+    flags += ["--original-size=16x24", "--crop=4x8", "--target-size=24x16"]
+    models = {
+        "lora": [f"--model={micro.sdxl}", f"--lora={exported['kohya']}"],
+        "merged": [f"--model={exported['single-file']}", f"--base={micro.sdxl}"],
     }
     with ThreadPoolExecutor(2) as two:
-        made = [two.submit(succeed, "sample", *shape, *more, f"--out={tmp_path / n}") for n, more in calls.items()]
-        assert all("wrote 1 images" in call.result().stdout for call in made)
-    images = {name: Image.open(tmp_path / name / "0000.png") for name in calls}
+        calls = [two.submit(succeed, "sample", *flags, *more, f"--out={tmp_path / n}") for n, more in models.items()]
+        assert all("wrote 1 images" in call.result().stdout for call in calls)
+    images = {name: Image.open(tmp_path / name / "0000.png") for name in models}
     written = ("height", "width", "solver", "original_size", "crop", "target_size")
     assert [images["lora"].text[name] for name in written] == ["16", "24", "dpm++", "16x24", "4x8", "24x16"]
-    assert [images["uncropped"].text[name] for name in written[3:]] == ["16x24", "0x0", "16x24"]
     values = {name: np.asarray(image) / 255 for name, image in images.items()}
     assert values["lora"].shape == (16, 24, 3) and values["lora"].std() > 0.05
     np.testing.assert_allclose(values["lora"], values["merged"], atol=2.5 / 255)
-    assert (values["lora"] != values["uncropped"]).any()
 
 
-def test_size_conditions_that_are_not_given_are_those_of_uncropped_images(micro, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "time_ids", "written"),
+    [
+        ({}, [16, 24, 0, 0, 16, 24], ["16x24", "0x0", "16x24"]),
+        ({"original_size": "8x12"}, [8, 12, 0, 0, 16, 24], ["8x12", "0x0", "16x24"]),
+    ],
+)
+def test_size_conditions_default_to_those_of_uncropped_images(micro, tmp_path, monkeypatch, given, time_ids, written):
     class Recorder(Sampler):
         def draw(self, condition, init_latents, lora=None):
-            np.testing.assert_array_equal(condition.time_ids, [[8, 12, 0, 0, 16, 24]])
+            np.testing.assert_array_equal(condition.time_ids, [time_ids])
             return np.zeros((len(init_latents), 16, 24, 3), np.float32)
 
     monkeypatch.setattr(sample_module, "Sampler", Recorder)
     how = dict(model=str(micro.sdxl), prompt="a red star", steps=1, height=16, width=24)
-    [path] = sample(out=tmp_path, original_size="8x12", **how)
-    written = [Image.open(path).text[name] for name in ("original_size", "crop", "target_size")]
-    assert written == ["8x12", "0x0", "16x24"]
+    [path] = sample(out=tmp_path, **given, **how)
+    assert [Image.open(path).text[name] for name in ("original_size", "crop", "target_size")] == written

@@ -17,19 +17,31 @@ from spo_jax.methods.spo.method import run_batch
 from spo_jax.methods.spo.programs import SPO
 from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.models import base
-from spo_jax.models.base import Decoder
 from spo_jax.nn.lora import init_lora
-from spo_jax.rewards.spm import SPMReward
+from spo_jax.rewards.base import DeviceReward
 from spo_jax.toy.world import TRAIN_PROMPTS
-from tests.networks import small_pipeline, small_spm
+from tests.networks import small_pipeline
+
+
+class LatentReward(DeviceReward):
+    """A reward that reads latents, so that the rollout compiles without a decoder and without a CLIP."""
+
+    READS = "latents"
+    meanings = {"mean": "mean of the latents"}
+    params = {"factor": jnp.float32(20.0)}
+
+    def features(self, prompts):
+        return np.array([len(prompt) for prompt in prompts], np.float32)
+
+    def score(self, params, x, features, t):
+        return params["factor"] * x.mean((1, 2, 3)) + features + t
 
 
 @pytest.fixture(scope="module")
 def run(toy_settings):
     """Everything that `run_batch` takes, with a batch of two prompts; ``state()`` makes a new state."""
     pipeline = small_pipeline()
-    judge = Judge(SPMReward(small_spm()), Decoder(pipeline.params["vae"], pipeline.decode))
-    spo = SPO(toy_settings, pipeline, judge)
+    spo = SPO(toy_settings, pipeline, Judge(LatentReward(), None))
 
     @jax.jit
     def state():
