@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
-    """The folder with the reference's arrays; tests are skipped where the default is absent, and fail where another is."""
+    """The folder with the reference's arrays; tests are skipped if the default is absent, and fail if another one is."""
     given = request.config.getoption("--golden-dir")
     folder = Path(given or DEFAULT_GOLDEN)
     if not folder.is_dir():

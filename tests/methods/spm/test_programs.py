@@ -106,8 +106,15 @@ def test_chunks_equal_one_batch(whole):
     assert_same(Built(dataclasses.replace(SETTINGS, chunk=2)).trained(), whole)
 
 
-@pytest.mark.parametrize("mesh", [MeshSettings(data=8, fsdp=1), MeshSettings(data=1, fsdp=8)], ids=["data", "fsdp"])
-def test_eight_devices_equal_one(whole, mesh):
+LAYOUTS = {"data=8": MeshSettings(8, 1), "fsdp=8": MeshSettings(1, 8), "data=2, fsdp=4": MeshSettings(2, 4)}
+SLOW = {"data=8", "fsdp=8"}  # the mixed layout, which is both, is always run
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
+)
+def test_eight_devices_equal_one(whole, layout):
+    mesh = LAYOUTS[layout]
     built = Built(mesh=mesh)
     found = built.trained()
     assert_same(found, whole)
