@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def golden_dir(request: pytest.FixtureRequest) -> Path:
-    """The folder with the reference's arrays; tests are skipped if the default is absent, and fail if another one is."""
+    """The folder with the reference's arrays; tests are skipped without the default, and fail without another."""
     given = request.config.getoption("--golden-dir")
     folder = Path(given or DEFAULT_GOLDEN)
     if not folder.is_dir():

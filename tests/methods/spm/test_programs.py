@@ -30,7 +30,7 @@ from tests.e2e.micro import TOKENIZER as FOLDER
 from tests.networks import SIDE, labelled_pairs, small_clip, small_pipeline, small_sdxl
 
 TOKENIZER = Tokenizer(FOLDER)
-COUNT = 8
+COUNT = 16
 SETTINGS = SPMTrainSettings(
     batch_size=COUNT,
     chunk=COUNT,
@@ -102,6 +102,7 @@ def assert_same(found, wanted):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow  # eight devices are compared in chunks as well
 def test_chunks_equal_one_batch(whole):
     assert_same(Built(dataclasses.replace(SETTINGS, chunk=2)).trained(), whole)
 
@@ -114,8 +115,10 @@ SLOW = {"data=8", "fsdp=8"}  # the mixed layout, which is both, is always run
     "layout", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in LAYOUTS]
 )
 def test_eight_devices_equal_one(whole, layout):
+    """In two chunks of a row per device."""
     mesh = LAYOUTS[layout]
-    built = Built(mesh=mesh)
+    built = Built(dataclasses.replace(SETTINGS, chunk=1), mesh)
+    assert built.training._chunk(COUNT) == COUNT // 2
     found = built.trained()
     assert_same(found, whole)
 
@@ -144,7 +147,7 @@ def test_cached_latents_equal_those_of_the_images(built, posterior):
 def test_every_step_draws_anew(whole):
     timesteps = [tuple(metrics["decided"]) for metrics in whole[1]]
     assert len(set(timesteps)) > 1
-    assert all(sum(counts) == 6 for counts in timesteps)  # two of the pairs are ties
+    assert all(sum(counts) == 11 for counts in timesteps)  # five of the pairs are ties
 
 
 def test_judged_images_equal_those_of_the_pipelines_own_functions():
