@@ -6,13 +6,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
+from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.methods.common.settings import LoRASettings
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.parallel.mesh import MeshSettings
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.folder import FORMAT, Resume, check_format, open_folder, run_meta
-from spo_jax.run.settings import LogSettings
+from spo_jax.run.settings import LogSettings, RunSettings
 
 SETTINGS = SPOTrainSettings()
 PROMPTS = ["a red star", "a blue ring"]
@@ -86,6 +87,19 @@ def test_a_checkpoint_older_than_a_field_had_its_default(tmp_path):
     assert opened(tmp_path, Resume(required=True)) is True
     with pytest.raises(UserError, match="other settings: vae was '', now 'another'"):
         opened(tmp_path, Resume(required=True), dataclasses.replace(SETTINGS, vae="another"))
+
+
+def test_settings_with_tuples_are_the_same_when_they_come_back_as_lists(tmp_path):
+    """A checkpoint holds its settings as JSON."""
+
+    @dataclasses.dataclass(frozen=True)
+    class OwnSettings(RunSettings):
+        sizes: tuple[int, ...] = setting((1, 2), "Sizes of something.")
+
+    save(tmp_path, run_meta(OwnSettings(), PROMPTS))
+    assert opened(tmp_path, Resume(required=True), OwnSettings()) is True
+    with pytest.raises(UserError, match=r"other settings: sizes was \[1, 2\], now \[1, 3\]"):
+        opened(tmp_path, Resume(required=True), OwnSettings(sizes=(1, 3)))
 
 
 def test_other_prompts_under_the_same_name_are_refused(held):

@@ -1,6 +1,7 @@
 """A LoRA on a frozen model as a policy, and the log-probabilities of pairs of its steps."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -71,50 +72,53 @@ def test_a_shared_x_t_is_half_the_work_and_the_same_number():
 
 @pytest.fixture(scope="module")
 def model():
-    """A small pipeline, an adapter that changes its predictions, and what three prompts are encoded to."""
+    """A policy, its base weights, an adapter that changes its predictions, and what three prompts are encoded to."""
     pipeline = small_pipeline()
     shapes = jax.eval_shape(lambda: init_lora(jax.random.key(0), pipeline.params["unet"], 2))
-    lora = jax.tree.map(lambda x: 0.3 * x, random_weights(3, shapes))
-    condition = pipeline.encode_prompts(["a red star", "a blue moon", "a green disc"])
-    return pipeline, lora, *jax.device_put((condition, pipeline.encode_unconditional()))
+    condition, unconditional = jax.device_put(
+        (pipeline.encode_prompts(["a red star", "a blue moon", "a green disc"]), pipeline.encode_unconditional())
+    )
+    policy = Policy(pipeline, guidance_scale=3.0, lora_scale=0.5)
+
+    @jax.jit
+    def sample(network, lora, x):
+        return policy.sampler(network, lora, condition, unconditional)(x, jnp.int32(501))
+
+    @jax.jit
+    def predict(network, lora, x, row):
+        return policy.predictor(network, condition, unconditional)(lora, x, jnp.full(len(x), 501), row)
+
+    return SimpleNamespace(
+        policy=policy,
+        network=pipeline.params["unet"],
+        lora=jax.tree.map(lambda x: 0.3 * x, random_weights(3, shapes)),
+        x=normal(2, 3, *pipeline.latent_shape),
+        sample=sample,
+        predict=predict,
+    )
 
 
 def test_every_latent_has_the_row_it_names(model):
     """`predictor` takes rows in any order; `sampler` takes them in order, with copies in front; both agree."""
-    pipeline, lora, condition, unconditional = model
-    policy = Policy(pipeline, guidance_scale=3.0, lora_scale=0.5)
-    network = pipeline.params["unet"]
-    x = normal(2, 3, *pipeline.latent_shape)
-
-    @jax.jit
-    def both(network, lora, x):
-        order = jnp.array([2, 0, 1])
-        by_rows = policy.predictor(network, condition, unconditional)(lora, x[order], jnp.full(3, 501), order)
-        copies = policy.sampler(network, lora, condition, unconditional)(jnp.stack([x, x]), jnp.int32(501))
-        return by_rows, copies[:, order]
-
-    by_rows, copies = both(network, lora, x)
+    order = jnp.array([2, 0, 1])
+    by_rows = model.predict(model.network, model.lora, model.x[order], order)
+    copies = model.sample(model.network, model.lora, jnp.stack([model.x, model.x]))
     np.testing.assert_allclose(copies[0], copies[1], atol=1e-5)
-    np.testing.assert_allclose(by_rows, copies[0], atol=1e-4)
+    np.testing.assert_allclose(by_rows, copies[0, order], atol=1e-4)
+    assert np.abs(by_rows - copies[0]).max() > 1e-2
 
 
 def test_at_rest_it_is_merged_only_where_that_costs_no_digits(model, monkeypatch):
     """float32 on a CPU; bfloat16 weights, and accelerators, keep the adapter apart."""
-    pipeline, lora, condition, unconditional = model
-    network = pipeline.params["unet"]
-    policy = Policy(pipeline, guidance_scale=3.0, lora_scale=0.5)
+    policy, network, lora = model.policy, model.network, model.lora
     merged, none = policy.at_rest(network, lora)
     assert none is None and merged is not network
-    x = normal(2, 3, *pipeline.latent_shape)
+    x = jnp.stack([model.x, model.x])
+    found = model.sample(merged, None, x)
+    np.testing.assert_allclose(found, model.sample(network, lora, x), atol=1e-4)
+    assert np.abs(found - model.sample(network, None, x)).max() > 1e-2
 
-    @jax.jit
-    def sample(network, lora):
-        return policy.sampler(network, lora, condition, unconditional)(x, jnp.int32(501))
-
-    found = sample(merged, None)
-    np.testing.assert_allclose(found, sample(network, lora), atol=1e-4)
-    assert np.abs(found - sample(network, None)).max() > 1e-2
-
+    pipeline = policy.pipeline
     rounded = dataclasses.replace(pipeline, unet=pipeline.unet.clone(dtype=jnp.bfloat16))
     apart = dataclasses.replace(policy, pipeline=rounded).at_rest(network, lora)
     assert apart[0] is network and apart[1] is lora
