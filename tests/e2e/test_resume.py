@@ -63,6 +63,7 @@ def test_a_run_is_not_resumed_with_other_settings(micro_run, micro_settings):
     assert files_in(micro_run) == before
 
 
+@pytest.mark.slow  # tests/run/test_checkpoint.py looks at the refusal itself
 def test_a_run_that_is_beyond_the_requested_batches_is_refused(micro_run, micro_settings):
     before = files_in(micro_run)
     with pytest.raises(UserError, match="checkpoints/3 is beyond the requested 1 batch"):

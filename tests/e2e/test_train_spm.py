@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,10 +84,17 @@ def test_the_summary(run_folder):
 
 def test_the_model_is_read_back_and_scores(run_folder):
     spm = load_spm(run_folder / "spm", judges="sd")
-    text = text_features(spm.clip, spm.params, jnp.asarray(spm.tokenizer(["a red star"])))
-    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3)), jnp.float32)
-    early, late = (score_images(spm.clip, spm.params, images, jnp.full(1, t), text) for t in (0, 900))
-    assert np.isfinite(early).all() and float(early[0]) != float(late[0])  # it has learned that there is a timestep
+    ids = jnp.asarray(spm.tokenizer(["a red star"]))
+    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
+
+    @jax.jit
+    def scores(params, t):
+        text = text_features(spm.clip, params, ids)
+        return score_images(spm.clip, params, images, t, jnp.repeat(text, 2, axis=0))
+
+    early, late = (np.asarray(scores(spm.params, jnp.full(2, t))) for t in (0, 900))
+    assert np.isfinite(early).all() and np.isfinite(late).all()
+    assert (early != late).all()  # it has learned that there is a timestep
 
 
 def test_killed_and_resumed_equals_uninterrupted(run_folder, spm_settings, tmp_path):
