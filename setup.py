@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "spo_jax" / "__init__.py").
 BASE = [
     "absl-py>=2.1",
     "etils[epath]>=1.9",
+    "filelock>=3.30",  # since then it locks files that are open already
     "flax>=0.12",
     "huggingface_hub>=1.0",
     "jax>=0.10,<0.13",

@@ -27,6 +27,20 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", line], cwd=ROOT).returncode == 0
 
 
+def test_the_package_imports_without_modules_that_windows_lacks():
+    """Every module, in a Python in which importing them fails; libraries have to do without them as well."""
+    code = """
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys(["fcntl", "grp", "pwd", "resource", "termios"]))
+import spo_jax
+for module in pkgutil.walk_packages(spo_jax.__path__, "spo_jax."):
+    if module.name not in ("spo_jax.embedded", "spo_jax.train_spm"):  # these only say what to use now
+        importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_a_command_is_a_module_that_can_be_called():
     from spo_jax import export, sample, train
 

@@ -1,7 +1,6 @@
 """Reading and writing files that are either complete or absent."""
 
 import contextlib
-import fcntl
 import json
 import os
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from absl import logging
+from filelock import lock_descriptor
 
 from spo_jax.core.errors import UserError
 
@@ -83,13 +83,14 @@ def lock(path: str | os.PathLike, taken: str) -> TextIO:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        held.close()
-        raise UserError(taken) from error
+        is_mine = lock_descriptor(held.fileno(), blocking=False)
     except OSError as error:
         # Some network file systems have no locks; that is not a reason to refuse to write to them.
         logging.warning("%s: cannot be locked (%s); let only one process at a time write there", path, error)
+        return held
+    if not is_mine:
+        held.close()
+        raise UserError(taken)
     return held
 
 

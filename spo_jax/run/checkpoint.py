@@ -1,12 +1,9 @@
 """Checkpoints of a run, written with orbax; damage is found and named before anything is trusted."""
 
 import itertools
-import json
-import logging as stdlib_logging
 import os
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,17 +13,10 @@ from absl import logging
 from etils import epath
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.trees import unflatten
 from spo_jax.core.typing import PyTree
-
-# Holds names and sizes of a checkpoint's files, and is written into its folder after orbax has finished it. Orbax finds
-# most damage itself, but only by failing deep inside its threads, with pages of output; a missing or truncated file is
-# found here first. A checkpoint without the list (the run was killed in between) is left to orbax's own checks.
-FILE_LIST = "files.json"
-
-
-class Damaged(Exception):
-    """A checkpoint that cannot be read as it was written; the message says what is wrong with it."""
+from spo_jax.run.file_list import Damaged, check_file_list, write_file_list
+from spo_jax.run.layout import check_layouts, layouts, shapes_of_layout
+from spo_jax.run.silence import silence_orbax
 
 
 class Checkpointer:
@@ -50,7 +40,7 @@ class Checkpointer:
     def __init__(
         self, folder: str | os.PathLike, keep: int = 3, keep_every: int | None = None, read_only: bool = False
     ):
-        _silence_failures()
+        silence_orbax()
         path = os.fspath(folder)
         # orbax refuses relative paths; bucket addresses are absolute as they are.
         self.folder = epath.Path(path if "://" in path else os.path.abspath(path))
@@ -90,7 +80,7 @@ class Checkpointer:
         items = jax.tree.map(_array, dict(items))
         args = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-            layout=ocp.args.JsonSave(_layouts(items)),
+            layout=ocp.args.JsonSave(layouts(items)),
             meta=ocp.args.JsonSave(meta),
         )
         self._writing(self._manager.save, step, args=args)
@@ -106,7 +96,7 @@ class Checkpointer:
         self._unlisted = None  # if the save has failed there is nothing to list, now or later
         self._writing(self._manager.wait_until_finished)
         if step is not None and jax.process_index() == 0:
-            self._writing(_write_file_list, self.folder / str(step))
+            self._writing(write_file_list, self.folder / str(step))
 
     def latest_step(self) -> int | None:
         """Returns the step of the latest complete checkpoint, damaged or not, or None if there is none."""
@@ -141,12 +131,12 @@ class Checkpointer:
         """
         self._check_step(step)
         try:
-            _check_file_list(self.folder / str(step))
+            check_file_list(self.folder / str(step))
             layout = self._from_orbax(step, layout=ocp.args.JsonRestore()).layout
             if name not in layout:
                 raise UserError(f"checkpoint {self.folder / str(step)} has no item {name}, only {', '.join(layout)}")
-            like = unflatten({path: _shape_of_text(text) for path, text in layout[name].items()})
-            return self._from_orbax(step, **{name: ocp.args.StandardRestore(jax.tree.map(_shape, like))})[name]
+            like = jax.tree.map(_shape, shapes_of_layout(layout[name]))
+            return self._from_orbax(step, **{name: ocp.args.StandardRestore(like)})[name]
         except Damaged as error:
             raise UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}") from error
 
@@ -212,18 +202,18 @@ class Checkpointer:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            self._writing(self._manager.close)  # raises the error of a failed save once more
 
     def _read(self, step: int, like: Mapping[str, PyTree]) -> tuple[dict[str, PyTree], dict[str, Any]]:
         self._check_step(step)
         folder = self.folder / str(step)
-        _check_file_list(folder)
+        check_file_list(folder)
         like = jax.tree.map(_shape, dict(like))
         texts = self._from_orbax(step, layout=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
-        _check_layout(folder, _flat_layout(texts.layout), _flat_layout(_layouts(like)))
+        check_layouts(folder, texts.layout, layouts(like))
         restored = self._from_orbax(step, **{name: ocp.args.StandardRestore(tree) for name, tree in like.items()})
         items = {name: restored[name] for name in like}
-        if _layouts(items) != _layouts(like):  # orbax gives a PRNG key back as uint32 where a file about it is lost
+        if layouts(items) != layouts(like):  # orbax gives a PRNG key back as uint32 where a file about it is lost
             raise Damaged("it was read with other shapes or dtypes than were saved")
         return items, texts.meta
 
@@ -239,6 +229,7 @@ class Checkpointer:
         try:
             function(*args, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as ValueError
+            silence_orbax()  # again, in case other code has changed the filters since
             raise UserError(f"cannot write a checkpoint in {self.folder}: {_reason(error)}") from error
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -248,39 +239,6 @@ class Checkpointer:
             (self.folder / str(step)).rename(target)
         if steps:
             self._manager.reload()
-
-
-def _silence_failures() -> None:
-    """Silences orbax's reports of failures, which `Checkpointer` reports in one line.
-
-    Orbax logs each failure with pages of tracebacks. It also abandons a save at the first error and closes the event
-    loop, to which writers that are still running then report in vain, with a traceback for every array.
-    """
-    logging.get_absl_logger().addFilter(_not_from_orbax)
-    stdlib_logging.getLogger("asyncio").addFilter(_not_of_a_save)
-    if not isinstance(sys.unraisablehook, _NotOfAWriter):
-        sys.unraisablehook = _NotOfAWriter(sys.unraisablehook)
-
-
-def _not_from_orbax(record: Any) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-def _not_of_a_save(record: Any) -> bool:
-    """Drops asyncio's reports of errors that nobody has retrieved: those of arrays after the first that failed."""
-    return not record.exc_info or ".orbax-checkpoint-tmp" not in str(record.exc_info[1])
-
-
-class _NotOfAWriter:
-    """A hook for errors that cannot be caught, which drops those of tensorstore's threads on a closed event loop."""
-
-    def __init__(self, hook: Callable[[Any], None]):
-        self._hook = hook
-
-    def __call__(self, unraisable: Any) -> None:
-        first = unraisable.exc_traceback and unraisable.exc_traceback.tb_frame.f_code.co_name
-        if not (unraisable.object is None and first == "call_soon_threadsafe"):
-            self._hook(unraisable)
 
 
 def _array(leaf: Any) -> Any:
@@ -296,73 +254,9 @@ def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _layouts(items: Mapping[str, PyTree]) -> dict[str, dict[str, str]]:
-    return {name: _layout(tree) for name, tree in items.items()}
-
-
-def _flat_layout(layouts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    return {f"{name}/{path}": text for name, layout in layouts.items() for path, text in layout.items()}
-
-
-def _shape_of_text(text: str) -> jax.ShapeDtypeStruct:
-    """Reads an entry of `_layout`, such as ``float32[4,8]``."""
-    dtype, sizes = re.fullmatch(r"(\w+)\[([\d,]*)\]", text).groups()
-    return jax.ShapeDtypeStruct(tuple(int(size) for size in sizes.split(",") if size), dtype)
-
-
-def _layout(tree: Any) -> dict[str, str]:
-    """Maps the path of every leaf to its dtype and shape, such as ``float32[4,8]``."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    name = jax.tree_util.keystr
-    return {
-        name(path, simple=True, separator="/"): f"{leaf.dtype}[{','.join(str(size) for size in leaf.shape)}]"
-        for path, leaf in leaves
-    }
-
-
-def _check_layout(folder: epath.Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
-    differing = [path for path in sorted(saved | wanted) if saved.get(path) != wanted.get(path)]
-    if differing:
-        shown = "; ".join(
-            f"{path} is {saved.get(path, 'absent')} there and {wanted.get(path, 'absent')} here"
-            for path in differing[:3]
-        )
-        more = f"; {len(differing) - 3} more differ" if len(differing) > 3 else ""
-        raise UserError(f"checkpoint {folder} is of another model or other settings: {shown}{more}")
-
-
-def _file_sizes(folder: epath.Path) -> dict[str, int]:
-    sizes = {}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            sizes |= {f"{path.name}/{name}": size for name, size in _file_sizes(path).items()}
-        else:
-            sizes[path.name] = path.stat().length
-    return sizes
-
-
-def _write_file_list(folder: epath.Path) -> None:
-    part = folder / f"{FILE_LIST}.part"
-    part.write_text(json.dumps(_file_sizes(folder), indent=0))
-    part.rename(folder / FILE_LIST)
-
-
-def _check_file_list(folder: epath.Path) -> None:
-    try:
-        expected = json.loads((folder / FILE_LIST).read_text())
-    except FileNotFoundError:
-        return
-    except ValueError as error:
-        raise Damaged(f"{FILE_LIST} is not JSON") from error
-    found = _file_sizes(folder)
-    for name, size in expected.items():
-        if name not in found:
-            raise Damaged(f"{name} is missing")
-        if found[name] != size:
-            raise Damaged(f"{name} has {found[name]} bytes instead of {size}")
-
-
 def _reason(error: BaseException) -> str:
     """Summarises an error in one line; of tensorstore's long ones, only the operating system's message."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    if code or (isinstance(error, OSError) and error.errno is not None):
+        return os.strerror(int(code[1]) if code else error.errno)
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

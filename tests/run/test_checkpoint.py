@@ -19,7 +19,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spo_jax.core.errors import UserError
-from spo_jax.run.checkpoint import FILE_LIST, Checkpointer
+from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.file_list import FILE_LIST
 from spo_jax.run.folder import restore, state_items
 
 META = {"epoch": 2, "config": {"spo": {"beta": 10.0}}, "prompts": ["a red star"]}
@@ -101,6 +102,15 @@ def test_one_item_may_hold_any_shape_and_dtype(tmp_path):
         checkpointer.save(1, {"params": item}, {})
         checkpointer.wait()
         assert_equal_trees(checkpointer.read_item(1, "params"), item)
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_one_item_may_hold_typed_keys(tmp_path, kind):
+    item = {"key": jax.random.key(3, impl=kind), "keys": {"split": jax.random.split(jax.random.key(4, impl=kind), 2)}}
+    with Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save(1, {"rest": item}, {})
+        checkpointer.wait()
+        assert_equal_trees(checkpointer.read_item(1, "rest"), item)
 
 
 def test_damage_to_another_item_is_damage_too(saved):
@@ -286,7 +296,7 @@ def test_damage_without_a_list_of_files_is_found_too(few, tmp_path):
     child = subprocess.run(
         [sys.executable, "-c", code],
         cwd=here,
-        env=os.environ | {"PYTHONPATH": str(here.parent)},
+        env=os.environ | {"PYTHONPATH": str(here.parents[1])},
         capture_output=True,
         text=True,
     )
@@ -332,7 +342,7 @@ def test_a_folder_that_cannot_be_is_a_user_error(tmp_path):
         Checkpointer(tmp_path / "file" / "checkpoints")
 
 
-@pytest.mark.parametrize("limit", [300, 100_000])  # bytes: of the first array on, or in the middle of the large one
+@pytest.mark.parametrize("limit", [30, 300, 100_000])  # bytes: of any file, of the first array, of the large one
 def test_a_full_disk_is_a_user_error_and_leaves_the_older_ones(saved, limit, capfd):
     """The limit on file size makes the operating system refuse the bytes, as a full disk does.
 
@@ -341,7 +351,7 @@ def test_a_full_disk_is_a_user_error_and_leaves_the_older_ones(saved, limit, cap
     """
     big = {"params": {"x": jax.random.normal(jax.random.key(0), (1000, 1000)), "more": [jnp.ones(3)] * 40}}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with pytest.raises(UserError, match="cannot write a checkpoint in .*: .*File too large"):
+    with pytest.raises(UserError, match="^cannot write a checkpoint in .*: File too large$"):
         with Checkpointer(saved) as checkpointer:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
             try:
