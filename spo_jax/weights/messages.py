@@ -3,11 +3,19 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+_NAME_LENGTH = 120
+
+
+def printable(name: str) -> str:
+    """Returns a name from a file so that it can be part of a line: escaped, and cut if it is long."""
+    shown = repr(name[:_NAME_LENGTH])[1:-1]
+    return shown + "…" * (len(name) > _NAME_LENGTH)
+
 
 def shorten(names: Iterable[str], limit: int = 20) -> str:
     """Sorts and joins names: the first ``limit`` of them, then the number of the others."""
     ordered = sorted(names)
-    listed = ", ".join(ordered[:limit])
+    listed = ", ".join(map(printable, ordered[:limit]))
     return listed if len(ordered) <= limit else f"{listed} and {len(ordered) - limit} more"
 
 

@@ -4,6 +4,9 @@ import collections
 import io
 import os
 import pickle
+import random
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,11 @@ import pytest
 import torch
 
 from spo_jax.core.errors import UserError
+from spo_jax.weights import torch_pickle
 from spo_jax.weights.store import read_file
 from spo_jax.weights.torch_zip import read_torch_zip
+from tests import fuzzing
+from tests.weights import hostile_zips
 
 
 def test_every_type_and_layout_is_read_as_in_torch(tmp_path: Path) -> None:
@@ -245,3 +251,113 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     _save_pickle(path, _tensor_pickle(0, (4,), (1,), 4)[:-9], {"0": bytes(16)})
     with pytest.raises(UserError, match=r"cannot read .*x.bin as a torch state dict"):
         read_torch_zip(path)
+
+
+_READ = """
+import resource, sys
+from pathlib import Path
+from spo_jax.core.errors import UserError
+from spo_jax.weights.torch_zip import read_torch_zip
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    print(len(read_torch_zip(Path(sys.argv[1]))), "tensors")
+except UserError as error:
+    print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (hostile_zips.memo_of_gigabytes, "0 tensors"),
+        (hostile_zips.nested_tuples, "it has a key that is tuple: expected texts"),
+        (hostile_zips.tuples_of_twins, "it has a key that is tuple: expected texts"),
+        (hostile_zips.overlapping_records, "record a/data/0000000 overlaps the next one"),
+    ],
+)
+def test_small_files_cannot_exhaust_memory_time_or_the_stack(tmp_path: Path, attack: Callable, message: str) -> None:
+    """Python's unpickler takes 4 GiB for the first, dies of the second, never ends the third; the last took 580 MB."""
+    path = tmp_path / "x.bin"
+    attack(path)
+    ran = subprocess.run([sys.executable, "-c", _READ, path], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    *found, megabytes = ran.stdout.splitlines()
+    assert message in found[0] and int(megabytes) < 100
+
+
+def test_a_deep_or_long_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch_pickle, "_OPCODES", 1000)
+    deep = b"\x80\x02" + (b"}X\x01\0\0\0a" * 60) + b"}" + b"s" * 60 + b"."
+    placed = b"\x80\x02}q\0X\x01\0\0\0a}q\1sh\1X\x01\0\0\0bh\0s."
+    for pickled, message in (
+        (deep, "is more than 50 dicts deep"),
+        (placed, "it changes a dict that is in use already"),
+        (b"\x80\x02" + b"N" * 1001 + b".", "more than 1000 opcodes"),
+        (b"\x80\x02}" + b"(I1\n", "it uses the opcode INT"),
+        (b"\x80\x02}\x8a\x09" + b"\1" * 9 + b"K\1s.", "an integer of more than 64 bits"),
+        (b"\x80\x02}X" + (2**24).to_bytes(4, "little") + bytes(2**24) + b".", "more than any state dict"),
+    ):
+        _save_pickle(tmp_path / "x.bin", pickled)
+        with pytest.raises(UserError, match=rf"x.bin as a torch state dict: .*{message}"):
+            read_torch_zip(tmp_path / "x.bin")
+
+
+def test_every_protocol_of_pickle_is_read(tmp_path: Path) -> None:
+    state = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.nn.Parameter(torch.ones(3).half())}
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        torch.save(
+            {"epoch": 1, "betas": [(0.9, 0.99)], 3: None, "state_dict": state}, tmp_path / "x.pt", pickle, protocol
+        )
+        read = read_torch_zip(tmp_path / "x.pt")
+        assert read["a"].tolist() == [[0, 3], [1, 4], [2, 5]] and read["b"].dtype == np.float16
+
+
+def test_what_is_read_can_be_changed_without_changing_anything_else(tmp_path: Path) -> None:
+    base = torch.arange(6.0)
+    torch.save({"a": base, "b": base[1:3], "c": torch.ones(3)}, tmp_path / "x.bin")
+    read = read_torch_zip(tmp_path / "x.bin")
+    for array in read.values():
+        array += 1
+    assert [array.tolist() for array in read.values()] == [[1, 2, 3, 4, 5, 6], [2, 3], [2, 2, 2]]
+
+
+# Opcodes and what they are followed by, from which random programs are made.
+_OPCODES = [bytes([code]) for code in b")}](tsuabR.0N2\x85\x86\x87\x88\x89Q\x93\x94"] + [
+    b"K\x01", b"K\x04", b"M\x00\x01", b"J\xff\xff\xff\xff", b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"X\x01\0\0\0a",
+    b"X\x01\0\0\0" + b"0", b"X\x07\0\0\0storage", b"X\x03\0\0\0cpu", b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n",
+]  # fmt: skip
+
+
+def _fuzzed_pickle(case: random.Random, good: bytes) -> bytes:
+    if case.random() < 0.3:
+        return b"\x80\x02" + b"".join(case.choices(_OPCODES, k=case.randint(1, 60))) + b"."
+    if case.random() < 0.5:  # opcodes in the place of others
+        at = case.randrange(len(good))
+        return good[:at] + b"".join(case.choices(_OPCODES, k=case.randint(1, 5))) + good[at + case.randint(0, 3) :]
+    return fuzzing.damaged(case, good)
+
+
+def test_files_damaged_at_random_are_read_or_refused(tmp_path: Path) -> None:
+    """Whatever the bytes are: no crash, no other error, no memory or time beyond what the file's size explains."""
+    path = tmp_path / "x.bin"
+    state = {"a": torch.ones(4, 6).T, "b": torch.arange(3), "c": torch.nn.Parameter(torch.ones(2).half())}
+    torch.save({"epoch": 3, "state_dict": collections.OrderedDict(state)}, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        records = {name.removeprefix("x/"): archive.read(name) for name in archive.namelist()}
+    pickled = records.pop("data.pkl")
+    read = 0
+    for case in fuzzing.cases(200):
+        if case.random() < 0.3:  # the zip file's own structures
+            path.write_bytes(
+                fuzzing.damaged(case, whole[-1500:]) if case.random() < 0.1 else fuzzing.damaged(case, whole)
+            )
+        else:
+            _save_pickle(
+                path, _fuzzed_pickle(case, pickled), {name.removeprefix("data/"): records[name] for name in records}
+            )
+        read += fuzzing.read_or_refused(case, lambda: read_torch_zip(path)) is not None
+    assert read, "every case was refused: the harness makes nothing that is nearly right"

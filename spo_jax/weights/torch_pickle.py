@@ -1,0 +1,347 @@
+"""Interprets the pickle of a torch file: some twenty opcodes, in time and memory that are proportional to its length.
+
+Python's own unpickler is no match for a hostile file, even if it can call nothing: a memo of 4 GiB, the hash of a tuple
+nested a million times (which overflows the stack of the process) and one of a pair of twins of pairs of twins (which
+never ends) each take a few bytes. Here keys are texts or integers, what a state dict cannot need is forgotten at once,
+and what is kept is at most `_DEPTH` deep. Nothing is imported, nothing is called, and no weights are read.
+"""
+
+import dataclasses
+import math
+import pickletools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from spo_jax.weights.messages import printable
+
+MAX_BYTES = 2**24  # SDXL with all of its 2,500 tensors takes 400 KB
+_OPCODES = 10**6  # SDXL takes 100,000
+_DEPTH = 50
+_WIDTH = 64  # elements of a tuple; torch's longest are the shapes of tensors
+
+_STORAGE_DTYPES = {
+    "torch.FloatStorage": np.dtype(np.float32),
+    "torch.HalfStorage": np.dtype(np.float16),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),  # counters, such as the one of a checkpoint's moving average
+}
+_DICT = "collections.OrderedDict"
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_NAMES = {_DICT, _TENSOR, _PARAMETER, *_STORAGE_DTYPES}
+
+
+class BadPickle(ValueError):
+    """The pickle is damaged, or holds what no state dict needs."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Storage:
+    """A record of numbers.
+
+    Attributes:
+      key: its name in the file.
+      dtype: dtype of its elements.
+      count: number of its elements, as the pickle has it.
+    """
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tensor:
+    """A strided view of a storage, which it fits; offset and strides are counted in elements."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return math.prod(self.size)
+
+
+@dataclasses.dataclass(slots=True)
+class Dict:
+    """A dict of the pickle.
+
+    Attributes:
+      items: texts or integers to tensors, dicts, texts, numbers, None or `Other`.
+      depth: number of dicts within dicts, this one included.
+      is_placed: whether it is an item of another dict; it can no longer change then, so its depth is final.
+    """
+
+    items: dict[str | int, Any] = dataclasses.field(default_factory=dict)
+    depth: int = 1
+    is_placed: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Name:
+    """One of the few global names that a state dict needs, which is never resolved."""
+
+    full: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Other:
+    """A value of which only the kind was kept, because nothing in a state dict depends on the rest."""
+
+    kind: str
+
+
+def interpret(pickled: bytes) -> Any:
+    """Returns the object that a pickle describes: a `Dict`, a `Tensor`, or something that is not a state dict.
+
+    Raises:
+      BadPickle: an opcode, a name or a value is one that no state dict needs, or there are too many of them.
+    """
+    if len(pickled) > MAX_BYTES:
+        raise BadPickle(f"its pickle takes {len(pickled)} bytes, more than any state dict (at most {MAX_BYTES})")
+    machine = _Machine()
+    try:
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
+            if number >= _OPCODES:
+                raise BadPickle(f"its pickle has more than {_OPCODES} opcodes, more than any state dict")
+            if opcode.name == "STOP":
+                return machine.pop()
+            action = _ACTIONS.get(opcode.name)
+            if action is None:
+                raise BadPickle(f"it uses the opcode {opcode.name}, which plain weights do not need; no code was run")
+            action(machine, argument)
+    except BadPickle:
+        raise
+    except ValueError as error:  # from genops: the pickle is cut off, or has bytes that are no opcodes
+        raise BadPickle(f"its pickle is damaged: {error}") from error
+    raise BadPickle("its pickle is damaged: it has no end")
+
+
+class _Machine:
+    """The stack, its marks, and the memo, as the pickle module describes them."""
+
+    def __init__(self):
+        self.stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        """Takes the top of the stack, but nothing below the last mark."""
+        if len(self.stack) <= (self._marks[-1] if self._marks else 0):
+            raise BadPickle("its pickle is damaged: the stack is empty")
+        return self.stack.pop()
+
+    def _top(self, kind: type) -> Any:
+        value = self.pop()
+        if not isinstance(value, kind):
+            raise BadPickle(f"its pickle is damaged: found {kind_of(value)}, expected {kind.__name__}")
+        self.stack.append(value)
+        return value
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self, _: None) -> None:
+        self._marks.append(len(self.stack))
+
+    def _pop_to_mark(self) -> list[Any]:
+        if not self._marks:
+            raise BadPickle("its pickle is damaged: there is no mark")
+        start = self._marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    # The memo
+
+    def put(self, index: int | None) -> None:
+        value = self.pop()
+        self.stack.append(value)
+        self._memo[len(self._memo) if index is None else index] = value
+
+    def get(self, index: int) -> None:
+        if index not in self._memo:
+            raise BadPickle(f"its pickle is damaged: nothing has the number {index}")
+        self.stack.append(self._memo[index])
+
+    # Values
+
+    def integer(self, value: int) -> None:
+        # A dict compares the hashes of its keys. Those of long integers can be chosen to be equal.
+        if not -(2**63) <= value < 2**63:
+            raise BadPickle("it holds an integer of more than 64 bits")
+        self.stack.append(value)
+
+    def tuple_to_mark(self, _: None) -> None:
+        self._push_tuple(self._pop_to_mark())
+
+    def tuple_of(self, count: int) -> None:
+        self._push_tuple([self.pop() for _ in range(count)][::-1])
+
+    def _push_tuple(self, values: list[Any]) -> None:
+        """Pushes a tuple; it keeps the tuples in it, but not the tuples in those, and no dicts."""
+        is_long = len(values) > _WIDTH
+        self.stack.append(Other("tuple") if is_long else tuple(map(_without_containers, values)))
+
+    def append(self, _: None) -> None:
+        self.pop()
+        self._check_list()
+
+    def appends(self, _: None) -> None:
+        self._pop_to_mark()
+        self._check_list()
+
+    def _check_list(self) -> None:
+        if self._top(Other).kind != "list":
+            raise BadPickle("its pickle is damaged: found something else, expected a list")
+
+    def set_item(self, _: None) -> None:
+        value = self.pop()
+        self._set_items([self.pop(), value])
+
+    def set_items(self, _: None) -> None:
+        self._set_items(self._pop_to_mark())
+
+    def _set_items(self, values: list[Any]) -> None:
+        if len(values) % 2:
+            raise BadPickle("its pickle is damaged: a key has no value")
+        target = self._top(Dict)
+        if target.is_placed and values:
+            raise BadPickle("it changes a dict that is in use already, which plain weights do not need")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            if not isinstance(key, str | int):
+                raise BadPickle(f"it has a key that is {kind_of(key)}: expected texts")
+            if isinstance(value, Dict):
+                if value is target:
+                    raise BadPickle("it has a dict that holds itself")
+                value.is_placed = True
+                target.depth = max(target.depth, value.depth + 1)
+            if target.depth > _DEPTH:
+                raise BadPickle(f"it is more than {_DEPTH} dicts deep")
+            target.items[key] = Other("tuple") if isinstance(value, tuple) else value
+
+    # Names and what is made of them
+
+    def name(self, full: str) -> None:
+        full = full.replace(" ", ".", 1)  # pickletools joins the module and the name
+        if full not in _NAMES:
+            raise BadPickle(f"it names {printable(full)}, which plain weights do not need; no code was run")
+        self.stack.append(Name(full))
+
+    def name_from_stack(self, _: None) -> None:
+        name = self.pop()
+        self.name(f"{self.pop()} {name}")
+
+    def reduce(self, _: None) -> None:
+        arguments = self.pop()
+        name = self.pop()
+        full = name.full if isinstance(name, Name) else ""
+        if full == _DICT and arguments == ():
+            self.stack.append(Dict())
+        elif full == _TENSOR and isinstance(arguments, tuple):
+            self.stack.append(_tensor(arguments))
+        elif full == _PARAMETER and isinstance(arguments, tuple) and arguments and isinstance(arguments[0], Tensor):
+            self.stack.append(arguments[0])
+        else:
+            raise BadPickle("it calls something that plain weights do not need; no code was run")
+
+    def build(self, _: None) -> None:
+        # Torch's own state dicts have an attribute, with the versions of their modules. No weight depends on it.
+        self.pop()
+        self._top(Dict)
+
+    def storage(self, _: None) -> None:
+        self.stack.append(_storage(self.pop()))
+
+
+def kind_of(value: Any) -> str:
+    """Names the kind of a value for messages."""
+    return value.kind if isinstance(value, Other) else type(value).__name__.lower()
+
+
+def _without_containers(value: Any) -> Any:
+    if isinstance(value, Dict) or (isinstance(value, tuple) and any(isinstance(item, tuple) for item in value)):
+        return Other(kind_of(value))
+    return value
+
+
+def _storage(pid: Any) -> Storage:
+    kinds = (str, Name, str, str, int)
+    if not isinstance(pid, tuple) or len(pid) != 5 or not all(map(isinstance, pid, kinds)) or pid[0] != "storage":
+        raise BadPickle("its pickle is damaged: found something else, expected the name of a storage")
+    _, name, key, _, count = pid
+    if name.full not in _STORAGE_DTYPES:
+        raise BadPickle(f"unknown storage {name.full}")
+    return Storage(key, _STORAGE_DTYPES[name.full], count)
+
+
+def _tensor(arguments: tuple) -> Tensor:
+    """Does what ``torch._utils._rebuild_tensor_v2`` does, whose further arguments serve gradients only."""
+    storage, offset, size, stride = arguments[:4] if len(arguments) >= 4 else (None,) * 4
+    are_numbers = (
+        isinstance(storage, Storage)
+        and isinstance(size, tuple)
+        and isinstance(stride, tuple)
+        and all(type(value) is int for value in (offset, *size, *stride))
+    )
+    if not are_numbers:
+        raise BadPickle("a tensor is damaged: its storage, offset, size and strides are of other types")
+    # A view that repeats elements (of stride 0) may be larger than its storage. Files of weights have none.
+    count = math.prod(size)
+    if len(size) != len(stride) or min((offset, *size, *stride)) < 0 or count > max(storage.count, 1):
+        raise BadPickle(
+            f"a tensor of size {size} and strides {stride} does not fit a storage of {storage.count} elements"
+        )
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if count and last >= storage.count:
+        raise BadPickle(f"a tensor reaches element {last} of a storage of {storage.count}")
+    return Tensor(storage, offset, size, stride)
+
+
+def _ignore(machine: _Machine, argument: Any) -> None:
+    del machine, argument
+
+
+# What `torch.save` writes, for every protocol of pickle. For each opcode: what it does to the machine.
+_ACTIONS = {
+    "PROTO": _ignore,
+    "FRAME": _ignore,
+    "MARK": _Machine.mark,
+    "BINPUT": _Machine.put,
+    "LONG_BINPUT": _Machine.put,
+    "MEMOIZE": _Machine.put,
+    "BINGET": _Machine.get,
+    "LONG_BINGET": _Machine.get,
+    "NONE": _Machine.push,
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "BININT": _Machine.integer,
+    "BININT1": _Machine.integer,
+    "BININT2": _Machine.integer,
+    "LONG1": _Machine.integer,
+    "BINFLOAT": _Machine.push,
+    "BINUNICODE": _Machine.push,
+    "SHORT_BINUNICODE": _Machine.push,
+    "EMPTY_TUPLE": lambda machine, _: machine.tuple_of(0),
+    "TUPLE1": lambda machine, _: machine.tuple_of(1),
+    "TUPLE2": lambda machine, _: machine.tuple_of(2),
+    "TUPLE3": lambda machine, _: machine.tuple_of(3),
+    "TUPLE": _Machine.tuple_to_mark,
+    "EMPTY_LIST": lambda machine, _: machine.push(Other("list")),
+    "APPEND": _Machine.append,
+    "APPENDS": _Machine.appends,
+    "EMPTY_DICT": lambda machine, _: machine.push(Dict()),
+    "SETITEM": _Machine.set_item,
+    "SETITEMS": _Machine.set_items,
+    "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": _Machine.name_from_stack,
+    "REDUCE": _Machine.reduce,
+    "BUILD": _Machine.build,
+    "BINPERSID": _Machine.storage,
+}
