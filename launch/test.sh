@@ -5,6 +5,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+source launch/command_line.sh
+
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+  usage
+  exit
+fi
 
 # Python 3.11 comes first because torch 2.13.0 has a CPU build for it; the builds for newer versions of Python bring
 # gigabytes of CUDA libraries.

@@ -41,6 +41,26 @@ for module in pkgutil.walk_packages(spo_jax.__path__, "spo_jax."):
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+def test_what_a_run_loads_leaves_torch_alone_where_it_is_installed(tmp_path):
+    """tensorboardX imports it, and transformers would as soon as it needed more than its tokenizers."""
+    lines = f"""
+import importlib.util, sys
+import spo_jax
+from tests.commands import imported_modules
+for name in imported_modules():
+    importlib.import_module(name)
+spo_jax.train, spo_jax.sample, spo_jax.export
+pipeline = spo_jax.open_pipeline("toy")
+from spo_jax.run.metrics import MetricsWriter
+with MetricsWriter({str(tmp_path)!r}) as writer:
+    writer.write(1, {{"loss": 0.5}})
+found = sorted({{"torch", "tensorflow", "diffusers", "peft"}} & set(sys.modules))
+print(found, bool(importlib.util.find_spec("torch")))
+"""
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[] True\n", done.stderr[-2000:]  # True: torch is installed, as for all parity tests
+
+
 def test_a_command_is_a_module_that_can_be_called():
     from spo_jax import export, sample, train
 

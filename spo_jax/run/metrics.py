@@ -4,20 +4,17 @@ import contextlib
 import json
 import math
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_text
 from spo_jax.core.typing import UInt8
+from spo_jax.run.tensorboard import Board
 from spo_jax.run.wandb_log import WandbLog
 
 FILE_NAME = "metrics.jsonl"
@@ -58,7 +55,7 @@ class MetricsWriter:
         write_text(self.path, "".join(_line(row) for row in rows))
         self._file = self.path.open("a", encoding="utf-8")
         try:
-            self._board = _Board(Path(folder) / "tensorboard", 0 if resume_step is None else resume_step + 1)
+            self._board = Board(Path(folder) / "tensorboard", 0 if resume_step is None else resume_step + 1)
         except OSError as error:
             raise UserError(f"cannot write curves in {folder}: {error.strerror or error}") from error
 
@@ -78,7 +75,7 @@ class MetricsWriter:
         with self._writing():
             self._file.write(_line(row))
             self._file.flush()
-            self._board.add(step, [summary.scalar(name, value) for name, value in row.items() if name != "step"])
+            self._board.write(step, {name: value for name, value in row.items() if name != "step"})
         if self._wandb is not None:
             self._wandb.write(step, {name: value for name, value in row.items() if name != "step"})
 
@@ -94,8 +91,7 @@ class MetricsWriter:
         """
         if self._board is not None:
             with self._writing():
-                summaries = (summary.image(name, image, dataformats="HWC") for name, image in images.items())
-                self._board.add(step, summaries)
+                self._board.write_images(step, images)
         if self._wandb is not None:
             self._wandb.write_images(step, images)
 
@@ -123,34 +119,6 @@ class MetricsWriter:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-
-class _Board:
-    """TensorBoard's event file, which is written immediately.
-
-    tensorboardX's own `SummaryWriter` writes in a thread, which a full disk kills: the run would then wait for it
-    forever.
-    """
-
-    def __init__(self, folder: Path, purge_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        # File names hold only seconds, and a run that is resumed quickly must not overwrite the earlier file.
-        self._events = EventsWriter(str(folder / "events"), f".{purge_step}")
-        # TensorBoard hides what the earlier run wrote for this and later steps.
-        self._write(purge_step, file_version="brain.Event:2")
-        self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
-        self._events.flush()
-
-    def add(self, step: int, summaries: Iterable[Any]) -> None:
-        for value in summaries:
-            self._write(step, summary=value)
-        self._events.flush()
-
-    def _write(self, step: int, **content: Any) -> None:
-        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
-
-    def close(self) -> None:
-        self._events.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, int | float | None]]:
