@@ -1,8 +1,12 @@
-"""Prepares preference pairs: ``python -m spo_jax.prepare --dataset=pick_a_pic --source=FOLDER_OR_ID --data-dir=DIR``.
+"""Prepares data: ``python -m spo_jax.prepare --dataset=pick_a_pic --source=FOLDER_OR_ID --data-dir=DIR``.
 
-The dataset ``pick_a_pic`` reads parquet files (``--source`` is a folder or a hub id), ``folder`` reads a user's own
-JSONL files and images, and ``toy`` draws pairs of the toy world; a dotted path names a source of your own. A split is
-either complete or absent: if the command was killed, start it again, and it continues with the first missing split.
+Preference pairs: the dataset ``pick_a_pic`` reads parquet files (``--source`` is a folder or a hub id), ``folder``
+reads a user's own JSONL files and images, and ``toy`` draws pairs of the toy world; a dotted path names a source of
+your own. A split is either complete or absent: if the command was killed, start it again, and it continues with the
+first missing split.
+
+Prompts: the dataset ``prompts`` writes a checked list to ``DIR/NAME.json``. ``--source`` is a file, a URL, a file of a
+hub repository (owner/name/file) or, with ``--splits``, a folder or hub id of preference pairs, whose captions it takes.
 """
 
 import dataclasses
@@ -35,7 +39,7 @@ def prepare(
     max_bad: float = 0.01,
     limit: int = 0,
     **options: Any,
-) -> dict[str, Prepared]:
+) -> dict[str, Any]:
     """Prepares splits one after the other, and keeps those that are prepared already.
 
     Args:
@@ -47,7 +51,7 @@ def prepare(
       **options: options of the source, such as ``source``.
 
     Returns:
-      The outcome of each split.
+      The outcome of each split, `Prepared`; of ``prompts``, a `PromptList` for each list.
 
     Raises:
       UserError: an argument is wrong; or as in `prepare_split`, or as the source raises it.
@@ -57,9 +61,12 @@ def prepare(
     if not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad={max_bad:g}: expected a share between 0 and 1")
     check_writable(data_dir)
-    import_tfds()
     module = _find_source(dataset)
-    source = module.open_source(_read_options(module, dataset, options), splits, resolve)
+    read = _read_options(module, dataset, options)
+    if hasattr(module, "prepare"):
+        return module.prepare(read, data_dir, splits, max_bad, limit, resolve)
+    import_tfds()
+    source = module.open_source(read, splits, resolve)
     known = source.splits()
     unknown = [split for split in splits if split not in known]
     if unknown:
@@ -75,7 +82,8 @@ def prepare(
 
 def _find_source(dataset: str) -> ModuleType:
     module = find_module(_SOURCES, dataset, "--dataset")
-    missing = [part for part in ("Options", "open_source") if not hasattr(module, part)]
+    parts = ("Options", "prepare" if hasattr(module, "prepare") else "open_source")
+    missing = [part for part in parts if not hasattr(module, part)]
     if missing:
         raise UserError(f"--dataset={dataset}: {module.__name__} has no {', '.join(missing)}")
     return module
@@ -106,12 +114,12 @@ def _line(split: str, prepared: Prepared, data_dir: Path) -> str:
 def run() -> None:
     """Runs the command."""
     dataset = flags.DEFINE_string(
-        "dataset", "pick_a_pic", f"Take the pairs from this source: {', '.join(module_names(_SOURCES))}."
+        "dataset", "pick_a_pic", f"Take the data from this source: {', '.join(module_names(_SOURCES))}."
     )
-    data_dir = flags.DEFINE_string("data-dir", None, "Write the prepared splits to this folder.")
+    data_dir = flags.DEFINE_string("data-dir", None, "Write the prepared splits or lists to this folder.")
     splits = flags.DEFINE_list("splits", [], "Prepare these splits (default: Pick-a-Pic's usual three, otherwise all).")
-    max_bad = flags.DEFINE_float("max-bad", 0.01, "Accept this share of unusable rows in a split.")
-    limit = flags.DEFINE_integer("limit", 0, "Use only the first N rows of each split (0: all).", lower_bound=0)
+    max_bad = flags.DEFINE_float("max-bad", 0.01, "Accept this share of unusable rows in a split or list.")
+    limit = flags.DEFINE_integer("limit", 0, "Use only the first N rows of a split or list (0: all).", lower_bound=0)
     flags.mark_flag_as_required("data-dir")
     try:
         options = _define_options(sys.argv)

@@ -4,6 +4,9 @@ A source is a module with a class `Options`, whose fields are flags of ``python 
 ``open_source(options, splits, fetch)`` that returns a `spo_jax.data.preferences.check.Source`. ``splits`` are named by
 the user (empty: the usual ones), so that no others are downloaded. ``fetch`` finds a folder or hub id, as
 `spo_jax.weights.hub.resolve`.
+
+A source of something other than pairs has a function ``prepare(options, data_dir, splits, max_bad, limit, fetch)`` in
+place of ``open_source``, which writes it; `prompts` is one.
 """
 
 import dataclasses

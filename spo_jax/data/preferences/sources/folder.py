@@ -23,7 +23,7 @@ _PROMPT_KEYS = ("caption", "prompt", "text")
 class Options(SourceOptions):
     """Names the folder to read."""
 
-    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id).")
+    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id; prompts: or file, or URL).")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,8 @@
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.data.preferences.sources.pick_a_pic import Options, PickAPic, open_source, patterns
+from spo_jax.data.preferences.parquet import patterns
+from spo_jax.data.preferences.sources.pick_a_pic import Options, PickAPic, open_source
 
 
 def named(split, part=0, parts=1, folder="data"):

@@ -1,0 +1,185 @@
+"""Lists of prompts, for training and evaluation: from a file, from the web, or the captions of preference pairs.
+
+This source has no pairs: instead of `open_source` it has a function `prepare`, which writes ``DATA_DIR/NAME.json``. The
+name is that of the file or, for captions of parquet files such as Pick-a-Pic's, of the split.
+"""
+
+import dataclasses
+import glob
+import http.client
+import json
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from spo_jax.core.config import setting
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import write_text
+from spo_jax.data import prompts
+from spo_jax.data.preferences import parquet
+from spo_jax.data.preferences.sources import SourceOptions
+
+_LARGEST = 64 << 20  # bytes of a list from the web; the list of the reference has 0.6 MB
+_SECONDS = 60  # without an answer from the web
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(SourceOptions):
+    """Names the list to read."""
+
+    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id; prompts: or file, or URL).")
+    revision: str = setting("", "Use this revision of the hub id.")
+    partial: bool = setting(False, "Prepare the parquet files that exist even if some are missing.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "a file, a URL, a folder of parquet files, a hub id, or a file of one (owner/name/file)"
+        self.require(bool(self.source), "source", expected)
+
+
+class PromptList(NamedTuple):
+    """A list of prompts that has been written.
+
+    Attributes:
+      path: its file, a JSON list of strings.
+      prompts: number of prompts.
+      repeated: number of prompts that had occurred before in the list; a split's captions are taken once each.
+      left_out: number of entries that were no prompts.
+      kept: whether the file existed already, with the same prompts.
+    """
+
+    path: Path
+    prompts: int
+    repeated: int
+    left_out: int
+    kept: bool
+
+    def __str__(self) -> str:
+        """Returns the line that the command prints."""
+        kept = " that were there before" if self.kept else ""
+        counts = f"{self.prompts} prompts{kept}, {self.repeated} of them repeated, {self.left_out} entries left out"
+        return f"{self.path}: {counts}; use it as --config.prompts={self.path}"
+
+
+def prepare(
+    options: Options, data_dir: Path, splits: Sequence[str], max_bad: float, limit: int, fetch: Callable[..., Path]
+) -> dict[str, PromptList]:
+    """Writes a list of prompts, or a list for each split of preference pairs.
+
+    Args:
+      options: where the prompts are.
+      data_dir: folder for the lists; it is created if it is missing.
+      splits: splits whose captions are taken; empty for a list in one file.
+      max_bad: share of the entries that may be no prompts.
+      limit: take only the first ``limit`` prompts (0: all).
+      fetch: finds a folder or hub id, as `spo_jax.weights.hub.resolve`.
+
+    Returns:
+      The lists by name.
+
+    Raises:
+      UserError: the source cannot be found, fetched or read; too many entries are no prompts, or all of them; or the
+        file exists with other prompts, or cannot be written.
+    """
+    done = {}
+    for name, (where, entries) in _open(options, splits, fetch).items():
+        found = [prompt for entry in entries if (prompt := prompts.prompt_of(entry)) is not None]
+        if not found:
+            raise UserError(f"{where} holds no prompts: expected at least one")
+        left_out = len(entries) - len(found)
+        if left_out > max_bad * len(entries):
+            first = next(number for number, entry in enumerate(entries, 1) if prompts.prompt_of(entry) is None)
+            raise UserError(
+                f"{where}: {left_out} of {len(entries)} entries are no prompts (the first is entry {first}): expected "
+                f"{prompts.EXPECTED}; to leave them out, raise --max-bad"
+            )
+        found = found[:limit] if limit else found
+        path = data_dir / f"{name}.json"
+        done[name] = PromptList(path, len(found), len(found) - len(set(found)), left_out, _write(path, found))
+        print(done[name])
+    return done
+
+
+def _write(path: Path, found: list[str]) -> bool:
+    """Writes a list of prompts; returns whether it was there before."""
+    if path.exists():
+        if prompts.load_prompts(path) != found:
+            raise UserError(f"{path} exists with other prompts: delete it, or choose another --data-dir")
+        return True
+    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return False
+
+
+def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> dict[str, tuple[str, list[Any]]]:
+    """Returns the entries by name of the list, each with the place where they are, for messages."""
+    source = options.source
+    local = Path(source).expanduser()
+    is_url = source.startswith(("http://", "https://"))
+    if options.revision and (is_url or local.exists()):
+        raise UserError(f"--revision={options.revision} is for hub ids, and --source={source} is none")
+    repository, file = ("/".join(source.split("/")[:2]), "/".join(source.split("/")[2:]))
+    if is_url or local.is_file() or (file and not local.exists()):
+        if splits:
+            raise UserError(f"--splits={','.join(splits)}: --source={source} is one file, which has no splits")
+        if is_url:
+            return {PurePosixPath(unquote(urlsplit(source).path)).stem: (source, _download(source))}
+        if not local.is_file():
+            folder = _fetch(fetch, repository, options, [glob.escape(file)])
+            local = folder / file
+            if not local.is_file():
+                raise UserError(f"--source={source}: there is no such file here, and no {file} in {repository}")
+        return {local.stem: (str(local), prompts.parse_entries(_read(local), local.name))}
+    if not splits:
+        raise UserError(
+            f"--source={source} is not a file: for the captions of preference pairs in a folder or hub id, name their "
+            "splits, such as --splits=validation_unique"
+        )
+    folder = _fetch(fetch, source, options, parquet.patterns(splits))
+    return {split: (f"split {split} of {source}", _captions(folder, split, options)) for split in splits}
+
+
+def _fetch(fetch: Callable[..., Path], repository: str, options: Options, patterns: list[str]) -> Path:
+    try:
+        return fetch(repository, options.revision or None, allow_patterns=patterns, repo_type="dataset")
+    except UserError as error:
+        raise UserError(f"--source={options.source}: there is no such file or folder here, and {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read prompts from {path}: {error.strerror or error}") from error
+
+
+def _captions(folder: Path, split: str, options: Options) -> list[Any]:
+    """Returns the captions of a split's pairs in their order, each of them once."""
+    files = parquet.files_by_split(folder)
+    if split not in files:
+        listed = ", ".join(files) or "none"
+        raise UserError(f"--splits: no parquet files of split {split} in --source={options.source}, only of: {listed}")
+    parquet.check_complete(split, files[split], options.partial)
+    rows = (row for path in files[split] for row in parquet.rows(path, ["caption"]))
+    return list(dict.fromkeys(row["caption"] for row in rows))
+
+
+def _download(url: str) -> list[Any]:
+    """Fetches a prompt file from the web, and returns its entries."""
+    name = PurePosixPath(unquote(urlsplit(url).path)).name
+    request = urllib.request.Request(url, headers={"User-Agent": "spo_jax"})
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+            content = answer.read(_LARGEST + 1)
+            expected = int(answer.headers.get("Content-Length") or len(content))
+            kind = answer.headers.get_content_type()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise UserError(f"cannot fetch {url}: {error}; check the address and the network") from error
+    if kind == "text/html":
+        raise UserError(f"{url} is a web page: expected the address of the file itself (on GitHub: of its button Raw)")
+    if len(content) > _LARGEST:
+        raise UserError(f"{url} has more than {_LARGEST >> 20} MiB: expected a list of prompts")
+    if len(content) < expected:
+        raise UserError(f"cannot fetch {url}: only {len(content)} of {expected} bytes arrived; try again")
+    return prompts.parse_entries(content, name)
