@@ -1,7 +1,10 @@
 r"""SPO on Stable Diffusion 1.5, the published recipe (arXiv 2406.04314, section 4 and its code).
 
-python -m spo_jax.train --config=configs/sd15.py --out=runs/sd15 \
-  --config.prompts=prompts.json --config.eval.prompts=validation_prompts.txt
+python -m spo_jax.prepare --dataset=prompts --data-dir=data/prompts --source=\
+https://github.com/RockeyCoss/SPO/raw/HEAD/spo_training_and_inference/assets/prompts/4k_training_prompts.json
+python -m spo_jax.prepare --dataset=prompts --data-dir=data/prompts \
+  --source=yuvalkirstain/pickapic_v1_no_images --splits=validation_unique
+python -m spo_jax.train --config=configs/sd15.py --out=runs/sd15
 
 The published run took 48 A100-hours on 4 × A100 80 GB and should reach PickScore 21.43 (base 20.53), HPSv2.1 26.45,
 ImageReward 0.171, Aesthetic 5.887 on 500 validation prompts with 20 DDIM steps and guidance 5. The numbers below are
@@ -17,7 +20,7 @@ def get_config():
     config.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # --config.model=PATH_OR_ID
     config.dtype = "bfloat16"  # for frozen weights; the reference uses float16
     config.remat = True
-    config.prompts = "prompts.json"  # 4,000 prompts of Pick-a-Pic v1: JSON, JSONL or text
+    config.prompts = "data/prompts/4k_training_prompts.json"  # 4,000 prompts of Pick-a-Pic v1
     config.prompts_per_batch = 40
     config.num_epochs = 10
 
@@ -49,7 +52,7 @@ def get_config():
     config.optimizer.weight_decay = 1e-4
     config.optimizer.max_grad_norm = 1.0  # the reference never clips; see docs/parity.md
 
-    config.eval.prompts = "validation_prompts.txt"  # no training prompts; the paper uses 500 of Pick-a-Pic v1
+    config.eval.prompts = "data/prompts/validation_unique.json"  # 500 others of Pick-a-Pic v1, as in the paper
     config.eval.images = 32
     config.eval.batch = 8
     config.eval.rewards = "spm"

@@ -1,7 +1,10 @@
 r"""SPO on Stable Diffusion XL, the published recipe (arXiv 2406.04314, section 4 and its code).
 
-python -m spo_jax.train --config=configs/sdxl.py --out=runs/sdxl \
-  --config.prompts=prompts.json --config.eval.prompts=validation_prompts.txt
+python -m spo_jax.prepare --dataset=prompts --data-dir=data/prompts --source=\
+https://github.com/RockeyCoss/SPO/raw/HEAD/spo_training_and_inference/assets/prompts/4k_training_prompts.json
+python -m spo_jax.prepare --dataset=prompts --data-dir=data/prompts \
+  --source=yuvalkirstain/pickapic_v1_no_images --splits=validation_unique
+python -m spo_jax.train --config=configs/sdxl.py --out=runs/sdxl
 
 The published run took 118 A100-hours on 4 × A100 80 GB and should reach PickScore 23.06 (base 21.95), HPSv2.1 31.80,
 ImageReward 1.080, Aesthetic 6.364 on 500 validation prompts with 20 DDIM steps and guidance 5. The numbers below are
@@ -18,7 +21,7 @@ def get_config():
     config.vae = "madebyollin/sdxl-vae-fp16-fix"  # the model's own decodes only in float32: twice memory and time
     config.dtype = "bfloat16"  # for frozen weights; the reference uses float16
     config.remat = True
-    config.prompts = "prompts.json"  # 4,000 prompts of Pick-a-Pic v1: JSON, JSONL or text
+    config.prompts = "data/prompts/4k_training_prompts.json"  # 4,000 prompts of Pick-a-Pic v1
     config.prompts_per_batch = 8
     config.num_epochs = 10
 
@@ -50,7 +53,7 @@ def get_config():
     config.optimizer.weight_decay = 1e-4
     config.optimizer.max_grad_norm = 1.0  # the reference never clips; see docs/parity.md
 
-    config.eval.prompts = "validation_prompts.txt"  # no training prompts; the paper uses 500 of Pick-a-Pic v1
+    config.eval.prompts = "data/prompts/validation_unique.json"  # 500 others of Pick-a-Pic v1, as in the paper
     config.eval.images = 32
     config.eval.batch = 4
     config.eval.rewards = "spm"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this machine with one process: bash launch/gpu_node.sh --out=FOLDER [flags]
-#   bash launch/gpu_node.sh --out=runs/sd15 --config.prompts=prompts.json --config.eval.prompts=prompts.json
+#   bash launch/gpu_node.sh --out=runs/sd15
 #
 #   --out=FOLDER           write the results here; if the folder holds a run that stopped, resume it
 #   --config=FILE          read the settings from this file (configs/sd15.py)

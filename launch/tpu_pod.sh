@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a TPU pod, taken as a queued resource: bash launch/tpu_pod.sh ACTION --zone=ZONE [flags]
-#   pod=(--zone=europe-west4-b --spot --nfs=10.0.0.2:/share --out=/mnt/spo_jax/sd15 --file=prompts.json)
+#   pod=(--zone=europe-west4-b --spot --nfs=10.0.0.2:/share --out=/mnt/spo_jax/sd15)
+#   pod+=(--file=data/prompts/4k_training_prompts.json --file=data/prompts/validation_unique.json)
 #   bash launch/tpu_pod.sh create "${pod[@]}"
 #   bash launch/tpu_pod.sh watch "${pod[@]}"
 #   bash launch/tpu_pod.sh delete "${pod[@]}"
@@ -28,7 +29,8 @@
 #   --out=FOLDER             write the results here, below --mount; required by train and watch
 #   --config=FILE            read the settings from this file, below this checkout (configs/sd15.py)
 #   --config.FIELD=VALUE     override a field of the config; put other flags of spo_jax.train after --
-#   --file=FILE              copy this file, which the run reads (prompts), next to the package; may be repeated
+#   --file=FILE              copy this file, which the run reads (prompts), to the same path below the package's folder
+#                            (if it is not below this checkout, into that folder itself); may be repeated
 #   --extra=NAMES            install these extras: tpu (the default), or several, such as tpu,data to train a preference
 #                            model
 #   --poll=SECONDS           let watch look at the pod at this interval (60)
@@ -120,7 +122,12 @@ delete() {
 install() {
   local archive="${TMPDIR:-/tmp}/$name.tar.gz" file pack steps
   pack=(--exclude=__pycache__ spo_jax configs launch setup.py pyproject.toml README.md LICENSE "${config%%:*}")
-  for file in ${files[@]+"${files[@]}"}; do pack+=(-C "$(cd "$(dirname "$file")" && pwd)" "$(basename "$file")"); done
+  for file in ${files[@]+"${files[@]}"}; do
+    case $file in
+      /* | ..*) pack+=(-C "$(cd "$(dirname "$file")" && pwd)" "$(basename "$file")") ;;
+      *) pack+=(-C "$PWD" "$file") ;;
+    esac
+  done
   run tar -czf "$archive" "${pack[@]}"
   tpus tpu-vm scp "$archive" "$name:spo_jax.tar.gz" --worker=all
   steps="mkdir -p spo_jax && tar -xzf spo_jax.tar.gz -C spo_jax && cd spo_jax"

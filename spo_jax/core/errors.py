@@ -11,3 +11,8 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The machine is about to be taken away and the run has been saved; commands exit with status 75."""
+
+
+def missing_extra(need: str, extra: str) -> UserError:
+    """Returns the error that says how to install what ``need`` asks for, an extra of the package."""
+    return UserError(f'{need}: run pip install -e ".[{extra}]" in the checkout')

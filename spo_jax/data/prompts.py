@@ -31,7 +31,10 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
         return list(TOY[str(source)])
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"no prompt file {path} (toy lists: {', '.join(TOY)})")
+        raise UserError(
+            f"no prompt file {path}: python -m spo_jax.prepare --dataset=prompts fetches lists, and the toy's are "
+            f"{' and '.join(TOY)}"
+        )
     try:
         content = path.read_bytes()
     except OSError as error:

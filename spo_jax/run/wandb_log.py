@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import missing_extra
 from spo_jax.core.files import write_json
 from spo_jax.core.typing import UInt8
 from spo_jax.run.settings import LogSettings
@@ -30,7 +30,7 @@ def check_installed(log: LogSettings) -> None:
     spec = importlib.util.find_spec("wandb")
     # A folder of that name, such as the library itself makes, is found as a package without an origin.
     if spec is None or spec.origin is None:
-        raise UserError(f"config field log.wandb = {log.wandb!r} needs wandb: pip install 'spo_jax[wandb]'")
+        raise missing_extra(f"config field log.wandb = {log.wandb!r} needs wandb", "wandb")
 
 
 class WandbLog:

@@ -250,8 +250,9 @@ def test_the_commands_in_the_readme_work(play, checkout):
 
 def _run_readme(play: SimpleNamespace, checkout: Path) -> str:
     """Runs every block of commands as a reader would, except that ``--dry-run`` is added to every script."""
-    for name in ("4k_training_prompts.json", "validation_prompts.txt"):
-        (checkout / name).touch()
+    (checkout / "data" / "prompts").mkdir(parents=True)
+    for name in ("4k_training_prompts.json", "validation_unique.json"):
+        (checkout / "data" / "prompts" / name).touch()
     dry = 'bash() { command bash "$@" --dry-run; }\n'
     dry += 'sbatch() { while [[ $1 == --* ]]; do shift; done; command bash "$@" --dry-run; }\nset -e\n'
     blocks = [block for block in re.findall(r"```bash\n(.*?)```", README, re.S) if "launch/" in block]

@@ -196,7 +196,7 @@ def test_a_library_that_cannot_be_imported_is_a_warning(monkeypatch, folder, cap
 def test_a_missing_library_is_a_user_error(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"config field log.wandb = 'project' needs wandb: pip install 'spo_jax\[wandb\]'"
+        UserError, match=r"config field log.wandb = 'project' needs wandb: run pip install -e \"\.\[wandb\]\" in"
     ):
         check_installed(LOG)
     check_installed(LogSettings())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import UserError, missing_extra
 from spo_jax.core.files import read_json, read_json_object
 from spo_jax.core.typing import Bool, Float, Int
 
@@ -103,9 +103,7 @@ def import_tfds() -> Any:
         import array_record.python.array_record_data_source  # noqa: F401  (tfds would import it too late)
         import tensorflow_datasets
     except ImportError as error:
-        raise UserError(
-            f"preference pairs need tensorflow-datasets and array_record ({error}); run pip install spo_jax[data]"
-        ) from error
+        raise missing_extra(f"preference pairs need tensorflow-datasets and array_record ({error})", "data") from error
     return tensorflow_datasets
 
 

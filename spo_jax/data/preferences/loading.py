@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from absl import flags
 
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import UserError, missing_extra
 from spo_jax.core.typing import Float, Int, UInt8
 from spo_jax.data.preferences.images import decode
 
@@ -202,7 +202,7 @@ def _import_grain() -> Any:
     try:
         import grain
     except ImportError as error:
-        raise UserError("loading preference pairs needs grain; run pip install spo_jax[data]") from error
+        raise missing_extra("loading preference pairs needs grain", "data") from error
     return grain
 
 

@@ -114,7 +114,7 @@ def import_parquet() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("reading parquet files needs pyarrow: pip install spo_jax[data]") from error
+        raise UserError("reading parquet files needs pyarrow: run pip install pyarrow") from error
     return pyarrow.parquet
 
 

@@ -144,5 +144,5 @@ def test_invalid_arguments_and_a_missing_grain_are_errors(pairs, monkeypatch):
         with pytest.raises(ValueError, match="of a batch of 4 pairs: expected at least one, ascending"):
             loading.batches(pairs, ROWS, **SETTINGS, positions=np.asarray(positions, int))
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(UserError, match=r"pip install spo_jax\[data\]"):
+    with pytest.raises(UserError, match=r'needs grain: run pip install -e "\.\[data\]" in the checkout'):
         loading.batches(pairs, ROWS, **SETTINGS)

@@ -195,12 +195,12 @@ def test_a_split_that_the_source_does_not_have_is_an_error(make_source, data_dir
 def test_a_missing_extra_is_an_error(make_source, prepare, monkeypatch, row, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        UserError, match=r"preference pairs need tensorflow-datasets and array_record .*spo_jax\[data\]"
+        UserError, match=r"preference pairs need tensorflow-datasets and array_record .*pip install -e .\.\[data\]"
     ):
         prepare(make_source([row(0)]))
 
 
 def test_a_missing_pyarrow_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(UserError, match=r"reading parquet files needs pyarrow: pip install spo_jax\[data\]"):
+    with pytest.raises(UserError, match=r"reading parquet files needs pyarrow: run pip install pyarrow"):
         PickAPic(tmp_path)

@@ -40,7 +40,7 @@ def web() -> Iterator[SimpleNamespace]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield SimpleNamespace(pages=pages, at=f"http://127.0.0.1:{server.server_address[1]}")
     server.shutdown()
     server.server_close()
