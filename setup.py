@@ -17,6 +17,7 @@ BASE = [
     "huggingface_hub>=1.0",
     "jax>=0.10,<0.13",
     "jaxtyping>=0.3",
+    "jinja2>=3.1",  # the template of the report
     "matplotlib>=3.9",
     "ml_collections>=1.0",
     "ml_dtypes>=0.5",
@@ -77,7 +78,7 @@ setup(
     # configs/ stays at the top level, where a user looks for it; a wheel carries it as spo_jax/configs/.
     packages=[*find_packages(include=["spo_jax", "spo_jax.*"]), "spo_jax.configs"],
     package_dir={"spo_jax.configs": "configs"},
-    package_data={"spo_jax": ["toy/assets/**"]},
+    package_data={"spo_jax": ["toy/assets/**", "run/report/template/*"]},
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"spo-jax-{name.replace('_', '-')} = spo_jax.{name}:run" for name in COMMANDS]},

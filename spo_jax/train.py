@@ -16,6 +16,8 @@ import itertools
 import os
 import sys
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,6 @@ from PIL import Image
 from spo_jax.core.cli import callable_module, define_config, run_command
 from spo_jax.core.config import describe
 from spo_jax.core.files import write_atomic, write_json
-from spo_jax.core.images import above
 from spo_jax.core.typing import UInt8
 from spo_jax.methods import load_method, read_settings
 from spo_jax.methods.base import Data, Programs, Result, Run
@@ -37,23 +38,29 @@ from spo_jax.parallel.multihost import is_writer, join
 from spo_jax.parallel.sharding import make
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.compilation import keep_compiled_programs
-from spo_jax.run.folder import CHECKPOINTS, Resume, RunFolder, State, open_folder, restore, run_meta
+from spo_jax.run.folder import CHECKPOINTS, Resume, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.metrics import MetricsWriter, read_metrics
 from spo_jax.run.report import write_report
+from spo_jax.run.report.images import sheet
+from spo_jax.run.report.steps import longer
 from spo_jax.run.settings import RunSettings
+from spo_jax.run.verdict import verdict
 from spo_jax.run.versions import versions
 from spo_jax.run.wandb_log import WandbLog, check_installed
 
 
-def train(settings: RunSettings, out: str | os.PathLike, resume: Resume | None = None) -> dict[str, Any]:
+def train(
+    settings: RunSettings, out: str | os.PathLike, resume: Resume | None = None, command: Sequence[str] = ()
+) -> dict[str, Any]:
     """Trains by the method of the settings, and writes everything from checkpoints to the report to ``out``.
 
     Args:
       settings: settings of any method, for example ``spo_jax.methods.read_settings(get_config())``.
       out: the run's folder.
       resume: what to do with a run that ``out`` holds already; by default it is an error.
+      command: the flags of the command that started the run, from which the report makes its advice.
 
     Returns:
       The content of ``summary.json``.
@@ -67,18 +74,25 @@ def train(settings: RunSettings, out: str | os.PathLike, resume: Resume | None =
     check_installed(settings.log)
     method = load_method(settings.method)
     data = method.read_data(settings)
+    resuming = open_folder(out, resume or Resume(), settings, data.digests)
     mesh = make_mesh(settings.mesh)
     for field, size in settings.batch_sizes().items():
         check_divides(field, size, mesh)
-    with open_folder(out, resume or Resume(), settings, data.digests) as folder, jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):
         run = method.setup(settings, mesh, data, out)
-        return _train(settings, out, folder, mesh, run, data, begin)
+        return _train(settings, out, resuming, mesh, run, data, begin, command)
 
 
 def _train(
-    settings: RunSettings, out: Path, folder: RunFolder, mesh: Mesh, run: Run, data: Data, begin: float
+    settings: RunSettings,
+    out: Path,
+    resuming: bool,
+    mesh: Mesh,
+    run: Run,
+    data: Data,
+    begin: float,
+    command: Sequence[str],
 ) -> dict[str, Any]:
-    resuming = folder.resuming
     init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = run.init_state(init_key)
 
@@ -88,7 +102,7 @@ def _train(
 
     log = settings.log
     with contextlib.ExitStack() as held:
-        keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None, "guard": folder.guard}
+        keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None}
         checkpointer = held.enter_context(Checkpointer(out / CHECKPOINTS, **keep))
         start = 0
         if resuming:
@@ -115,18 +129,20 @@ def _train(
 
         # After training: write the weights, measure again, and write the report.
         run.export(state, out)
-        result = run.finish(state)
+        result = run.finish(state, out)
         summary = {
+            "verdict": verdict(result.summary.get("scores", {})),
             **result.summary,
             "method": settings.method,
             "batches": run.total,
             "compile_seconds": round(compile_seconds, 2),
             "wall_seconds": round(time.perf_counter() - begin, 2),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(mesh),
         }
         if is_writer():
             write_json(out / "summary.json", summary)
-            _write_report(settings, out, run, summary, result)
+            _write_report(settings, out, run, summary, result, command)
             if outputs.wandb is not None:
                 outputs.wandb.write_summary(summary)
             _print_scores(summary, out)
@@ -179,19 +195,22 @@ def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary))
 
 
-def _write_report(settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result) -> None:
-    if result.grids:
-        _, before, after = result.grids[0]
-        _write_png(out / "before_after.png", above(before, after))
+def _write_report(
+    settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result, command: Sequence[str]
+) -> None:
+    if result.pairs:
+        _write_png(out / "before_after.png", sheet(result.pairs))
+    model = getattr(settings, "model", "")
     write_report(
         out / "report.html",
-        title=f"{run.progress.title} run",
-        settings=dataclasses.asdict(settings),
+        title=run.progress.title + (f" on {Path(model).name if Path(model).exists() else model}" if model else ""),
+        settings=settings,
         rows=read_metrics(out / "metrics.jsonl"),
         summary=summary,
-        grids=result.grids,
+        pairs=result.pairs,
         figures=result.figures,
         charts=run.charts,
+        steps=[*result.steps, *longer(settings, command, out)],
     )
 
 
@@ -202,6 +221,7 @@ def _print_scores(summary: dict[str, Any], out: Path) -> None:
     for name, score in summary.get("scores", {}).items():
         error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
         print(f"  {name:20s} {score['before']:8.4f} -> {score['after']:8.4f}   change {score['change']:+.4f}{error}")
+    print(f"\n{summary['verdict']}")
     print(f"{summary['wall_seconds']:.0f} s in all; see {out / 'report.html'}")
 
 
@@ -234,7 +254,7 @@ def run() -> None:
             return
         keep_compiled_programs()
         join(multihost.value, address.value, processes.value, index.value)
-        train(settings, folder.value, Resume(resume.value, auto.value, changed.value))
+        train(settings, folder.value, Resume(resume.value, auto.value, changed.value), command=sys.argv[1:])
 
     run_command(main)
 

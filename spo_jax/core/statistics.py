@@ -32,8 +32,8 @@ def paired_scores(
       lower_is_better: names of scores that improve by falling.
 
     Returns:
-      A dict per score with before, before_se, before_std, after, after_se, change, change_se, meaning and
-      lower_is_better. The standard errors (``_se``) are None for a single item.
+      A dict per score with before, before_se, before_std, after, after_se, change, change_se, count (of items), meaning
+      and lower_is_better. The standard errors (``_se``) are None for a single item.
     """
     scores = {}
     for name, values in before.items():
@@ -47,6 +47,7 @@ def paired_scores(
             "after_se": standard_error(second),
             "change": float((second - first).mean()),
             "change_se": standard_error(second - first),
+            "count": len(first),
             "meaning": meanings.get(name, ""),
             "lower_is_better": name in lower_is_better,
         }

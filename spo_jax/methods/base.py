@@ -7,10 +7,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from matplotlib.figure import Figure
 
 from spo_jax.core.typing import Key, UInt8
 from spo_jax.run.folder import State
 from spo_jax.run.loop import Progress, Row
+from spo_jax.run.report.images import ImagePair
+from spo_jax.run.report.steps import NextStep
 from spo_jax.run.settings import RunSettings
 
 Images = Mapping[str, UInt8[np.ndarray, "h w 3"]]
@@ -34,13 +37,15 @@ class Result(NamedTuple):
     Attributes:
       summary: entries for ``summary.json``. Two of them are optional and have a fixed meaning: ``scores`` is what
         `spo_jax.core.statistics.paired_scores` returns, and ``images`` is the number of images that were scored.
-      grids: (caption, image before, image after) for the report; None if the method makes no images.
-      figures: (heading, caption, SVG) for the report.
+      pairs: images before and after training, for the report; empty if the method makes no images.
+      figures: (heading, caption, figure in matplotlib's default colours) for the report.
+      steps: what can be done with the trained weights, for the report.
     """
 
     summary: dict[str, Any]
-    grids: Sequence[tuple[str, np.ndarray, np.ndarray]] | None = None
-    figures: Sequence[tuple[str, str, bytes]] = ()
+    pairs: Sequence[ImagePair] = ()
+    figures: Sequence[tuple[str, str, Figure]] = ()
+    steps: Sequence[NextStep] = ()
 
 
 @runtime_checkable
@@ -58,7 +63,7 @@ class Run(Protocol):
     Attributes:
       total: number of batches of the whole run.
       progress: what to show for each batch, and which metrics have to stay finite.
-      charts: name of a chart to its title and a hint for its reader; see `spo_jax.run.report.write_report`.
+      charts: name of a chart to its title and a hint for its reader; see `spo_jax.run.report.page.write_report`.
     """
 
     total: int
@@ -138,8 +143,13 @@ class Run(Protocol):
         """Writes the trained weights to the run's folder; every process calls this, and one of them writes."""
         ...
 
-    def finish(self, state: State) -> Result:
-        """Measures the trained state and compares it with the measurement that `begin` made."""
+    def finish(self, state: State, folder: Path) -> Result:
+        """Measures the trained state and compares it with the measurement that `begin` made.
+
+        Args:
+          state: the state after the last batch.
+          folder: the run's folder, to which `export` has written; what can be done next names files in it.
+        """
         ...
 
 

@@ -29,10 +29,12 @@ class RunSettings(Settings):
 
     Attributes:
       FREE_FIELDS: fields that may differ between a run and its resumption; they change no numbers except by rounding.
+      LENGTH: fields that say how long the run is, 0 for no limit; twice their values are twice as many batches.
       BATCHES: fields that hold a batch size over all devices, with the name of what the batch consists of.
     """
 
     FREE_FIELDS: ClassVar[Sequence[str]] = ("log", "mesh")
+    LENGTH: ClassVar[Sequence[str]] = ()
     BATCHES: ClassVar[Mapping[str, str]] = {}
 
     method: str = setting("spo", "Training method: a name in spo_jax.methods, or a dotted path of your own.")

@@ -416,7 +416,7 @@ MEANINGS = {
     "aesthetic": "true quality of the drawing, 0 to 1; the toy preference model learned from pairs labelled by it",
     "accuracy/colour": "share of images with the colour of the prompt",
     "accuracy/shape": "share of images with the shape of the prompt",
-    "accuracy/all": "share of images with both",
+    "accuracy/all": "share of images with both the colour and the shape of the prompt",
     "out_of_range": "share of pixel values outside [-1, 1]",
 }
 

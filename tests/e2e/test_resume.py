@@ -17,9 +17,9 @@ TIMING = ("seconds/", "pairs_per_second")
 
 
 def rows_of(folder):
-    """The curves without timings."""
-    rows = read_metrics(folder / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.startswith(TIMING)} for row in rows]
+    """The batches' curves without timings and without evaluations, which depend on when they are due."""
+    rows = read_metrics(folder / "metrics.jsonl")[1:]  # the first is that before training
+    return [{name: value for name, value in row.items() if not name.startswith((*TIMING, "eval_"))} for row in rows]
 
 
 def files_in(folder):

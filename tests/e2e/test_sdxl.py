@@ -93,8 +93,8 @@ def exported(succeed, run, tmp_path_factory):
 
 def test_a_run_leaves_an_adapter_of_the_model(run, adapter):
     rows = read_metrics(run / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2]
-    for row in rows:  # two prompts, one pool of two each, whose branches are four steps long
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for row in rows[1:]:  # two prompts, one pool of two each, whose branches are four steps long
         assert row["valid_pairs"] == 8 and row["train_batches"] == 2
         assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
         assert "spm_score/t0000" in row

@@ -1,6 +1,7 @@
 """``python -m spo_jax.train`` on the pipeline shipped in the package: what a run leaves behind."""
 
 import dataclasses
+import html
 import json
 import math
 import re
@@ -11,6 +12,7 @@ from PIL import Image
 from spo_jax.core.errors import UserError
 from spo_jax.models.lora import read_lora
 from spo_jax.run.metrics import read_metrics
+from spo_jax.run.verdict import verdict
 from spo_jax.train import train
 
 
@@ -45,13 +47,15 @@ def test_the_summary(run_folder):
 
 def test_the_curves(run_folder):
     rows = read_metrics(run_folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    for row in rows:
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]  # 0: before training
+    measured = {"eval_aesthetic", "eval_accuracy/all", "eval_out_of_range"}
+    assert [measured <= row.keys() for row in rows] == [True, False, True, True]
+    for row in rows[1:]:
         assert row["valid_pairs"] == 6 and row["train_batches"] == 2
         assert all(math.isfinite(value) for value in row.values())
     wanted = "loss ratio/win ratio/lose clip_fraction/win clip_fraction/lose valid_share grad_norm seconds/rollout"
     wanted += " seconds/update pairs_per_second/rollout pairs_per_second/update spm_score/t0201 spm_score/t0000"
-    assert set(wanted.split()) <= rows[0].keys()
+    assert set(wanted.split()) <= rows[1].keys()
 
 
 def test_grids_and_checkpoints_are_written_when_they_are_due(run_folder):
@@ -64,9 +68,18 @@ def test_grids_and_checkpoints_are_written_when_they_are_due(run_folder):
 def test_the_report_needs_no_other_file(run_folder):
     report = (run_folder / "report.html").read_text()
     sources = re.findall(r"(?:src|href)=[\"']([^\"']*)", report)
-    assert len(sources) > 6 and all(source.startswith("data:") for source in sources)
-    for text in ("aesthetic", "spo.beta", "Same prompts, same noise"):
+    assert len(sources) > 6 and all(source.startswith(("data:", "#")) for source in sources)
+    texts = ("aesthetic", "spo.beta", "Same prompt and same noise")
+    for text in (*texts, "--config.max_batches=6", "Load it in diffusers"):
         assert text in report
+
+
+def test_the_verdict_is_the_same_everywhere(run_folder):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    assert summary["verdict"] == verdict(summary["scores"])
+    *_, told, last = (run_folder / "stdout.txt").read_text().splitlines()
+    assert told == summary["verdict"] and "see" in last
+    assert html.escape(summary["verdict"]) in (run_folder / "report.html").read_text()
 
 
 def test_the_user_sees_progress_and_scores(run_folder):

@@ -78,7 +78,10 @@ def test_a_method_and_a_reward_run_through_train(house, model):
     assert summary["scores"]["redness"]["change"] != 0
     assert read_json(Path("runs/own/summary.json"))["scores"] == summary["scores"]
     assert [row["step"] for row in read_metrics("runs/own/metrics.jsonl") if "loss" in row] == [1, 2]
-    assert "red minus the mean of green and blue" in Path("runs/own/report.html").read_text()
+    report = Path("runs/own/report.html").read_text()
+    assert "red minus the mean of green and blue" in report and "Redness of 2 evaluation images" in report
+    assert report.count('<figure class="pair small">') == 2 and "runs/own/lora.safetensors" in report
+    assert "eval_redness" in read_metrics("runs/own/metrics.jsonl")[-1]
     assert Image.open("runs/own/before_after.png").height > 2 * 16
     config.train_steps = 3
     more = spo_jax.read_settings(config)

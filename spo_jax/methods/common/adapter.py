@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from spo_jax.core.typing import Key, Params
 from spo_jax.methods.base import Images, Result
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
+from spo_jax.methods.common.next_steps import adapter_steps
 from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.methods.common.state import TrainState, init_state
@@ -40,6 +41,7 @@ class AdapterRun:
 
     Attributes:
       METHOD: name of the method in the metadata of the LoRA file.
+      charts: the subclass's charts, after those of the evaluation.
 
     Raises:
       UserError: a reward cannot be loaded, or cannot score images of this model or these prompts.
@@ -61,6 +63,7 @@ class AdapterRun:
         if eval_prompts is not None:
             rewards = load_rewards(settings.eval, pipeline, mesh, settings, shared or {})
             self._evaluation = BeforeAfter(pipeline, settings.eval, settings.lora.scale, eval_prompts, rewards)
+            self.charts = {**self._evaluation.charts, **self.charts}
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -93,13 +96,13 @@ class AdapterRun:
           UserError: a score is not finite.
         """
         del resuming
-        self._evaluation.start(state.params)
-        return {}
+        return self._evaluation.start(state.params)
 
     def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
-        """Draws a grid of the first evaluation images; adds nothing to the row."""
+        """Draws a grid of the first evaluation images, and adds their mean scores to the row."""
         del number
-        return {}, {"samples": self._evaluation.grid(state.params)}
+        row, grid = self._evaluation.evaluate(state.params)
+        return row, {"samples": grid}
 
     def export(self, state: TrainState, folder: Path) -> None:
         """Writes ``lora.safetensors``; only one of the processes does so.
@@ -111,11 +114,12 @@ class AdapterRun:
             metadata = {"base_model": self.settings.model, "method": self.METHOD}
             write_lora(folder / FILE, self.settings.lora.adapter(state.params), metadata=metadata)
 
-    def finish(self, state: TrainState) -> Result:
+    def finish(self, state: TrainState, folder: Path) -> Result:
         """Draws and scores the images after training.
 
         Raises:
           UserError: a score is not finite.
         """
-        summary, grids = self._evaluation.finish(state.params)
-        return Result(summary, grids)
+        summary, pairs = self._evaluation.finish(state.params)
+        steps = adapter_steps(self.settings, self.pipeline, self._evaluation.prompts[0], folder / FILE)
+        return Result(summary, pairs, steps=steps)

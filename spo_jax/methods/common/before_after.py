@@ -1,7 +1,6 @@
-"""Images drawn with an adapter before and after training: their scores and the grids that the report shows."""
+"""Images drawn with an adapter before, during and after training: their scores, and what is shown of them."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +16,11 @@ from spo_jax.models.base import Pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context, Reward, Scores
+from spo_jax.run.loop import Row
+from spo_jax.run.report.images import MOST_PAIRS, ImagePair
+from spo_jax.run.words import readable
 
 GRID_COLUMNS = 8
-REPORTED_GRIDS = 3
 
 ImageArray = Float[np.ndarray, "b H W 3"]
 
@@ -63,17 +64,37 @@ class BeforeAfter:
             reward.check(self.prompts, pipeline.image_size)
         _check_names(rewards)
 
-    def start(self, lora: Params) -> None:
+    @property
+    def charts(self) -> dict[str, tuple[str, str]]:
+        """Titles and hints of the curves whose values `evaluate` returns."""
+        count = min(self.settings.grid_images, self.settings.images)
+        charts: dict[str, list[str]] = {}
+        for reward in self.rewards:
+            for name, meaning in reward.meanings.items():
+                charts.setdefault(name.partition("/")[0], []).append(meaning)
+        return {
+            f"eval_{group}": (
+                f"{readable(group)} of {count} evaluation images".capitalize(),
+                meanings[0] if len(meanings) == 1 else "",
+            )
+            for group, meanings in charts.items()
+        }
+
+    def start(self, lora: Params) -> Row:
         """Draws and scores the images before training.
 
         Args:
           lora: the fresh adapter; the images are those of the base model, because the adapter's B is zero.
+
+        Returns:
+          The mean scores of the first images, as `evaluate` returns them.
 
         Raises:
           UserError: a score is not finite.
         """
         self.before = self.images(lora)
         self._scores_before = self.measure(self.before)
+        return _row({name: values[: self.settings.grid_images] for name, values in self._scores_before.items()})
 
     def images(self, lora: Params, count: int | None = None) -> ImageArray:
         """Draws one image per prompt.
@@ -94,24 +115,33 @@ class BeforeAfter:
         Raises:
           UserError: a score is not finite.
         """
-        scores = {}
-        for reward in self.rewards:
-            scores |= reward.measure(images, self.prompts)
+        scores = self._scores(images)
         for name, values in scores.items():
             if not np.isfinite(values).all():
                 raise UserError(f"{name} of the evaluation images is not finite: check eval.guidance_scale and dtype")
         return scores
 
-    def grid(self, lora: Params) -> UInt8[np.ndarray, "H W 3"]:
-        """Draws the first images and arranges them in a grid."""
-        return image_grid(to_uint8(self.images(lora, self.settings.grid_images)), GRID_COLUMNS)
+    def _scores(self, images: ImageArray) -> Scores:
+        scores = {}
+        for reward in self.rewards:
+            scores |= reward.measure(images, self.prompts[: len(images)])
+        return scores
 
-    def finish(self, lora: Params) -> tuple[dict[str, Any], list[tuple[str, np.ndarray, np.ndarray]]]:
+    def evaluate(self, lora: Params) -> tuple[Row, UInt8[np.ndarray, "H W 3"]]:
+        """Draws and scores the first images during training.
+
+        Returns:
+          The mean scores as ``eval_NAME``, which may not be finite, and the images in a grid.
+        """
+        images = self.images(lora, self.settings.grid_images)
+        return _row(self._scores(images)), image_grid(to_uint8(images), GRID_COLUMNS)
+
+    def finish(self, lora: Params) -> tuple[dict[str, Any], list[ImagePair]]:
         """Draws and scores the images after training.
 
         Returns:
           The entries for ``summary.json`` (number of images; means, paired changes and their standard errors), and the
-          grids as (caption, before, after).
+          first images before and after.
 
         Raises:
           UserError: a score is not finite.
@@ -121,17 +151,9 @@ class BeforeAfter:
         meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
         lower = [name for reward in self.rewards for name in reward.lower_is_better]
         scores = paired_scores(self._scores_before, scores_after, meanings, lower)
-        return {"images": len(self.prompts), "scores": scores}, self._grids(after)
-
-    def _grids(self, after: ImageArray) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        count = min(self.settings.grid_images, len(after))
-        grids = []
-        for first in range(0, len(after), count)[:REPORTED_GRIDS]:
-            cut = slice(first, first + count)
-            pair = (image_grid(_enlarged(to_uint8(images[cut])), GRID_COLUMNS) for images in (self.before, after))
-            names = ", ".join(dict.fromkeys(self.prompts[cut]))
-            grids.append((f"Same prompts, same noise: {names}", *pair))
-        return grids
+        first = (to_uint8(images[:MOST_PAIRS]) for images in (self.before, after))
+        pairs = [ImagePair(*pair) for pair in zip(self.prompts, *first, strict=False)]
+        return {"images": len(self.prompts), "scores": scores}, pairs
 
 
 def load_rewards(
@@ -195,7 +217,5 @@ def _check_names(rewards: Sequence[Reward]) -> None:
         raise UserError(f"config field eval.rewards: several rewards give a score {', '.join(twice)}; keep one of them")
 
 
-def _enlarged(images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b H W 3"]:
-    """Enlarges small images by a whole factor, so that a browser shows sharp pixels instead of blurring them."""
-    factor = max(1, math.floor(96 / images.shape[1]))
-    return images.repeat(factor, 1).repeat(factor, 2)
+def _row(scores: Scores) -> Row:
+    return {f"eval_{name}": float(np.mean(values, dtype=np.float64)) for name, values in scores.items()}

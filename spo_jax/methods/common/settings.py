@@ -126,6 +126,8 @@ class AdapterSettings(ModelSettings, RunSettings):
 class PromptSettings(Settings):
     """Training prompts, for methods that draw their own images."""
 
+    LENGTH: ClassVar = ("num_epochs", "max_batches")
+
     prompts: str = setting("toy:train", "Prompt file (.txt, .json or .jsonl), toy:train or toy:held_out.")
     prompts_per_batch: int = setting(10, "Number of prompts in a batch, over all devices.", at_least=1)
     num_epochs: int = setting(10, "Number of passes over the prompts.", at_least=1)

@@ -12,6 +12,7 @@ class FinetuneSettings(AdapterSettings):
     """All settings of a run of plain fine-tuning."""
 
     FREE_FIELDS: ClassVar = (*AdapterSettings.FREE_FIELDS, "chunk")
+    LENGTH: ClassVar = ("train_steps",)
     BATCHES: ClassVar = {"batch_size": "images"}
 
     method: str = setting("finetune", "Training method: finetune trains the adapter on images with captions.")

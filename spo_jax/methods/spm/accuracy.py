@@ -22,7 +22,7 @@ from spo_jax.methods.spm.programs import FrozenParams, Rows, SPMTraining
 from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.multihost import is_writer, join_parts, local_positions
 from spo_jax.parallel.sharding import make, to_host
-from spo_jax.run.report import as_svg
+from spo_jax.run.report.charts import as_svg
 
 # By timestep, the contribution of every pair to the accuracy: 1, ½ or 0.
 Agreement = Mapping[int, Float[np.ndarray, " n"]]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spo_jax import toy
 from spo_jax.core.files import check_writable, write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key
@@ -42,8 +43,9 @@ from spo_jax.parallel.multihost import is_writer, local_positions
 from spo_jax.parallel.sharding import make, to_host, with_shardings
 from spo_jax.rewards.common.preference_model import abstract_clip, write_spm
 from spo_jax.run.loop import Progress, Row, run_keys
-from spo_jax.run.report import as_svg
+from spo_jax.run.report.steps import NextStep, command
 
+SPM_FOLDER = "spm"  # of the trained preference model, in the run's folder
 SPM_LINE = "step-aware preference model"
 PLAIN_LINE = "plain CLIP on the same images"
 CHARTS = {
@@ -261,7 +263,7 @@ class SPMRun:
         params = to_host(state.params)
         if is_writer():
             write_spm(
-                folder / "spm",
+                folder / SPM_FOLDER,
                 self._start.clip.config,
                 params,
                 self._start.tokenizer,
@@ -269,7 +271,7 @@ class SPMRun:
                 self.training.pipeline.kind,
             )
 
-    def finish(self, state: TrainState) -> Result:
+    def finish(self, state: TrainState, folder: Path) -> Result:
         """Reports the accuracies before and after, as numbers and as a plot against the timestep.
 
         Raises:
@@ -289,8 +291,8 @@ class SPMRun:
             if before is None:  # otherwise the trainer prints both
                 print_accuracy(lines)
         caption = "Mean over held-out pairs with one standard error; chance is a half."
-        figure = ("Accuracy against timestep", caption, as_svg(accuracy_figure(lines)))
-        return Result(summary, figures=[figure])
+        figure = ("Accuracy against timestep", caption, accuracy_figure(lines))
+        return Result(summary, figures=[figure], steps=[_as_judge(self.training.pipeline.kind, self.settings, folder)])
 
     def _scores(self, before: Agreement, after: Agreement) -> dict[str, dict]:
         named = [{f"pair accuracy/t{t:04d}": values for t, values in measured.items()} for measured in (before, after)]
@@ -309,6 +311,15 @@ def fresh_state(settings: SPMTrainSettings, start: Start, mesh: Mesh) -> TrainSt
         lambda params: init_state(params, optimizer), out_shardings=state_shardings(shapes, mesh), donate_argnums=0
     )
     return make_state(start.params)
+
+
+def _as_judge(kind: str, settings: SPMTrainSettings, folder: Path) -> NextStep:
+    """Says how SPO uses the preference model."""
+    config = toy.NAME if settings.model == toy.NAME else {"sdxl": "sdxl"}.get(kind, "sd15")
+    flags = [f"--config={config}", f"--config.spm.model={folder / SPM_FOLDER}"]
+    flags += [] if settings.model == toy.NAME else [f"--config.model={settings.model}"]
+    text = "SPO learns from what this preference model prefers, and takes prompts besides it."
+    return NextStep("Use it as the judge", text, command("train", *flags, "--out=runs/spo"))
 
 
 # The measurement before the first step, on disk

@@ -69,6 +69,7 @@ class SPMTrainSettings(ModelSettings, RunSettings):
         *RunSettings.FREE_FIELDS, "eval", "chunk", "remat", "loading", "export_dtype", "data_dir", "cache_latents",
         "relabel.folder",
     )  # fmt: skip
+    LENGTH: ClassVar = ("train_steps",)
     BATCHES: ClassVar = {"batch_size": "pairs", "eval.batch": "evaluation"}
 
     method: str = setting("spm", "Training method: spm trains a step-aware preference model.")

@@ -17,7 +17,7 @@ from spo_jax.methods.spm.programs import SPMTraining
 from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
 from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
-from spo_jax.run.report import as_svg
+from spo_jax.run.report.charts import as_svg
 from tests.e2e.micro import TOKENIZER as FOLDER
 from tests.networks import labelled_pairs, small_clip, small_pipeline
 

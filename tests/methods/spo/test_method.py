@@ -151,12 +151,14 @@ def test_the_shapes_of_the_state_are_known_before_there_is_one(run, fresh):
         assert shape.sharding.is_equivalent_to(leaf.sharding, leaf.ndim)
 
 
-def test_images_before_and_after_are_of_the_evaluation_s_prompts(run, fresh):
+def test_images_before_and_after_are_of_the_evaluation_s_prompts(run, fresh, tmp_path):
     """The judge that training uses also scores them: it is not loaded a second time."""
-    assert run.begin(fresh, resuming=False) == {}
+    first = run.begin(fresh, resuming=False)
     row, images = run.evaluate(2, fresh)
-    assert row == {} and list(images) == ["samples"]
-    result = run.finish(fresh)
+    assert list(row) == ["eval_spm_score"] and row == pytest.approx(first) and list(images) == ["samples"]
+    assert next(iter(run.charts)) == "eval_spm_score" and "loss" in run.charts
+    result = run.finish(fresh, tmp_path)
     assert result.summary["images"] == 4
     assert result.summary["scores"]["spm_score"]["change"] == 0  # nothing was trained
-    assert len(result.grids) == 1 and result.grids[0][0].endswith("a red star, a blue moon")
+    assert [pair.prompt for pair in result.pairs] == ["a red star", "a blue moon"] * 2
+    assert all(str(tmp_path) in step.code for step in result.steps) and len(result.steps) >= 3

@@ -1,0 +1,170 @@
+"""Curves as inline SVG: at most five lines each, smoothed, in the colours of the page."""
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from spo_jax.core.typing import Float
+from spo_jax.run.words import readable
+
+MOST_LINES = 5  # more cannot be told apart
+MOST_POINTS = 500  # largest number of points of a line; more are not visible and make the file large
+SMOOTHED_FROM = 12  # points; shorter lines are drawn as they are
+
+# What matplotlib draws with its default colours, in the colours of the page, which depend on light and dark.
+_THEME = {"#000000": "--ink", "#b0b0b0": "--line", "#808080": "--soft"}
+_THEME |= {"#1f77b4": "--kind-0", "#ff7f0e": "--kind-1", "#2ca02c": "--kind-2", "#d62728": "--kind-3"}
+_THEME |= {"#9467bd": "--kind-4"}  # C0 to C4 are for lines of different kinds
+_THEME |= {"#8c564b": "--order-0", "#e377c2": "--order-1", "#7f7f7f": "--order-2", "#bcbd22": "--order-3"}
+_THEME |= {"#17becf": "--order-4"}  # C5 to C9 for lines that have an order
+_DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)))
+_ORDERED = re.compile(r"t\d+")  # series of timesteps
+
+
+class Line(NamedTuple):
+    """One line of a chart.
+
+    Attributes:
+      steps: numbers of the batches, rising.
+      values: finite values.
+    """
+
+    steps: list[int]
+    values: list[float]
+
+
+class Chart(NamedTuple):
+    """A chart of the page: title, hint for its reader, and the drawing."""
+
+    title: str
+    hint: str
+    svg: Markup
+
+
+def charts_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, tuple[str, str]]) -> list[Chart]:
+    """Draws a chart for every group of curves.
+
+    Args:
+      rows: rows as `spo_jax.run.metrics.read_metrics` returns them; ``group/series`` is a line in the chart ``group``.
+      titles: group to (title, hint); charts are drawn in this order, others follow under their own names.
+    """
+    curves = _curves(rows)
+    charts = []
+    for group in [*(name for name in titles if name in curves), *sorted(curves.keys() - titles.keys())]:
+        title, hint = titles.get(group, (readable(group), ""))
+        lines = chosen(curves[group])
+        if len(lines) < len(curves[group]):
+            hint = f"{hint + '; ' if hint else ''}{len(lines)} of {len(curves[group])} lines"
+        label = f"{title}, by batch: {'; '.join(_told(name, line) for name, line in lines.items())}"
+        charts.append(Chart(title, hint, inline_svg(_draw(lines), label, f"chart-{len(charts)}")))
+    return charts
+
+
+def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
+    curves: dict[str, dict[str, Line]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and value is not None and math.isfinite(value):
+                group, _, series = name.partition("/")
+                steps, values = curves.setdefault(group, {}).setdefault(series, Line([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return curves
+
+
+def chosen(lines: Mapping[str, Line]) -> dict[str, Line]:
+    """Chooses the lines that are drawn: all in the order of their names, or five of them, evenly spread."""
+    names = sorted(lines)
+    if len(names) > MOST_LINES:
+        names = [names[index] for index in np.linspace(0, len(names) - 1, MOST_LINES).round().astype(int)]
+    return {name: lines[name] for name in names}
+
+
+def smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Averages each value with its neighbours, a twelfth of the curve to either side and never fewer than one.
+
+    The window is centred and shrinks evenly at both ends, so the line neither lags behind nor is bent there.
+    """
+    count = len(values)
+    reach = np.minimum(max(1, count // 12), np.minimum(np.arange(count), np.arange(count)[::-1]))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(count)
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+
+
+def _told(name: str, line: Line) -> str:
+    return f"{readable(name)} from {line.values[0]:.3g} to {line.values[-1]:.3g}".strip()
+
+
+def _draw(lines: Mapping[str, Line]) -> Figure:
+    figure = Figure(figsize=(4.4, 2.5), layout="constrained")
+    axes = figure.add_subplot()
+    ordered = len(lines) > 1 and all(_ORDERED.fullmatch(name) for name in lines)
+    for index, (name, line) in enumerate(lines.items()):
+        style = {"color": f"C{index + 5 * ordered}", "linewidth": 2}
+        style["linestyle"] = "solid" if ordered else _DASHES[index]
+        values = np.asarray(line.values, np.float64)
+        stride = -(-len(values) // MOST_POINTS)
+        steps = line.steps[::stride]
+        if len(values) < SMOOTHED_FROM:
+            axes.plot(steps, values[::stride], label=readable(name), marker="o", markersize=4, **style)
+        else:
+            axes.plot(steps, values[::stride], **{**style, "linestyle": "solid", "linewidth": 1, "alpha": 0.3})
+            axes.plot(steps, smoothed(values)[::stride], label=readable(name), **style)
+    if len(lines) > 1:
+        where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 5, "borderaxespad": 0.3}
+        legend = axes.legend(frameon=False, fontsize=9.5, handlelength=1.8, columnspacing=1.2, **where)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    axes.set_xlabel("batch", fontsize=9.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.tick_params(labelsize=9.5, length=0)
+    axes.grid(axis="y", linewidth=0.8)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def inline_svg(figure: Figure, label: str, key: str) -> Markup:
+    """Converts a figure to an SVG element of the page, with the page's font and colours.
+
+    Args:
+      figure: a figure in matplotlib's default colours.
+      label: text that says what it shows, for readers who do not see it.
+      key: prefix of the element's ids, different for each figure of a page.
+    """
+    text = as_svg(figure, inline=True).decode("utf-8")
+    text = text[text.index("<svg") :]
+    head, _, body = text.partition(">")
+    box = re.search(r'viewBox="[^"]*"', head)[0]
+    # What would count for the whole page, links elsewhere, and ids that every figure has.
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r"; font-family: [^;]*;", ";", body)
+    body = re.sub(r'( id="|href="#|url\(#)', rf"\1{key}-", body)
+    body = re.sub(
+        r"(fill|stroke): (#[0-9a-f]{6})", lambda m: f"{m[1]}: var({_THEME[m[2]]})" if m[2] in _THEME else m[0], body
+    )
+    return Markup('<svg role="img" aria-label="{}" {}>').format(label, Markup(box)) + Markup(body)
+
+
+def as_svg(figure: Figure, inline: bool = False) -> bytes:
+    """Converts a figure to SVG, so that equal figures give equal bytes.
+
+    Args:
+      figure: the figure.
+      inline: whether text remains text and the background is left out, as for a page; a file has its own glyphs.
+    """
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "spo_jax", "svg.fonttype": "none" if inline else "path"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None}, transparent=inline)
+    return stream.getvalue()

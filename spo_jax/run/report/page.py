@@ -1,0 +1,95 @@
+"""The page: puts the parts of the report together and writes them as one self-contained file."""
+
+import os
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from spo_jax.core.config import Settings
+from spo_jax.core.files import write_text
+from spo_jax.core.trees import flatten
+from spo_jax.run.report.charts import Chart, charts_of, inline_svg
+from spo_jax.run.report.images import MOST_PAIRS, ImagePair, shown
+from spo_jax.run.report.scores import facts, score_rows, setting_rows
+from spo_jax.run.report.steps import NextStep
+from spo_jax.run.verdict import outcome, verdict
+
+OPEN_PAIRS = 12  # pairs that are not folded
+OPEN_CHARTS = 6  # charts that are not folded
+
+
+def write_report(
+    path: str | os.PathLike,
+    *,
+    title: str,
+    settings: Settings,
+    rows: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    pairs: Sequence[ImagePair] = (),
+    figures: Sequence[tuple[str, str, Figure]] = (),
+    charts: Mapping[str, tuple[str, str]] = types.MappingProxyType({}),
+    steps: Sequence[NextStep] = (),
+) -> None:
+    """Writes ``report.html``, which can be read without a network and without any other file.
+
+    Args:
+      path: path of the file.
+      title: headline of the page.
+      settings: the settings of the run; those that differ from their defaults come first.
+      rows: rows as `spo_jax.run.metrics.read_metrics` returns them; they may be empty, as may any curve.
+      summary: content of the run's `summary.json`. Its ``scores`` is what `spo_jax.core.statistics.paired_scores`
+        returns; everything else in it is listed at the end.
+      pairs: images before and after; the first `MOST_PAIRS` are shown.
+      figures: (heading, caption, figure in matplotlib's default colours), shown after the scores.
+      charts: maps a chart to (title, what to look for). A metric ``group/series`` is a curve in the chart ``group``;
+        charts that are not named here follow under their own names.
+      steps: what can be done with the results.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    scores = summary.get("scores") or {}
+    changed, unchanged = setting_rows(settings)
+    text = _template().render(
+        title=title,
+        facts=facts(summary),
+        verdict=summary.get("verdict") or verdict(scores),
+        tone=_tone(scores),
+        pairs=[shown(pair) for pair in pairs[:MOST_PAIRS]],
+        total=summary.get("images", len(pairs)),
+        open_pairs=OPEN_PAIRS,
+        scores=score_rows(scores),
+        figures=[
+            Chart(heading, caption, inline_svg(figure, f"{heading}. {caption}", f"figure-{number}"))
+            for number, (heading, caption, figure) in enumerate(figures)
+        ],
+        charts=charts_of(rows, charts),
+        open_charts=OPEN_CHARTS,
+        steps=steps,
+        changed=changed,
+        unchanged=unchanged,
+        rest=flatten({name: value for name, value in summary.items() if name not in ("scores", "verdict")}, sep="."),
+    )
+    write_text(path, text + "\n")
+
+
+def _template() -> jinja2.Template:
+    """The template, which escapes every text that is put into it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def _tone(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """The colour of the verdict: that of its outcome if there is one, and none if it is mixed or there is nothing."""
+    found = {outcome(score) for score in scores.values()} & {"better", "worse"}
+    return found.pop() if len(found) == 1 else ""

@@ -1,0 +1,93 @@
+"""The verdict on a run: honest about noise, as plain about worse as about better, and true without scores."""
+
+import numpy as np
+import pytest
+
+from spo_jax.core.statistics import paired_scores
+from spo_jax.run.verdict import outcome, verdict
+
+
+def score(change, error, lower=False, count=100):
+    return {"change": change, "change_se": error, "lower_is_better": lower, "count": count}
+
+
+TOY = {
+    "aesthetic": score(0.1153, 0.0093),
+    "accuracy/colour": score(0.0, 0.0),
+    "accuracy/shape": score(-0.01, 0.017),
+    "out_of_range": score(-0.0022, 0.0006, lower=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "lower", "expected"),
+    [
+        (0.3, 0.1, False, "better"),
+        (-0.3, 0.1, False, "worse"),
+        (-0.3, 0.1, True, "better"),
+        (0.3, 0.1, True, "worse"),
+        (0.2, 0.1, False, "unchanged"),  # exactly two standard errors are not beyond them
+        (0.0, 0.0, False, "unchanged"),
+        (0.1, 0.0, False, "better"),  # every image changed by the same
+        (0.3, None, False, "unknown"),
+        (None, None, False, "unknown"),
+    ],
+)
+def test_a_change_counts_beyond_two_standard_errors(change, error, lower, expected):
+    assert outcome(score(change, error, lower)) == expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        (
+            TOY,
+            "Better on aesthetic by 0.115 ± 0.009 and out of range by 0.0022 ± 0.0006; no change beyond noise in "
+            "accuracy (colour and shape).",
+        ),
+        ({"a": score(-0.2, 0.01)}, "Worse on a by 0.20 ± 0.01."),
+        (
+            {"a": score(-0.2, 0.01), "b": score(0.1, 0.01), "c": score(0.1, 0.1)},
+            "Better on b by 0.10 ± 0.01, but worse on a by 0.20 ± 0.01; no change beyond noise in c.",
+        ),
+        ({"a": score(-0.2, 0.01), "b": score(0, 0.01)}, "Worse on a by 0.20 ± 0.01; no change beyond noise in b."),
+        ({"a": score(0.2, 0.2)}, "No sign of learning: no change beyond noise in a."),
+        ({}, "Not known: no score was measured both before and after training."),
+        (
+            {"a_b": score(0.2, None, count=1), "c": score(-1.0, None, count=1)},
+            "Not known: without a standard error, a change cannot be told from noise (a b +0.2 and c -1).",
+        ),
+        ({"a": score(None, None)}, "Not known: without a standard error, a change cannot be told from noise (a –)."),
+        ({"a": score(0.1, 0.01), "b": score(0.1, None)}, "Better on a by 0.10 ± 0.01; not known for b."),
+        (
+            {f"pair accuracy/t{t:04d}": score(0.1 + t / 1000, 0.01) for t in (0, 251, 501)},
+            "Better on pair accuracy at t = 0, 251 and 501 by 0.1 to 0.6.",
+        ),
+        (
+            {"pair accuracy/t0000": score(0.31, 0.01), "pair accuracy/t0951": score(0.01, 0.02)},
+            "Better on pair accuracy at t = 0 by 0.31 ± 0.01; no change beyond noise in pair accuracy at t = 951.",
+        ),
+        (
+            {"a": score(0.1, 0.01, count=4), "b": score(-0.1, 0.01, count=40)},
+            "Better on a by 0.10 ± 0.01, but worse on b by 0.10 ± 0.01; with only 4 comparisons, this is a hint and "
+            "not a finding.",
+        ),
+        ({"a": {"change": 0.5, "change_se": 0.1}}, "Better on a by 0.5 ± 0.1."),  # of a method outside the package
+    ],
+)
+def test_the_sentence(scores, sentence):
+    assert verdict(scores) == sentence
+
+
+def test_of_measured_scores():
+    """From values to the sentence: the count of comparisons and the missing error of a single one come along."""
+    rng = np.random.default_rng(0)
+    before = rng.normal(size=50)
+    rises = paired_scores({"s": before}, {"s": before + rng.normal(1, 0.1, 50)}, {}, ["other"])
+    assert verdict(rises).startswith("Better on s by ") and "hint" not in verdict(rises)
+    falls = paired_scores({"s": before}, {"s": before + rng.normal(1, 0.1, 50)}, {}, ["s"])
+    assert verdict(falls).startswith("Worse on s by ")
+    few = paired_scores({"s": before[:4]}, {"s": before[:4] + 1 + rng.normal(0, 0.01, 4)}, {})
+    assert "only 4 comparisons" in verdict(few)
+    one = paired_scores({"s": before[:1]}, {"s": before[:1] + 1}, {})
+    assert verdict(one).startswith("Not known: ")
