@@ -38,7 +38,7 @@ from spo_jax.parallel.multihost import is_writer, join
 from spo_jax.parallel.sharding import make
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.compilation import keep_compiled_programs
-from spo_jax.run.folder import CHECKPOINTS, Resume, State, open_folder, restore, run_meta
+from spo_jax.run.folder import CHECKPOINTS, Resume, RunFolder, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.metrics import MetricsWriter, read_metrics
@@ -74,25 +74,25 @@ def train(
     check_installed(settings.log)
     method = load_method(settings.method)
     data = method.read_data(settings)
-    resuming = open_folder(out, resume or Resume(), settings, data.digests)
     mesh = make_mesh(settings.mesh)
     for field, size in settings.batch_sizes().items():
         check_divides(field, size, mesh)
-    with jax.set_mesh(mesh):
+    with open_folder(out, resume or Resume(), settings, data.digests) as folder, jax.set_mesh(mesh):
         run = method.setup(settings, mesh, data, out)
-        return _train(settings, out, resuming, mesh, run, data, begin, command)
+        return _train(settings, out, folder, mesh, run, data, begin, command)
 
 
 def _train(
     settings: RunSettings,
     out: Path,
-    resuming: bool,
+    folder: RunFolder,
     mesh: Mesh,
     run: Run,
     data: Data,
     begin: float,
     command: Sequence[str],
 ) -> dict[str, Any]:
+    resuming = folder.resuming
     init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = run.init_state(init_key)
 
@@ -102,7 +102,7 @@ def _train(
 
     log = settings.log
     with contextlib.ExitStack() as held:
-        keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None}
+        keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None, "guard": folder.guard}
         checkpointer = held.enter_context(Checkpointer(out / CHECKPOINTS, **keep))
         start = 0
         if resuming:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from absl import logging
 from filelock import lock_descriptor
@@ -60,11 +60,46 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise UserError(f"cannot write to {folder}: no permission to write in {nearest}")
 
 
-def lock(path: str | os.PathLike, taken: str) -> TextIO:
-    """Locks ``path`` against other processes until the returned file is closed.
+class Hold(NamedTuple):
+    """An attempt to lock a file.
+
+    Attributes:
+      file: the open lock file; closing it releases the lock.
+      mine: whether the lock is held now, and not by another process; None if the disk has no locks.
+    """
+
+    file: TextIO
+    mine: bool | None
+
+
+def try_lock(path: str | os.PathLike) -> Hold:
+    """Tries to lock ``path`` against other processes until the returned file is closed.
 
     ``path`` is an empty file, which stays. The operating system releases the lock when the process ends, however that
     happens.
+
+    Args:
+      path: path of the lock file; a missing folder is created.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        return Hold(file, lock_descriptor(file.fileno(), blocking=False))
+    except OSError as error:
+        # Some network file systems have no locks; that is not a reason to refuse to write to them.
+        logging.warning("%s: cannot be locked (%s); let only one process at a time write there", path, error)
+        return Hold(file, None)
+
+
+def lock(path: str | os.PathLike, taken: str) -> TextIO:
+    """Locks ``path`` against other processes until the returned file is closed, as `try_lock`.
 
     Args:
       path: path of the lock file; a missing folder is created.
@@ -76,22 +111,11 @@ def lock(path: str | os.PathLike, taken: str) -> TextIO:
     Raises:
       UserError: another process holds the lock, or the file cannot be written.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        held = open(path, "a", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        is_mine = lock_descriptor(held.fileno(), blocking=False)
-    except OSError as error:
-        # Some network file systems have no locks; that is not a reason to refuse to write to them.
-        logging.warning("%s: cannot be locked (%s); let only one process at a time write there", path, error)
-        return held
-    if not is_mine:
-        held.close()
+    hold = try_lock(path)
+    if hold.mine is False:
+        hold.file.close()
         raise UserError(taken)
-    return held
+    return hold.file
 
 
 def check_free(path: str | os.PathLike, overwrite: bool) -> None:

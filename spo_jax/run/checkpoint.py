@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,13 +32,19 @@ class Checkpointer:
       keep: number of latest checkpoints to keep.
       keep_every: keep checkpoints at multiples of this step as well.
       read_only: never change the folder, because a run may be writing to it.
+      guard: function that is called before each save, and raises if this run may not write any more.
 
     Raises:
       UserError: the folder cannot be created or listed.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, keep: int = 3, keep_every: int | None = None, read_only: bool = False
+        self,
+        folder: str | os.PathLike,
+        keep: int = 3,
+        keep_every: int | None = None,
+        read_only: bool = False,
+        guard: Callable[[], None] = lambda: None,
     ):
         silence_orbax()
         path = os.fspath(folder)
@@ -57,6 +63,7 @@ class Checkpointer:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise UserError(f"cannot use {self.folder} for checkpoints: {error.strerror or error}") from error
+        self._guard = guard
         self._unlisted: int | None = None  # the step whose list of files is still to be written
 
     def save(self, step: int, items: Mapping[str, PyTree], meta: dict[str, Any]) -> None:
@@ -68,10 +75,12 @@ class Checkpointer:
           meta: JSON values.
 
         Raises:
-          UserError: this save or the previous one could not be written, or the folder holds later steps.
+          UserError: this save or the previous one could not be written, or the folder holds later steps; or the guard
+            raises it.
           TypeError: ``items`` has leaves that are not arrays (they belong in ``meta``).
         """
         self.wait()
+        self._guard()
         latest = self.latest_step()
         if latest is not None and latest >= step:
             if latest == step:

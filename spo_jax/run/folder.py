@@ -1,18 +1,21 @@
 """The folder of a run: whether a run may start or resume in it, and how checkpoints hold the state."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from absl import logging
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.core.typing import PyTree
+from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.lock import RunLock
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import read_metrics
 from spo_jax.run.settings import RunSettings
@@ -45,8 +48,23 @@ class Resume:
     changed: bool = False
 
 
-def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence[str]) -> bool:
-    """Checks whether a run may start or resume in a folder, before anything that takes minutes.
+class RunFolder(NamedTuple):
+    """The folder of a run, which no other run may use in the meantime.
+
+    Attributes:
+      resuming: whether there is a run to resume.
+      guard: function that raises a `UserError` if another run has taken over the folder; it is called before each save.
+    """
+
+    resuming: bool
+    guard: Callable[[], None]
+
+
+@contextlib.contextmanager
+def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence[str]) -> Iterator[RunFolder]:
+    """Checks whether a run may start or resume in a folder, before anything that takes minutes, and locks the folder.
+
+    A refused run changes nothing in the folder.
 
     Args:
       out: the run's folder.
@@ -54,27 +72,39 @@ def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence
       settings: the settings of the run.
       data: the training data, or digests of it; only a digest of them is kept.
 
-    Returns:
-      Whether there is a run to resume. A run that was killed before its first checkpoint does not count.
+    Yields:
+      The folder. A run that was killed before its first checkpoint is not there to resume.
 
     Raises:
-      UserError: the folder holds another run, or no run to resume, or a run with other settings or data, or it cannot
-        be written.
+      UserError: the folder holds another run, or no run to resume, or a run with other settings or data, or another
+        process is writing to it, or it cannot be written.
     """
     if out.parts and out.parts[0].endswith(":"):
         raise UserError(f"--out={out}: buckets cannot be written to; mount the bucket, or use a shared disk")
+    step = _step_to_resume(out, resume, settings, data)
+    if not is_writer():
+        yield RunFolder(step is not None, lambda: None)
+        return
+    with RunLock(out) as lock:
+        if _latest_step(out / CHECKPOINTS) != step:  # another run has ended since
+            step = _step_to_resume(out, resume, settings, data)
+        yield RunFolder(step is not None, lock.check)
+
+
+def _step_to_resume(out: Path, resume: Resume, settings: RunSettings, data: Sequence[str]) -> int | None:
+    """Returns the latest step in the folder, or None if a new run starts; raises as `open_folder`."""
     folder = out / CHECKPOINTS
-    held = _latest_step(folder)
-    if resume.required and held is None:
+    step = _latest_step(folder)
+    if resume.required and step is None:
         raise UserError(f"--resume: no checkpoint in {folder}; remove --resume to start a run there")
-    if held is not None and not (resume.required or resume.if_there):
+    if step is not None and not (resume.required or resume.if_there):
         raise UserError(f"{out} already holds a run: pass --resume to continue it, or choose another --out")
     check_writable(out)
-    if held is not None:
+    if step is not None:
         _check_meta(folder, settings, data, resume.changed)
         if (out / METRICS).exists():
             read_metrics(out / METRICS)
-    return held is not None
+    return step
 
 
 def run_meta(settings: RunSettings, data: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from spo_jax.export import export
 from spo_jax.models import open_pipeline
 from spo_jax.models.lora import write_lora
 from spo_jax.nn.lora import init_lora
+from spo_jax.run.lock import RunLock
 from spo_jax.sample import sample
 from spo_jax.weights import store
 from spo_jax.weights.lora import LoRA
@@ -385,6 +386,13 @@ def test_images_of_an_earlier_call_are_kept(tmp_path):
         with pytest.raises(UserError, match="no such file or folder: no/such/model"):
             sample(model="no/such/model", prompt="a", out=tmp_path, **how)
     assert (tmp_path / "0001.png").read_text() == "kept"
+
+
+@pytest.mark.parametrize("resume", [[], ["--auto-resume"]])
+def test_a_second_run_in_the_folder_of_one_that_is_running(refused, micro_config, tmp_path, resume):
+    with RunLock(tmp_path / "run"):
+        parts = (f"{tmp_path}/run is in use by process", "stop it, or choose another --out")
+        refused("train", f"--config={micro_config}", f"--out={tmp_path / 'run'}", *resume, parts=parts)
 
 
 def test_runs_that_cannot_be_exported(tmp_path, micro_run):

@@ -175,12 +175,13 @@ def test_a_full_disk_ends_the_run_with_the_reason(started, tmp_path):
     out = tmp_path / "run"
     room = 40_000  # bytes; a checkpoint has files that are larger, curves and log do not
     process = started(out)
-    wait_for_rows(out, 4, process)
+    wait_for_rows(out, 4, process)  # by then two checkpoints are complete
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
     log = ended(process, 2)
     assert len(log) < room and "Traceback" not in log and "Error:" not in log
     errors = [line for line in log.splitlines() if "cannot write" in line]
     assert errors == log.splitlines()[-1:]
+    assert "Warning" not in log
     assert errors[0] == f"error: cannot write a checkpoint in {out}/checkpoints: File too large"
     steps = [int(path.name) for path in (out / "checkpoints").iterdir() if path.name.isdigit()]
     assert len(steps) == 2 and max(steps) < rows_in(out) < BATCHES

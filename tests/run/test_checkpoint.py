@@ -188,6 +188,21 @@ def test_a_step_is_saved_once_and_never_before_a_later_one(saved):
         checkpointer.save(2, make_items(9), {})
 
 
+def test_a_run_that_may_not_write_any_more_saves_nothing(tmp_path):
+    allowed = [True]
+
+    def guard():
+        if not allowed[0]:
+            raise UserError("taken over")
+
+    with Checkpointer(tmp_path, guard=guard) as checkpointer:
+        checkpointer.save(1, few_items(), {})
+        allowed[0] = False
+        with pytest.raises(UserError, match="taken over"):
+            checkpointer.save(2, few_items(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
 def test_restores_onto_other_devices(tmp_path):
     """Saved from 8 devices, restored onto 2, and onto none in particular."""
     spread = NamedSharding(Mesh(np.array(jax.devices()), "data"), P("data"))

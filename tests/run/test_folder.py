@@ -33,7 +33,9 @@ def held(tmp_path):
 
 
 def opened(folder, resume=Resume(), settings=SETTINGS, prompts=PROMPTS):  # noqa: B008
-    return open_folder(folder, resume, settings, prompts)
+    """Whether a run would be resumed."""
+    with open_folder(folder, resume, settings, prompts) as found:
+        return found.resuming
 
 
 def test_a_bucket_is_refused_and_not_mistaken_for_a_folder():
@@ -53,6 +55,22 @@ def test_a_run_killed_before_its_first_checkpoint_is_started_again(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     assert opened(tmp_path) is False
     assert opened(tmp_path, Resume(if_there=True)) is False
+
+
+def test_a_folder_is_opened_by_one_run_at_a_time(held):
+    with open_folder(held, Resume(required=True), SETTINGS, PROMPTS):
+        before = sorted(held.rglob("*"))
+        with pytest.raises(UserError, match=f"^{held} is in use by process .*: wait for it, stop it, or"):
+            opened(held, Resume(if_there=True))
+        assert sorted(held.rglob("*")) == before
+
+
+def test_a_run_that_was_refused_leaves_nothing_behind(tmp_path, held):
+    before = sorted(tmp_path.rglob("*"))
+    for folder, resume in ((tmp_path / "new", Resume(required=True)), (held, Resume())):
+        with pytest.raises(UserError):
+            opened(folder, resume)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_existing_run_is_resumed_or_refused(held):
