@@ -167,7 +167,7 @@ def print_accuracy(measured: Mapping[str, Agreement]) -> None:
 
 def accuracy_figure(lines: Mapping[str, Agreement]) -> Figure:
     """Plots a curve for each model, with bars of one standard error, and a line for chance."""
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for index, (name, measured) in enumerate(lines.items()):
         timesteps = sorted(measured)

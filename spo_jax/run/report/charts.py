@@ -25,7 +25,7 @@ _THEME |= {"#1f77b4": "--kind-0", "#ff7f0e": "--kind-1", "#2ca02c": "--kind-2", 
 _THEME |= {"#9467bd": "--kind-4"}  # C0 to C4 are for lines of different kinds
 _THEME |= {"#8c564b": "--order-0", "#e377c2": "--order-1", "#7f7f7f": "--order-2", "#bcbd22": "--order-3"}
 _THEME |= {"#17becf": "--order-4"}  # C5 to C9 for lines that have an order
-_DASHES = ("solid", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)))
+_DASHES = ((), (10, 3), (3, 3), (12, 3, 3, 3), (18, 4))  # pixels that are drawn and that are not
 _ORDERED = re.compile(r"t\d+")  # series of timesteps
 
 
@@ -41,12 +41,28 @@ class Line(NamedTuple):
     values: list[float]
 
 
+class Style(NamedTuple):
+    """The look of a line: its name for people, the colour of the page, and its dashes; none for a solid line."""
+
+    name: str
+    colour: str
+    dashes: tuple[int, ...]
+
+
 class Chart(NamedTuple):
-    """A chart of the page: title, hint for its reader, and the drawing."""
+    """A chart of the page.
+
+    Attributes:
+      title: title.
+      hint: what to look for; may be empty.
+      svg: the drawing.
+      legend: its lines; empty if there is only one.
+    """
 
     title: str
     hint: str
     svg: Markup
+    legend: Sequence[Style] = ()
 
 
 def charts_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, tuple[str, str]]) -> list[Chart]:
@@ -64,7 +80,9 @@ def charts_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, tuple[str,
         if len(lines) < len(curves[group]):
             hint = f"{hint + '; ' if hint else ''}{len(lines)} of {len(curves[group])} lines"
         label = f"{title}, by batch: {'; '.join(_told(name, line) for name, line in lines.items())}"
-        charts.append(Chart(title, hint, inline_svg(_draw(lines), label, f"chart-{len(charts)}")))
+        styles = _styles(list(lines))
+        drawing = inline_svg(_draw(list(lines.values()), styles), label, f"chart-{len(charts)}")
+        charts.append(Chart(title, hint, drawing, styles if len(styles) > 1 else ()))
     return charts
 
 
@@ -100,32 +118,43 @@ def smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 
 
+def is_noisy(values: Float[np.ndarray, " n"]) -> bool:
+    """Says whether a curve is worth smoothing: it is long and turns often, unlike a schedule or a count."""
+    steps = np.diff(values)
+    turns = int(np.count_nonzero(steps[1:] * steps[:-1] < 0))
+    return len(values) >= SMOOTHED_FROM and turns > len(values) / 5  # two thirds of the points of pure noise
+
+
 def _told(name: str, line: Line) -> str:
     return f"{readable(name)} from {line.values[0]:.3g} to {line.values[-1]:.3g}".strip()
 
 
-def _draw(lines: Mapping[str, Line]) -> Figure:
-    figure = Figure(figsize=(4.4, 2.5), layout="constrained")
+def _styles(names: Sequence[str]) -> list[Style]:
+    """Chooses colours: an order of them for timesteps, otherwise different ones, which differ in their dashes too."""
+    ordered = len(names) > 1 and all(_ORDERED.fullmatch(name) for name in names)
+    return [
+        Style(readable(name), f"--{'order' if ordered else 'kind'}-{index}", () if ordered else _DASHES[index])
+        for index, name in enumerate(names)
+    ]
+
+
+def _draw(lines: Sequence[Line], styles: Sequence[Style]) -> Figure:
+    figure = Figure(figsize=(4.4, 2.4), layout="constrained")
     axes = figure.add_subplot()
-    ordered = len(lines) > 1 and all(_ORDERED.fullmatch(name) for name in lines)
-    for index, (name, line) in enumerate(lines.items()):
-        style = {"color": f"C{index + 5 * ordered}", "linewidth": 2}
-        style["linestyle"] = "solid" if ordered else _DASHES[index]
+    colours = {variable: colour for colour, variable in _THEME.items()}
+    for line, style in zip(lines, styles, strict=True):
         values = np.asarray(line.values, np.float64)
         stride = -(-len(values) // MOST_POINTS)
         steps = line.steps[::stride]
-        if len(values) < SMOOTHED_FROM:
-            axes.plot(steps, values[::stride], label=readable(name), marker="o", markersize=4, **style)
-        else:
-            axes.plot(steps, values[::stride], **{**style, "linestyle": "solid", "linewidth": 1, "alpha": 0.3})
-            axes.plot(steps, smoothed(values)[::stride], label=readable(name), **style)
-    if len(lines) > 1:
-        where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 5, "borderaxespad": 0.3}
-        legend = axes.legend(frameon=False, fontsize=9.5, handlelength=1.8, columnspacing=1.2, **where)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        colour = colours[style.colour]
+        if is_noisy(values):
+            axes.plot(steps, values[::stride], color=colour, linewidth=1, alpha=0.3)
+            values = smoothed(values)
+        dashes = (0, [length / 4 for length in style.dashes]) if style.dashes else "solid"
+        marker = "o" if len(values) < SMOOTHED_FROM else ""
+        axes.plot(steps, values[::stride], color=colour, linewidth=2, linestyle=dashes, marker=marker, markersize=4)
     axes.set_xlabel("batch", fontsize=9.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.tick_params(labelsize=9.5, length=0)

@@ -15,12 +15,14 @@ MARKS = {"better": "▲ better", "worse": "▼ worse", "unchanged": "≈ within 
 def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """Returns a row of text for each score: name, meaning, before, after, change, outcome and its mark."""
     rows = []
+    told = ""
     for name, score in scores.items():
         found = outcome(score)
+        meaning = score.get("meaning", "")
         rows.append(
             {
                 "name": readable(name),
-                "meaning": score.get("meaning", ""),
+                "meaning": meaning if meaning != told else "",  # that of many timesteps is the same
                 "better": "lower is better" if score.get("lower_is_better") else "",
                 **{when: _number(score.get(when), score.get(f"{when}_se")) for when in ("before", "after")},
                 "change": _number(score.get("change"), score.get("change_se"), sign="+"),
@@ -28,6 +30,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
                 "mark": MARKS[found],
             }
         )
+        told = meaning
     return rows
 
 

@@ -52,5 +52,5 @@ def longer(settings: RunSettings, flags: Sequence[str], out: Path) -> list[NextS
     kept = [flag for flag in flags if flag.partition("=")[0] not in replaced]
     changes = [] if set(settings.LENGTH) <= set(settings.FREE_FIELDS) else ["--resume-with-changes"]
     given = (*kept, *(f"{name}={value}" for name, value in doubled.items()), f"--out={out}", "--resume", *changes)
-    text = "From the last checkpoint, for as long again. A run that was stopped: its own command, with --resume."
+    text = "From the last checkpoint, for as long again. The same command continues it if it is stopped."
     return [NextStep("Train longer", text, command("train", *given))]

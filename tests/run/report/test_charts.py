@@ -51,6 +51,7 @@ def test_a_chart_has_at_most_five_lines(count):
     (chart,) = charts_of(rows_of(**{f"x__{name}": [0.0, 1.0] for name in lines}), {})
     colours = re.findall(r"stroke: (var\([^)]*\))", " ".join(strokes(chart.svg)))
     assert len(set(colours)) == min(count, MOST_LINES)
+    assert [line.name for line in chart.legend] == ([f"t = {int(name[1:])}" for name in names] if count > 1 else [])
     assert (f"5 of {count} lines" in chart.hint) == (count > MOST_LINES)
 
 
@@ -69,22 +70,35 @@ def test_the_raw_line_is_behind_the_smoothed_one_of_long_curves():
     (long,) = charts_of(rows_of(loss=values), {})
     raw, smooth = strokes(long.svg)
     assert "stroke-opacity: 0.3" in raw and "stroke-opacity" not in smooth
-    (short,) = charts_of(rows_of(loss=values[:5]), {})
-    assert not any("stroke-opacity" in style for style in strokes(short.svg))
+    schedule = np.minimum(np.arange(40) / 5, 1 - np.arange(40) / 50).tolist()
+    for unchanged in (values[:5], schedule):  # smoothing would cut off the peak of a learning rate
+        (chart,) = charts_of(rows_of(loss=unchanged), {})
+        assert not any("stroke-opacity" in style for style in strokes(chart.svg))
 
 
 def test_the_chart_says_what_it_shows_to_those_who_do_not_see_it():
     (chart,) = charts_of(rows_of(ratio__win=[1.0, 2.5], ratio__lose=[1.0, 0.25]), {"ratio": ("Ratio", "")})
     assert parsed(chart.svg).get("aria-label") == "Ratio, by batch: lose from 1 to 0.25; win from 1 to 2.5"
-    text = "".join(parsed(chart.svg).itertext())
-    assert "batch" in text and "win" in text and "lose" in text
+    assert "batch" in "".join(parsed(chart.svg).itertext())
+    assert [line.name for line in chart.legend] == ["lose", "win"]
+
+
+def test_lines_differ_by_more_than_their_colour():
+    """In dashes where they are of different kinds, in an order of lightness where they are timesteps."""
+    (kinds,) = charts_of(rows_of(**{f"x__{name}": [0.0, 1.0] for name in "abcde"}), {})
+    assert len({line.dashes for line in kinds.legend}) == 5
+    dashed = [style for style in strokes(kinds.svg) if "dasharray" in style]
+    assert len(dashed) == 4
+    (times,) = charts_of(rows_of(x__t0001=[0.0, 1.0], x__t0951=[0.0, 1.0]), {})
+    assert [line.colour for line in times.legend] == ["--order-0", "--order-1"]
+    assert not any("dasharray" in style for style in strokes(times.svg))
 
 
 def test_names_are_text_and_nothing_else():
-    """Neither markup nor mathematics: a dollar sign would make matplotlib typeset what follows."""
-    name = "<script>\"&'<b> $x^2$ _y"
+    name = "<script>\"&'<b> $x^2$"
     (chart,) = charts_of([{"step": 1, f"g/{name}": 1.0, "g/other": 2.0}], {})
-    assert name.replace("_", " ") in "".join(parsed(chart.svg).itertext()) and "<script" not in chart.svg
+    assert name in parsed(chart.svg).get("aria-label") and "<script" not in chart.svg
+    assert chart.legend[0].name == name
 
 
 def test_a_figure_has_the_page_s_colours_and_ids_of_its_own():

@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
     @property
     def drawings(self):
-        return [attributes for tag, attributes in self.tags if tag == "svg"]
+        return [attributes for tag, attributes in self.tags if tag == "svg" and "aria-hidden" not in attributes]
 
     @property
     def text(self):
