@@ -51,7 +51,7 @@ from spo_jax.parallel.chunks import even_chunk, padded_chunk
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.run.settings import RunSettings
 
-RESULTS = "benchmarks/results"
+RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 EVALUATION = "evaluation"  # the unit in `RunSettings.BATCHES` of batches that no training program takes
 _USABLE = 0.98  # share of the memory: the compiler can use 15.75 of a v5e's 16 GiB
 # Fields that limit the rows in a device's memory, and how methods cut a batch by them.

@@ -29,7 +29,7 @@ from spo_jax.run.versions import versions
 
 flags.disclaim_key_flags()  # --help of a script lists the flags that are defined here as its own
 
-RESULTS = "benchmarks/results"
+RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 # (subject, warm-up runs, timed runs) to results
 Measure = Callable[[Subject, int, int], dict[str, Any]]
 

@@ -15,7 +15,7 @@ fi
 # Python 3.11 comes first because torch 2.13.0 has a CPU build for it; the builds for newer versions of Python bring
 # gigabytes of CUDA libraries.
 activate python3.11 python3.12 python3.13 python3 python
-if [[ $(python --version) == "Python 3.11."* ]]; then
+if [[ $(python --version) == "Python 3.11."* ]] && ! python -c "import torch" 2>/dev/null; then
   # torch is installed first, because pip on its own would not choose the version that has a CPU build.
   install_package test,dev torch==2.13.0
 else

@@ -17,6 +17,7 @@ LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)|src=\"([^\"]+)\"")
 QUOTED = re.compile(rf"`((?:{FOLDERS})/[^`\s]*)`")
 IN_COMMANDS = re.compile(rf"(?:^|[\s=])((?:{FOLDERS})/[\w./-]*\w)", re.MULTILINE)
 MODULE = re.compile(r"python -m ((?:spo_jax|benchmarks)[\w.]*)")
+WRITTEN = re.compile(r"""(?:--(?:out|data-dir|work-dir)=|out=")([^\s"`]+)""")
 DOTTED = re.compile(r"`(spo_jax(?:\.\w+)+)`")
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")  # such as spo_jax/methods/NAME/
 
@@ -66,6 +67,14 @@ def test_every_folder_of_the_package_is_on_the_map():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     folders = {file.parent.relative_to(ROOT).as_posix() for file in (ROOT / "spo_jax").rglob("__init__.py")}
     assert [folder for folder in sorted(folders) if f"`{folder}/`" not in text] == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *sorted(ROOT.glob("configs/*.py"))], ids=lambda file: file.name)
+def test_examples_write_where_git_does_not_look(document):
+    """A user who gives the commands as they stand has no new files in `git status`."""
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")]
+    paths = [path for path in WRITTEN.findall(document.read_text(encoding="utf-8")) if not path.startswith(("/", "…"))]
+    assert [path for path in paths if not PLACEHOLDER.search(path) and path.split("/")[0] not in ignored] == []
 
 
 def test_the_readme_is_short():

@@ -71,13 +71,13 @@ def test_a_command_is_a_module_that_can_be_called():
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path):
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = re.findall(r"```python\n(import spo_jax\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(block.splitlines()) <= 12
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
     line = [sys.executable, "-c", f"{block}\nprint(pipeline.image_size)"]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "'change'" in done.stdout and done.stdout.endswith("(32, 32)\n")
-    for name in ("spo.safetensors", "runs/notebook/report.html"):
+    for name in ("exports/notebook.safetensors", "runs/notebook/report.html"):
         assert (tmp_path / name).is_file()
     assert [Image.open(file).size for file in (tmp_path / "samples").glob("*.png")] == [(32, 32)]
