@@ -71,7 +71,8 @@ def test_a_command_is_a_module_that_can_be_called():
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path):
-    (block,) = re.findall(r"```python\n(import spo_jax\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(import spo_jax\n.*?)```", readme, re.DOTALL)
     assert len(block.splitlines()) <= 12
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
     line = [sys.executable, "-c", f"{block}\nprint(pipeline.image_size)"]
