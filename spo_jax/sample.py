@@ -1,35 +1,43 @@
 """Draws images: ``python -m spo_jax.sample --model=toy --lora=LORA.safetensors --prompt="a red star"``.
 
-Writes PNGs to ``--out``, with the prompt and the settings in their text fields. No safety checker is applied.
+Writes PNGs to ``--out``, with the prompt and the settings in their text fields, batch by batch, so that what is drawn
+stays whatever happens later; and a contact sheet of them. No safety checker is applied.
 """
 
 import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from PIL import Image, PngImagePlugin
+from tqdm import tqdm
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.config import SEED_LIMIT
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_free, check_writable, write_atomic
 from spo_jax.core.images import to_uint8
-from spo_jax.core.typing import Float, Params
+from spo_jax.core.words import counted, excerpt
+from spo_jax.data.contact_sheet import ContactSheet
+from spo_jax.data.image_folder import ImageFolder
 from spo_jax.data.prompts import load_prompts
 from spo_jax.diffusion.steps import SOLVERS
-from spo_jax.models import open_pipeline
-from spo_jax.models.base import Pipeline
-from spo_jax.models.lora import read_lora
-from spo_jax.models.sampler import Sampler, initial_latents, read_latents
+
+# Ranges of numbers. What is beyond them is a slip, and is refused before anything is read or allocated.
+LIMITS = {
+    "count": (1, 1_000_000),
+    "seed": (0, SEED_LIMIT - 1),
+    "steps": (1, 1000),
+    "height": (1, 8192),
+    "width": (1, 8192),
+    "batch": (1, 1024),
+}
+MAX_IMAGES = 1_000_000
+_COLUMNS = 8  # largest number of images per prompt for which a row of the contact sheet is a prompt
 
 
 def sample(
@@ -62,66 +70,77 @@ def sample(
     """Draws images and writes a PNG for each; ``python -m spo_jax.sample --help`` explains the arguments.
 
     Returns:
-      The files, ordered by prompt and then by the number of the image.
+      The files of the images, ordered by prompt and then by the number of the image.
 
     Raises:
-      UserError: there is no prompt; or a model, LoRA, file, solver or size cannot be used; or a file exists already; or
-        an image has values that are not finite.
+      UserError: there is no prompt; or a model, LoRA, file, solver or size cannot be used; or images have values that
+        are not finite, and then all others are written.
     """
     # Check everything that can be checked before the model is read.
+    _check_limits(count=count, seed=seed, steps=steps, height=height, width=width, batch=batch)
     sizes = {
         "original": _size_pair("--original-size", original_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
         "crop": _size_pair("--crop", crop, 0, "TOPxLEFT in pixels, such as 0x0"),
         "target": _size_pair("--target-size", target_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
     }
-    check_writable(out)
-    wanted = [text for text in _prompts(prompt, prompts) for _ in range(count)]
-    files = [Path(out) / f"{index:04d}.png" for index in range(len(wanted))]
-    for path in files:
-        check_free(path, overwrite)
+    folder = ImageFolder(out, overwrite)
+    wanted = _repeated(_prompts(prompt, prompts), count)
 
-    # Read the model, and draw.
-    pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
-    adapter, scale = _adapter(pipeline, lora)
-    shape = pipeline.latent_shape_of(height, width)
-    options = _prompt_options(pipeline, shape, sizes)
-    latents = _initial(init_latents, seed, len(wanted), shape)
+    # Read the model.
+    from spo_jax.models.drawing import Drawing  # It imports jax, which takes seconds.
+
     how = {"steps": steps, "guidance": guidance, "solver": solver, "karras": karras}
-    sampler = Sampler(
-        pipeline,
-        lora_scale=scale * lora_scale,
-        batch=min(batch, len(wanted)),
-        latent_shape=shape,
-        prompt_options=options,
-        **how,
+    drawing = Drawing(
+        wanted,
+        model=model,
+        revision=revision,
+        base=base,
+        vae=vae,
+        dtype=dtype,
+        lora=lora,
+        lora_scale=lora_scale,
+        size=(height, width),
+        conditions={name: pair for name, pair in sizes.items() if pair is not None},
+        init_latents=init_latents,
+        seed=seed,
+        batch=batch,
+        how=how,
     )
-    images = sampler(wanted, latents, adapter)
-    _check_finite(images, model, guidance)
 
-    # Write the files.
-    settings = {"model": model, "lora": lora, "lora_scale": lora_scale, **how, **_size_fields(images, options)}
+    # Draw and write.
+    settings = {"model": model, "lora": lora, "lora_scale": lora_scale, **how, **drawing.fields}
     settings |= {"vae": vae} if vae else {}
     settings |= {"init_latents": init_latents} if init_latents else {"seed": seed}
-    for index, (path, text, image) in enumerate(zip(files, wanted, to_uint8(images), strict=True)):
-        _write_png(path, image, {"prompt": text, "index": index, **settings})
-    print(f"wrote {len(files)} images to {out}")
-    return files
+    images = _Images(folder, wanted, settings, count)
+    try:
+        images.write(drawing.batches())
+    finally:
+        images.finish(out)
+    images.check_finite()
+    return images.files
+
+
+def _check_limits(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        least, most = LIMITS[name]
+        if number is not None and not least <= number <= most:
+            raise UserError(f"--{name}={number}: expected a whole number from {least} to {most}")
+
+
+def _repeated(prompts: list[str], count: int) -> list[str]:
+    """Returns the prompt of every image."""
+    if len(prompts) * count > MAX_IMAGES:
+        raise UserError(
+            f"--count={count} images of {counted(len(prompts), 'prompt')} are {len(prompts) * count}: "
+            f"expected at most {MAX_IMAGES} in all"
+        )
+    return [text for text in prompts for _ in range(count)]
 
 
 def _prompts(prompt: str, prompts: str) -> list[str]:
     if bool(prompt) == bool(prompts):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
     return [prompt] if prompt else load_prompts(prompts)
-
-
-def _initial(init_latents: str, seed: int, count: int, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
-    """Returns the initial latents from the file if there is one, otherwise from the seed."""
-    if not init_latents:
-        return initial_latents(seed, count, shape)
-    latents = read_latents(init_latents, shape)
-    if len(latents) != count:
-        raise UserError(f"--init-latents={init_latents} holds {len(latents)} rows for {count} images")
-    return latents
 
 
 def _size_pair(flag: str, text: str, least: int, expected: str) -> tuple[int, int] | None:
@@ -135,51 +154,81 @@ def _size_pair(flag: str, text: str, least: int, expected: str) -> tuple[int, in
     return pair
 
 
-def _prompt_options(
-    pipeline: Pipeline, shape: tuple[int, int, int], sizes: Mapping[str, tuple[int, int] | None]
-) -> dict[str, Any]:
-    """Returns the pipeline's options for images of a latent shape, with the size conditions of the flags."""
-    given = {name: pair for name, pair in sizes.items() if pair is not None}
-    try:
-        return pipeline.prompt_options(shape, **given)
-    except TypeError as error:  # the text encoding of this family has no such options
-        raise UserError(f"{pipeline.folder} takes no size conditions ({', '.join(given)})") from error
+class _Images:
+    """Writes images while they are drawn, and says how many there are.
 
+    Args:
+      folder: where they are written.
+      prompts: one per image.
+      settings: text fields of all images.
+      count: images per prompt.
 
-def _check_finite(images: Float[np.ndarray, "b H W 3"], model: str, guidance: float) -> None:
-    if not np.isfinite(images).all():  # they would become black pixels
+    Attributes:
+      files: what is written.
+    """
+
+    def __init__(self, folder: ImageFolder, prompts: list[str], settings: dict[str, Any], count: int):
+        self._folder = folder
+        self._prompts = prompts
+        self._settings = settings
+        self._sheet = ContactSheet(count if 1 < count <= _COLUMNS else None)
+        self._bad: list[int] = []
+        self.files: list[Path] = []
+
+    def write(self, batches: Iterable[np.ndarray]) -> None:
+        """Writes the images of each batch as soon as it is drawn."""
+        index = 0
+        with tqdm(total=len(self._prompts), desc="images", unit="image") as bar:
+            for batch in batches:
+                for image in batch:
+                    self._write(index, image)
+                    index += 1
+                if self._bad:
+                    bar.set_postfix_str(f"{len(self._bad)} not finite", refresh=False)
+                bar.update(len(batch))
+
+    def _write(self, index: int, image: np.ndarray) -> None:
+        if not np.isfinite(image).all():  # It would have black pixels.
+            self._bad.append(index)
+            return
+        prompt = self._prompts[index]
+        pixels = to_uint8(image)
+        file = self._folder.write(index, pixels, {"prompt": prompt, "index": index, **self._settings})
+        self.files.append(file)
+        self._sheet.add(file.name, prompt, pixels)
+
+    def finish(self, out: str | os.PathLike) -> None:
+        """Writes the contact sheet, if it has more than one image, and prints one line."""
+        total = len(self._prompts)
+        whole = len(self.files) == total
+        wrote = counted(total, "image") if whole else f"{len(self.files)} of {counted(total, 'image')}"
+        try:
+            if len(self._sheet) > 1:
+                sheet = self._folder.write_sheet(self._sheet.image(), self._sheet.prompts)
+                wrote += f" and {sheet.name}"
+        finally:
+            print(f"wrote {wrote} to {out}")
+
+    def check_finite(self) -> None:
+        """Raises a `UserError` that lists the images with values that are not finite, if there are any."""
+        if not self._bad:
+            return
+        shown = [f"{index} ({excerpt(self._prompts[index])})" for index in self._bad[:8]]
+        shown += [f"{len(self._bad) - 8} more"] if len(self._bad) > 8 else []
         raise UserError(
-            f"images of --model={model} with --guidance={guidance} have values that are not finite: check the "
-            "guidance, the LoRA and its strength, and try --dtype=float32"
+            f"{len(self._bad)} of {counted(len(self._prompts), 'image')} of --model={self._settings['model']} with "
+            f"--guidance={self._settings['guidance']} have values that are not finite and were not written: index "
+            f"{', '.join(shown)}; check the guidance, the LoRA and its strength, and try --dtype=float32"
         )
 
 
-def _size_fields(images: Float[np.ndarray, "b H W 3"], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the sizes for a PNG's text fields."""
-    fields = {"height": images.shape[1], "width": images.shape[2]}
-    size = options.get("size")
-    if size is None:
-        return fields
-    pairs = {"original_size": size.original, "crop": size.crop, "target_size": size.target}
-    return fields | {name: "{}x{}".format(*pair) for name, pair in pairs.items()}
-
-
-def _adapter(pipeline: Pipeline, lora: str) -> tuple[Params | None, float]:
-    """Reads the adapter; returns its tree and alpha / r, or None and 1 without an adapter."""
-    if not lora:
-        return None, 1.0
-    adapter = read_lora(lora, pipeline.params[pipeline.TRAINED])
-    return jax.tree.map(jnp.asarray, adapter.tree), adapter.alpha / adapter.rank
-
-
-def _write_png(path: Path, image: np.ndarray, settings: Mapping[str, Any]) -> None:
-    info = PngImagePlugin.PngInfo()
-    for key, value in settings.items():
-        info.add_itxt(key, str(value))
-    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, pnginfo=info))
-
-
 # The command
+
+
+def _bounds(name: str) -> dict[str, int]:
+    """Returns the range of a number as its flag takes it."""
+    least, most = LIMITS[name]
+    return {"lower_bound": least, "upper_bound": most}
 
 
 def run() -> None:
@@ -195,21 +244,19 @@ def run() -> None:
         "lora_scale": flags.DEFINE_float("lora-scale", 1.0, "Multiply the LoRA by this strength."),
         "prompt": flags.DEFINE_string("prompt", "", "Draw this prompt."),
         "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file: .txt, .json or .jsonl."),
-        "count": flags.DEFINE_integer("count", 1, "Draw this number of images per prompt.", lower_bound=1),
-        "seed": flags.DEFINE_integer(
-            "seed", 0, "Draw the initial latents from this seed.", lower_bound=0, upper_bound=SEED_LIMIT - 1
-        ),
+        "count": flags.DEFINE_integer("count", 1, "Draw this number of images per prompt.", **_bounds("count")),
+        "seed": flags.DEFINE_integer("seed", 0, "Draw the initial latents from this seed.", **_bounds("seed")),
         "solver": flags.DEFINE_enum(
             "solver", "ddim", list(SOLVERS), "Sample with DDIM (eta 0), Euler or DPM-Solver++ 2M."
         ),
         "karras": flags.DEFINE_bool("karras", False, "Space noise levels as in Karras et al., with euler and dpm++."),
-        "steps": flags.DEFINE_integer("steps", 20, "Take this number of sampling steps.", lower_bound=1),
+        "steps": flags.DEFINE_integer("steps", 20, "Take this number of sampling steps.", **_bounds("steps")),
         "guidance": flags.DEFINE_float("guidance", 5.0, "Use this classifier-free guidance scale."),
         "height": flags.DEFINE_integer(
-            "height", None, "Make images this high, in pixels (default: the model's own height).", lower_bound=1
+            "height", None, "Make images this high, in pixels (default: the model's own height).", **_bounds("height")
         ),
         "width": flags.DEFINE_integer(
-            "width", None, "Make images this wide, in pixels (default: the model's own width).", lower_bound=1
+            "width", None, "Make images this wide, in pixels (default: the model's own width).", **_bounds("width")
         ),
         "original_size": flags.DEFINE_string(
             "original-size", "", "Set SDXL's original size, HEIGHTxWIDTH (default: the images' size)."
@@ -221,12 +268,16 @@ def run() -> None:
         "init_latents": flags.DEFINE_string(
             "init-latents", "", "Read the initial latents from this .npy file, [b c h w] with a row per image."
         ),
-        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", lower_bound=1),
+        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **_bounds("batch")),
         "dtype": flags.DEFINE_enum(
             "dtype", "float32", ["float32", "bfloat16"], "Compute weights and activations in this dtype."
         ),
-        "out": flags.DEFINE_string("out", "samples", "Write the PNGs to this folder."),
-        "overwrite": flags.DEFINE_bool("overwrite", False, "Replace PNGs with the same names in --out."),
+        "out": flags.DEFINE_string(
+            "out", "samples", "Write the PNGs to this folder; names count on from the highest number in it."
+        ),
+        "overwrite": flags.DEFINE_bool(
+            "overwrite", False, "Begin with 0000.png in any case, and replace PNGs with the same names in --out."
+        ),
     }
     for name in ("guidance", "lora-scale"):
         flags.register_validator(name, math.isfinite, "expected a finite number")

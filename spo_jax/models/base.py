@@ -14,6 +14,8 @@ from spo_jax.diffusion.guidance import guided
 from spo_jax.diffusion.process import Process
 from spo_jax.diffusion.steps import SolverSteps
 
+TEXT_CHUNK = 64  # prompts that `Pipeline.encode_prompts` encodes at a time, in one compiled shape
+
 
 @runtime_checkable
 class Pipeline(Protocol):

@@ -1,7 +1,7 @@
 """Images from prompts: one compiled program per sampler."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,15 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import take_rows
-from spo_jax.core.typing import Array, Float, Params, PyTree
+from spo_jax.core.typing import Array, Float, Int, Params, PyTree
+from spo_jax.core.words import counted
 from spo_jax.diffusion.solvers import solve
 from spo_jax.diffusion.steps import SolverSteps
-from spo_jax.models.base import Guidance, Pipeline, bind_denoise
+from spo_jax.models.base import TEXT_CHUNK, Guidance, Pipeline, bind_denoise
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
+
+# Numbers of images.
+Rows = Int[np.ndarray, " b"]
 
 
 class Sampler:
@@ -78,14 +82,67 @@ class Sampler:
         if init_latents.shape[1:] != self.latent_shape:  # Images would be drawn, but with conditions of another size.
             raise ValueError(f"latents of {init_latents.shape[1:]} for a sampler of {self.latent_shape}")
         count = len(init_latents)
-        images = []
+        drawn = [
+            self._draw_rows(take_rows(condition, rows), init_latents[rows], lora) for rows in self._batches(count)
+        ]  # fmt: skip
+        return np.concatenate(drawn)[:count]
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        latents: Callable[[Rows], Float[np.ndarray, "b h w c"]],
+        lora: Params | None = None,
+    ) -> Iterator[Float[np.ndarray, "b H W 3"]]:
+        """Draws the images of `__call__`, to the bit, but holds one batch of them at a time.
+
+        Args:
+          prompts: one per image.
+          latents: function from numbers of images to their initial latents.
+          lora: as in `__call__`.
+
+        Yields:
+          The images of one batch.
+        """
+        conditions = _Conditions(lambda texts: self.pipeline.encode_prompts(texts, **self._options), prompts)
+        for rows in self._batches(len(prompts)):
+            images = self._draw_rows(conditions.take(rows), latents(rows), lora)
+            yield images[: len(prompts) - rows[0]]
+
+    def _batches(self, count: int) -> Iterator[Rows]:
+        """Yields the rows of each batch; the last batch is padded with copies of the last row."""
         for start in range(0, count, self.batch):
-            # The last batch is padded with copies of the last row.
-            rows = np.minimum(np.arange(start, start + self.batch), count - 1)
-            arguments = (take_rows(condition, rows), self._unconditional, init_latents[rows])
-            drawn = self._program(self.pipeline.params, lora, *arguments)
-            images.append(np.asarray(drawn)[: count - start])
-        return np.concatenate(images)
+            yield np.minimum(np.arange(start, start + self.batch), count - 1)
+
+    def _draw_rows(
+        self, condition: PyTree, latents: Float[np.ndarray, "b h w c"], lora: Params | None
+    ) -> Float[np.ndarray, "b H W 3"]:
+        return np.asarray(self._program(self.pipeline.params, lora, condition, self._unconditional, latents))
+
+
+class _Conditions:
+    """Encoded prompts, of which only the chunks that the current batch needs are held.
+
+    Chunks are those in which a pipeline encodes all prompts at once, so that rounding is the same.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], PyTree], prompts: Sequence[str]):
+        self._encode = encode
+        self._prompts = prompts
+        self._size = min(TEXT_CHUNK, len(prompts))
+        self._chunks: dict[int, PyTree] = {}
+
+    def take(self, rows: Rows) -> PyTree:
+        """Returns the encoded prompts of ascending rows."""
+        needed = range(rows[0] // self._size, rows[-1] // self._size + 1)
+        held = self._chunks
+        self._chunks = {number: held[number] if number in held else self._chunk(number) for number in needed}
+        joined = jax.tree.map(lambda *parts: np.concatenate(parts), *self._chunks.values())
+        return take_rows(joined, rows - needed[0] * self._size)
+
+    def _chunk(self, number: int) -> PyTree:
+        start = number * self._size
+        rows = np.minimum(np.arange(start, start + self._size), len(self._prompts) - 1)
+        return self._encode([self._prompts[row] for row in rows])
 
 
 def _sample(
@@ -108,31 +165,46 @@ def _sample(
 
 def initial_latents(seed: int, count: int, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
     """Draws noise for ``count`` images; the noise of image i does not depend on the count."""
-    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(count))
+    return latents_of(seed, np.arange(count), shape)
+
+
+def latents_of(seed: int, rows: Rows, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
+    """Draws the noise that `initial_latents` has in these rows."""
+    keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.asarray(rows))
     return np.asarray(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
 
 
-def read_latents(path: str, shape: tuple[int, int, int]) -> Float[np.ndarray, "b h w c"]:
-    """Reads initial latents from a .npy file in torch's layout [b c h w], as diffusers' ``latents=`` takes them.
+class LatentsFile:
+    """Initial latents in a .npy file in torch's layout [b c h w], as diffusers' ``latents=`` takes them.
+
+    Rows are read when they are asked for.
 
     Args:
       path: the file.
-      shape: expected shape (h, w, c).
+      count: expected number of rows.
+      shape: expected shape (h, w, c) of a row.
 
     Raises:
-      UserError: the file does not exist or is not an array of floats, its shape is not the model's, or a value is not
-        finite.
+      UserError: the file does not exist or is not an array of floats, its shape is not the expected one, or a value is
+        not finite.
     """
-    try:
-        latents = np.load(path, allow_pickle=False)
-    except Exception as error:  # A damaged header raises any of a dozen types, from BadZipFile to MemoryError.
-        raise UserError(f"cannot read initial latents from {path}: {error}") from error
-    if not isinstance(latents, np.ndarray):  # an .npz file
-        raise UserError(f"{path} holds several arrays, expected one (numpy.save)")
-    expected = (shape[2], shape[0], shape[1])
-    if latents.ndim != 4 or latents.shape[1:] != expected or not np.issubdtype(latents.dtype, np.floating):
-        raise UserError(f"{path}: {latents.dtype}{list(latents.shape)}, expected floats [b, {expected} as c, h, w]")
-    latents = np.moveaxis(latents, 1, -1).astype(np.float32)  # [b c h w] -> [b h w c]
-    if not np.isfinite(latents).all():
-        raise UserError(f"{path}: holds values that are not finite, expected noise of unit variance")
-    return latents
+
+    def __init__(self, path: str, count: int, shape: tuple[int, int, int]):
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # A damaged header raises any of a dozen types, from BadZipFile to MemoryError.
+            raise UserError(f"cannot read initial latents from {path}: {error}") from error
+        if not isinstance(array, np.ndarray):  # an .npz file
+            raise UserError(f"{path} holds several arrays, expected one (numpy.save)")
+        expected = (shape[2], shape[0], shape[1])
+        if array.ndim != 4 or array.shape[1:] != expected or not np.issubdtype(array.dtype, np.floating):
+            raise UserError(f"{path}: {array.dtype}{list(array.shape)}, expected floats [b, {expected} as c, h, w]")
+        if len(array) != count:
+            raise UserError(f"{path} holds {counted(len(array), 'row')} for {counted(count, 'image')}")
+        self._array = array
+        if not all(np.isfinite(self(np.array([row]))).all() for row in range(count)):
+            raise UserError(f"{path}: holds values that are not finite, expected noise of unit variance")
+
+    def __call__(self, rows: Rows) -> Float[np.ndarray, "b h w c"]:
+        """Returns some rows in our layout."""
+        return np.moveaxis(self._array[rows], 1, -1).astype(np.float32)  # [b c h w] -> [b h w c]

@@ -121,7 +121,11 @@ def test_prompts_of_train(refused, tmp_path, content, parts):
         ([], ["give either --prompt=TEXT or --prompts=FILE"]),
         (["--prompt=a", "--prompts=b.txt"], ["give either"]),
         (["--prompts=absent.txt"], ["no prompt file absent.txt"]),
-        (["--prompt=a", "--steps=0"], ["--steps"]),
+        (["--prompt=a", "--steps=0"], ["--steps=0", "[1, 1000]"]),
+        (["--prompt=a", "--steps=1000000000"], ["--steps=1000000000", "[1, 1000]"]),
+        (["--prompt=a", "--count=1000000000"], ["--count=1000000000", "[1, 1000000]"]),
+        (["--prompt=a", "--batch=1000000000"], ["--batch=1000000000", "[1, 1024]"]),
+        (["--prompt=a", "--height=99968"], ["--height=99968", "[1, 8192]"]),
         (["--prompt=a", "--seed=-1"], ["--seed=-1"]),
         (["--prompt=a", "--seed=4294967296"], ["--seed=4294967296", "4294967295"]),
         (["--prompt=a", "--guidance=nan"], ["--guidance=nan: expected a finite number"]),
@@ -354,7 +358,7 @@ def test_latents_of_another_size(micro, tmp_path):
 def test_latents_for_another_number_of_images(refused, micro, tmp_path):
     np.save(tmp_path / "latents.npy", np.zeros((3, 4, 8, 8), np.float32))
     flags = (f"--model={micro.sd}", "--prompt=a", f"--init-latents={tmp_path}/latents.npy", f"--out={tmp_path}/images")
-    refused("sample", *flags, parts=["latents.npy holds 3 rows for 1 images"])
+    refused("sample", *flags, parts=["latents.npy holds 3 rows for 1 image"])
 
 
 @pytest.mark.parametrize(
@@ -377,15 +381,23 @@ def test_places_that_nothing_is_exported_to(tmp_path, form, out, overwrite, mess
     assert (tmp_path / "old.safetensors").read_text() == "kept"
 
 
-def test_images_of_an_earlier_call_are_kept(tmp_path):
-    """They are seen before anything is read: there is no such model. An image that would not be replaced is ignored."""
-    (tmp_path / "0001.png").write_text("kept")
-    with pytest.raises(UserError, match="0001.png exists already: .*--overwrite"):
-        sample(model="no/such/model", prompt="a", count=2, out=tmp_path)
-    for how in ({"count": 1}, {"count": 2, "overwrite": True}):
-        with pytest.raises(UserError, match="no such file or folder: no/such/model"):
-            sample(model="no/such/model", prompt="a", out=tmp_path, **how)
-    assert (tmp_path / "0001.png").read_text() == "kept"
+def test_absurd_sizes(tmp_path, micro):
+    """They are refused before anything is read (there is no such model) or allocated, in Python as well."""
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    for how, message in (
+        ({"prompt": "a", "width": 99968}, "--width=99968: expected a whole number from 1 to 8192"),
+        ({"prompt": "a", "count": 0}, "--count=0: expected a whole number from 1 to 1000000"),
+        (
+            {"prompts": str(tmp_path / "p.txt"), "count": 600_000},
+            "images of 2 prompts are 1200000: expected at most 1000000",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample(model="no/such/model", out=tmp_path / "out", **how)
+    how = dict(height=8192, width=8192, count=5, batch=8)
+    with pytest.raises(UserError, match="--batch=5 images of 8192x8192 pixels at a time .* expected 4 or fewer"):
+        sample(model=str(micro.sd), prompt="a", out=tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("resume", [[], ["--auto-resume"]])

@@ -7,10 +7,9 @@ import pytest
 from PIL import Image
 
 from spo_jax import export as export_module
-from spo_jax import sample as sample_module
 from spo_jax.core.errors import UserError
 from spo_jax.export import export
-from spo_jax.models import open_pipeline
+from spo_jax.models import drawing, open_pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.sample import sample
@@ -184,7 +183,10 @@ def test_the_commands(micro, micro_run, command, tmp_path):
         f"--out={tmp_path}/images",
     )  # fmt: skip
     assert process.returncode == 0 and "wrote 2 images" in process.stdout, process.stderr[-4000:]
-    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["0000.png", "0001.png"]
+    assert "wrote 2 images and grid.png to" in process.stdout and "2/2" in process.stderr
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["0000.png", "0001.png", "grid.png"]
+    sheet = Image.open(tmp_path / "images" / "grid.png")
+    assert sheet.text == {name: "ein grüner Mond" for name in ("0000.png", "0001.png")} and sheet.size[0] > 2 * 100
     image = Image.open(tmp_path / "images" / "0001.png")
     assert image.size == (16, 16) and image.mode == "RGB"
     expected = dict(prompt="ein grüner Mond", index="1", model=str(micro.sd), lora=f"{tmp_path}/kohya.safetensors")
@@ -219,22 +221,86 @@ def test_seeds_and_counts(micro, tmp_path):
     assert (first != second).any() and (first != other).any() and (second != other).any()
 
 
-def test_values_that_are_not_finite_are_not_written_as_images(micro, tmp_path):
-    """They would become black images."""
-    with pytest.raises(
-        UserError, match=r"--guidance=1e\+38 have values that are not finite: check the guidance, the LoRA"
-    ):
+@pytest.fixture
+def drawn(monkeypatch):
+    """Replaces what samplers draw by a function of (sampler, number of the batch, its rows)."""
+
+    def replace(function):
+        class Fake(Sampler):
+            def _draw_rows(self, condition, latents, lora):
+                self.number = getattr(self, "number", -1) + 1
+                return function(self, self.number, len(latents))
+
+        monkeypatch.setattr(drawing, "Sampler", Fake)
+
+    return replace
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_images_that_are_not_finite_are_named_at_the_end(micro, tmp_path, drawn, capsys):
+    """They would become black images; all others are written."""
+
+    def one_bad(_, number, rows):
+        images = np.zeros((rows, 4, 4, 3), np.float32)
+        images[1] = np.nan if number == 0 else 0
+        return images
+
+    drawn(one_bad)
+    message = (
+        r"^1 of 5 images .*--guidance=5.0 .*not finite and were not written: index 1 \('a red star'\); check the g"
+    )
+    with pytest.raises(UserError, match=message):
+        sample(model=str(micro.sd), prompt="a red star", out=tmp_path, batch=2, count=5)
+    assert names(tmp_path) == ["0000.png", "0002.png", "0003.png", "0004.png", "grid.png"]
+    assert Image.open(tmp_path / "0002.png").text["index"] == "2"
+    assert f"wrote 4 of 5 images and grid.png to {tmp_path}" in capsys.readouterr().out
+
+
+def test_nothing_is_written_if_no_image_is_finite(micro, tmp_path):
+    with pytest.raises(UserError, match=r"^1 of 1 image .*--guidance=1e\+38 .*not finite"):
         sample(model=str(micro.sd), prompt="a red star", out=tmp_path, steps=2, guidance=1e38)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("count", "batch"), [(1, 1), (2, 2), (3, 2)])
-def test_a_batch_is_not_larger_than_the_number_of_images(micro, tmp_path, monkeypatch, count, batch):
-    class Recorder(Sampler):
-        def draw(self, condition, init_latents, lora=None):
-            assert self.batch == batch
-            return np.zeros((len(init_latents), 4, 4, 3), np.float32)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_images_that_were_drawn_stay(micro, tmp_path, drawn, capsys, error):
+    """Whatever ends the command, and one line says how many there are."""
 
-    monkeypatch.setattr(sample_module, "Sampler", Recorder)
+    def stopped(_, number, rows):
+        if number == 2:
+            raise error
+        return np.zeros((rows, 4, 4, 3), np.float32)
+
+    drawn(stopped)
+    with pytest.raises(error):
+        sample(model=str(micro.sd), prompt="a red star", out=tmp_path, batch=3, count=8)
+    assert names(tmp_path) == [f"000{index}.png" for index in range(6)] + ["grid.png"]
+    assert f"wrote 6 of 8 images and grid.png to {tmp_path}" in capsys.readouterr().out
+
+
+def test_another_prompt_needs_no_other_folder(micro, tmp_path, drawn):
+    drawn(lambda _, number, rows: np.zeros((rows, 4, 4, 3), np.float32))
+    how = dict(model=str(micro.sd), out=tmp_path)
+    first = sample(prompt="a red star", count=2, **how)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    second = sample(prompt="a blue moon", count=2, **how)
+    assert [path.name for path in first + second] == ["0000.png", "0001.png", "0002.png", "0003.png"]
+    assert before == {path: path.read_bytes() for path in before} and "grid-0002.png" in names(tmp_path)
+    # The noise is that of the index, whatever the file is called.
+    assert [Image.open(path).text["index"] for path in second] == ["0", "1"]
+    again = sample(prompt="a green square", overwrite=True, **how)
+    assert again == first[:1] and Image.open(first[0]).text["prompt"] == "a green square"
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (2, 2), (3, 2)])
+def test_a_batch_is_not_larger_than_the_number_of_images(micro, tmp_path, drawn, count, batch):
+    def blank(sampler, number, rows):
+        assert sampler.batch == rows == batch
+        return np.zeros((rows, 4, 4, 3), np.float32)
+
+    drawn(blank)
     how = dict(model=str(micro.sd), prompt="a red star", out=tmp_path, batch=2, steps=2)
     assert len(sample(**how, count=count)) == count

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spo_jax import sample as sample_module
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
 from spo_jax.methods.spo.settings import JudgeSettings
-from spo_jax.models import open_pipeline
+from spo_jax.models import drawing, open_pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.sampler import Sampler
 from spo_jax.nn.lora import merge
@@ -157,7 +156,7 @@ def test_images_of_other_sizes(exported, succeed, micro, tmp_path):
     }
     with ThreadPoolExecutor(2) as two:
         calls = [two.submit(succeed, "sample", *flags, *more, f"--out={tmp_path / n}") for n, more in models.items()]
-        assert all("wrote 1 images" in call.result().stdout for call in calls)
+        assert all("wrote 1 image to" in call.result().stdout for call in calls)
     images = {name: Image.open(tmp_path / name / "0000.png") for name in models}
     written = ("height", "width", "solver", "original_size", "crop", "target_size")
     assert [images["lora"].text[name] for name in written] == ["16", "24", "dpm++", "16x24", "4x8", "24x16"]
@@ -175,11 +174,11 @@ def test_images_of_other_sizes(exported, succeed, micro, tmp_path):
 )
 def test_size_conditions_default_to_those_of_uncropped_images(micro, tmp_path, monkeypatch, given, time_ids, written):
     class Recorder(Sampler):
-        def draw(self, condition, init_latents, lora=None):
+        def _draw_rows(self, condition, latents, lora):
             np.testing.assert_array_equal(condition.time_ids, [time_ids])
-            return np.zeros((len(init_latents), 16, 24, 3), np.float32)
+            return np.zeros((len(latents), 16, 24, 3), np.float32)
 
-    monkeypatch.setattr(sample_module, "Sampler", Recorder)
+    monkeypatch.setattr(drawing, "Sampler", Recorder)
     how = dict(model=str(micro.sdxl), prompt="a red star", steps=1, height=16, width=24)
     [path] = sample(out=tmp_path, **given, **how)
     assert [Image.open(path).text[name] for name in ("original_size", "crop", "target_size")] == written

@@ -13,8 +13,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 
 from spo_jax.core.errors import UserError
 from spo_jax.models import open_pipeline
+from spo_jax.models import sampler as sampler_module
 from spo_jax.models.lora import write_lora
-from spo_jax.models.sampler import Sampler, initial_latents, read_latents
+from spo_jax.models.sampler import LatentsFile, Sampler, initial_latents, latents_of
 from tests.models.helpers import FOLDER, IMAGES, PROMPTS, unit
 
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}
@@ -48,6 +49,31 @@ def test_an_image_does_not_depend_on_its_neighbours(sampler, latents, base_image
     alone = unit(sampler(PROMPTS[1:2], latents[1:2]))
     assert alone.shape == (1, *base_images.shape[1:])
     np.testing.assert_allclose(alone[0], base_images[1], atol=1e-4)
+
+
+def test_images_that_are_streamed_are_the_same_to_the_bit(sampler, latents):
+    batches = list(sampler.stream(PROMPTS, lambda rows: latents_of(0, rows, latents.shape[1:])))
+    assert [len(batch) for batch in batches] == [2, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), sampler(PROMPTS, latents))
+
+
+@pytest.mark.parametrize(("count", "batch"), [(3, 2), (9, 2), (9, 7), (10, 20), (8, 3)])
+def test_prompts_are_encoded_in_the_chunks_of_all_prompts_at_once(monkeypatch, count, batch):
+    """The last chunk is filled up with the last prompt, and a chunk is encoded once."""
+    monkeypatch.setattr(sampler_module, "TEXT_CHUNK", 4)
+    calls = []
+
+    def encode(texts):
+        calls.append([int(text) for text in texts])
+        return {"states": np.array(calls[-1])}
+
+    conditions = sampler_module._Conditions(encode, [str(number) for number in range(count)])
+    for start in range(0, count, batch):
+        rows = np.minimum(np.arange(start, start + batch), count - 1)
+        np.testing.assert_array_equal(conditions.take(rows)["states"], rows)
+        assert len(conditions._chunks) <= batch // 4 + 2
+    starts = range(0, count, min(4, count))
+    assert calls == [[min(row, count - 1) for row in range(start, start + min(4, count))] for start in starts]
 
 
 SLOW = pytest.mark.slow  # for further solvers and sizes, which take the same path through our code
@@ -143,25 +169,28 @@ def test_the_noise_of_an_image_does_not_depend_on_their_number():
 def test_latents_in_a_file_have_the_layout_of_torch(tmp_path):
     latents = np.random.default_rng(0).normal(size=(2, 4, 3, 5))
     np.save(tmp_path / "latents.npy", latents)
-    read = read_latents(str(tmp_path / "latents.npy"), (3, 5, 4))
+    read = LatentsFile(str(tmp_path / "latents.npy"), 2, (3, 5, 4))(np.array([1, 0, 0]))
     assert read.dtype == np.float32
-    np.testing.assert_allclose(read, latents.transpose(0, 2, 3, 1), rtol=1e-6)
+    np.testing.assert_allclose(read, latents.transpose(0, 2, 3, 1)[[1, 0, 0]], rtol=1e-6)
 
 
 def test_latents_that_do_not_fit_are_refused(tmp_path):
     path = str(tmp_path / "latents.npy")
     with pytest.raises(UserError, match="cannot read initial latents from .*latents.npy"):
-        read_latents(path, (3, 5, 4))
+        LatentsFile(path, 2, (3, 5, 4))
     for array in (np.zeros((2, 3, 5, 4)), np.zeros((4, 3, 5)), np.zeros((2, 4, 3, 5), int)):
         np.save(path, array)
         with pytest.raises(UserError, match=r"latents.npy: .*expected floats \[b, \(4, 3, 5\) as c, h, w\]"):
-            read_latents(path, (3, 5, 4))
+            LatentsFile(path, 2, (3, 5, 4))
     np.save(path, np.full((2, 4, 3, 5), np.nan))
     with pytest.raises(UserError, match="latents.npy: holds values that are not finite"):
-        read_latents(path, (3, 5, 4))
+        LatentsFile(path, 2, (3, 5, 4))
+    np.save(path, np.zeros((1, 4, 3, 5)))
+    with pytest.raises(UserError, match="latents.npy holds 1 row for 2 images"):
+        LatentsFile(path, 2, (3, 5, 4))
     np.savez(tmp_path / "several.npz", a=np.zeros(3))
     with pytest.raises(UserError, match="holds several arrays"):
-        read_latents(str(tmp_path / "several.npz"), (3, 5, 4))
+        LatentsFile(str(tmp_path / "several.npz"), 2, (3, 5, 4))
 
 
 def npy_header(text):
@@ -175,11 +204,12 @@ def npy_header(text):
         b"PK\x03\x04 cut off",
         npy_header("{"),
         npy_header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**30},), }}"),
+        npy_header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({10**12}, 4, 3, 5), }}") + bytes(480),
     ],
-    ids=["no array", "half a zip", "half a header", "more than memory"],
+    ids=["no array", "half a zip", "half a header", "more than memory", "more than the file"],
 )
 def test_files_that_are_not_arrays_are_refused(tmp_path, content):
     """numpy raises an error of another type for each of them."""
     (tmp_path / "latents.npy").write_bytes(content)
     with pytest.raises(UserError, match="cannot read initial latents from .*latents.npy"):
-        read_latents(str(tmp_path / "latents.npy"), (3, 5, 4))
+        LatentsFile(str(tmp_path / "latents.npy"), 2, (3, 5, 4))

@@ -19,6 +19,7 @@ from spo_jax.data.tokenizer import AbstractTokenizer, Tokenizer
 from spo_jax.diffusion.ddpm import DDPM, make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.diffusion.steps import SolverSteps, solver_steps
+from spo_jax.models.base import TEXT_CHUNK
 from spo_jax.models.stable_diffusion import sources
 from spo_jax.models.stable_diffusion.checks import check_parts
 from spo_jax.models.stable_diffusion.conditioning import Conditioning, SizeConditions
@@ -35,7 +36,6 @@ from spo_jax.parallel.sharding import abstract_weights, place_weights
 from spo_jax.weights.digest import weights_digest
 
 COMPONENTS = sources.COMPONENTS
-TEXT_CHUNK = 64  # number of prompts encoded at a time, in one compiled shape
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 

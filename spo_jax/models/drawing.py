@@ -1,0 +1,124 @@
+"""Images of prompts as a user asks for them: a model, perhaps a LoRA, and settings, which are checked together."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.typing import Float, Params
+from spo_jax.models import open_pipeline
+from spo_jax.models.base import Pipeline
+from spo_jax.models.lora import read_lora
+from spo_jax.models.sampler import LatentsFile, Sampler, latents_of
+
+MAX_PIXELS = 2**28  # of a batch: 1024 images of 512 x 512, and 3 GiB of float32
+
+Size = tuple[int, int]
+
+
+class Drawing:
+    """Images that are ready to be drawn: the model is read, and everything fits.
+
+    Args:
+      prompts: one per image.
+      model: folder, hub id, single file, or ``toy``.
+      revision: revision of the hub id; empty for none.
+      base: where a single file's tokenizers and scheduler come from; empty for the default.
+      vae: an autoencoder instead of the model's own; empty for none.
+      dtype: ``float32`` or ``bfloat16``.
+      lora: a LoRA, or empty for none.
+      lora_scale: its strength.
+      size: (height, width) in pixels; None is the model's own.
+      conditions: SDXL's size conditions by name: ``original``, ``crop``, ``target``.
+      init_latents: .npy file with the initial latents; empty draws them from the seed.
+      seed: seed of the initial latents.
+      batch: largest number of images to draw at a time.
+      how: solver, number of steps, guidance scale and kind of noise levels, as `Sampler` takes them.
+
+    Attributes:
+      fields: height, width and size conditions of the images, for their files.
+
+    Raises:
+      UserError: the model, the LoRA, the latents, the solver or a size cannot be used.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        *,
+        model: str,
+        revision: str,
+        base: str,
+        vae: str,
+        dtype: str,
+        lora: str,
+        lora_scale: float,
+        size: tuple[int | None, int | None],
+        conditions: Mapping[str, Size],
+        init_latents: str,
+        seed: int,
+        batch: int,
+        how: Mapping[str, Any],
+    ):
+        pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
+        self._lora, scale = _adapter(pipeline, lora)
+        shape = pipeline.latent_shape_of(*size)
+        options = _prompt_options(pipeline, shape, conditions)
+        batch = min(batch, len(prompts))
+        pixels = (shape[0] * pipeline.downscale, shape[1] * pipeline.downscale)
+        _check_pixels(batch, pixels)
+        if init_latents:
+            self._latents = LatentsFile(init_latents, len(prompts), shape)
+        else:
+            self._latents = functools.partial(latents_of, seed, shape=shape)
+        self._sampler = Sampler(
+            pipeline, lora_scale=scale * lora_scale, batch=batch, latent_shape=shape, prompt_options=options, **how
+        )
+        self._prompts = prompts
+        self.fields = _size_fields(pixels, options)
+
+    def batches(self) -> Iterator[Float[np.ndarray, "b H W 3"]]:
+        """Yields the images, near [-1, 1] and not clipped, batch by batch."""
+        return self._sampler.stream(self._prompts, self._latents, self._lora)
+
+
+def _adapter(pipeline: Pipeline, lora: str) -> tuple[Params | None, float]:
+    """Reads the adapter; returns its tree and alpha / r, or None and 1 without an adapter."""
+    if not lora:
+        return None, 1.0
+    adapter = read_lora(lora, pipeline.params[pipeline.TRAINED])
+    return jax.tree.map(jnp.asarray, adapter.tree), adapter.alpha / adapter.rank
+
+
+def _prompt_options(
+    pipeline: Pipeline, shape: tuple[int, int, int], conditions: Mapping[str, Size]
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the pipeline's options for images of a latent shape, with size conditions."""
+    try:
+        return pipeline.prompt_options(shape, **conditions)
+    except TypeError as error:  # the text encoding of this family has no such options
+        raise UserError(f"{pipeline.folder} takes no size conditions ({', '.join(conditions)})") from error
+
+
+def _check_pixels(batch: int, size: Size) -> None:
+    """Refuses more pixels at a time than any device holds, before they are allocated."""
+    height, width = size
+    if batch * height * width > MAX_PIXELS:
+        fits = MAX_PIXELS // (height * width)
+        raise UserError(
+            f"--batch={batch} images of {height}x{width} pixels at a time are too many: expected {fits} or fewer"
+        )
+
+
+def _size_fields(pixels: Size, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sizes for a PNG's text fields."""
+    fields = {"height": pixels[0], "width": pixels[1]}
+    size = options.get("size")
+    if size is None:
+        return fields
+    pairs = {"original_size": size.original, "crop": size.crop, "target_size": size.target}
+    return fields | {name: "{}x{}".format(*pair) for name, pair in pairs.items()}
