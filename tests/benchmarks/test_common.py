@@ -108,3 +108,28 @@ def test_a_script_reports_a_mistake_in_one_line(tmp_path):
     child = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert child.returncode == 2
     assert child.stderr == "error: --size=huge: expected one of micro, toy, small, sd15, sdxl\n"
+
+
+SHARED = ("size", "decoder", "set", "warmup", "repeats", "out")
+SCRIPTS = {
+    "against_torch": (*SHARED, "threads"),
+    "aot": ("config", "topology", "effort", "out"),
+    "layers": ("repeats",),
+    "loading": ("pairs", "batch", "threads", "out"),
+    "scaling": (*SHARED, "axes"),
+    "train": SHARED,
+    "unet_forward": SHARED,
+    "update_step": SHARED,
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [("rollout", SHARED), *(pytest.param(*item, marks=pytest.mark.slow) for item in SCRIPTS.items())],
+)
+def test_help_lists_the_flags_of_a_script(script, flags):
+    """Most scripts define none themselves, but share them."""
+    line = [sys.executable, "-m", f"benchmarks.{script}", "--help"]
+    child = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert [flag for flag in flags if f"\n  --{flag}:" not in child.stdout] == []
