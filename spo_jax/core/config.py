@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 from spo_jax.core.errors import UserError
 from spo_jax.core.renamed import FIELDS
 
+_SHOWN = 200  # characters of a value in a message
+MAX_LEVELS = 8  # of a network
 SEED_LIMIT = 2**32  # jax uses only the lower 32 bits, so a larger seed would equal a smaller one
 
 
@@ -75,7 +77,7 @@ def _unknown(key: str, where: str, cls: type, names: list[str]) -> str:
 
 def _read_group(cls: type, raw: Any, locate: Callable[[str], str], where: str) -> Any:
     if not isinstance(raw, Mapping):
-        raise UserError(f"{where} = {raw!r}: expected a group of fields")
+        raise UserError(f"{where} = {shown(raw)}: expected a group of fields")
     values = read_fields(cls, raw, locate)
     for field in dataclasses.fields(cls):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -103,8 +105,11 @@ def typed(value: Any, kind: Any, where: str) -> Any:
     value = freeze(value)
     if not _fits(value, kind):
         name = kind.__name__ if kind in (int, float, bool, str) else str(kind)
-        raise UserError(f"{where} = {value!r}: expected {name}")
-    return float(value) if kind is float else value
+        raise UserError(f"{where} = {shown(value)}: expected {name}")
+    try:
+        return float(value) if kind is float else value
+    except OverflowError as error:
+        raise UserError(f"{where} = {shown(value)}: expected a finite number") from error
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -120,9 +125,18 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def shown(value: Any) -> str:
+    """Returns a value as Python writes it, cut off where it is too long for a line."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more than 4300 digits
+        text = "a very large number"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+
+
 def _check_choice(value: Any, choices: tuple, where: str) -> None:
     if value not in choices:
-        raise UserError(f"{where} = {value!r} is not implemented (known: {', '.join(map(repr, choices))})")
+        raise UserError(f"{where} = {shown(value)} is not implemented (known: {', '.join(map(repr, choices))})")
 
 
 # Configs of networks and schedules, as diffusers and transformers write them
@@ -158,6 +172,7 @@ class JSONConfig:
 
         values = read_fields(cls, raw, lambda key: f"{where}: {key}", fixed=cls.FIXED, is_ignored=is_ignored)
         config = cls(**values)
+        check_ranges(config, where)
         config._check(where, raw)
         return config
 
@@ -166,6 +181,55 @@ class JSONConfig:
 
     def _one_of(self, where: str, field: str, choices: tuple) -> None:
         _check_choice(getattr(self, field), choices, f"{where}: {field}")
+
+
+def check_ranges(config: Any, where: str) -> None:
+    """Checks the fields that are declared with `limited`; each item of a tuple has to be in the range.
+
+    Args:
+      config: a dataclass.
+      where: the file's name in the message.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if not _is_allowed(item, field.metadata):
+                raise UserError(f"{where}: {field.name} = {shown(value)}: expected {expected_of(field)}")
+
+
+def limited(
+    default: Any,
+    *,
+    at_least: int | float | None = None,
+    above: int | float | None = None,
+    at_most: int | float | None = None,
+    below: int | float | None = None,
+) -> Any:
+    """Declares a field of a `JSONConfig` with its range, which holds for every item of a tuple; floats are finite.
+
+    Args:
+      default: default value.
+      at_least: lower bound that is allowed itself.
+      above: lower bound that is not allowed itself.
+      at_most: upper bound that is allowed itself.
+      below: upper bound that is not allowed itself.
+    """
+    return dataclasses.field(default=default, metadata={"bounds": _bounds(at_least, above, at_most, below)})
+
+
+def check_levels(where: str, field: str, widths: tuple[int, ...]) -> None:
+    """Raises a `UserError` for a network of more levels than any: every level halves the image.
+
+    Args:
+      where: the file's name in the message.
+      field: name of the field.
+      widths: numbers of channels, one per level.
+    """
+    if len(widths) > MAX_LEVELS:
+        raise UserError(f"{where}: {field} has {len(widths)} entries: expected at most {MAX_LEVELS}")
 
 
 def check_divisors(where: str, field: str, values: tuple[int, ...], widths: tuple[int, ...]) -> None:
@@ -208,9 +272,13 @@ def setting(
       below: upper bound that is not allowed itself.
       choices: the allowed values; None allows all within the bounds.
     """
+    bounds = _bounds(at_least, above, at_most, below)
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "choices": choices})
+
+
+def _bounds(at_least: Any, above: Any, at_most: Any, below: Any) -> dict[str, int | float]:
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": given, "choices": choices})
+    return {name: bound for name, bound in bounds.items() if bound is not None}
 
 
 def seed_setting(default: int, meaning: str) -> Any:
@@ -245,7 +313,7 @@ class Settings:
           expected: the allowed values in words.
         """
         if not holds:
-            raise UserError(f"{self.locate(field)} = {getattr(self, field)!r}: expected {expected}")
+            raise UserError(f"{self.locate(field)} = {shown(getattr(self, field))}: expected {expected}")
 
     def locate(self, field: str) -> str:
         """Returns the name of a field in messages."""
@@ -258,6 +326,8 @@ def _is_allowed(value: Any, metadata: Mapping[str, Any]) -> bool:
     if metadata.get("choices") is not None:
         return value in metadata["choices"]
     bounds = metadata.get("bounds", {})
+    if not isinstance(value, int | float):
+        return True
     return (
         ("at_least" not in bounds or value >= bounds["at_least"])
         and ("above" not in bounds or value > bounds["above"])
@@ -274,7 +344,8 @@ def expected_of(field: dataclasses.Field) -> str:
     low = f"{bounds['at_least']:.10g}" if "at_least" in bounds else None
     low = f"more than {bounds['above']:.10g}" if "above" in bounds else low
     if "at_most" in bounds:
-        return f"{low} to {bounds['at_most']:.10g}"
+        high = f"{bounds['at_most']:.10g}"
+        return f"{low} to {high}" if low is not None else f"at most {high}"
     if "below" in bounds:
         return f"{low} to below {bounds['below']:.10g}"
     is_float = field.type in (float, "float")

@@ -11,7 +11,28 @@ from typing import Any, NamedTuple, TextIO
 from absl import logging
 from filelock import lock_descriptor
 
+from spo_jax.core import json_text
 from spo_jax.core.errors import UserError
+from spo_jax.core.json_text import parse_json
+
+
+def local_path(name: str | os.PathLike) -> Path:
+    """Returns the path that a user named, which need not exist; ``~`` is their home.
+
+    Raises:
+      UserError: nothing can have this name: there is no such user, or it is too long or has a NUL in it.
+    """
+    shown = ascii(os.fspath(name)[:100])
+    try:
+        path = Path(name).expanduser()
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # whoever opens it knows better what was expected
+    except RuntimeError as error:
+        raise UserError(f"{shown}: there is no such user: expected a path") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{shown} cannot be a path: {getattr(error, 'strerror', None) or error}") from error
+    return path
 
 
 def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
@@ -143,16 +164,22 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """Reads a JSON file, with or without a byte-order mark.
+    """Reads a JSON file, with or without a byte-order mark (see `parse_json` for what is refused).
 
     Raises:
-      UserError: the file is missing, unreadable or not JSON.
+      UserError: the file is missing, unreadable, too large or not JSON.
     """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        # A pipe or a device is no file: reading it could wait, or go on, for ever.
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot read {path} as JSON: it is not a file")
+        if path.stat().st_size > json_text.MAX_BYTES:
+            raise UserError(f"cannot read {path} as JSON: it is larger than {json_text.MAX_BYTES // 2**20} MiB")
+        return parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"missing file: {path}") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}") from error
 
 

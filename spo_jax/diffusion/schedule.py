@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from spo_jax.core.config import JSONConfig
+from spo_jax.core.config import JSONConfig, limited
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float, Num
 
@@ -22,13 +22,14 @@ class ScheduleConfig(JSONConfig):
     ``timestep_spacing`` may be absent, because diffusers' samplers differ in their default; DDIM's is "leading".
     """
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    num_train_timesteps: int = limited(1000, at_least=2, at_most=100_000)
+    # A smaller beta vanishes beside 1 in float32, and a step of no noise divides by its standard deviation.
+    beta_start: float = limited(0.0001, at_least=1e-7, below=1)
+    beta_end: float = limited(0.02, at_least=1e-7, below=1)
     beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
+    trained_betas: tuple[float, ...] | None = limited(None, at_least=1e-7, at_most=1)
     set_alpha_to_one: bool = True
-    steps_offset: int = 0
+    steps_offset: int = limited(0, at_least=0, at_most=100_000)
     prediction_type: str = "epsilon"
     timestep_spacing: str | None = None
     rescale_betas_zero_snr: bool = False
@@ -47,6 +48,11 @@ class ScheduleConfig(JSONConfig):
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         self._one_of(where, "beta_schedule", ("linear", "scaled_linear"))
         self._one_of(where, "prediction_type", ("epsilon", "v_prediction", "sample"))
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise UserError(
+                f"{where}: trained_betas has {len(self.trained_betas)} entries: expected {self.num_train_timesteps} as "
+                "in num_train_timesteps"
+            )
         if "timestep_spacing" in raw:
             self._one_of(where, "timestep_spacing", ("leading", "trailing", "linspace"))
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from spo_jax.core.config import JSONConfig, check_divisors, typed
+from spo_jax.core.config import JSONConfig, check_divisors, check_ranges, limited, typed
 from spo_jax.core.errors import UserError
 
 # Fields of transformers' configs that have no effect on the forward pass of CLIP.
@@ -32,16 +32,16 @@ class CLIPTextConfig(JSONConfig):
     As in transformers, an ``eos_token_id`` of 2 means "pool at the token with the largest id".
     """
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
+    vocab_size: int = limited(49408, at_least=1, at_most=2**22)
+    hidden_size: int = limited(512, at_least=1, at_most=2**15)
+    intermediate_size: int = limited(2048, at_least=1, at_most=2**17)
+    projection_dim: int = limited(512, at_least=1, at_most=2**15)
+    num_hidden_layers: int = limited(12, at_least=1, at_most=256)
+    num_attention_heads: int = limited(8, at_least=1, at_most=2**10)
+    max_position_embeddings: int = limited(77, at_least=2, at_most=2**16)
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = 49407
+    layer_norm_eps: float = limited(1e-5, above=0, at_most=1)
+    eos_token_id: int = limited(49407, at_least=0, at_most=2**22)
 
     FIXED = _FIXED
     IGNORED = _IGNORED
@@ -55,16 +55,16 @@ class CLIPTextConfig(JSONConfig):
 class CLIPVisionConfig(JSONConfig):
     """Config of a vision tower, with the field names of transformers' CLIPVisionConfig."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    projection_dim: int = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
-    patch_size: int = 32
+    hidden_size: int = limited(768, at_least=1, at_most=2**15)
+    intermediate_size: int = limited(3072, at_least=1, at_most=2**17)
+    projection_dim: int = limited(512, at_least=1, at_most=2**15)
+    num_hidden_layers: int = limited(12, at_least=1, at_most=256)
+    num_attention_heads: int = limited(12, at_least=1, at_most=2**10)
+    num_channels: int = limited(3, at_least=1, at_most=64)
+    image_size: int = limited(224, at_least=1, at_most=2**12)
+    patch_size: int = limited(32, at_least=1, at_most=2**12)
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = limited(1e-5, above=0, at_most=1)
 
     FIXED = _FIXED
     # transformers writes the token ids of the text tower into the vision config too.
@@ -73,6 +73,8 @@ class CLIPVisionConfig(JSONConfig):
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         self._one_of(where, "hidden_act", ("gelu", "quick_gelu"))
         check_divisors(where, "num_attention_heads", (self.num_attention_heads,), (self.hidden_size,))
+        if self.patch_size > self.image_size:
+            raise UserError(f"{where}: patch_size = {self.patch_size}: expected at most image_size, {self.image_size}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ class CLIPConfig:
 
     text: CLIPTextConfig
     vision: CLIPVisionConfig
-    projection_dim: int = 512
+    projection_dim: int = limited(512, at_least=1, at_most=2**15)
     time_conditioned: bool = False
 
     @classmethod
@@ -117,7 +119,9 @@ class CLIPConfig:
                 raise UserError(f"{where}: {key} is missing: expected the config of a CLIPModel")
             configs[key] = config.from_dict(raw[name], f"{where}: {name}")
         width = typed(raw.get("projection_dim", 512), int, f"{where}: projection_dim")
-        return cls(configs["text_config"], configs["vision_config"], width, time_conditioned)
+        clip = cls(configs["text_config"], configs["vision_config"], width, time_conditioned)
+        check_ranges(clip, where)
+        return clip
 
 
 # Published configs, each in the form of its ``config.json``

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spo_jax.core.config import JSONConfig
+from spo_jax.core.config import JSONConfig, check_levels, limited
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, DType, Float
 from spo_jax.nn.layers import UpsampledConv, conv
@@ -17,14 +17,14 @@ from spo_jax.nn.layers import UpsampledConv, conv
 class TinyVAEConfig(JSONConfig):
     """Config of an AutoencoderTiny, with diffusers' field names."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    encoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
-    decoder_block_out_channels: tuple[int, ...] = (64, 64, 64, 64)
-    latent_channels: int = 4
-    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
-    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
-    scaling_factor: float = 1.0
+    in_channels: int = limited(3, at_least=1, at_most=64)
+    out_channels: int = limited(3, at_least=1, at_most=64)
+    encoder_block_out_channels: tuple[int, ...] = limited((64, 64, 64, 64), at_least=1, at_most=2**12)
+    decoder_block_out_channels: tuple[int, ...] = limited((64, 64, 64, 64), at_least=1, at_most=2**12)
+    latent_channels: int = limited(4, at_least=1, at_most=256)
+    num_encoder_blocks: tuple[int, ...] = limited((1, 3, 3, 3), at_least=1, at_most=16)
+    num_decoder_blocks: tuple[int, ...] = limited((3, 3, 3, 1), at_least=1, at_most=16)
+    scaling_factor: float = limited(1.0, above=0, at_most=1000)
 
     FIXED = {
         "act_fn": ("relu",),
@@ -39,6 +39,7 @@ class TinyVAEConfig(JSONConfig):
         for side in ("encoder", "decoder"):
             widths = getattr(self, f"{side}_block_out_channels")
             blocks = getattr(self, f"num_{side}_blocks")
+            check_levels(where, f"{side}_block_out_channels", widths)
             # diffusers builds networks of several widths but then cannot run them.
             if len(widths) != len(blocks) or len(set(widths)) != 1:
                 raise UserError(

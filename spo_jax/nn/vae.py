@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from spo_jax.core.config import JSONConfig, check_divisors
+from spo_jax.core.config import JSONConfig, check_divisors, check_levels, limited
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, DType, Float, Key
 from spo_jax.nn.attention import dot_product_attention
@@ -21,14 +21,14 @@ _EPS = 1e-6  # diffusers fixes the epsilon of the autoencoder's norms, independe
 class VAEConfig(JSONConfig):
     """Config of an AutoencoderKL, with diffusers' field names."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int | tuple[int, int] | None = 32
-    scaling_factor: float = 0.18215
+    in_channels: int = limited(3, at_least=1, at_most=64)
+    out_channels: int = limited(3, at_least=1, at_most=64)
+    block_out_channels: tuple[int, ...] = limited((64,), at_least=1, at_most=2**14)
+    layers_per_block: int = limited(1, at_least=1, at_most=16)
+    latent_channels: int = limited(4, at_least=1, at_most=256)
+    norm_num_groups: int = limited(32, at_least=1, at_most=2**10)
+    sample_size: int | tuple[int, int] | None = limited(32, at_least=1, at_most=2**16)
+    scaling_factor: float = limited(0.18215, above=0, at_most=1000)
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
@@ -44,6 +44,7 @@ class VAEConfig(JSONConfig):
     }
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        check_levels(where, "block_out_channels", self.block_out_channels)
         blocks = len(self.block_out_channels)
         for field in ("down_block_types", "up_block_types"):
             length = len(raw.get(field, ("one",)))  # diffusers' default is a single block.

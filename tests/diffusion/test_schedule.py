@@ -101,14 +101,33 @@ def test_an_impossible_number_of_steps_is_refused(steps):
     ("fields", "steps"),
     [
         ({"timestep_spacing": "trailing"}, 61),  # rounding makes diffusers' range one longer
-        ({"steps_offset": -1}, 20),
-        ({"trained_betas": [0.1, 0.2]}, 20),
+        ({"steps_offset": 60}, 20),
     ],
 )
 def test_timesteps_that_do_not_exist_are_refused(fields, steps):
     """An index beyond the end would be clamped, and one below 0 counted from the end, both silently."""
     with pytest.raises(UserError, match=f"steps: {steps}: with .* expected within .* to 0"):
         make_ddpm(ScheduleConfig.from_dict(SD15 | fields), steps)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("beta_start", -1),
+        ("beta_start", 0),
+        ("beta_start", float("nan")),
+        ("beta_end", 1.5),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", 10**12),
+        ("steps_offset", -1),
+        ("trained_betas", [0.1, 0.2]),
+        ("trained_betas", [0.1] * 999 + [-0.1]),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value):
+    """Betas below 0 would be NaN on the way to every image, and 10**12 of them do not fit into memory."""
+    with pytest.raises(UserError, match=rf"^x.json: {field} (= .*|has 2 entries): expected"):
+        ScheduleConfig.from_dict(SD15 | {field: value}, "x.json")
 
 
 ZERO_SNR = SD15 | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}

@@ -25,7 +25,9 @@ UNSUPPORTED = [
     # Values that the network does not allow.
     ("encoder_block_out_channels", [64, 64, 64]),
     ("decoder_block_out_channels", [64, 64, 64, 32]),
-]
+    ("decoder_block_out_channels", [10**9] * 4),
+    ("num_decoder_blocks", [3, 3, 3, 0]),
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,11 @@ UNSUPPORTED = [
     ("up_block_types", ["UpDecoderBlock2D"] * 5),
     ("norm_num_groups", 48),
     ("layers_per_block", [2, 2, 2, 2]),
+    ("layers_per_block", 10**12),
+    ("block_out_channels", [128, 256, 512, -512]),
+    ("block_out_channels", [32] * 9),
+    ("scaling_factor", 0),
+    ("scaling_factor", float("inf")),
 ]
 
 

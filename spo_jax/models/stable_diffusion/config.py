@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from spo_jax.core.config import JSONConfig, check_divisors
+from spo_jax.core.config import JSONConfig, check_divisors, check_levels, limited
 from spo_jax.core.errors import UserError
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -24,27 +24,27 @@ class UNetConfig(JSONConfig):
     published configs rely on.
     """
 
-    sample_size: int | tuple[int, int] | None = None
-    in_channels: int = 4
-    out_channels: int = 4
+    sample_size: int | tuple[int, int] | None = limited(None, at_least=1, at_most=1024)
+    in_channels: int = limited(4, at_least=1, at_most=256)
+    out_channels: int = limited(4, at_least=1, at_most=256)
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
+    freq_shift: int = limited(0, at_least=0, at_most=1)
     down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int | tuple[int, ...] = 2
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 1280
-    transformer_layers_per_block: int | tuple[int, ...] = 1
-    attention_head_dim: int | tuple[int, ...] = 8
+    block_out_channels: tuple[int, ...] = limited((320, 640, 1280, 1280), at_least=1, at_most=2**14)
+    layers_per_block: int | tuple[int, ...] = limited(2, at_least=1, at_most=16)
+    norm_num_groups: int = limited(32, at_least=1, at_most=2**10)
+    norm_eps: float = limited(1e-5, above=0, at_most=1)
+    cross_attention_dim: int = limited(1280, at_least=1, at_most=2**15)
+    transformer_layers_per_block: int | tuple[int, ...] = limited(1, at_least=0, at_most=64)
+    attention_head_dim: int | tuple[int, ...] = limited(8, at_least=1, at_most=2**12)
     use_linear_projection: bool = False
     addition_embed_type: str | None = None
-    addition_time_embed_dim: int | None = None
-    projection_class_embeddings_input_dim: int | None = None
+    addition_time_embed_dim: int | None = limited(None, at_least=2, at_most=2**14)
+    projection_class_embeddings_input_dim: int | None = limited(None, at_least=1, at_most=2**17)
     upcast_attention: bool | None = False
-    conv_in_kernel: int = 3
-    conv_out_kernel: int = 3
+    conv_in_kernel: int = limited(3, at_least=1, at_most=15)
+    conv_out_kernel: int = limited(3, at_least=1, at_most=15)
 
     FIXED = {
         "act_fn": ("silu", "swish"), "mid_block_type": ("UNetMidBlock2DCrossAttn",), "center_input_sample": (False,),
@@ -62,6 +62,7 @@ class UNetConfig(JSONConfig):
     IGNORED = frozenset({"addition_embed_type_num_heads"})
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
+        check_levels(where, "block_out_channels", self.block_out_channels)
         blocks = len(self.block_out_channels)
         for field, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
             for kind in getattr(self, field):

@@ -1,15 +1,21 @@
 """Configs of UNets are read strictly: an unknown field or an unsupported value raises an error with file and field."""
 
+import dataclasses
 import json
+from typing import get_args
 
 import diffusers
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json_object
+from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
+from spo_jax.nn.clip_config import CLIP_H, CLIP_L_TEXT, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from spo_jax.nn.tiny_vae import TAESD, TinyVAEConfig
 from spo_jax.nn.vae import VAEConfig
+from tests import fuzzing
 from tests.nn.config_checks import (
     check_defaults,
     check_fixed_fields_are_tried,
@@ -69,6 +75,11 @@ UNSUPPORTED = [
     ("sd15", "block_out_channels", []),
     ("sd15", "in_channels", True),
     ("sd15", "use_linear_projection", "yes"),
+    ("sd15", "block_out_channels", [320] * 9),
+    ("sd15", "sample_size", 10**6),
+    ("sd15", "in_channels", 0),
+    ("sd15", "layers_per_block", 10**12),
+    ("sd15", "norm_eps", float("nan")),
     ("sdxl", "addition_time_embed_dim", None),
     ("sdxl", "projection_class_embeddings_input_dim", None),
 ]
@@ -116,3 +127,37 @@ def test_configs_of_the_golden_models_are_read(golden_dir):
             if field in raw:
                 value = getattr(config, field)
                 assert (list(value) if isinstance(value, tuple) else value) == raw[field]
+
+
+# Kind -> reader and a published config.
+READERS = {
+    "unet": (UNetConfig, presets.SDXL_UNET),
+    "vae": (VAEConfig, presets.SD15_VAE),
+    "tiny_vae": (TinyVAEConfig, TAESD),
+    "text": (CLIPTextConfig, CLIP_L_TEXT),
+    "vision": (CLIPVisionConfig, CLIP_H["vision_config"]),
+    "clip": (CLIPConfig, CLIP_H),
+    "schedule": (ScheduleConfig, presets.SCHEDULER),
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_every_number_has_a_range(kind):
+    """A network of 10**12 layers, or of -1, would end the program instead of the command."""
+    for field in dataclasses.fields(READERS[kind][0]):
+        numbers = {int, float} & {
+            field.type,
+            *(item for part in get_args(field.type) for item in (part, *get_args(part))),
+        }
+        bounds = field.metadata.get("bounds", {}).keys()
+        assert not numbers or (bounds & {"at_least", "above"} and bounds & {"at_most", "below"}), field.name
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_configs_damaged_at_random_are_read_or_refused(kind, tmp_path):
+    """Whatever the values are: no other error, and no memory or time beyond what the file explains."""
+    reader, published = READERS[kind]
+    file = tmp_path / "config.json"
+    for case in fuzzing.cases(30):
+        file.write_bytes(fuzzing.damaged_json(case, published).encode("utf-8", "surrogatepass"))
+        fuzzing.read_or_refused(case, lambda: reader.from_dict(read_json_object(file), str(file)))
