@@ -47,8 +47,8 @@ from spo_jax.core.trees import flatten
 from spo_jax.core.typing import PyTree
 from spo_jax.methods import load_method, read_settings
 from spo_jax.methods.base import Run
-from spo_jax.parallel.chunks import even_chunk, padded_chunk
 from spo_jax.parallel.mesh import check_divides, make_mesh
+from spo_jax.parallel.sizes import even_chunk, padded_chunk
 from spo_jax.run.settings import RunSettings
 
 RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote

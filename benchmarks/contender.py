@@ -133,6 +133,7 @@ def write_models(subject: Any, folder: Path, lora: Any = None) -> None:
     # Imported here, because this module must not import jax in the process of the peer.
     from spo_jax.core.files import write_json
     from spo_jax.models.lora import write_lora
+    from spo_jax.parallel.sharding import to_host
     from spo_jax.weights.components import text_state, write_component
     from spo_jax.weights.rules import to_state
 
@@ -153,7 +154,7 @@ def write_models(subject: Any, folder: Path, lora: Any = None) -> None:
 
     # The adapter.
     settings = subject.settings
-    lora = settings.lora.adapter(subject.fresh_state().params if lora is None else lora)
+    lora = settings.lora.adapter(to_host(subject.fresh_state().params if lora is None else lora))
     write_lora(folder / "lora.safetensors", lora)
 
     # Settings and tokens.

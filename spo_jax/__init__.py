@@ -28,7 +28,7 @@ _PUBLIC = {
     "load_reward": "spo_jax.rewards",
     "default_config": "spo_jax.methods",
     "read_settings": "spo_jax.methods",
-    "Resume": "spo_jax.run.folder",
+    "Resume": "spo_jax.run.resume",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -7,24 +7,13 @@ is executed.
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
-from spo_jax.rewards.common.preference_model import (
-    load_spm,
-    read_config,
-    resolve_model,
-    tokenizer_folder,
-    trained_on_kind,
-    write_spm,
-)
 
 
 def convert_spm(
@@ -44,27 +33,14 @@ def convert_spm(
       UserError: the model cannot be read, ``out`` exists or cannot be written, a weight does not fit in float16, or the
         model says that it was trained on another kind than ``trained_on``.
     """
-    # Check the arguments, and read the model.
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out")
     check_writable(out.absolute().parent)
-    path = resolve_model(model)
-    config, _ = read_config(path)
-    known = trained_on_kind(path, config)
-    if known and trained_on and known != trained_on:
-        raise UserError(f"--trained-on={trained_on}: {path} says that it was trained on {known!r}")
-    folder = tokenizer_folder(path, tokenizer or None, "--tokenizer")
-    spm = load_spm(model, tokenizer=folder)
-    params = jax.tree.map(np.asarray, spm.params)
-    try:
-        # Write to a temporary folder first, because a folder without its weights would be taken for a model.
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.absolute().parent) as aside:
-            write_spm(Path(aside) / "spm", spm.clip.config, params, folder, np.dtype(dtype), trained_on or known)
-            (Path(aside) / "spm").rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    # Imported here because it takes seconds, and the mistakes above are found in one.
+    from spo_jax.work import convert as work
+
+    work.convert_spm(model, out, tokenizer, dtype, trained_on)
     print(f"wrote {out}")
 
 

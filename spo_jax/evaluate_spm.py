@@ -9,26 +9,15 @@ import os
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from spo_jax.core.cli import define_config, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable
 from spo_jax.data.preferences.format import open_preferences
-from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods import read_settings
-from spo_jax.methods.common.model import open_model
-from spo_jax.methods.spm.accuracy import ACCURACY, Agreement, Evaluator, print_accuracy, write_accuracy
-from spo_jax.methods.spm.method import PLAIN_LINE, SPM_LINE
-from spo_jax.methods.spm.parts import load_clip, relabelled
-from spo_jax.methods.spm.programs import SPMTraining
+from spo_jax.methods.spm.data import ACCURACY, Agreement
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.methods.spm.split import Split
-from spo_jax.parallel.mesh import check_divides, make_mesh
-from spo_jax.parallel.multihost import is_writer
-from spo_jax.parallel.sharding import make
-from spo_jax.rewards.common.preference_model import check_kind, read_config, resolve_model
 from spo_jax.run.compilation import keep_compiled_programs
 
 
@@ -55,34 +44,10 @@ def evaluate_spm(
     check_writable(out)
     check_free(out / ACCURACY, overwrite)
     preferences = open_preferences(settings.data_dir, settings.eval_split)
-    path = resolve_model(spm)
-    config, _ = read_config(path)
-    mesh = make_mesh(settings.mesh)
-    check_divides("eval.batch", settings.eval.batch, mesh)
-    with jax.set_mesh(mesh):
-        pipeline = open_model(settings, mesh, trained=False)
-        check_kind(path, config, pipeline.kind, "--spm")
-        # Load the models to measure.
-        key = make(lambda: jax.random.key(settings.seed), mesh)
-        starts = {}
-        for line, model in ((SPM_LINE, spm), (PLAIN_LINE, plain)):
-            if not model:
-                continue
-            starts[line] = start = load_clip(settings, model, key, mesh)
-            if start.is_plain != (line == PLAIN_LINE):
-                flag, expected = ("--plain", "without") if line == PLAIN_LINE else ("--spm", "with")
-                raise UserError(f"{flag}={model}: expected a model {expected} time conditioning")
-        # Measure them with the same labels, images and noise.
-        (labels,) = relabelled(settings, out / "labels", mesh, preferences)
-        measured = {}
-        for line, start in starts.items():
-            training = SPMTraining(pipeline, start.clip, settings, mesh)
-            split = Split.of(preferences, pipeline, Tokenizer(start.tokenizer), labels)
-            measured[line] = Evaluator(training, training.frozen(), split, mesh).measure(start.params)
-    if is_writer():
-        write_accuracy(out, measured)
-        print_accuracy(measured)
-    return measured
+    # Imported here because it takes seconds, and the mistakes above are found in one.
+    from spo_jax.work import evaluate_spm as work
+
+    return work.evaluate_spm(settings, spm, out, plain, preferences)
 
 
 def run() -> None:

@@ -25,7 +25,7 @@ from spo_jax.core.words import counted, excerpt
 from spo_jax.data.contact_sheet import ContactSheet
 from spo_jax.data.image_folder import ImageFolder
 from spo_jax.data.prompts import load_prompts
-from spo_jax.diffusion.steps import SOLVERS
+from spo_jax.diffusion import SOLVERS
 
 # Ranges of numbers. What is beyond them is a slip, and is refused before anything is read or allocated.
 LIMITS = {

@@ -11,44 +11,23 @@ files, and 75 if the run was preempted and saved.
 """
 
 import contextlib
-import dataclasses
-import itertools
 import os
 import sys
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
-from absl import flags, logging
-from jax.sharding import Mesh
-from PIL import Image
+from absl import flags
 
 from spo_jax.core.cli import callable_module, define_config, run_command
 from spo_jax.core.config import describe
-from spo_jax.core.files import write_atomic, write_json
-from spo_jax.core.typing import UInt8
+from spo_jax.core.files import check_writable
 from spo_jax.methods import load_method, read_settings
-from spo_jax.methods.base import Data, Programs, Result, Run
-from spo_jax.parallel.mesh import check_divides, make_mesh
-from spo_jax.parallel.multihost import is_writer, join
-from spo_jax.parallel.sharding import make
-from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.compilation import keep_compiled_programs
-from spo_jax.run.folder import CHECKPOINTS, Resume, RunFolder, State, open_folder, restore, run_meta
-from spo_jax.run.loop import Row, RunIO, run_keys
-from spo_jax.run.loop import run as run_loop
-from spo_jax.run.metrics import MetricsWriter, read_metrics
-from spo_jax.run.report import write_report
-from spo_jax.run.report.images import sheet
-from spo_jax.run.report.steps import longer
+from spo_jax.run.resume import Resume
 from spo_jax.run.settings import RunSettings
-from spo_jax.run.verdict import verdict
-from spo_jax.run.versions import versions
-from spo_jax.run.wandb_log import WandbLog, check_installed
+from spo_jax.run.wandb_log import check_installed
 
 
 def train(
@@ -69,160 +48,26 @@ def train(
       UserError: a setting, file or folder cannot be used, or a metric is no longer finite.
       Preempted: the process received SIGTERM, and the run has been saved.
     """
-    begin = time.perf_counter()
-    out = Path(out)
-    check_installed(settings.log)
-    method = load_method(settings.method)
-    data = method.read_data(settings)
-    mesh = make_mesh(settings.mesh)
-    for field, size in settings.batch_sizes().items():
-        check_divides(field, size, mesh)
-    with open_folder(out, resume or Resume(), settings, data.digests) as folder, jax.set_mesh(mesh):
-        run = method.setup(settings, mesh, data, out)
-        return _train(settings, out, folder, mesh, run, data, begin, command)
+    return _train(settings, Path(out), resume or Resume(), command)
 
 
 def _train(
     settings: RunSettings,
     out: Path,
-    folder: RunFolder,
-    mesh: Mesh,
-    run: Run,
-    data: Data,
-    begin: float,
+    resume: Resume,
     command: Sequence[str],
+    start: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    resuming = folder.resuming
-    init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
-    state = run.init_state(init_key)
-
-    # Before training: measure the state, and compile the programs.
-    first_row = run.begin(state, resuming)
-    programs, compile_seconds = _compile(run, state)
-
-    log = settings.log
-    with contextlib.ExitStack() as held:
-        keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None, "guard": folder.guard}
-        checkpointer = held.enter_context(Checkpointer(out / CHECKPOINTS, **keep))
-        start = 0
-        if resuming:
-            start, state = restore(checkpointer, state, run.total)
-        outputs = held.enter_context(_outputs(settings, out, start if resuming else None))
-        if first_row and not resuming:
-            outputs.curves.write(0, first_row)
-
-        # Prepare the first batch before the loop: it may take hours, during which SIGTERM has to end the run at once.
-        inputs = held.enter_context(contextlib.closing(run.batches(start)))
-        batches = itertools.chain(list(itertools.islice(inputs, 1)), inputs)
-
-        # Train.
-
-        def step(number: int, state: State) -> tuple[State, Row]:
-            return run.step(programs, batches, number, state, train_key)
-
-        def evaluate(number: int, state: State) -> Row:
-            return _evaluate(run, outputs.curves, out, number, state)
-
-        meta = run_meta(settings, data.digests)
-        io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every)
-        state = run_loop(step, state, range(start, run.total), io, run.progress)
-
-        # After training: write the weights, measure again, and write the report.
-        run.export(state, out)
-        result = run.finish(state, out)
-        summary = {
-            "verdict": verdict(result.summary.get("scores", {})),
-            **result.summary,
-            "method": settings.method,
-            "batches": run.total,
-            "compile_seconds": round(compile_seconds, 2),
-            "wall_seconds": round(time.perf_counter() - begin, 2),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(mesh),
-        }
-        if is_writer():
-            write_json(out / "summary.json", summary)
-            _write_report(settings, out, run, summary, result, command)
-            if outputs.wandb is not None:
-                outputs.wandb.write_summary(summary)
-            _print_scores(summary, out)
-    return summary
-
-
-def _compile(run: Run, state: State) -> tuple[Programs, float]:
-    """Compiles the programs ahead of time, so that they can never recompile: another shape is an error.
-
-    Returns:
-      The compiled programs, and the seconds that this took.
-    """
+    """Checks what it can without jax, then calls ``start``, then trains."""
     begin = time.perf_counter()
-    traced = run.trace(state)
-    logging.info("compiling %s", " and ".join(traced))
-    programs = {name: program.lower().compile() for name, program in traced.items()}
-    seconds = time.perf_counter() - begin
-    logging.info("compiled in %.1f s", seconds)
-    return programs, seconds
+    check_installed(settings.log)
+    check_writable(out)
+    data = load_method(settings.method).read_data(settings)
+    # Imported here because it takes seconds, and the mistakes above are found in one.
+    from spo_jax.work.train import train
 
-
-class _Outputs(NamedTuple):
-    curves: MetricsWriter
-    wandb: WandbLog | None
-
-
-@contextlib.contextmanager
-def _outputs(settings: RunSettings, out: Path, resume_step: int | None):
-    """Opens the curves, and Weights & Biases if the settings name a project."""
-    with contextlib.ExitStack() as held:
-        wandb = None
-        if settings.log.wandb and is_writer():
-            wandb = WandbLog(out, settings.log, dataclasses.asdict(settings), resume_step is not None)
-            held.push(lambda kind, error, traceback: wandb.close(failed=kind is not None))
-        curves = MetricsWriter(out, resume_step=resume_step, active=is_writer(), wandb=wandb)
-        yield _Outputs(held.enter_context(curves), wandb)
-
-
-def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: State) -> Row:
-    """Evaluates the run, and keeps the images as ``NAME/NUMBER.png`` and among the curves."""
-    row, images = run.evaluate(number, state)
-    if images and is_writer():
-        for name, image in images.items():
-            _write_png(out / name / f"{number:06d}.png", image)
-        curves.write_images(number, images)
-    return row
-
-
-def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary))
-
-
-def _write_report(
-    settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result, command: Sequence[str]
-) -> None:
-    if result.pairs:
-        _write_png(out / "before_after.png", sheet(result.pairs))
-    model = getattr(settings, "model", "")
-    write_report(
-        out / "report.html",
-        title=run.progress.title + (f" on {Path(model).name if Path(model).exists() else model}" if model else ""),
-        settings=settings,
-        rows=read_metrics(out / "metrics.jsonl"),
-        summary=summary,
-        pairs=result.pairs,
-        figures=result.figures,
-        charts=run.charts,
-        steps=[*result.steps, *longer(settings, command, out)],
-    )
-
-
-def _print_scores(summary: dict[str, Any], out: Path) -> None:
-    count = f"{summary['images']} pairs of images, same prompts and noise" if "images" in summary else "scores"
-    if "scores" in summary:
-        print(f"\n{count}:")
-    for name, score in summary.get("scores", {}).items():
-        error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
-        print(f"  {name:20s} {score['before']:8.4f} -> {score['after']:8.4f}   change {score['change']:+.4f}{error}")
-    print(f"\n{summary['verdict']}")
-    print(f"{summary['wall_seconds']:.0f} s in all; see {out / 'report.html'}")
+    start()
+    return train(settings, out, resume, data, begin, command)
 
 
 # The command
@@ -253,8 +98,13 @@ def run() -> None:
             _print_fields(settings)
             return
         keep_compiled_programs()
-        join(multihost.value, address.value, processes.value, index.value)
-        train(settings, folder.value, Resume(resume.value, auto.value, changed.value), command=sys.argv[1:])
+
+        def start() -> None:
+            from spo_jax.parallel.multihost import join
+
+            join(multihost.value, address.value, processes.value, index.value)
+
+        _train(settings, Path(folder.value), Resume(resume.value, auto.value, changed.value), sys.argv[1:], start)
 
     run_command(main)
 

@@ -6,7 +6,7 @@ import logging as stdlib_logging
 import sys
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +15,6 @@ from ml_collections import ConfigDict, config_flags
 
 from spo_jax.core import renamed
 from spo_jax.core.errors import Preempted, UserError
-from spo_jax.core.trees import flatten
 
 flags.disclaim_key_flags()  # so that --help of a command lists the flags defined here as its own
 
@@ -160,8 +159,17 @@ class _ConfigFileParser(flags.ArgumentParser):
             raise UserError(f"--config={path}: {_explain(error, file)}") from error
         if config is None:
             raise UserError(f"--config={path}: get_config() returned nothing")
-        self.fields = list(flatten(config.to_dict(), ".")) if isinstance(config, ConfigDict) else []
+        self.fields = sorted(_fields(config)) if isinstance(config, ConfigDict) else []
         return config
+
+
+def _fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Lists the names of all fields, such as ``spo.beta``."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -4,16 +4,26 @@ b  batch: prompts, or rows of any kind        k  candidates of one pool
 n  pairs of a training batch                  r  records: transitions that a rollout keeps
 s  judgements of a rollout                    l  tokens
 h w c  height, width, channels (NHWC)         d  features
+
+``Array``, ``Key`` and ``PyTree`` are jax's. They are looked up when they are first used, so that modules that only have
+numpy arrays import no jax, and commands find mistakes before they do.
 """
 
 from typing import Any
 
-import jax
-from jaxtyping import Array, Bool, Float, Int, Num, PyTree, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 
-Key = jax.Array
 # jnp.float32 and jnp.bfloat16 are scalar types rather than dtypes, and no type that can be checked covers both.
 DType = Any
 Params = dict[str, Any]
 
-__all__ = ["Array", "Bool", "DType", "Float", "Int", "Key", "Num", "Params", "PyTree", "UInt8"]
+_OF_JAX = ("Array", "Key", "PyTree")
+__all__ = [*_OF_JAX, "Bool", "DType", "Float", "Int", "Num", "Params", "UInt8"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_JAX:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import jaxtyping
+
+    return jaxtyping.Array if name == "Key" else getattr(jaxtyping, name)

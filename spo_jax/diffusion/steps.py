@@ -19,10 +19,10 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float, Num
+from spo_jax.diffusion import SOLVERS
 from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, check_timesteps, spaced_timesteps
 
-SOLVERS = ("ddim", "euler", "dpm++")
 _KARRAS_RHO = 7.0  # arXiv 2206.00364, eq. 5
 
 
@@ -57,7 +57,7 @@ def solver_steps(config: ScheduleConfig, solver: str, steps: int, karras: bool =
 
     Args:
       config: the noise schedule.
-      solver: one of `SOLVERS`.
+      solver: one of `spo_jax.diffusion.SOLVERS`.
       steps: number of sampling steps.
       karras: whether noise levels are spaced as in arXiv 2206.00364 (diffusers' ``use_karras_sigmas``); not for DDIM.
 

@@ -26,7 +26,7 @@ def load_method(name: str) -> ModuleType:
       UserError: there is no such method, or the module lacks one of a method's members.
     """
     module = find_module(__name__, name, "config field method")
-    missing = [part for part in _PARTS if not hasattr(module, part)]
+    missing = [part for part in _PARTS if part not in dir(module)]  # hasattr would import what is late
     if missing:
         raise UserError(f"config field method = {name!r}: {module.__name__} has no {', '.join(missing)}")
     return module

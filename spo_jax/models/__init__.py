@@ -1,4 +1,4 @@
-"""Model families. A family is a subpackage here, and `open_pipeline` asks each of them whether a model is its own."""
+"""Model families. A family is a subpackage here, and each of them says whether a model is its own."""
 
 import importlib
 import os
@@ -6,17 +6,15 @@ import pkgutil
 from pathlib import Path
 from types import ModuleType
 
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
 from spo_jax import toy
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import read_json_object
-from spo_jax.core.typing import DType
-from spo_jax.models.base import Pipeline
+from spo_jax.core.files import check_free, read_json_object
+from spo_jax.core.lazy import late
 from spo_jax.weights import hub
 
-_CONFIG_FILES = ("model_index.json", "*/config.json", "scheduler/*.json")
+INDEX = "model_index.json"
+
+__getattr__, __dir__ = late(__name__, {"open_pipeline": "spo_jax.models.opening"})
 
 
 def families() -> list[str]:
@@ -41,59 +39,36 @@ def resolve(model: str | os.PathLike, revision: str | None = None) -> Path:
     """
     if str(model) == toy.NAME:
         return toy.ASSETS / "pipeline"
-    components = {name for family in families() for name in family_module(family, "pipeline").COMPONENTS}
+    components = {name for family in families() for name in family_module(family, "sources").COMPONENTS}
     return hub.resolve(model, revision, components=tuple(sorted(components)))
 
 
-def open_pipeline(
-    model: str | os.PathLike,
-    *,
-    revision: str | None = None,
-    dtype: DType = jnp.float32,
-    remat: bool = False,
-    mesh: Mesh | None = None,
-    vae: str | os.PathLike = "",
-    base: str | os.PathLike = "",
-    abstract: bool = False,
-) -> Pipeline:
-    """Reads a text-to-image model from a diffusers folder or a single-file checkpoint.
-
-    Args:
-      model: folder, hub id, ``"toy"``, or single-file checkpoint.
-      revision: branch, tag or commit of a hub id.
-      dtype: dtype of weights and activations; SDXL's autoencoder is float32 if its config says `force_upcast`.
-      remat: whether the trained network uses gradient checkpointing.
-      mesh: mesh on which the weights are placed; None places them on the first device.
-      vae: folder or hub id of an autoencoder that replaces the model's own.
-      base: folder or hub id whose tokenizers and scheduler a single file uses; by default the published model of its
-        architecture.
-      abstract: return shapes instead of weights, for programs that are compiled but not run. Only configs are read,
-        and those of published models are known without downloading them.
+def family_of(path: Path) -> str:
+    """Returns the name of the family that claims a local folder or file.
 
     Raises:
-      UserError: the model does not belong to any family, or parts of it are missing or do not fit; the message names
-        the file and the field.
+      UserError: none does; the message says why.
     """
-    options = {"dtype": dtype, "remat": remat, "mesh": mesh, "vae": vae}
-    is_remote = str(model) != toy.NAME and not Path(model).expanduser().exists()
-    if abstract and is_remote:
-        for family in families():
-            published = family_module(family, "pipeline").load_published(str(model), **options)
-            if published is not None:
-                return published
-        path = hub.resolve(model, revision, allow_patterns=_CONFIG_FILES)
-    else:
-        path = resolve(model, revision)
     for family in families():
-        module = family_module(family, "pipeline")
-        if module.claims(path):
-            return module.load(path, **options, base=base, abstract=abstract)
+        if family_module(family, "sources").claims(path):
+            return family
     raise UserError(_reason(path))
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Refuses a path at which a merged pipeline must not replace what is there.
+
+    Raises:
+      UserError: ``out`` exists, and ``overwrite`` is false or ``out`` is not a pipeline's folder.
+    """
+    check_free(out, overwrite)
+    if out.exists() and not (out / INDEX).is_file():
+        raise UserError(f"{out} is not a pipeline's folder: --overwrite would delete all of it; choose another --out")
 
 
 def _reason(path: Path) -> str:
     """Explains why no family claims a folder."""
-    file = path / "model_index.json"
+    file = path / INDEX
     if not file.is_file():
         return f"{path}: no model_index.json here; expected a diffusers pipeline folder or the hub id of one"
     classes = [name for family in families() for name in family_module(family, "sources").CLASSES]

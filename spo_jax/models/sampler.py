@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.core.words import counted
 from spo_jax.diffusion.solvers import solve
@@ -31,7 +31,7 @@ class Sampler:
       lora_scale: alpha / r times the strength of the adapter.
       batch: number of images drawn at a time, rounded up to a multiple of the devices of the mesh in context; a smaller
         last batch is padded, so that there is one program.
-      solver: one of `spo_jax.diffusion.steps.SOLVERS`.
+      solver: one of `spo_jax.diffusion.SOLVERS`.
       karras: whether to use Karras' noise levels.
       latent_shape: shape (h, w, c) of the latents; None is the model's own.
       prompt_options: keyword arguments of the pipeline's text encoding; None is its default for ``latent_shape``.

@@ -10,27 +10,15 @@ from typing import Any
 import numpy as np
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_free, read_json_object, write_json
+from spo_jax.core.files import read_json_object, write_json
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Params
+from spo_jax.models import INDEX, check_folder
 from spo_jax.models.base import Pipeline
 from spo_jax.nn.lora import merge
 from spo_jax.weights import store
 from spo_jax.weights.components import write_component
 from spo_jax.weights.rules import to_state
-
-_INDEX = "model_index.json"
-
-
-def check_folder(out: Path, overwrite: bool) -> None:
-    """Refuses a path that `write_merged` must not replace.
-
-    Raises:
-      UserError: ``out`` exists, and ``overwrite`` is false or ``out`` is not a pipeline's folder.
-    """
-    check_free(out, overwrite)
-    if out.exists() and not (out / _INDEX).is_file():
-        raise UserError(f"{out} is not a pipeline's folder: --overwrite would delete all of it; choose another --out")
 
 
 def write_merged(out: Path, pipeline: Pipeline, lora: Params, scale: float, overwrite: bool = False) -> None:
@@ -116,13 +104,13 @@ def _drop_absent(folder: Path) -> None:
 
     diffusers refuses a folder whose index names a component that is missing.
     """
-    index = read_json_object(folder / _INDEX)
+    index = read_json_object(folder / INDEX)
     for name, value in index.items():
         if isinstance(value, list) and not (folder / name).is_dir():
             index[name] = [None, None]
     if index.get("safety_checker") == [None, None]:
         index["requires_safety_checker"] = False
-    write_json(folder / _INDEX, index)
+    write_json(folder / INDEX, index)
 
 
 def _drop_variant(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Work cut into chunks: long lists on the host, and batches on the devices that do not fit in memory at once."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,34 +30,6 @@ def in_chunks(function: Callable[[np.ndarray], Any], rows: np.ndarray, chunk: in
         index = np.minimum(np.arange(start, start + chunk), len(rows) - 1)
         parts.append(jax.tree.map(np.asarray, function(rows[index])))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(rows)], *parts)
-
-
-def padded_chunk(batch: int, per_device: int, devices: int) -> int:
-    """Computes the rows in memory at a time, on all devices together, if the last chunk may be padded.
-
-    The chunks are equal parts of ``batch``.
-
-    Args:
-      batch: rows of a batch, over all devices.
-      per_device: largest number of rows that a device may have in memory.
-      devices: number of devices.
-    """
-    parts = math.ceil(batch / (per_device * devices))
-    return math.ceil(batch / (parts * devices)) * devices
-
-
-def even_chunk(batch: int, per_device: int, devices: int) -> int:
-    """Computes the rows in memory at a time, on all devices together, if nothing may be padded.
-
-    It is the largest number that cuts ``batch`` evenly.
-
-    Args:
-      batch: rows of a batch, a multiple of ``devices``.
-      per_device: largest number of rows that a device may have in memory.
-      devices: number of devices.
-    """
-    share = batch // devices
-    return devices * max(size for size in range(1, min(per_device, share) + 1) if share % size == 0)
 
 
 def cut(tree: PyTree, chunk: int) -> PyTree:

@@ -1,51 +1,32 @@
 """The mesh of a run, and the layout of batches on it."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spo_jax.core.config import Settings, setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, PyTree
+from spo_jax.parallel.settings import MeshSettings
 
 # Batches are cut over both axes, frozen weights over the second axis or not at all.
 AXES = ("data", "fsdp")
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshSettings(Settings):
-    """Number of devices along each axis of the mesh; -1, for one of them, takes all devices that the other leaves."""
-
-    GROUP: ClassVar = "mesh."
-
-    data: int = setting(-1, "Devices (or groups of fsdp devices) that each hold all weights and share the batch.")
-    fsdp: int = setting(1, "Devices that share one copy of the frozen weights, cut over them.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if min(self.data, self.fsdp) < -1 or 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
-            raise UserError(
-                f"config fields mesh.data = {self.data}, mesh.fsdp = {self.fsdp}: expected 1 or more, or -1 for one "
-                "of the two"
-            )
-
-
-def make_mesh(settings: MeshSettings = MeshSettings(), devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(settings: MeshSettings | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh with axes ``data`` and ``fsdp``.
 
     Args:
-      settings: number of devices along each axis.
+      settings: number of devices along each axis; None takes all of them for data.
       devices: devices of the mesh; by default all devices of all processes. If there is one process and the settings
         name fewer devices, only the first ones are used.
 
     Raises:
       UserError: the sizes do not fit the number of devices.
     """
+    settings = settings or MeshSettings()
     devices = jax.devices() if devices is None else devices
     total = len(devices)
     data = settings.data

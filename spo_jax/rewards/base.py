@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, DType, Float, Int, Params, PyTree
 from spo_jax.parallel.chunks import in_chunks
 from spo_jax.parallel.mesh import gathered

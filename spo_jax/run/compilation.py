@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
-
 DEFAULT_FOLDER = "~/.cache/spo_jax/xla"
 
 
@@ -12,6 +10,6 @@ def keep_compiled_programs() -> None:
     """Turns on jax's persistent compilation cache, so that a run that is started again compiles in seconds.
 
     Its folder is ``JAX_COMPILATION_CACHE_DIR``, or else `DEFAULT_FOLDER`; an empty value of the variable turns it off.
+    jax reads the variable when it is imported, so commands call this before.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path(DEFAULT_FOLDER).expanduser()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(DEFAULT_FOLDER).expanduser()))

@@ -18,6 +18,7 @@ from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.lock import RunLock
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import read_metrics
+from spo_jax.run.resume import Resume
 from spo_jax.run.settings import RunSettings
 
 CHECKPOINTS = "checkpoints"
@@ -31,21 +32,6 @@ class State(Protocol):
     params: PyTree
 
     def _replace(self, **fields: Any) -> "State": ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Resume:
-    """What to do with a run that exists already.
-
-    Attributes:
-      required: resume it; it is an error if there is none.
-      if_there: resume it if there is one, otherwise start a run.
-      changed: resume even if settings or data have changed.
-    """
-
-    required: bool = False
-    if_there: bool = False
-    changed: bool = False
 
 
 class RunFolder(NamedTuple):

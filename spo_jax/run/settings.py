@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from spo_jax.core.config import Settings, seed_setting, setting
-from spo_jax.parallel.mesh import MeshSettings
+from spo_jax.parallel.settings import MeshSettings
 
 
 @dataclasses.dataclass(frozen=True)

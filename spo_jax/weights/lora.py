@@ -27,6 +27,7 @@ from spo_jax.weights.rules import module_name, module_path
 
 METADATA_KEY = "lora_adapter_metadata"
 FILE_NAME = "pytorch_lora_weights.safetensors"
+LORA_FORMATS = ("diffusers", "kohya")
 
 _DIFFUSERS_KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.(?:lora\.(?P<half>down|up)|lora_(?P<peft>[AB])(?:\.\w+)?)\.weight"
@@ -183,8 +184,8 @@ def write_lora(
       UserError: the file cannot be written.
       ValueError: the format is unknown.
     """
-    if format not in ("diffusers", "kohya"):
-        raise ValueError(f"format {format!r}: expected diffusers or kohya")
+    if format not in LORA_FORMATS:
+        raise ValueError(f"format {format!r}: expected {' or '.join(LORA_FORMATS)}")
     # Collect the tensors.
     state: dict[str, np.ndarray] = {}
     if format == "kohya":

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from spo_jax.core.images import above, center_crop, image_grid, resize_bicubic, shorter_side_size, to_uint8
+from spo_jax.core.images import above, image_grid, to_uint8
+from spo_jax.core.resizing import center_crop, resize_bicubic, shorter_side_size
 
 
 @pytest.mark.parametrize("size", [(5, 6), (7, 9), (16, 3), (8, 12), (64, 40), (1, 1)])
@@ -49,7 +50,7 @@ def test_crop_offset_rounds_half_to_even(width, first):
 
 
 def test_to_uint8_clips_and_rounds():
-    values = jnp.array([-1.5, -1.0, 0.0, 1.0, 1.5, 1 / 255 - 1, 1.9 / 255 - 1, 3.1 / 255 - 1]).reshape(1, -1)
+    values = np.array([-1.5, -1.0, 0.0, 1.0, 1.5, 1 / 255 - 1, 1.9 / 255 - 1, 3.1 / 255 - 1]).reshape(1, -1)
     assert to_uint8(values).tolist() == [[0, 0, 128, 255, 255, 0, 1, 2]]  # 127.5 and 0.5 go to the even neighbour
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from spo_jax.core.trees import flatten, take_rows, unflatten
+from spo_jax.core.rows import take_rows
+from spo_jax.core.trees import flatten, unflatten
 
 TREE = {"b": {"y": 1, "x": {"z": 2}}, "a": 3}
 

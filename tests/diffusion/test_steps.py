@@ -5,8 +5,9 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
 from spo_jax.core.errors import UserError
+from spo_jax.diffusion import SOLVERS
 from spo_jax.diffusion.schedule import ScheduleConfig
-from spo_jax.diffusion.steps import SOLVERS, solver_steps
+from spo_jax.diffusion.steps import solver_steps
 
 SD15 = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
 CLASSES = {"euler": EulerDiscreteScheduler, "dpm++": DPMSolverMultistepScheduler}

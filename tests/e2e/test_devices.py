@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from spo_jax.core.trees import flatten, take_rows
+from spo_jax.core.rows import take_rows
+from spo_jax.core.trees import flatten
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.spo.method import SPORun
 from spo_jax.methods.spo.programs import SPO

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spo_jax import export as export_module
 from spo_jax.core.errors import UserError
 from spo_jax.export import export
 from spo_jax.models import drawing, open_pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.sample import sample
+from spo_jax.work import export as export_module
 
 PROMPTS = ["a red star", "a blue moon"]
 SETTINGS = dict(steps=4, guidance=5.0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.core.images import resize_bicubic, shorter_side_size
+from spo_jax.core.resizing import resize_bicubic, shorter_side_size
 from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.nn.layers import sinusoidal_embedding
 from spo_jax.rewards.common.clip_score import pixel_values, score_images, text_features

@@ -10,7 +10,7 @@ from spo_jax.core.lookup import module_names
 from spo_jax.methods import load_method
 
 METHODS = module_names("spo_jax.methods")
-SHARED = {"spo_jax.methods.common.settings", "spo_jax.run.settings", "spo_jax.parallel.mesh"}
+SHARED = {"spo_jax.methods.common.settings", "spo_jax.run.settings", "spo_jax.parallel.settings"}
 
 
 def _declared(kind: type) -> list[tuple[type, str]]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.models.base import Guidance, Pipeline, bind_denoise, count_rows, denoise, repeat_rows
 
 SCALE = 5.0

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.parallel.chunks import cut, even_chunk, in_chunks, joined, padded_chunk
+from spo_jax.parallel.chunks import cut, in_chunks, joined
 from spo_jax.parallel.mesh import make_mesh, over_batch
+from spo_jax.parallel.sizes import even_chunk, padded_chunk
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 8, 9])

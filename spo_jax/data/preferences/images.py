@@ -1,7 +1,7 @@
 """Decodes images to pixels as the reference of the preference models does, with transformers' CLIPImageProcessor.
 
-Pillow's bicubic resize smooths when it shrinks, unlike the resize on the device (`spo_jax.core.images.resize_bicubic`),
-which is for decoded predictions.
+Pillow's bicubic resize smooths when it shrinks, unlike the resize on the device
+(`spo_jax.core.resizing.resize_bicubic`), which is for decoded predictions.
 """
 
 import io

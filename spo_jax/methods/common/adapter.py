@@ -20,7 +20,7 @@ from spo_jax.models.lora import write_lora
 from spo_jax.nn.lora import init_lora
 from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
-from spo_jax.parallel.sharding import make, shapes_of
+from spo_jax.parallel.sharding import make, shapes_of, to_host
 from spo_jax.rewards.base import Reward
 from spo_jax.run.loop import Row
 
@@ -112,7 +112,7 @@ class AdapterRun:
         """
         if is_writer():
             metadata = {"base_model": self.settings.model, "method": self.METHOD}
-            write_lora(folder / FILE, self.settings.lora.adapter(state.params), metadata=metadata)
+            write_lora(folder / FILE, self.settings.lora.adapter(to_host(state.params)), metadata=metadata)
 
     def finish(self, state: TrainState, folder: Path) -> Result:
         """Draws and scores the images after training.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Bool, Float, Int, Params, PyTree
 from spo_jax.diffusion.process import Process, log_prob
 from spo_jax.models.base import Guidance, Pipeline, bind_denoise, denoise

@@ -6,7 +6,6 @@ from typing import ClassVar
 from spo_jax import toy
 from spo_jax.core.config import Settings, seed_setting, setting
 from spo_jax.core.typing import Params
-from spo_jax.parallel.sharding import to_host
 from spo_jax.run.settings import RunSettings
 from spo_jax.weights.lora import LoRA
 
@@ -78,8 +77,8 @@ class LoRASettings(Settings):
         return (self.alpha or self.rank) / self.rank
 
     def adapter(self, tree: Params) -> LoRA:
-        """Moves a trained tree to the host and returns it as the LoRA that a file holds."""
-        return LoRA(to_host(tree), self.scale * self.rank, self.rank)
+        """Returns a trained tree, whose arrays are on the host, as the LoRA that a file holds."""
+        return LoRA(tree, self.scale * self.rank, self.rank)
 
 
 @dataclasses.dataclass(frozen=True)

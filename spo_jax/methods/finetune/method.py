@@ -15,10 +15,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Key, Params, PyTree
-from spo_jax.data.captioned_images import CaptionedImages, open_captioned_images
-from spo_jax.data.prompts import load_prompts
+from spo_jax.data.captioned_images import CaptionedImages
 from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.before_after import check_rewards
@@ -27,29 +26,14 @@ from spo_jax.methods.common.latents import encode_images
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.state import TrainState, apply_gradients
+from spo_jax.methods.finetune.data import ImageData
 from spo_jax.methods.finetune.settings import FinetuneSettings
 from spo_jax.models.base import repeat_rows
-from spo_jax.parallel.chunks import cut, even_chunk
+from spo_jax.parallel.chunks import cut
 from spo_jax.parallel.mesh import over_batch, replicated
 from spo_jax.parallel.sharding import place, shapes_of
+from spo_jax.parallel.sizes import even_chunk
 from spo_jax.run.loop import Progress, Row
-
-
-class ImageData(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-      images: images to train on, with their captions.
-      eval_prompts: prompts of the images before and after training.
-    """
-
-    images: CaptionedImages
-    eval_prompts: list[str]
-
-    @property
-    def digests(self) -> list[str]:
-        """The digest of the images."""
-        return [self.images.digest]
 
 
 class Batch(NamedTuple):
@@ -64,15 +48,6 @@ class Batch(NamedTuple):
     mean: Float[Array | np.ndarray, "b h w c"]
     std: Float[Array | np.ndarray, "b h w c"]
     condition: PyTree
-
-
-def read_data(settings: FinetuneSettings) -> ImageData:
-    """Lists the images and reads the prompts.
-
-    Raises:
-      UserError: there are no images, a caption is missing, or a file cannot be read.
-    """
-    return ImageData(open_captioned_images(settings.images), load_prompts(settings.eval.prompts))
 
 
 def setup(

@@ -18,15 +18,12 @@ from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error
 from spo_jax.core.typing import Float, Params
 from spo_jax.data.preferences.loading import batches
+from spo_jax.methods.spm.data import ACCURACY, Agreement
 from spo_jax.methods.spm.programs import FrozenParams, Rows, SPMTraining
 from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.multihost import is_writer, join_parts, local_positions
 from spo_jax.parallel.sharding import make, to_host
 from spo_jax.run.report.charts import as_svg
-
-# By timestep, the contribution of every pair to the accuracy: 1, ½ or 0.
-Agreement = Mapping[int, Float[np.ndarray, " n"]]
-ACCURACY = "accuracy.json"
 
 
 def agreement(scores: Float[np.ndarray, "n 2"], labels: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:

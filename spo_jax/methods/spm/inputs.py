@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spo_jax.core.images import resize_bicubic
+from spo_jax.core.resizing import resize_bicubic
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
 from spo_jax.diffusion.process import Process
 from spo_jax.rewards.common.clip_score import normalise

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from spo_jax import toy
 from spo_jax.core.files import check_writable, write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key
-from spo_jax.data.preferences.format import Preferences, open_preferences
+from spo_jax.data.preferences.format import Preferences
 from spo_jax.data.preferences.loading import batches as load_batches
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods.base import Images, Programs, Result
@@ -25,13 +25,13 @@ from spo_jax.methods.common.latents import latent_cache, latent_file
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.state import TrainState, init_state
 from spo_jax.methods.spm.accuracy import (
-    Agreement,
     Evaluator,
     accuracy_figure,
     print_accuracy,
     summarised,
     write_accuracy,
 )
+from spo_jax.methods.spm.data import Agreement, PairData
 from spo_jax.methods.spm.init import Start
 from spo_jax.methods.spm.parts import load_clip, relabelled
 from spo_jax.methods.spm.programs import Rows, SPMTraining
@@ -65,33 +65,6 @@ _PROGRESS = Progress(
     watched=("loss", "grad_norm"),
     hint="Lower optimizer.learning_rate, or use float32",
 )
-
-
-class PairData(NamedTuple):
-    """The data of a run, which are two prepared splits.
-
-    Attributes:
-      train: pairs to train on.
-      held_out: pairs to measure on.
-    """
-
-    train: Preferences
-    held_out: Preferences
-
-    @property
-    def digests(self) -> list[str]:
-        """The digest of the training pairs."""
-        return [self.train.digest]
-
-
-def read_data(settings: SPMTrainSettings) -> PairData:
-    """Opens both splits.
-
-    Raises:
-      UserError: a split is missing or is not a prepared split.
-    """
-    splits = (settings.train_split, settings.eval_split)
-    return PairData(*(open_preferences(settings.data_dir, split) for split in splits))
 
 
 def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, folder: Path | None = None) -> "SPMRun":

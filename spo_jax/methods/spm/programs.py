@@ -24,10 +24,11 @@ from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spm.update import apply_step, gradients, state_shardings
 from spo_jax.models.base import Guidance, Pipeline, bind_denoise, repeat_rows
 from spo_jax.nn.clip import CLIPModel
-from spo_jax.parallel.chunks import cut, even_chunk, joined
+from spo_jax.parallel.chunks import cut, joined
 from spo_jax.parallel.mesh import gathered, over_batch, replicated, spread
 from spo_jax.parallel.multihost import join_parts
 from spo_jax.parallel.sharding import place, shapes_of
+from spo_jax.parallel.sizes import even_chunk
 
 
 class FrozenParams(NamedTuple):

@@ -4,16 +4,15 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Int, Key, Params
-from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.before_after import check_rewards, reward_options
@@ -21,6 +20,7 @@ from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.state import TrainState
+from spo_jax.methods.spo.data import PromptData
 from spo_jax.methods.spo.programs import SPO, PromptFeatures
 from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.methods.spo.settings import SPOTrainSettings
@@ -50,32 +50,6 @@ _PROGRESS = Progress(
 # Jitted, for keys that lie on the devices of several processes.
 _fold_in = jax.jit(jax.random.fold_in)
 _split = jax.jit(lambda key: tuple(jax.random.split(key)))
-
-
-class PromptData(NamedTuple):
-    """The data of a run.
-
-    Attributes:
-      prompts: prompts to train on.
-      eval_prompts: prompts of the images before and after training.
-    """
-
-    prompts: list[str]
-    eval_prompts: list[str]
-
-    @property
-    def digests(self) -> list[str]:
-        """The training prompts themselves, which identify the data."""
-        return self.prompts
-
-
-def read_data(settings: SPOTrainSettings) -> PromptData:
-    """Reads both lists of prompts.
-
-    Raises:
-      UserError: a file is missing or is not a list of prompts.
-    """
-    return PromptData(load_prompts(settings.prompts), load_prompts(settings.eval.prompts))
 
 
 def setup(

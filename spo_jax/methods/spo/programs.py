@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params, PyTree
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.judge import Judge

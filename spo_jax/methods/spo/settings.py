@@ -6,7 +6,7 @@ from typing import ClassVar
 from spo_jax import toy
 from spo_jax.core.config import Settings, setting
 from spo_jax.methods.common.settings import AdapterSettings, PromptSettings
-from spo_jax.parallel.chunks import padded_chunk
+from spo_jax.parallel.sizes import padded_chunk
 
 
 @dataclasses.dataclass(frozen=True)

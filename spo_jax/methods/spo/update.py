@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.gradients import chunked_gradients

@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import read_json_object
 from spo_jax.core.typing import Array, DType, Float, Int, Num, Params
 from spo_jax.data.tokenizer import AbstractTokenizer, Tokenizer
 from spo_jax.diffusion.ddpm import DDPM, make_ddpm
@@ -35,7 +34,6 @@ from spo_jax.parallel.mesh import gathered
 from spo_jax.parallel.sharding import abstract_weights, place_weights
 from spo_jax.weights.digest import weights_digest
 
-COMPONENTS = sources.COMPONENTS
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -303,14 +301,6 @@ def _encode_text(
 
 
 # Reading
-
-
-def claims(path: Path) -> bool:
-    """Reports whether a path belongs to this family: a diffusers folder of its classes, or a single-file checkpoint."""
-    if path.is_file():
-        return True
-    index = path / "model_index.json"
-    return index.is_file() and read_json_object(index).get("_class_name") in sources.CLASSES
 
 
 def load(

@@ -45,6 +45,14 @@ _PUBLISHED = (
 _PUBLISHED_VAES = ((re.compile(r"/sdxl-vae-fp16-fix$"), presets.SDXL_VAE | {"force_upcast": False}),)
 
 
+def claims(path: Path) -> bool:
+    """Reports whether a path belongs to this family: a diffusers folder of its classes, or a single-file checkpoint."""
+    if path.is_file():
+        return True
+    index = path / "model_index.json"
+    return index.is_file() and read_json_object(index).get("_class_name") in CLASSES
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
     """A diffusers folder.

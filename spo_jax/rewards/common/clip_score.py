@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spo_jax.core.images import center_crop, resize_bicubic, shorter_side_size
+from spo_jax.core.resizing import center_crop, resize_bicubic, shorter_side_size
 from spo_jax.core.typing import Array, Float, Int, Params
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.parallel.chunks import in_chunks

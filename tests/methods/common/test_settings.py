@@ -1,6 +1,5 @@
 """Groups of settings that methods share: derived numbers, and values that are refused."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,9 +35,9 @@ def test_an_alpha_of_zero_means_the_rank():
 
 
 def test_a_trained_adapter_carries_alpha_and_rank():
-    adapter = LoRASettings(8, 4.0).adapter({"to_q": {"lora_A": jnp.ones((3, 8)), "lora_B": jnp.zeros((8, 3))}})
+    adapter = LoRASettings(8, 4.0).adapter({"to_q": {"lora_A": np.ones((3, 8)), "lora_B": np.zeros((8, 3))}})
     assert (adapter.alpha, adapter.rank) == (4.0, 8)
-    assert isinstance(adapter.tree["to_q"]["lora_A"], np.ndarray)
+    assert adapter.tree["to_q"]["lora_A"].shape == (3, 8)
 
 
 def test_rewards_are_separated_by_commas():

@@ -15,7 +15,8 @@ from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.policy import Pairs
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo import method
-from spo_jax.methods.spo.method import CHARTS, PromptData, SPORun, read_data
+from spo_jax.methods.spo.data import PromptData, read_data
+from spo_jax.methods.spo.method import CHARTS, SPORun
 from spo_jax.methods.spo.programs import SPO
 from spo_jax.models.base import Decoder
 from spo_jax.models.lora import read_lora

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.trees import take_rows
+from spo_jax.core.rows import take_rows
 from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.state import init_state

@@ -1,0 +1,32 @@
+"""The data of SPO: prompts to train on, and prompts of the images before and after."""
+
+from typing import NamedTuple
+
+from spo_jax.data.prompts import load_prompts
+from spo_jax.methods.spo.settings import SPOTrainSettings
+
+
+class PromptData(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      prompts: prompts to train on.
+      eval_prompts: prompts of the images before and after training.
+    """
+
+    prompts: list[str]
+    eval_prompts: list[str]
+
+    @property
+    def digests(self) -> list[str]:
+        """The training prompts themselves, which identify the data."""
+        return self.prompts
+
+
+def read_data(settings: SPOTrainSettings) -> PromptData:
+    """Reads both lists of prompts.
+
+    Raises:
+      UserError: a file is missing or is not a list of prompts.
+    """
+    return PromptData(load_prompts(settings.prompts), load_prompts(settings.eval.prompts))

@@ -1,0 +1,25 @@
+"""Settings of the mesh, which can be read before jax is imported."""
+
+import dataclasses
+from typing import ClassVar
+
+from spo_jax.core.config import Settings, setting
+from spo_jax.core.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings(Settings):
+    """Number of devices along each axis of the mesh; -1, for one of them, takes all devices that the other leaves."""
+
+    GROUP: ClassVar = "mesh."
+
+    data: int = setting(-1, "Devices (or groups of fsdp devices) that each hold all weights and share the batch.")
+    fsdp: int = setting(1, "Devices that share one copy of the frozen weights, cut over them.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.data, self.fsdp) < -1 or 0 in (self.data, self.fsdp) or self.data == self.fsdp == -1:
+            raise UserError(
+                f"config fields mesh.data = {self.data}, mesh.fsdp = {self.fsdp}: expected 1 or more, or -1 for one "
+                "of the two"
+            )
