@@ -8,6 +8,7 @@ import dataclasses
 import glob
 import http.client
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -175,7 +176,8 @@ def _download(url: str) -> list[Any]:
             expected = int(answer.headers.get("Content-Length") or len(content))
             kind = answer.headers.get_content_type()
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise UserError(f"cannot fetch {url}: {error}; check the address and the network") from error
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        raise UserError(f"cannot fetch {url}: {reason}; check the address and the network") from error
     if kind == "text/html":
         raise UserError(f"{url} is a web page: expected the address of the file itself (on GitHub: of its button Raw)")
     if len(content) > _LARGEST:
