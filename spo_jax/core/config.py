@@ -22,6 +22,11 @@ from spo_jax.core.renamed import FIELDS
 
 _SHOWN = 200  # characters of a value in a message
 MAX_LEVELS = 8  # of a network
+# Upper limits of settings. What is beyond them is a slip, and is refused before anything is read or allocated.
+MAX_BATCH = 2**14  # items of a batch
+MAX_STEPS = 1000  # sampling steps: published models have as many timesteps
+MAX_COUNT = 10**9  # counts that allocate nothing, such as batches of a run
+MAX_GUIDANCE = 1000
 SEED_LIMIT = 2**32  # jax uses only the lower 32 bits, so a larger seed would equal a smaller one
 
 

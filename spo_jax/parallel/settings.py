@@ -13,8 +13,10 @@ class MeshSettings(Settings):
 
     GROUP: ClassVar = "mesh."
 
-    data: int = setting(-1, "Devices (or groups of fsdp devices) that each hold all weights and share the batch.")
-    fsdp: int = setting(1, "Devices that share one copy of the frozen weights, cut over them.")
+    data: int = setting(
+        -1, "Devices (or groups of fsdp devices) that each hold all weights and share the batch.", at_most=2**20
+    )
+    fsdp: int = setting(1, "Devices that share one copy of the frozen weights, cut over them.", at_most=2**20)
 
     def __post_init__(self):
         super().__post_init__()

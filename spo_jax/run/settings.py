@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from spo_jax.core.config import Settings, seed_setting, setting
+from spo_jax.core.config import MAX_COUNT, Settings, seed_setting, setting
 from spo_jax.parallel.settings import MeshSettings
 
 
@@ -14,10 +14,16 @@ class LogSettings(Settings):
 
     GROUP: ClassVar = "log."
 
-    checkpoint_every: int = setting(50, "Batches between two checkpoints (0: only after the last).", at_least=0)
-    keep_checkpoints: int = setting(3, "Number of latest checkpoints to keep.", at_least=1)
-    keep_every: int = setting(0, "Also keep checkpoints at multiples of this number of batches (0: none).", at_least=0)
-    eval_every: int = setting(50, "Batches between two evaluations (0: only after the last).", at_least=0)
+    checkpoint_every: int = setting(
+        50, "Batches between two checkpoints (0: only after the last).", at_least=0, at_most=MAX_COUNT
+    )
+    keep_checkpoints: int = setting(3, "Number of latest checkpoints to keep.", at_least=1, at_most=MAX_COUNT)
+    keep_every: int = setting(
+        0, "Also keep checkpoints at multiples of this number of batches (0: none).", at_least=0, at_most=MAX_COUNT
+    )
+    eval_every: int = setting(
+        50, "Batches between two evaluations (0: only after the last).", at_least=0, at_most=MAX_COUNT
+    )
     wandb: str = setting("", "Project of Weights & Biases to log to (empty: none); needs the extra wandb.")
     wandb_entity: str = setting("", "User or team that owns the project (empty: your default).")
     wandb_name: str = setting("", "Name of the run there (empty: the name of the output folder).")

@@ -65,7 +65,7 @@ def cut_off(path):
         ([TOY, "--config.spo.bta=3"], ["--config has no field spo.bta: did you mean spo.beta?"]),
         ([TOY, "--config.spo.beta=strong"], ["--config.spo.beta=strong", "float"]),
         ([TOY, "--config.spo.num_steps=5.5"], ["--config.spo.num_steps=5.5", "int"]),
-        ([TOY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected 2 or more"]),
+        ([TOY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected 2 to 1024"]),
         (
             [TOY, "--config.model={micro.sd}", "--config.eval.rewards=beauty"],
             ["config field eval.rewards = 'beauty': expected 'spm', 'toy', or the dotted path of"],

@@ -2,10 +2,14 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
-from spo_jax.core.config import describe
+from spo_jax.core.config import describe, from_config, to_config
+from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import module_names
 from spo_jax.methods import load_method
 
@@ -46,3 +50,25 @@ def test_every_field_says_what_it_means(method):
     assert all(meaning.endswith((".", ")")) and len(meaning) > 10 for *_, meaning in rows)
     paths = [path for path, *_ in rows]
     assert len(paths) == len(set(paths)) and "seed" in paths
+
+
+def _numbers(settings: Any, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{prefix}{field.name}.")
+        elif type(value) is int:
+            yield prefix + field.name, field
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_whole_number_has_an_upper_limit(method):
+    """A slip of the finger, such as a rank of 10**9, is refused before anything is read or allocated."""
+    config = to_config(load_method(method).Settings())
+    for path, field in _numbers(load_method(method).Settings()):
+        assert "at_most" in field.metadata["bounds"], path
+        given = ConfigDict(config.to_dict())
+        group, _, name = path.rpartition(".")
+        (given[group] if group else given)[name] = 10**10
+        with pytest.raises(UserError, match=f"field.* {path} = 10000000000"):
+            from_config(load_method(method).Settings, given)

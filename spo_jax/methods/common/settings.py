@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from spo_jax import toy
-from spo_jax.core.config import Settings, seed_setting, setting
+from spo_jax.core.config import MAX_BATCH, MAX_COUNT, MAX_GUIDANCE, MAX_STEPS, Settings, seed_setting, setting
 from spo_jax.core.typing import Params
 from spo_jax.run.settings import RunSettings
 from spo_jax.weights.lora import LoRA
@@ -38,17 +38,25 @@ class OptimizerSettings(Settings):
 
     GROUP: ClassVar = "optimizer."
 
-    learning_rate: float = setting(6e-5, "Peak learning rate.", above=0)
+    learning_rate: float = setting(6e-5, "Peak learning rate.", above=0, at_most=10)
     schedule: str = setting(
         "constant", "Learning rate after the warm-up: constant, or linear to 0.", choices=("constant", "linear")
     )
-    warmup_steps: int = setting(0, "Number of optimizer steps over which the learning rate rises from 0.", at_least=0)
+    warmup_steps: int = setting(
+        0, "Number of optimizer steps over which the learning rate rises from 0.", at_least=0, at_most=MAX_COUNT
+    )
     adam_beta1: float = setting(0.9, "Decay of the gradients' running mean.", at_least=0, below=1)
     adam_beta2: float = setting(0.999, "Decay of the squared gradients' running mean.", at_least=0, below=1)
-    adam_epsilon: float = setting(1e-8, "Number added to the root of the squared gradients' running mean.", above=0)
-    weight_decay: float = setting(1e-4, "Decoupled weight decay, applied to all trained weights.", at_least=0)
+    adam_epsilon: float = setting(
+        1e-8, "Number added to the root of the squared gradients' running mean.", above=0, at_most=1
+    )
+    weight_decay: float = setting(
+        1e-4, "Decoupled weight decay, applied to all trained weights.", at_least=0, at_most=1000
+    )
     max_grad_norm: float = setting(1.0, "Global norm to which gradients are clipped.", above=0)
-    gradient_accumulation_steps: int = setting(1, "Training batches whose gradients are averaged per step.", at_least=1)
+    gradient_accumulation_steps: int = setting(
+        1, "Training batches whose gradients are averaged per step.", at_least=1, at_most=MAX_COUNT
+    )
 
     def check_warmup(self, batches: int) -> None:
         """Refuses a warm-up that a run of this number of training batches does not finish.
@@ -66,9 +74,12 @@ class LoRASettings(Settings):
 
     GROUP: ClassVar = "lora."
 
-    rank: int = setting(4, "Rank r of the adapter.", at_least=1)
+    rank: int = setting(4, "Rank r of the adapter.", at_least=1, at_most=4096)
     alpha: float = setting(
-        0.0, "Alpha of the adapter; its scale is alpha / rank (0: the rank, so that the scale is 1).", at_least=0
+        0.0,
+        "Alpha of the adapter; its scale is alpha / rank (0: the rank, so that the scale is 1).",
+        at_least=0,
+        at_most=10**6,
     )
 
     @property
@@ -88,12 +99,16 @@ class EvalSettings(Settings):
     GROUP: ClassVar = "eval."
 
     prompts: str = setting("toy:held_out", "Prompt file, or toy:held_out; repeated until there are enough images.")
-    images: int = setting(100, "Number of images before and after training.", at_least=1)
-    grid_images: int = setting(16, "Number of images in each grid that is drawn during training.", at_least=1)
-    batch: int = setting(25, "Number of images to draw at a time.", at_least=1)
+    images: int = setting(100, "Number of images before and after training.", at_least=1, at_most=50_000)
+    grid_images: int = setting(
+        16, "Number of images in each grid that is drawn during training.", at_least=1, at_most=1024
+    )
+    batch: int = setting(25, "Number of images to draw at a time.", at_least=1, at_most=MAX_BATCH)
     seed: int = seed_setting(1234, "Seed of the initial noise.")
-    steps: int = setting(20, "Number of sampling steps.", at_least=1)
-    guidance_scale: float = setting(5.0, "Classifier-free guidance scale.")
+    steps: int = setting(20, "Number of sampling steps.", at_least=1, at_most=MAX_STEPS)
+    guidance_scale: float = setting(
+        5.0, "Classifier-free guidance scale.", at_least=-MAX_GUIDANCE, at_most=MAX_GUIDANCE
+    )
     rewards: str = setting(
         "toy",
         "Rewards that score the images, separated by commas: names in spo_jax.rewards (NAME or NAME:SOURCE), or dotted "
@@ -128,9 +143,11 @@ class PromptSettings(Settings):
     LENGTH: ClassVar = ("num_epochs", "max_batches")
 
     prompts: str = setting("toy:train", "Prompt file (.txt, .json or .jsonl), toy:train or toy:held_out.")
-    prompts_per_batch: int = setting(10, "Number of prompts in a batch, over all devices.", at_least=1)
-    num_epochs: int = setting(10, "Number of passes over the prompts.", at_least=1)
-    max_batches: int = setting(0, "Stop after this number of batches (0: no limit).", at_least=0)
+    prompts_per_batch: int = setting(
+        10, "Number of prompts in a batch, over all devices.", at_least=1, at_most=MAX_BATCH
+    )
+    num_epochs: int = setting(10, "Number of passes over the prompts.", at_least=1, at_most=MAX_COUNT)
+    max_batches: int = setting(0, "Stop after this number of batches (0: no limit).", at_least=0, at_most=MAX_COUNT)
 
     def total_batches(self, prompts: int) -> int:
         """Returns the number of batches of the whole run, which skips a last batch that would not be full.

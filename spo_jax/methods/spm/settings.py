@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from spo_jax import toy
-from spo_jax.core.config import Settings, seed_setting, setting
+from spo_jax.core.config import MAX_BATCH, MAX_COUNT, MAX_GUIDANCE, Settings, seed_setting, setting
 from spo_jax.methods.common.settings import ModelSettings, OptimizerSettings
 from spo_jax.run.settings import LogSettings, RunSettings
 
@@ -36,8 +36,10 @@ class LoadingSettings(Settings):
 
     GROUP: ClassVar = "loading."
 
-    threads: int = setting(8, "Threads in each process that reads images (0: none besides its own).", at_least=0)
-    workers: int = setting(0, "Processes that read images (0: this one).", at_least=0)
+    threads: int = setting(
+        8, "Threads in each process that reads images (0: none besides its own).", at_least=0, at_most=256
+    )
+    workers: int = setting(0, "Processes that read images (0: this one).", at_least=0, at_most=256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,8 @@ class AccuracySettings(Settings):
     timesteps: tuple[int, ...] = setting(
         (0, 251, 501, 701, 951), "Timesteps to which images are noised; 0 is the clean image itself."
     )
-    pairs: int = setting(0, "Use only the first N pairs of the split (0: all).", at_least=0)
-    batch: int = setting(64, "Number of pairs to measure at a time, over all devices.", at_least=1)
+    pairs: int = setting(0, "Use only the first N pairs of the split (0: all).", at_least=0, at_most=MAX_COUNT)
+    batch: int = setting(64, "Number of pairs to measure at a time, over all devices.", at_least=1, at_most=MAX_BATCH)
     seed: int = seed_setting(1234, "Seed of the noise.")
 
     def __post_init__(self) -> None:
@@ -82,7 +84,9 @@ class SPMTrainSettings(ModelSettings, RunSettings):
     data_dir: str = setting("data", "Folder of prepared preference pairs (python -m spo_jax.prepare).")
     train_split: str = setting("train", "Split to train on.")
     eval_split: str = setting("validation_unique", "Split to measure on.")
-    resolution: int = setting(0, "Side of the images in pixels (0: the diffusion model's native size).", at_least=0)
+    resolution: int = setting(
+        0, "Side of the images in pixels (0: the diffusion model's native size).", at_least=0, at_most=4096
+    )
     cache_latents: str = setting(
         "", "Folder that keeps the images' latents for later epochs and other runs (empty: they are not kept)."
     )
@@ -91,14 +95,25 @@ class SPMTrainSettings(ModelSettings, RunSettings):
         "Whether latents are a draw from the autoencoder's posterior (sample, as published) or its mean.",
         choices=("sample", "mean"),
     )
-    batch_size: int = setting(64, "Number of pairs in a batch, over all devices.", at_least=1)
+    batch_size: int = setting(64, "Number of pairs in a batch, over all devices.", at_least=1, at_most=MAX_BATCH)
     chunk: int = setting(
-        16, "Number of pairs that a device has in memory at a time; changes results only by rounding.", at_least=1
+        16,
+        "Number of pairs that a device has in memory at a time; changes results only by rounding.",
+        at_least=1,
+        at_most=MAX_BATCH,
     )
-    train_steps: int = setting(8000, "Number of batches of the whole run.", at_least=1)
-    guidance_scale: float = setting(5.0, "Classifier-free guidance scale of the clean predictions that are judged.")
+    train_steps: int = setting(8000, "Number of batches of the whole run.", at_least=1, at_most=MAX_COUNT)
+    guidance_scale: float = setting(
+        5.0,
+        "Classifier-free guidance scale of the clean predictions that are judged.",
+        at_least=-MAX_GUIDANCE,
+        at_most=MAX_GUIDANCE,
+    )
     timestep_power: float = setting(
-        1.0, "Timesteps are floor(1000 u^power) for uniform u; above 1, low timesteps are more frequent.", above=0
+        1.0,
+        "Timesteps are floor(1000 u^power) for uniform u; above 1, low timesteps are more frequent.",
+        above=0,
+        at_most=1000,
     )
     flip: bool = setting(False, "Mirror both images of half of the pairs; not possible with cache_latents.")
     export_dtype: str = setting("float32", "Dtype of the weights in spm/.", choices=("float32", "float16"))

@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from spo_jax import toy
-from spo_jax.core.config import Settings, setting
+from spo_jax.core.config import MAX_BATCH, MAX_GUIDANCE, MAX_STEPS, Settings, setting
 from spo_jax.methods.common.settings import AdapterSettings, PromptSettings
 from spo_jax.parallel.sizes import padded_chunk
 
@@ -28,14 +28,17 @@ class ResamplerSettings(Settings):
 
     GROUP: ClassVar = "spo."
 
-    num_steps: int = setting(20, "Number of sampling steps T.", at_least=1)
+    num_steps: int = setting(20, "Number of sampling steps T.", at_least=1, at_most=MAX_STEPS)
     eta: float = setting(
         1.0, "Stochasticity of the steps, 1 as in DDPM; not 0, because steps without noise have no likelihood.", above=0
     )
-    divert_start_step: int = setting(4, "First step that branches, counted from 0.", at_least=0)
-    num_candidates: int = setting(4, "Number of candidates k in every pool.", at_least=2)
+    divert_start_step: int = setting(4, "First step that branches, counted from 0.", at_least=0, at_most=MAX_STEPS)
+    num_candidates: int = setting(4, "Number of candidates k in every pool.", at_least=2, at_most=1024)
     num_inner_step: int = setting(
-        0, "Number of plain steps that every candidate takes before it is judged (SDXL: 3).", at_least=0
+        0,
+        "Number of plain steps that every candidate takes before it is judged (SDXL: 3).",
+        at_least=0,
+        at_most=MAX_STEPS,
     )
     branch_at_last_step: bool = setting(True, "Whether the last step may branch (in the recipe for SDXL it may not).")
 
@@ -51,13 +54,18 @@ class UpdateSettings(Settings):
 
     GROUP: ClassVar = "spo."
 
-    beta: float = setting(10.0, "Factor of the log ratios inside the sigmoid.", above=0)
+    beta: float = setting(10.0, "Factor of the log ratios inside the sigmoid.", above=0, at_most=10**6)
     eps: float = setting(
         0.1, "Likelihood ratios are clipped to 1 ± eps; below 1, so that they stay positive.", above=0, below=1
     )
-    train_batch_size: int = setting(10, "Number of pairs in a training batch, over all devices.", at_least=1)
+    train_batch_size: int = setting(
+        10, "Number of pairs in a training batch, over all devices.", at_least=1, at_most=MAX_BATCH
+    )
     train_chunk: int = setting(
-        10, "Number of pairs that a device has in memory at a time; changes results only by rounding.", at_least=1
+        10,
+        "Number of pairs that a device has in memory at a time; changes results only by rounding.",
+        at_least=1,
+        at_most=MAX_BATCH,
     )
 
     def chunk(self, devices: int) -> int:
@@ -81,12 +89,19 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
         at_least=0,
         below=1,
     )
-    guidance_scale: float = setting(5.0, "Classifier-free guidance scale w, in sampling and in training.")
+    guidance_scale: float = setting(
+        5.0,
+        "Classifier-free guidance scale w, in sampling and in training.",
+        at_least=-MAX_GUIDANCE,
+        at_most=MAX_GUIDANCE,
+    )
     reward: str = setting(
         "spm",
         "Reward that judges candidates: a name in spo_jax.rewards (NAME or NAME:SOURCE), or a dotted path of your own.",
     )
-    decode_chunk: int = setting(4, "Number of images that a device decodes and judges at a time.", at_least=1)
+    decode_chunk: int = setting(
+        4, "Number of images that a device decodes and judges at a time.", at_least=1, at_most=MAX_BATCH
+    )
     decoder: str = setting(
         "vae", "Decoder of the judged images: vae, or the folder or hub id of a distilled one (AutoencoderTiny)."
     )

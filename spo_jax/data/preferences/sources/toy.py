@@ -32,8 +32,8 @@ _BLOCK = 500  # number of pairs drawn at a time
 class Options(SourceOptions):
     """Sets the number of pairs to draw, and their seed."""
 
-    pairs: int = setting(100_000, "Number of training pairs to draw (toy).", at_least=1)
-    held_out_pairs: int = setting(2000, "Number of held-out pairs to draw (toy).", at_least=1)
+    pairs: int = setting(100_000, "Number of training pairs to draw (toy).", at_least=1, at_most=10**7)
+    held_out_pairs: int = setting(2000, "Number of held-out pairs to draw (toy).", at_least=1, at_most=10**7)
     seed: int = seed_setting(0, "Draw the pairs from this seed (toy).")
 
 

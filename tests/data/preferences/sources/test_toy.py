@@ -71,5 +71,5 @@ def test_the_options_set_the_numbers_of_pairs_and_the_seed():
 
 @pytest.mark.parametrize("field", ["pairs", "held_out_pairs"])
 def test_a_split_without_pairs_is_refused(field):
-    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} = 0: expected 1 or more"):
+    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} = 0: expected 1 to "):
         Options(**{field: 0})
