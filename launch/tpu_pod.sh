@@ -213,6 +213,7 @@ look_after_run() {
     failed/*)
       log || true
       if ((status == 2)); then say "the flags or files are wrong, see above" && exit 2; fi
+      if ((status == 130)); then say "the run was interrupted (SIGINT) and has saved; train resumes it" && exit 130; fi
       failures=$((failures + 1))
       if ((failures > retries)); then say "the run failed with status $status, see above" && exit 1; fi
       say "the run failed with status $status; starting it again ($failures of $retries)"

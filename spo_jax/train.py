@@ -7,7 +7,7 @@ field, ``--help-config`` lists all fields of the config, and ``--resume`` contin
 devices of the machine are used.
 
 The exit status is 0 if the run finished, 1 if the program has a fault, 2 if there is a mistake in flags, config or
-files, and 75 if the run was preempted and saved.
+files, 75 if the run was preempted and saved, and 130 after Ctrl-C, which saves the run as well.
 """
 
 import contextlib
@@ -47,6 +47,7 @@ def train(
     Raises:
       UserError: a setting, file or folder cannot be used, or a metric is no longer finite.
       Preempted: the process received SIGTERM, and the run has been saved.
+      Interrupted: Ctrl-C was pressed, and the run has been saved.
     """
     return _train(settings, Path(out), resume or Resume(), command)
 

@@ -3,6 +3,8 @@
 import difflib
 import importlib.util
 import logging as stdlib_logging
+import re
+import shlex
 import sys
 import traceback
 import types
@@ -14,7 +16,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from spo_jax.core import renamed
-from spo_jax.core.errors import Preempted, UserError
+from spo_jax.core.errors import Interrupted, Preempted, UserError
+from spo_jax.core.progress import LogHandler
+from spo_jax.core.signals import INTERRUPTED, Interruption
 
 flags.disclaim_key_flags()  # so that --help of a command lists the flags defined here as its own
 
@@ -24,35 +28,64 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
 
     The exit status is 0 if the command finished, 1 if the program has a fault (with a traceback), 2 if the user made a
     mistake (with one line on stderr), 75 if the run was preempted and saved (EX_TEMPFAIL: start it again), and 130 if
-    it was interrupted.
+    it was interrupted. After Ctrl-C a command ends within seconds, also if it is inside compiled code.
 
     Args:
-      main: the command; it may raise `UserError` and `Preempted`.
+      main: the command; it may raise `UserError`, `Preempted` and `Interrupted`.
       argv: the command line, with the program's name first; None takes ``sys.argv``.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: flags have the form --name=value")
-        logging.set_verbosity(logging.INFO)
-        logging.use_absl_handler()
-        # At INFO, jax would list the accelerators that it did not find.
-        stdlib_logging.getLogger("jax").setLevel(stdlib_logging.WARNING)
+        _log_quietly()
         main(argv)
 
     def reporting(argv: Sequence[str]) -> None:
+        interruption = Interruption()
         try:
-            guarded(argv)
+            with interruption:
+                guarded(argv)
         except UserError as error:
             stop(str(error))
         except Preempted as preempted:
-            print(preempted, file=sys.stderr)
+            print(f"{preempted}; to resume: {resuming_command()}", file=sys.stderr)
             sys.exit(75)
+        except Interrupted as interrupted:
+            interruption.report(f"{interrupted}; to resume: {resuming_command()}")
+            sys.exit(INTERRUPTED)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+            interruption.report()
+            sys.exit(INTERRUPTED)
 
     app.run(reporting, argv=argv, flags_parser=_parse_flags)
+
+
+def _log_quietly() -> None:
+    """Shows what this package logs, and only warnings of libraries, in lines that do not cut progress bars."""
+    stdlib_logging.root.handlers = [LogHandler()]
+    stdlib_logging.root.setLevel(stdlib_logging.WARNING)
+    stdlib_logging.getLogger("matplotlib").setLevel(stdlib_logging.ERROR)  # it says that it builds a list of fonts
+    logging.get_absl_logger().setLevel(stdlib_logging.INFO)
+    logging.get_absl_logger().addFilter(_is_ours_or_warns)
+
+
+def _is_ours_or_warns(record: stdlib_logging.LogRecord) -> bool:
+    """Selects log records; other libraries use absl's logger, too."""
+    package = Path(__file__).parents[1]
+    return record.levelno >= stdlib_logging.WARNING or Path(record.pathname).is_relative_to(package)
+
+
+def resuming_command() -> str:
+    """Returns the command line that continues this one: itself, with ``--resume``."""
+    python = Path(sys.executable).name
+    spec = sys.modules["__main__"].__spec__
+    if spec is not None:
+        program = [python, "-m", spec.name]
+    else:
+        program = [python, sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
+    resumes = any(re.fullmatch(r"--?(auto-)?resume(=true)?", argument, re.IGNORECASE) for argument in sys.argv[1:])
+    return shlex.join([*program, *sys.argv[1:], *([] if resumes else ["--resume"])])
 
 
 def stop(message: str) -> NoReturn:

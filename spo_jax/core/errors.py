@@ -13,6 +13,10 @@ class Preempted(Exception):
     """The machine is about to be taken away and the run has been saved; commands exit with status 75."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came and the run has been saved; commands exit with status 130, so that no script restarts them."""
+
+
 def missing_extra(need: str, extra: str) -> UserError:
     """Returns the error that says how to install what ``need`` asks for, an extra of the package."""
     return UserError(f'{need}: run pip install -e ".[{extra}]" in the checkout')

@@ -60,6 +60,9 @@ class Run(Protocol):
     often the loops of a program run whose length is not known in advance, outermost first, and ``idle_params()``
     returns the weights that stay on the devices although no program takes them.
 
+    It may also have a true attribute ``exports_at_checkpoints``, if `export` is quick and replaces its file in one
+    step: then it is also called beside every checkpoint.
+
     Attributes:
       total: number of batches of the whole run.
       progress: what to show for each batch, and which metrics have to stay finite.

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-from tqdm import tqdm
+import jax.numpy as jnp
 
-from spo_jax.core.errors import Preempted, UserError
-from spo_jax.core.typing import Key
+from spo_jax.core.errors import Interrupted, Preempted, UserError
+from spo_jax.core.progress import bar
+from spo_jax.core.typing import Array, Bool, Key, Params
 from spo_jax.parallel.preemption import PreemptionNotice
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.folder import state_items
@@ -31,6 +33,7 @@ class RunIO:
         evaluations. The values that it returns join the batch's row.
       eval_every: batches between two evaluations (0: only after the last batch).
       checkpoint_every: batches between two checkpoints (0: only after the last batch).
+      export: function of a state that is called beside every checkpoint, to write what users read.
     """
 
     writer: MetricsWriter
@@ -39,6 +42,7 @@ class RunIO:
     evaluate: Callable[[int, Any], Mapping[str, float]]
     eval_every: int
     checkpoint_every: int
+    export: Callable[[Any], None] = lambda state: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,32 +89,50 @@ def run(
       The state after the last batch.
 
     Raises:
-      UserError: a metric is not finite (the message names the last good checkpoint), or the disk cannot be written.
+      UserError: a metric or a trained weight is not finite (the message names the last good checkpoint), or the disk
+        cannot be written.
       Preempted: SIGTERM was received; the batch has been finished and saved.
+      Interrupted: Ctrl-C was received; likewise.
     """
     total = batches.stop
-    with (
-        PreemptionNotice() as notice,
-        tqdm(total=total, initial=batches.start, desc=progress.title, unit="batch") as bar,
-    ):
+    with PreemptionNotice() as notice, bar(progress.title, total, "batch", batches.start) as shown:
         for done in range(batches.start + 1, total + 1):
             state, row = step(done - 1, state)
             _stop_if_not_finite(row, done, progress, io.checkpointer)
-            stop = notice.came(done) and done < total
-            # A machine that is about to be taken away has no time for an evaluation.
+            stop = notice.came(done) if done < total else None
+            # Who wants to stop, or whose machine is about to be taken away, has no time for an evaluation.
             if not stop and _is_due(io.eval_every, done, total):
                 row = {**row, **io.evaluate(done, state)}
             # The row comes before the checkpoint of the same batch: a killed run may have a row too many, never a gap.
             io.writer.write(done, row)
             if stop or _is_due(io.checkpoint_every, done, total):
-                io.checkpointer.save(done, state_items(state), io.meta)
-            bar.set_postfix(progress.shown(row), refresh=False)
-            bar.update()
+                _save(done, state, io, progress)
+            shown.set_postfix(progress.shown(row), refresh=False)
+            shown.update()
             if stop:
                 io.checkpointer.wait()
-                raise Preempted(f"stopped by SIGTERM and saved after batch {done} of {total}; --resume continues")
+                raise _stopped(stop, done, total)
     io.checkpointer.wait()
     return state
+
+
+def _save(done: int, state: State, io: RunIO, progress: Progress) -> None:
+    """Saves a checkpoint, and exports its weights; neither replaces good weights by ones that are not finite."""
+    if not _all_finite(state.params):
+        raise UserError(f"batch {done}: a trained weight is not finite; {_last_good(io.checkpointer)}. {progress.hint}")
+    io.checkpointer.save(done, state_items(state), io.meta)
+    io.export(state)
+
+
+@jax.jit
+def _all_finite(params: Params) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
+
+
+def _stopped(by: signal.Signals, done: int, total: int) -> Preempted | Interrupted:
+    if by == signal.SIGINT:
+        return Interrupted(f"stopped by Ctrl-C and saved after batch {done} of {total}")
+    return Preempted(f"stopped by SIGTERM and saved after batch {done} of {total}")
 
 
 def _is_due(every: int, done: int, total: int) -> bool:
@@ -122,7 +144,10 @@ def _stop_if_not_finite(row: Row, done: int, progress: Progress, checkpointer: C
     bad = [name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)]
     if not bad:
         return
+    raise UserError(f"batch {done}: {bad[0]} is {row[bad[0]]}; {_last_good(checkpointer)}. {progress.hint}")
+
+
+def _last_good(checkpointer: Checkpointer) -> str:
     checkpointer.wait()
     last = checkpointer.latest_step()
-    good = f"the last good checkpoint is {checkpointer.folder / str(last)}" if last else "no checkpoint was saved yet"
-    raise UserError(f"batch {done}: {bad[0]} is {row[bad[0]]}; {good}. {progress.hint}")
+    return f"the last good checkpoint is {checkpointer.folder / str(last)}" if last else "no checkpoint was saved yet"

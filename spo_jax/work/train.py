@@ -106,8 +106,12 @@ def _train(
         def evaluate(number: int, state: State) -> Row:
             return _evaluate(run, outputs.curves, out, number, state)
 
+        def export(state: State) -> None:
+            if getattr(run, "exports_at_checkpoints", False):
+                run.export(state, out)
+
         meta = run_meta(settings, data.digests)
-        io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every)
+        io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every, export)
         state = run_loop(step, state, range(start, run.total), io, run.progress)
 
         # After training: write the weights, measure again, and write the report.

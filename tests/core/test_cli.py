@@ -5,8 +5,10 @@ The commands here are forks of one process that has imported what they need, bec
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -18,13 +20,15 @@ from spo_jax.core.errors import UserError
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 COMMAND = """
-import sys
+import ctypes, signal, sys
 from absl import flags
+from spo_jax.core import signals
 from spo_jax.core.cli import define_config, run_command
-from spo_jax.core.errors import Preempted, UserError
+from spo_jax.core.errors import Interrupted, Preempted, UserError
 
 config = define_config()
 act = flags.DEFINE_string("act", "", "What happens.")
+flags.DEFINE_bool("resume", False, "Continue.")
 
 def main(_):
     if act.value == "mistake":
@@ -33,8 +37,18 @@ def main(_):
         raise ValueError("ours")
     if act.value == "preempted":
         raise Preempted("saved")
+    if act.value == "saved":
+        raise Interrupted("saved")
     if act.value == "interrupt":
         raise KeyboardInterrupt
+    if act.value == "stuck":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
+        if config.value.size == 2:
+            signals._GRACE = 600
+        print("stuck", flush=True)
+        mutex = ctypes.create_string_buffer(64)
+        for _ in range(2):  # the second time it waits for itself
+            ctypes.CDLL(None).pthread_mutex_lock(mutex)
     print(config.value.size, config.value.inner.rate)
 
 run_command(main)
@@ -116,7 +130,28 @@ def test_help_is_about_this_command(command):
 
 def test_preempted(command):
     status, _, stderr = command("--config=good.py", "--act=preempted")
-    assert (status, stderr) == (75, "saved\n")
+    assert (status, stderr) == (75, "saved; to resume: python command.py --config=good.py --act=preempted --resume\n")
+
+
+def test_interrupted_and_saved(command):
+    """The command to resume is the same one; it has --resume once, and what a shell would change is quoted."""
+    status, _, stderr = command("--config=good.py", "--act=saved", "--resume", "--config.model=a b")
+    assert status == 130
+    assert stderr == "saved; to resume: python command.py --config=good.py --act=saved --resume '--config.model=a b'\n"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_a_command_that_does_not_return_to_python(command, tmp_path, times):
+    """As it would be inside of a program of XLA; a second Ctrl-C does not wait for the first."""
+    line = [sys.executable, "command.py", "--config=good.py", "--act=stuck", f"--config.size={times}"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, text=True, **streams) as process:
+        assert process.stdout.readline() == "stuck\n"
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "interrupted\n")
 
 
 def test_a_mistake(command):

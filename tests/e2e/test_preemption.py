@@ -4,7 +4,9 @@ import json
 import os
 import random
 import resource
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,22 +28,25 @@ BATCHES = 80  # more than are done before twenty kills
 def started(micro_config, tmp_path):
     """Starts ``python -m spo_jax.train`` with a checkpoint after every batch; returns the process."""
     environment = os.environ | {
-        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     running = []
 
-    def start(out, *flags, config=None):
+    def start(out, *flags, config=None, devices=8):
         """By default a run of SPO with `BATCHES` batches; another config brings its own length."""
         line = [sys.executable, "-m", "spo_jax.train", f"--config={config or micro_config}", f"--out={out}", *flags]
         line += ["--config.log.checkpoint_every=1", "--config.log.keep_checkpoints=2"]
         if config is None:
             length = [] if any("max_batches" in flag for flag in flags) else [f"--config.max_batches={BATCHES}"]
             line += ["--config.log.eval_every=0", "--config.optimizer.learning_rate=1e-3", *length]
+        # Ctrl-C is ignored if the tests run in the background, and children would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         log = tmp_path / f"log-{len(running)}"  # a pipe would be full before the run is over
         with log.open("w") as stderr:
-            running.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=stderr))
+            running.append(
+                subprocess.Popen(line, cwd=ROOT, env=environment | {"JAX_NUM_CPU_DEVICES": str(devices)}, stderr=stderr)
+            )
         running[-1].log = log
         return running[-1]
 
@@ -66,7 +71,11 @@ def rows_in(out):
 
 
 def wait_for_rows(out, count, process):
-    while rows_in(out) < count:
+    wait_until(lambda: rows_in(out) >= count, process)
+
+
+def wait_until(condition, process):
+    while not condition():
         assert process.poll() is None, process.log.read_text()[-4000:]
         time.sleep(0.02)
 
@@ -105,17 +114,48 @@ def assert_equal_runs(one, other):
     assert [row["step"] for row in curves(one)] == list(range(BATCHES + 1))  # the first is that before training
 
 
-def test_sigterm_finishes_the_batch_saves_and_exits_with_75(started, whole, tmp_path):
+@pytest.mark.parametrize("sent, status, name", [(signal.SIGTERM, 75, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+def test_a_signal_finishes_the_batch_and_saves(started, whole, tmp_path, sent, status, name):
     out = tmp_path / "run"
     process = started(out)
     wait_for_rows(out, 3, process)
-    process.send_signal(signal.SIGTERM)
-    log = ended(process, 75)
+    process.send_signal(sent)
+    log = ended(process, status)
     saved = max(int(path.name) for path in (out / "checkpoints").iterdir())
-    assert f"stopped by SIGTERM and saved after batch {saved} of {BATCHES}; --resume continues" in log
+    *_, line = log.splitlines()
+    assert f"stopped by {name} and saved after batch {saved} of {BATCHES}; to resume: " in line
     assert rows_in(out) == saved + 1 and not (out / "summary.json").exists()
+    assert (out / "lora.safetensors").exists()
+    command = shlex.split(line.partition("to resume: ")[2])
+    assert command == ["python", "-m", "spo_jax.train", *process.args[3:], "--resume"]
     ended(started(out, "--resume"))
     assert_equal_runs(out, undisturbed(whole, started))
+
+
+def test_ctrl_c_stops_several_processes_at_the_same_batch(started, tmp_path):
+    """Only one of them receives it, and all end with the status of an interruption."""
+    out = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        together = [f"--coordinator-address=127.0.0.1:{free.getsockname()[1]}", "--num-processes=2"]
+    together += ["--config.mesh.data=2"]
+    processes = [started(out, *together, f"--process-id={index}", devices=1) for index in range(2)]
+    wait_for_rows(out, 3, processes[0])
+    processes[1].send_signal(signal.SIGINT)
+    logs = [ended(process, 130) for process in processes]
+    saved = max(int(path.name) for path in (out / "checkpoints").iterdir())
+    assert saved + 1 == rows_in(out) < BATCHES
+    for log in logs:
+        assert f"stopped by Ctrl-C and saved after batch {saved} of {BATCHES}" in log.splitlines()[-1]
+
+
+def test_ctrl_c_before_the_loop_ends_with_one_line(started, tmp_path):
+    process = started(tmp_path / "run")
+    wait_until(lambda: "drawing" in process.log.read_text() or "reading" in process.log.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    log = ended(process, 130)
+    assert log.splitlines()[-1] == "interrupted" and "Traceback" not in log
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def kill_at_a_random_moment(process, draw, out):

@@ -28,7 +28,7 @@ def test_the_manifest_restarts_everything_except_mistakes(manifest):
     assert job["backoffLimit"] == 0 and manifest.pod["restartPolicy"] == "Never"
     (pods,) = job["podFailurePolicy"]["rules"]
     assert pods["action"] == "FailJob"
-    expected = {"containerName": manifest.container["name"], "operator": "In", "values": [2]}
+    expected = {"containerName": manifest.container["name"], "operator": "In", "values": [2, 130]}
     assert pods["onExitCodes"] == expected
 
 

@@ -26,7 +26,9 @@ def _statuses(play: SimpleNamespace, *statuses: int) -> str:
     return f'status=$(head -n1 "{file}"); sed -i 1d "{file}"; exit "$status"'
 
 
-@pytest.mark.parametrize("statuses, starts", [((75, 75, 0), 3), ((0,), 1), ((1, 0), 1), ((2, 0), 1), ((137, 0), 1)])
+@pytest.mark.parametrize(
+    "statuses, starts", [((75, 75, 0), 3), ((0,), 1), ((1, 0), 1), ((2, 0), 1), ((130, 0), 1), ((137, 0), 1)]
+)
 def test_gpu_node_restarts_training_only_after_status_75(statuses, starts, play):
     play.stand_in("nvidia-smi", "echo GPU 0")
     play.fake_python(_statuses(play, *statuses))
@@ -78,7 +80,8 @@ def _slurm_job(play: SimpleNamespace, checkout: Path, status: int, **more: str) 
 
 
 @pytest.mark.parametrize(
-    "status, requeued", [(75, True), (143, True), (0, False), (1, False), (2, False), (137, False)]
+    "status, requeued",
+    [(75, True), (143, True), (0, False), (1, False), (2, False), (130, False), (137, False)],
 )
 def test_a_slurm_job_requeues_itself_only_after_sigterm(status, requeued, play, checkout):
     done = _slurm_job(play, checkout, status)
@@ -192,6 +195,11 @@ def test_an_installation_that_failed_on_a_worker_is_repeated(play):
 def test_a_run_with_a_users_mistake_is_not_restarted(play):
     done, steps = _watch(play, "ACTIVE", "failed failed 2")
     assert (done.returncode, steps) == (2, ["install", "train", "log"])
+
+
+def test_a_run_that_a_person_interrupted_is_not_restarted(play):
+    done, steps = _watch(play, "ACTIVE", "failed failed 130")
+    assert (done.returncode, steps) == (130, ["install", "train", "log"])
 
 
 def test_a_run_that_keeps_failing_is_abandoned(play):

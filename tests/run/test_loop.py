@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.core.errors import Preempted, UserError
+from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.run import loop
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.loop import Progress, RunIO, run_keys
@@ -43,7 +43,7 @@ class Steps:
         return State(jax.tree.map(lambda x: x + 1, state.params), state.step + 1), row
 
 
-def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50):
+def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50, export=lambda state: None):
     """Batches ``first`` to ``total``; gives (state, what was evaluated)."""
     evaluated = []
 
@@ -55,7 +55,7 @@ def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_ever
         Checkpointer(folder / "checkpoints", keep=10) as checkpointer,
         MetricsWriter(folder, resume_step=first or None) as writer,
     ):
-        io = RunIO(writer, checkpointer, {"seed": 3}, evaluate, eval_every, checkpoint_every)
+        io = RunIO(writer, checkpointer, {"seed": 3}, evaluate, eval_every, checkpoint_every, export)
         state = loop.run(step, state or start(), range(first, total), io, PROGRESS)
     return state, evaluated
 
@@ -65,9 +65,11 @@ def checkpoints_in(folder):
 
 
 def test_rows_evaluations_and_checkpoints_come_when_they_are_due(tmp_path):
-    state, evaluated = run(tmp_path, Steps(), 5, eval_every=2, checkpoint_every=3)
+    exported = []
+    state, evaluated = run(tmp_path, Steps(), 5, eval_every=2, checkpoint_every=3, export=exported.append)
     assert evaluated == [(2, 2.0), (4, 4.0), (5, 5.0)]
     assert checkpoints_in(tmp_path) == [3, 5]
+    assert [int(state.step) for state in exported] == [3, 5]
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     assert rows[0]["loss"] == 0.7
@@ -117,28 +119,52 @@ def test_there_may_be_no_checkpoint_to_name(tmp_path):
         run(tmp_path, Steps({("loss", 0): np.nan}), 6)
 
 
+def test_weights_that_are_not_finite_replace_nothing(tmp_path):
+    """Loss and gradients of the batch are finite, and the step that follows from them is not."""
+    steps = Steps()
+    exported = []
+
+    def step(number, state):
+        state, row = steps(number, state)
+        return (state._replace(params={"a": jnp.full(1, jnp.inf)}) if number == 3 else state), row
+
+    message = (
+        f"batch 4: a trained weight is not finite; the last good checkpoint is {tmp_path}/checkpoints/2. Use float32"
+    )
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, step, 6, checkpoint_every=2, export=exported.append)
+    assert checkpoints_in(tmp_path) == [2]
+    assert [float(state.params["a"][0]) for state in exported] == [2.0]
+
+
 def test_values_that_are_not_watched_may_be_anything(tmp_path):
     run(tmp_path, Steps({("seconds", 0): np.inf}), 1)
     assert read_metrics(tmp_path / "metrics.jsonl")[0]["seconds"] is None
 
 
-def test_sigterm_between_two_batches_saves_and_stops(tmp_path):
-    """`Preempted` after the batch in which the signal came; afterwards the signal has its earlier effect again."""
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    "number, error, name", [(signal.SIGTERM, Preempted, "SIGTERM"), (signal.SIGINT, Interrupted, "Ctrl-C")]
+)
+def test_a_signal_between_two_batches_saves_and_stops(tmp_path, number, error, name):
+    """The error comes after the batch in which the signal came; afterwards it has its earlier effect again."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
+    before = signal.getsignal(number)
     steps = Steps()
+    exported = []
 
-    def step(number, state):
-        if number == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return steps(number, state)
+    def step(batch, state):
+        if batch == 2:
+            os.kill(os.getpid(), number)
+        return steps(batch, state)
 
-    with pytest.raises(Preempted, match="saved after batch 3 of 6"):
-        run(tmp_path, step, 6, checkpoint_every=0, eval_every=1)
+    with pytest.raises(error, match=f"stopped by {name} and saved after batch 3 of 6"):
+        run(tmp_path, step, 6, checkpoint_every=0, eval_every=1, export=exported.append)
     # The machine will be gone soon: the state is saved at once, and not evaluated.
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert ["evaluated" in row for row in rows] == [True, True, False]
     assert checkpoints_in(tmp_path) == [3]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [float(state.params["a"][0]) for state in exported] == [3.0]
+    assert signal.getsignal(number) == before
 
 
 def test_sigterm_in_the_last_batch_finishes_the_run(tmp_path):

@@ -48,6 +48,7 @@ class AdapterRun:
     """
 
     METHOD: ClassVar[str]
+    exports_at_checkpoints: ClassVar[bool] = True
 
     def __init__(
         self,

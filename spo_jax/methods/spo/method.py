@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from spo_jax.core.errors import UserError
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Int, Key, Params
-from spo_jax.methods.base import Programs
+from spo_jax.methods.base import Programs, Result
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.before_after import check_rewards, reward_options
 from spo_jax.methods.common.judge import open_judge
@@ -133,16 +133,21 @@ class SPORun(AdapterRun):
         return run_batch(programs, self._frozen, inputs, self._judged, state, _fold_in(key, np.int32(number)))
 
     def export(self, state: TrainState, folder: Path) -> None:
-        """Writes ``lora.safetensors``; only one of the processes does so.
+        """Writes ``lora.safetensors`` if any pair was valid so far; only one of the processes does so."""
+        if int(state.step):
+            super().export(state, folder)
+
+    def finish(self, state: TrainState, folder: Path) -> Result:
+        """Draws and scores the images after training.
 
         Raises:
-          UserError: no pair was valid in the whole run.
+          UserError: no pair was valid in the whole run, or a score is not finite.
         """
         if not int(state.step):
             raise UserError(
                 f"no pair was valid in {self.total} batches, so nothing was learned: lower config field spo.threshold"
             )
-        super().export(state, folder)
+        return super().finish(state, folder)
 
 
 def run_batch(

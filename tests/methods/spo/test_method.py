@@ -137,8 +137,10 @@ def test_a_batch_without_valid_pairs_has_no_loss_to_show(run):
 
 
 def test_a_run_without_any_valid_pair_is_not_a_success(run, fresh, tmp_path):
+    run.export(fresh, tmp_path)
+    assert not (tmp_path / "lora.safetensors").exists()
     with pytest.raises(UserError, match="no pair was valid in 6 batches, .* lower config field spo.threshold"):
-        run.export(fresh, tmp_path)
+        run.finish(fresh, tmp_path)
     run.export(fresh._replace(step=fresh.step + 1), tmp_path)
     adapter = read_lora(tmp_path / "lora.safetensors")
     assert adapter.rank == run.settings.lora.rank
@@ -158,7 +160,7 @@ def test_images_before_and_after_are_of_the_evaluation_s_prompts(run, fresh, tmp
     row, images = run.evaluate(2, fresh)
     assert list(row) == ["eval_spm_score"] and row == pytest.approx(first) and list(images) == ["samples"]
     assert next(iter(run.charts)) == "eval_spm_score" and "loss" in run.charts
-    result = run.finish(fresh, tmp_path)
+    result = run.finish(fresh._replace(step=fresh.step + 1), tmp_path)
     assert result.summary["images"] == 4
     assert result.summary["scores"]["spm_score"]["change"] == 0  # nothing was trained
     assert [pair.prompt for pair in result.pairs] == ["a red star", "a blue moon"] * 2

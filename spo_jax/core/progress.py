@@ -1,0 +1,111 @@
+"""Signs of life on stderr: a line for every stage with its seconds, bars, and log lines that do not cut them.
+
+On a terminal, bars and unfinished stages are redrawn in place. Anywhere else (a file, a cluster's log) nothing can be
+redrawn: a bar is a line now and then, and every line begins with the time of day.
+"""
+
+import contextlib
+import logging as stdlib_logging
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+_LINE_EVERY = 10.0  # seconds between two lines of a bar that cannot be redrawn
+_LONG = 2.0  # seconds after which a stage is announced where it cannot be redrawn
+_LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+_hidden = False
+
+
+def hide() -> None:
+    """Hides the stages and bars of this process: of several processes, one shows them."""
+    global _hidden
+    _hidden = True
+
+
+def say(text: str) -> None:
+    """Writes one line to stderr, above the bars."""
+    line = text if _redraws() else f"{time.strftime('%H:%M:%S')} {text}"
+    tqdm.write(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def stage(title: str) -> Iterator[None]:
+    """Shows what is being done, and then how many seconds it took.
+
+    An error that ends the stage gets a note that names it.
+
+    Args:
+      title: what is done, such as ``reading toy``.
+    """
+    begin = time.perf_counter()
+    finished = threading.Event()
+    announcer = threading.Thread(target=_announce, args=(title, finished), daemon=True)
+    announcer.start()
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"while {title}")
+        raise
+    finally:
+        finished.set()
+        announcer.join()
+    if not _hidden:
+        say(f"{title}: {time.perf_counter() - begin:.1f} s")
+
+
+def _announce(title: str, finished: threading.Event) -> None:
+    """Shows an unfinished stage: with a running clock, or by a line if it takes long."""
+    if _hidden:
+        return
+    if not _redraws():
+        if not finished.wait(_LONG):
+            say(f"{title} …")
+        return
+    with tqdm(desc=title, bar_format="{desc} [{elapsed}]", leave=False, dynamic_ncols=True) as clock:
+        while not finished.wait(1.0):
+            clock.refresh()
+
+
+def bar(title: str, total: int, unit: str, initial: int = 0, over: Iterable[Any] | None = None) -> tqdm:
+    """Returns a progress bar, which is a context manager, has ``update``, and iterates over ``over``.
+
+    Args:
+      title: what is done.
+      total: number of units.
+      unit: singular of what is counted.
+      initial: number of units that were finished before.
+      over: the units.
+    """
+    how: dict[str, Any] = {"dynamic_ncols": True}
+    if not _redraws():
+        how = {"file": _Lines(), "bar_format": _LINE_FORMAT, "mininterval": _LINE_EVERY, "miniters": 1}
+    return tqdm(over, title, total, initial=initial, unit=unit, disable=_hidden, **how)
+
+
+def _redraws() -> bool:
+    return sys.stderr.isatty()
+
+
+class _Lines:
+    """A file for tqdm that writes each state of a bar as a line of its own."""
+
+    def write(self, text: str) -> None:
+        text = text.strip()
+        if text:
+            say(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class LogHandler(stdlib_logging.Handler):
+    """Writes log records above the bars, without the names of threads and files; a warning says that it is one."""
+
+    def emit(self, record: stdlib_logging.LogRecord) -> None:
+        text = self.format(record)
+        say(text if record.levelno < stdlib_logging.WARNING else f"{record.levelname.lower()}: {text}")

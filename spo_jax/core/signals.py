@@ -1,0 +1,96 @@
+"""Signals that are heard at once, although the main thread may spend minutes inside compiled code.
+
+Python runs a signal's handler in the main thread, once that returns to Python; an XLA program or its compilation can
+hold it for minutes. Its interpreter also writes the signal's number to a socket immediately, and a thread can wait for
+that.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
+_GRACE = 2.0  # seconds in which the main thread may clean up after Ctrl-C
+
+
+@contextlib.contextmanager
+def listening(heard: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function in a thread of its own with the number of every signal that Python handles.
+
+    The signals keep their handlers. An inner use replaces an outer one while it lasts. Only the main thread may listen
+    to signals; in another one nothing is heard.
+
+    Args:
+      heard: function of a signal's number.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    source, sink = socket.socketpair()
+    sink.setblocking(False)
+    before = signal.set_wakeup_fd(sink.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(source, heard), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        sink.close()  # which ends the thread
+
+
+def _listen(source: socket.socket, heard: Callable[[int], None]) -> None:
+    with source:
+        while number := source.recv(1):
+            heard(number[0])
+
+
+class Interruption:
+    """A context in which Ctrl-C ends the process within seconds, whatever the main thread does.
+
+    The main thread gets its `KeyboardInterrupt` and may clean up for two seconds. A second Ctrl-C does not wait.
+    """
+
+    def __init__(self) -> None:
+        self._seen = False
+        self._reported = False
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> "Interruption":
+        self._held.enter_context(listening(self._heard))
+        hook = sys.unraisablehook
+        self._held.callback(setattr, sys, "unraisablehook", hook)
+        # Python may raise it in a callback, such as jax's of the garbage collector, which drops it with a traceback.
+        sys.unraisablehook = lambda error: None if error.exc_type is KeyboardInterrupt else hook(error)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def _heard(self, number: int) -> None:
+        if number != signal.SIGINT or signal.getsignal(number) is signal.SIG_IGN:
+            return
+        if self._seen:
+            self._abandon()
+        self._seen = True
+        timer = threading.Timer(_GRACE, self._abandon)
+        timer.daemon = True
+        timer.start()
+
+    def report(self, message: str = "interrupted") -> None:
+        """Writes the one line about the end, unless it has been written."""
+        if not self._reported:
+            self._reported = True
+            write_line(message)
+
+    def _abandon(self) -> None:
+        self.report()
+        os._exit(INTERRUPTED)
+
+
+def write_line(message: str) -> None:
+    """Writes a line to stderr without waiting for whoever else writes there."""
+    start = "\r\033[K" if sys.stderr.isatty() else ""  # over a bar
+    os.write(2, f"{start}{message}\n".encode())
