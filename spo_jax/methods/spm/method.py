@@ -49,10 +49,10 @@ SPM_FOLDER = "spm"  # of the trained preference model, in the run's folder
 SPM_LINE = "step-aware preference model"
 PLAIN_LINE = "plain CLIP on the same images"
 CHARTS = {
+    "eval_accuracy": ("Accuracy on held-out pairs, by timestep", "ties count half"),
     "loss": ("Loss", "mean over a step's pairs; log 2 = 0.693 if the model cannot tell them apart, 0 if it is certain"),
     "accuracy": ("Accuracy on the step's own pairs", "measured before the step, on pairs that are not ties"),
     "accuracy_at": ("Accuracy on the step's own pairs, by timestep", ""),
-    "eval_accuracy": ("Accuracy on held-out pairs, by timestep", "ties count half"),
     "grad_norm": ("Gradient norm", "global norm before clipping"),
     "learning_rate": ("Learning rate", ""),
     "logit_scale": ("Scale of the cosine", "exp(logit_scale)"),

@@ -15,6 +15,7 @@ MOST_PAIRS = 24  # pairs on the page, which has to stay small enough to be sent 
 SHEET_COLUMNS = 8
 SHEET_PAIRS = 16
 SHEET_SIDE = 96  # pixels to which the sheet enlarges small images, which a viewer would blur
+SHEET_LARGEST = 512  # pixels to which it reduces large ones
 SMALL = 128  # images of at most this many pixels are drawn as sharp squares, and stored without loss
 LARGEST = 768  # longer side of an image on the page
 
@@ -49,28 +50,32 @@ def shown(pair: ImagePair) -> dict[str, Any]:
 def sheet(pairs: Sequence[ImagePair]) -> UInt8[np.ndarray, "H W 3"]:
     """Lays out the first images before training, above those after it."""
     first = pairs[:SHEET_PAIRS]
-    grids = (
-        image_grid(_enlarged(np.stack(images)), SHEET_COLUMNS)
+    before, after = (
+        image_grid(np.stack([_cell(image) for image in images]), SHEET_COLUMNS)
         for images in ([pair.before for pair in first], [pair.after for pair in first])
     )
-    return above(*grids)
+    return above(before, after)
 
 
-def _enlarged(images: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "b H W 3"]:
-    """Enlarges small images by a whole factor, so that a viewer shows sharp pixels instead of blurring them."""
-    factor = max(1, SHEET_SIDE // images.shape[1])
-    return images.repeat(factor, 1).repeat(factor, 2)
+def _cell(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Enlarges a small image by a whole factor, so that its pixels stay sharp, and reduces a large one."""
+    factor = max(1, SHEET_SIDE // len(image))
+    return np.asarray(_reduced(image.repeat(factor, 0).repeat(factor, 1), SHEET_LARGEST))
+
+
+def _reduced(image: UInt8[np.ndarray, "h w 3"], side: int) -> Image.Image:
+    reduced = Image.fromarray(image)
+    reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return reduced
 
 
 def _data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
     """Encodes an image: a small one as PNG with its very pixels, a large one as WebP of at most `LARGEST` pixels."""
-    picture = Image.fromarray(image)
     stream = io.BytesIO()
-    if max(picture.size) <= SMALL:
+    if max(image.shape) <= SMALL:
         kind = "png"
-        picture.save(stream, format="PNG", optimize=True)
+        Image.fromarray(image).save(stream, format="PNG", optimize=True)
     else:
         kind = "webp"
-        picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-        picture.save(stream, format="WebP", quality=88)
+        _reduced(image, LARGEST).save(stream, format="WebP", quality=88)
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -49,8 +49,19 @@ def longer(settings: RunSettings, flags: Sequence[str], out: Path) -> list[NextS
     values = {name: value for name, _, value, _, _ in describe(settings)}
     doubled = {f"--config.{name}": 2 * int(values[name]) for name in settings.LENGTH if int(values[name])}
     replaced = (*doubled, "--out", "--resume", "--auto-resume", "--resume-with-changes")
-    kept = [flag for flag in flags if flag.partition("=")[0] not in replaced]
+    kept = [flag for flag in _joined(flags) if flag.partition("=")[0] not in replaced]
     changes = [] if set(settings.LENGTH) <= set(settings.FREE_FIELDS) else ["--resume-with-changes"]
     given = (*kept, *(f"{name}={value}" for name, value in doubled.items()), f"--out={out}", "--resume", *changes)
     text = "From the last checkpoint, for as long again. The same command continues it if it is stopped."
     return [NextStep("Train longer", text, command("train", *given))]
+
+
+def _joined(flags: Sequence[str]) -> list[str]:
+    """Writes every flag as ``--name=value``, which a user may also have given as ``-name value``."""
+    joined: list[str] = []
+    for flag in flags:
+        if flag.startswith("-"):
+            joined.append(f"--{flag.lstrip('-')}")
+        elif joined:
+            joined[-1] += f"={flag}"
+    return joined

@@ -53,4 +53,4 @@ def test_the_sheet_has_the_images_before_above_those_after():
         top, left = index // 8 * row, index % 8 * row
         for image, start in ((pair.before, top), (pair.after, top + 2 * row - 2 + 16)):
             np.testing.assert_array_equal(grid[start : start + side : 3, left : left + side : 3], image)
-    assert sheet(pairs(2, 512)).shape == (2 * 512 + 16, 8 * 514 - 2, 3)
+    assert sheet(pairs(2, 512)).shape == sheet(pairs(2, 1024)).shape == (2 * 512 + 16, 8 * 514 - 2, 3)

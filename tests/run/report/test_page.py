@@ -1,8 +1,10 @@
 """The report: complete in one file, safe against what users put into names, and complete without some of its parts."""
 
 import dataclasses
+import inspect
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,3 +263,35 @@ def test_figures_of_a_method_have_their_own_sections(tmp_path):
     page = report(tmp_path, figures=[("Accuracy <1>", "by timestep & more", figure)])
     assert "Accuracy <1>" in page.text and "by timestep & more" in page.text and "the timestep" in page.text
     assert page.drawings[0]["aria-label"] == "Accuracy <1>. by timestep & more"
+
+
+def test_text_can_be_read_on_its_ground_in_light_and_dark():
+    """The contrast is at least 4.5 to 1, as WCAG asks of text; curves have 3 to 1, as it asks of graphics."""
+    style = (Path(inspect.getfile(write_report)).parent / "template" / "page.css").read_text()
+    blocks = re.findall(r":root {(.*?)}", style, re.DOTALL)[:2]
+    light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in blocks)
+    assert light.keys() == dark.keys()
+    for colours in (light, dark):
+        for text, grounds in {
+            "ink": ("page", "card", "flat-card", "good-card", "bad-card"),
+            "soft": ("page", "card"),
+            "mark": ("page",),
+            "good": ("good-card",),
+            "bad": ("bad-card",),
+            "flat": ("flat-card",),
+        }.items():
+            assert all(contrast(colours[text], colours[ground]) >= 4.5 for ground in grounds), text
+        lines = [name for name in colours if name.startswith(("kind", "order"))]
+        assert len(lines) == 10 and all(contrast(colours[name], colours["card"]) >= 3 for name in lines)
+
+
+def contrast(one, other):
+    """The contrast ratio of two colours by WCAG 2."""
+
+    def luminance(colour):
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

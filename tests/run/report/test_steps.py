@@ -35,6 +35,15 @@ def test_training_longer_repeats_the_flags_and_doubles_the_length():
     ]  # fmt: skip
 
 
+def test_flags_may_be_written_in_any_way():
+    flags = ["-config", "toy", "--config.max_batches", "10", "--out", "elsewhere", "--multihost", "-resume"]
+    (step,) = longer(SPOTrainSettings(max_batches=10, num_epochs=5), flags, OUT)
+    assert words(step.code)[3:] == [
+        "--config=toy", "--multihost", "--config.num_epochs=10", "--config.max_batches=20", "--out=runs/my run",
+        "--resume",
+    ]  # fmt: skip
+
+
 def test_no_limit_stays_none():
     (step,) = longer(SPOTrainSettings(max_batches=0, num_epochs=5), ["--config=toy"], OUT)
     assert "max_batches" not in step.code and "--config.num_epochs=10" in step.code
