@@ -72,7 +72,7 @@ def write_report(
         steps=steps,
         changed=changed,
         unchanged=unchanged,
-        rest=flatten({name: value for name, value in summary.items() if name not in ("scores", "verdict")}, sep="."),
+        rest=_rest(summary),
     )
     write_text(path, text + "\n")
 
@@ -93,3 +93,9 @@ def _tone(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """The colour of the verdict: that of its outcome if there is one, and none if it is mixed or there is nothing."""
     found = {outcome(score) for score in scores.values()} & {"better", "worse"}
     return found.pop() if len(found) == 1 else ""
+
+
+def _rest(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What the summary holds besides scores and verdict, and the versions after it."""
+    rest = {name: value for name, value in summary.items() if name not in ("scores", "verdict", "versions")}
+    return flatten(rest, sep=".") | flatten(summary.get("versions") or {}, sep=".")

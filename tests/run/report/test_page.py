@@ -1,10 +1,8 @@
 """The report: complete in one file, safe against what users put into names, and complete without some of its parts."""
 
 import dataclasses
-import inspect
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from spo_jax.run.report.images import MOST_PAIRS, ImagePair
 from spo_jax.run.report.steps import NextStep
 from spo_jax.run.settings import RunSettings
 from spo_jax.run.verdict import verdict
+from tests.commands import ROOT
 
 HOSTILE = "<script>alert(\"x\")</script> & 'quoted' {{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br", "input"}
@@ -267,7 +266,7 @@ def test_figures_of_a_method_have_their_own_sections(tmp_path):
 
 def test_text_can_be_read_on_its_ground_in_light_and_dark():
     """The contrast is at least 4.5 to 1, as WCAG asks of text; curves have 3 to 1, as it asks of graphics."""
-    style = (Path(inspect.getfile(write_report)).parent / "template" / "page.css").read_text()
+    style = (ROOT / "spo_jax" / "run" / "report" / "template" / "page.css").read_text()
     blocks = re.findall(r":root {(.*?)}", style, re.DOTALL)[:2]
     light, dark = (dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in blocks)
     assert light.keys() == dark.keys()

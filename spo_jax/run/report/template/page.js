@@ -22,7 +22,6 @@ if (images) {
   }
   addEventListener("beforeprint", () => images.querySelector("[data-view=sides]").click());
 }
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
 if (navigator.clipboard) {
   for (const step of document.querySelectorAll(".step")) {
     const button = step.appendChild(document.createElement("button"));
