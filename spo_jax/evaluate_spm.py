@@ -52,7 +52,7 @@ def evaluate_spm(
 
 def run() -> None:
     """Runs the command."""
-    config = define_config()
+    config = define_config(example="configs/spm_toy.py")
     spm = flags.DEFINE_string("spm", None, "Measure this preference model: folder, file, hub id, or 'toy'.")
     plain = flags.DEFINE_string("plain", "", "Measure this plain CLIP too, such as yuvalkirstain/PickScore_v1.")
     out = flags.DEFINE_string("out", "runs/evaluate_spm", "Write the accuracies and their plot to this folder.")

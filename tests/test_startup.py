@@ -1,8 +1,10 @@
 """A mistake in flags, paths or data ends a command before jax is imported, which takes seconds.
 
-The commands are forks of one Python that has imported nothing but the modules of the commands.
+The commands are forks of one Python that has imported nothing but the modules of the commands. They are called as the
+scripts call them that pip installs.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,29 +14,31 @@ import pytest
 
 from tests.commands import ROOT
 
-# Reads a line of JSON for each command, [name, arguments...]; answers [status, whether jax was imported, stderr].
+# Reads a line of JSON for each command, [name, arguments...]; answers [status, whether jax was imported, output].
 SERVER = """
 import json, os, sys, importlib
 
-names = ("train", "sample", "export", "prepare", "convert", "evaluate_spm")
+names = ("train", "sample", "export", "prepare", "convert", "evaluate_spm", "train_spm")
 commands = {name: importlib.import_module(f"spo_jax.{name}") for name in names}
 for line in iter(sys.stdin.readline, ""):
     name, *arguments = json.loads(line)
     read, write = os.pipe()
     if not os.fork():
+        os.dup2(write, 1)
         os.dup2(write, 2)
-        sys.argv = [f"spo_jax/{name}.py", *arguments]
+        sys.argv = [f"/bin/spo-jax-{name.replace('_', '-')}", *arguments]
         status = 0
         try:
             commands[name].run()
         except SystemExit as end:
             status = end.code
+        sys.stdout.flush()
         print("\\n" + json.dumps([status, "jax" in sys.modules]), file=sys.stderr, flush=True)
         os._exit(0)
     os.close(write)
-    *errors, _, answer = os.fdopen(read).read().split("\\n")[:-1]
+    *output, _, answer = os.fdopen(read).read().split("\\n")[:-1]
     os.wait()
-    print(json.dumps([*json.loads(answer), "\\n".join(errors)]), flush=True)
+    print(json.dumps([*json.loads(answer), "\\n".join(output)]), flush=True)
 """
 TOY = "--config=toy"
 
@@ -49,24 +53,61 @@ def server():
 
 
 @pytest.fixture
-def refused(server):
-    """Runs a command that is refused with one line, before jax is imported; returns the line."""
+def script(server):
+    """Runs a command that ends before jax is imported; returns its status and its output."""
 
     def run(*words):
         server.stdin.write(json.dumps([str(word) for word in words]) + "\n")
         server.stdin.flush()
-        status, has_jax, stderr = json.loads(server.stdout.readline())
-        assert (status, stderr.count("error: "), stderr.count("\n")) == (2, 1, 0), stderr
-        assert not has_jax, stderr
-        return stderr.removeprefix("error: ")
+        status, has_jax, output = json.loads(server.stdout.readline())
+        assert not has_jax, output
+        return status, output
+
+    return run
+
+
+@pytest.fixture
+def refused(script):
+    """Runs a command that is refused with one line, before jax is imported; returns the line."""
+
+    def run(*words):
+        status, output = script(*words)
+        assert (status, output.count("error: "), output.count("\n")) == (2, 1, 0), output
+        return output.removeprefix("error: ")
 
     return run
 
 
 @pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("train", ["config", "out", "resume", "help-config"]),
+        ("sample", ["model", "lora", "prompt", "out"]),
+        ("export", ["run", "format", "out"]),
+        ("prepare", ["dataset", "source", "data-dir"]),
+        ("convert", ["spm", "out", "dtype"]),
+        ("evaluate_spm", ["config", "spm", "plain", "out"]),
+    ],
+)
+def test_help_of_a_script_is_that_of_the_command(script, name, flags):
+    status, output = script(name, "--help")
+    module = importlib.import_module(f"spo_jax.{name}")
+    assert status == 0 and output.startswith(module.__doc__)
+    for flag in flags:
+        assert f"--{flag}: " in output or f"--[no]{flag}: " in output
+    assert "--logtostderr" not in output
+
+
+def test_a_script_that_was_renamed(refused):
+    assert refused("train_spm", "--help") == "python -m spo_jax.train_spm is now python -m spo_jax.train"
+
+
+@pytest.mark.parametrize(
     ("words", "part"),
     [
+        (["train"], "--config is missing, for example --config=configs/toy.py"),
         (["train", "--config=toyx"], "--config=toyx: no such file"),
+        (["train", TOY, "--out=/proc/run"], "cannot write to /proc/run"),
         (["train", TOY, "--config.spo.bta=3"], "--config has no field spo.bta"),
         (["train", TOY, "--config.spo.beta=-3"], "config field spo.beta = -3.0"),
         (["train", TOY, "--config.method=spoo"], "config field method = 'spoo'"),
@@ -78,10 +119,18 @@ def refused(server):
         (["sample"], "give either --prompt=TEXT or --prompts=FILE"),
         (["sample", "--prompt=a", "--crop=1"], "--crop=1: expected"),
         (["sample", "--prompt=a", "--steps=none"], "steps"),
+        (["sample", "--prompt=a", "--out=/proc/images"], "cannot write to /proc/images"),
+        (["sample", "--prompt=a", "--model", "embedded"], "'embedded' is now 'toy'"),
+        (["export"], "--run is missing: Export this run folder, checkpoint folder, or LoRA file."),
+        (["export", "--run=absent", "--out=/proc/a/lora.safetensors"], "cannot write to /proc/a"),
         (["export", "--run=absent", "--out=lora.bin"], "--out=lora.bin: the name of a LoRA file"),
         (["prepare", "--dataset=absent", "--data-dir=absent"], "--dataset = 'absent'"),
+        (["prepare", "--dataset=toy", "--data-dir=/proc/data"], "cannot write to /proc/data"),
         (["convert", "--spm=toy", f"--out={ROOT}"], f"{ROOT} exists already"),
+        (["convert", "--spm=toy", "--out=/proc/spm"], "cannot write to /proc"),
+        (["evaluate_spm", "--spm=toy"], "--config is missing, for example --config=configs/spm_toy.py"),
         (["evaluate_spm", TOY, "--spm=toy"], "--config: expected one of method 'spm'"),
+        (["evaluate_spm", "--config=spm_toy", "--spm=toy", "--out=/proc/out"], "cannot write to /proc/out"),
         (["evaluate_spm", "--config=spm_toy", "--spm=toy", "--config.data_dir=absent"], "absent"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,7 +1,9 @@
 """Runs the commands: parses flags and configs, and reports a user's mistake in one line, without a traceback."""
 
 import difflib
+import functools
 import importlib.util
+import itertools
 import logging as stdlib_logging
 import re
 import shlex
@@ -58,7 +60,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             interruption.report()
             sys.exit(INTERRUPTED)
 
-    app.run(reporting, argv=argv, flags_parser=_parse_flags)
+    app.run(reporting, argv=argv, flags_parser=functools.partial(_parse_flags, command=main.__module__))
 
 
 def _log_quietly() -> None:
@@ -120,13 +122,14 @@ def callable_module(name: str, function: Callable[..., Any]) -> None:
 # The flag --config
 
 
-def define_config(default: str | None = None) -> flags.FlagHolder:
+def define_config(default: str | None = None, example: str = "configs/toy.py") -> flags.FlagHolder:
     """Defines the flag ``--config=FILE.py`` or ``--config=NAME``; ``--config.FIELD=VALUE`` overrides its fields.
 
     A file that is missing or fails raises a `UserError` while the flags are parsed.
 
     Args:
       default: config to use if the flag is not given; None makes the flag required.
+      example: a config for the message that a required flag is missing.
 
     Returns:
       The flag; its value is what the file's ``get_config()`` returns.
@@ -135,7 +138,7 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
         "config", default, "Read the settings from this file, or from the shipped config of this name, such as sd15."
     )
     flag = flags.FLAGS["config"]
-    flag.parser = _ConfigFileParser(flag.parser)
+    flag.parser = _ConfigFileParser(flag.parser, example)
     if default is None:
         flags.mark_flag_as_required("config")
     return holder
@@ -146,7 +149,7 @@ def find_config(path: str) -> Path:
 
     Args:
       path: a path, or the name of a shipped config such as ``sd15``, which is in the installed package or, in a
-        checkout, beside the package.
+        checkout, beside the package. Where there is no folder ``configs``, ``configs/sd15.py`` is such a name as well.
 
     Raises:
       UserError: there is no such file.
@@ -159,7 +162,8 @@ def find_config(path: str) -> Path:
     if new is not None and (path == name or Path(path).parent.name == "configs"):
         shown = Path(path).with_stem(new)
         raise UserError(f"--config={path} is now --config={shown}")
-    if path == name:
+    is_shipped = Path(path).parent == Path("configs") and not Path("configs").is_dir()
+    if path == name or is_shipped:
         for folder in folders:
             if (folder / f"{name}.py").is_file():
                 return folder / f"{name}.py"
@@ -178,8 +182,9 @@ class _ConfigFileParser(flags.ArgumentParser):
     That one reports a missing file only when a field is read, and a faulty file with a traceback.
     """
 
-    def __init__(self, inner: flags.ArgumentParser):
+    def __init__(self, inner: flags.ArgumentParser, example: str):
         self._inner = inner
+        self.example = example
         self.fields: list[str] = []
 
     def parse(self, path: str) -> Any:
@@ -226,11 +231,15 @@ def _explain(error: BaseException, file: str) -> str:
 # Parsing
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses flags with absl, but reports mistakes in one line, and prints help for this command's flags alone."""
+def _parse_flags(argv: Sequence[str], command: str) -> list[str]:
+    """Parses flags with absl, but reports mistakes in one line, and prints help for this command's flags alone.
+
+    Args:
+      argv: the command line.
+      command: name of the module that holds the command.
+    """
     if {"--help", "-help", "-h"} & set(argv[1:]):
-        modules = (flags.FLAGS.module_help(name) for name in (sys.argv[0], __name__))
-        print(sys.modules["__main__"].__doc__, *modules, sep="\n")
+        _print_help(command)
         sys.exit(0)
     _refuse_renamed(argv)
     try:
@@ -238,15 +247,41 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     except UserError as error:
         stop(str(error))
     except flags.Error as error:
-        stop(f"{error} (--help lists the flags)")
+        stop(f"{_missing(str(error)) or error} (--help lists the flags)")
     except (AttributeError, KeyError) as error:
         stop(_no_such_field(error, argv))
 
 
+def _print_help(command: str) -> None:
+    """Prints what a command does, and its flags.
+
+    What pip installs as a command is a script without a docstring, which imports the command's module.
+    """
+    main = sys.modules["__main__"]
+    is_script = main.__doc__ is None
+    doc = (sys.modules[command] if is_script else main).__doc__
+    home = sys.argv[0] if command == "__main__" or not is_script else command  # absl calls __main__ by its path
+    print(doc or "", *(flags.FLAGS.module_help(name) for name in (home, __name__)), sep="\n")
+
+
+def _missing(message: str) -> str:
+    """Says what a required flag is for, in place of absl's message that it is not None; empty for other messages."""
+    match = re.search(r"Flag --(\S+) must have a value other than None", message)
+    if not match:
+        return ""
+    name = match[1]
+    parser = flags.FLAGS[name].parser
+    if isinstance(parser, _ConfigFileParser):
+        return f"--{name} is missing, for example --{name}={parser.example}"
+    return f"--{name} is missing: {flags.FLAGS[name].help}"
+
+
 def _refuse_renamed(argv: Sequence[str]) -> None:
     """Refuses values that were renamed, such as ``--model=embedded``, unless a file has that name."""
-    for argument in argv[1:]:
-        flag, _, value = argument.partition("=")
+    for argument, following in itertools.pairwise([*argv[1:], ""]):
+        flag, given, value = argument.partition("=")
+        if not given and not following.startswith("-"):  # --model embedded
+            value = following
         field = flag.lstrip("-").removeprefix("config.")
         new = renamed.renamed_value(field, value)
         if new is not None:

@@ -68,17 +68,24 @@ def write_atomic(path: str | os.PathLike, write: Callable[[Path], None]) -> None
 def check_writable(folder: str | os.PathLike) -> None:
     """Checks that ``folder`` can be created and written to, without creating it.
 
-    Commands that run for a long time before they write call this first.
+    Commands that run for a long time before they write call this first. A file without a name is written to the nearest
+    folder that exists and is gone at once: permissions alone do not say that file systems such as /proc take no files.
 
     Raises:
-      UserError: a part of the path is not a folder, or there is no permission to write in it.
+      UserError: ``folder`` is in a bucket, a part of the path is not a folder, or nothing can be written in it.
     """
+    if os.fspath(folder).partition("/")[0].endswith(":"):
+        raise UserError(f"cannot write to {folder}, a bucket: mount the bucket, or use a shared disk")
     folder = Path(folder).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise UserError(f"cannot write to {folder}: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {folder}: no permission to write in {nearest}")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: no file can be made in {nearest} ({error.strerror})") from error
 
 
 class Hold(NamedTuple):

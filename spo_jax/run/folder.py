@@ -65,8 +65,6 @@ def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence
       UserError: the folder holds another run, or no run to resume, or a run with other settings or data, or another
         process is writing to it, or it cannot be written.
     """
-    if out.parts and out.parts[0].endswith(":"):
-        raise UserError(f"--out={out}: buckets cannot be written to; mount the bucket, or use a shared disk")
     step = _step_to_resume(out, resume, settings, data)
     if not is_writer():
         yield RunFolder(step is not None, lambda: None)

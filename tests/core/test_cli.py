@@ -170,7 +170,7 @@ def test_a_fault_and_an_interruption(command):
     [
         (["--cofnig=good.py"], ["flag 'cofnig'"]),
         (["--config=good.py", "star"], ["unexpected argument 'star'"]),
-        ([], ["--config must have a value"]),
+        ([], ["error: --config is missing, for example --config=configs/toy.py (--help"]),
         (["--config=absent.py"], ["--config=absent.py: no such file; expected one, or a name: ", "sd15, sdxl"]),
         (["--config=absent.py", "--config.size=3"], ["--config=absent.py: no such file"]),
         (["--config=sd"], ["--config=sd: no such file; expected one, or a name: "]),
@@ -224,13 +224,21 @@ def test_a_config_is_a_path_or_a_name(monkeypatch, tmp_path):
 
 
 def test_a_config_in_the_installed_package_is_found_too(monkeypatch, tmp_path):
-    """A wheel holds the configs inside of the package; a checkout has them beside it."""
+    """A wheel holds the configs inside of the package; a checkout has them beside it.
+
+    The path that they have in a checkout is a name as well, except where there is another folder ``configs``.
+    """
     package = tmp_path / "spo_jax"
     (package / "configs").mkdir(parents=True)
     (package / "configs" / "installed.py").write_text("")
     spec = types.SimpleNamespace(origin=str(package / "__init__.py"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-    assert find_config("installed") == package / "configs" / "installed.py"
+    monkeypatch.chdir(tmp_path)
+    for name in ("installed", "configs/installed.py", "./configs/installed.py"):
+        assert find_config(name) == package / "configs" / "installed.py"
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(UserError, match="--config=configs/installed.py: no such file; expected one, or a name: inst"):
+        find_config("configs/installed.py")
 
 
 # Names of earlier versions
@@ -244,6 +252,10 @@ def test_a_config_in_the_installed_package_is_found_too(monkeypatch, tmp_path):
         (
             ["--config=good.py", "--config.model=embedded"],
             "--config.model=embedded: 'embedded' is now 'toy', expected --config.model=toy",
+        ),
+        (
+            ["--config=good.py", "--config.model", "embedded"],
+            "--config.model: 'embedded' is now 'toy', expected --config.model=toy",
         ),
         (
             ["--config=good.py", "--config.eval.reward=scenes"],

@@ -105,6 +105,17 @@ def test_check_writable_asks_for_permission(tmp_path, monkeypatch):
         check_writable(tmp_path / "a")
 
 
+def test_check_writable_tries_it():
+    """Root has every permission in /proc, where there can be no files."""
+    with pytest.raises(UserError, match="cannot write to /proc/a/b: no (file can be made|permission) .*in /proc"):
+        check_writable("/proc/a/b")
+
+
+def test_buckets_are_not_mistaken_for_folders():
+    with pytest.raises(UserError, match="cannot write to gs://bucket/run, a bucket: mount the"):
+        check_writable("gs://bucket/run")
+
+
 def test_one_holder_at_a_time(tmp_path):
     path = tmp_path / "new" / ".lock"
     with lock(path, "taken"):
