@@ -10,7 +10,6 @@ The exit status is 0 if the run finished, 1 if the program has a fault, 2 if the
 files, 75 if the run was preempted and saved, and 130 after Ctrl-C, which saves the run as well.
 """
 
-import contextlib
 import os
 import sys
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from spo_jax.core.cli import callable_module, define_config, run_command
+from spo_jax.core.cli import callable_module, define_config, printing, run_command
 from spo_jax.core.config import describe
 from spo_jax.core.files import check_writable
 from spo_jax.methods import load_method, read_settings
@@ -113,13 +112,11 @@ def run() -> None:
 def _print_fields(settings: RunSettings) -> None:
     """Prints a line for each field, and its meaning below it."""
     defaults = {name: value for name, _, value, _, _ in describe(type(settings)())}
-    with contextlib.suppress(BrokenPipeError):  # a reader of the output, such as head, may end first
+    with printing():
         for name, kind, value, expected, meaning in describe(settings):
             default = "" if value == defaults[name] else f" (default {defaults[name]})"
             allowed = f"; {expected}" if expected else ""
-            print(f"--config.{name}={value}  {kind}{allowed}{default}\n    {meaning}", flush=True)
-        return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python does not complain at exit
+            print(f"--config.{name}={value}  {kind}{allowed}{default}\n    {meaning}")
 
 
 callable_module(__name__, train)

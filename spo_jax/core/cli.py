@@ -1,10 +1,12 @@
 """Runs the commands: parses flags and configs, and reports a user's mistake in one line, without a traceback."""
 
+import contextlib
 import difflib
 import functools
 import importlib.util
 import itertools
 import logging as stdlib_logging
+import os
 import re
 import shlex
 import sys
@@ -99,6 +101,16 @@ def stop(message: str) -> NoReturn:
 def stop_renamed(command: str) -> NoReturn:
     """Ends a command that was renamed, with one line that gives the new name."""
     stop(f"python -m spo_jax.{command} is now python -m spo_jax.{renamed.COMMANDS[command]}")
+
+
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Lets the reader of what is printed, such as ``head``, end before everything has been read."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python does not complain at exit
 
 
 def callable_module(name: str, function: Callable[..., Any]) -> None:
@@ -261,7 +273,8 @@ def _print_help(command: str) -> None:
     is_script = main.__doc__ is None
     doc = (sys.modules[command] if is_script else main).__doc__
     home = sys.argv[0] if command == "__main__" or not is_script else command  # absl calls __main__ by its path
-    print(doc or "", *(flags.FLAGS.module_help(name) for name in (home, __name__)), sep="\n")
+    with printing():
+        print(doc or "", *(flags.FLAGS.module_help(name) for name in (home, __name__)), sep="\n")
 
 
 def _missing(message: str) -> str:

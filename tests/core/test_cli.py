@@ -122,6 +122,16 @@ def test_a_python_of_its_own_does_the_same(command, tmp_path):
     assert (child.returncode, child.stdout, child.stderr) == command("--config=good.py", "--config.sise=4")
 
 
+def test_the_reader_of_the_help_may_end_first(command, tmp_path):
+    """As in ``--help | head``: nobody reads, and the pipe is closed before the command writes to it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "command.py", "--help"]
+    child = subprocess.run(line, cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    os.close(writing)
+    assert (child.returncode, child.stderr) == (0, "")
+
+
 def test_help_is_about_this_command(command):
     status, stdout, _ = command("--help")
     assert status == 0 and "--act: What happens." in stdout and "--config: Read the settings" in stdout
