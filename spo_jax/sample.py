@@ -240,7 +240,11 @@ def run() -> None:
             "base", "", "Take a single file's tokenizers and scheduler from this folder or hub id."
         ),
         "vae": flags.DEFINE_string("vae", "", "Use this autoencoder (folder or hub id) instead of the model's own."),
-        "lora": flags.DEFINE_string("lora", "", "Apply this LoRA file, in our, diffusers' or kohya's format."),
+        "lora": flags.DEFINE_string(
+            "lora",
+            "",
+            "Apply this LoRA: a file in our, diffusers' or kohya's format, a run's folder, or OWNER/NAME[/FILE].",
+        ),
         "lora_scale": flags.DEFINE_float("lora-scale", 1.0, "Multiply the LoRA by this strength."),
         "prompt": flags.DEFINE_string("prompt", "", "Draw this prompt."),
         "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file: .txt, .json or .jsonl."),

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from spo_jax.models import open_pipeline
 from spo_jax.models.base import Pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.sampler import LatentsFile, Sampler, latents_of
+from spo_jax.weights.lora import find_lora
 
 MAX_PIXELS = 2**28  # of a batch: 1024 images of 512 x 512, and 3 GiB of float32
 
@@ -30,7 +32,7 @@ class Drawing:
       base: where a single file's tokenizers and scheduler come from; empty for the default.
       vae: an autoencoder instead of the model's own; empty for none.
       dtype: ``float32`` or ``bfloat16``.
-      lora: a LoRA, or empty for none.
+      lora: file, folder, run or hub id of a LoRA; empty for none.
       lora_scale: its strength.
       size: (height, width) in pixels; None is the model's own.
       conditions: SDXL's size conditions by name: ``original``, ``crop``, ``target``.
@@ -64,8 +66,9 @@ class Drawing:
         batch: int,
         how: Mapping[str, Any],
     ):
+        lora_file = find_lora(lora) if lora else None  # first, because reading a model takes long
         pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
-        self._lora, scale = _adapter(pipeline, lora)
+        self._lora, scale = _adapter(pipeline, lora_file)
         shape = pipeline.latent_shape_of(*size)
         options = _prompt_options(pipeline, shape, conditions)
         batch = min(batch, len(prompts))
@@ -86,9 +89,9 @@ class Drawing:
         return self._sampler.stream(self._prompts, self._latents, self._lora)
 
 
-def _adapter(pipeline: Pipeline, lora: str) -> tuple[Params | None, float]:
+def _adapter(pipeline: Pipeline, lora: Path | None) -> tuple[Params | None, float]:
     """Reads the adapter; returns its tree and alpha / r, or None and 1 without an adapter."""
-    if not lora:
+    if lora is None:
         return None, 1.0
     adapter = read_lora(lora, pipeline.params[pipeline.TRAINED])
     return jax.tree.map(jnp.asarray, adapter.tree), adapter.alpha / adapter.rank

@@ -1,9 +1,10 @@
 """Resolves a local path or a hub id to a local folder, and downloads only the files that will be read."""
 
+import functools
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
 from absl import logging
@@ -23,6 +24,7 @@ def resolve(
     variant: str | None = None,
     allow_patterns: Sequence[str] | None = None,
     repo_type: str = "model",
+    select: Callable[[Sequence[str]], list[str]] | None = None,
 ) -> Path:
     """Returns a local folder with the files of a model or a dataset.
 
@@ -34,6 +36,8 @@ def resolve(
       variant: for example ``fp16`` (see `store.choose_weights`).
       allow_patterns: fetches instead exactly the files that match one of these, for example ``("*.bin",)``.
       repo_type: ``model`` or ``dataset``; the latter requires ``allow_patterns``.
+      select: chooses instead the files to fetch among the names of all files; it may raise a `UserError`. Without
+        network the folder holds what was chosen earlier.
 
     Raises:
       UserError: the path does not exist, and the repository or revision does not exist or is not accessible; or there
@@ -44,7 +48,12 @@ def resolve(
         return path
     if not _HUB_ID.fullmatch(str(path_or_id)):
         raise UserError(f"no such file or folder: {path_or_id} (an id on the hub has the form owner/name)")
-    return _fetch(str(path_or_id), revision, components, variant, allow_patterns, repo_type)
+    if select is None:
+        select = functools.partial(_select_model, str(path_or_id), components, variant)
+        small = _small_patterns(components)
+    else:
+        small = ["*"]
+    return _fetch(str(path_or_id), revision, select, small, allow_patterns, repo_type)
 
 
 def select_files(
@@ -78,8 +87,8 @@ def select_files(
 def _fetch(
     repo_id: str,
     revision: str | None,
-    components: Sequence[str] | None,
-    variant: str | None,
+    select: Callable[[Sequence[str]], list[str]],
+    small: Sequence[str],
     allow_patterns: Sequence[str] | None,
     repo_type: str,
 ) -> Path:
@@ -93,7 +102,7 @@ def _fetch(
     # First, fetch from the hub.
     try:
         if patterns is None and not constants.HF_HUB_OFFLINE:
-            patterns = _remote_patterns(repo_id, revision, components, variant)
+            patterns = _remote_patterns(repo_id, revision, select)
         if not constants.HF_HUB_OFFLINE:
             return Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError as error:
@@ -104,7 +113,7 @@ def _fetch(
         failure = None
     # Offline, on purpose or not: use the files that were fetched earlier if they are complete.
     if patterns is None:
-        patterns = _small_patterns(components)
+        patterns = small
     try:
         folder = snapshot_download(
             repo_id, repo_type=repo_type, revision=revision, allow_patterns=patterns, local_files_only=True
@@ -116,18 +125,25 @@ def _fetch(
 
 
 def _remote_patterns(
-    repo_id: str, revision: str | None, components: Sequence[str] | None, variant: str | None
-) -> list[str]:
+    repo_id: str, revision: str | None, select: Callable[[Sequence[str]], list[str]]
+) -> list[str]:  # fmt: skip
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(repo_id, revision=revision)
     names = [entry.rfilename for entry in info.siblings or ()]
-    selected = select_files(names, components, variant)
-    if not selected:
-        raise UserError(f"{repo_id} on the hub holds no model: found {shorten(names) or 'no files'}")
+    selected = select(names)
     logging.info("%s is at commit %s; %d of its %d files are needed", repo_id, info.sha, len(selected), len(names))
     # The client treats these as glob patterns, in which a bracket in a file name would start a set of characters.
     return [glob.escape(name) for name in selected]
+
+
+def _select_model(
+    repo_id: str, components: Sequence[str] | None, variant: str | None, names: Sequence[str]
+) -> list[str]:  # fmt: skip
+    selected = select_files(names, components, variant)
+    if not selected:
+        raise UserError(f"{repo_id} on the hub holds no model: found {shorten(names) or 'no files'}")
+    return selected
 
 
 def _small_patterns(components: Sequence[str] | None) -> list[str]:
@@ -151,4 +167,7 @@ def _explain(repo_id: str, revision: str | None, error: Exception | None) -> str
         return f"HF_HUB_OFFLINE is set and {repo_id} was not fetched completely before: unset it once to fetch the rest"
     lines = str(error).strip().splitlines() or [""]
     reason = f"{type(error).__name__}: {lines[0]}"
-    return f"cannot fetch {repo_id} from the hub, and it was not fetched completely before: {reason}; check the network"
+    return (
+        f"cannot fetch {repo_id} from the hub, and it was not fetched completely before: {reason}; there is no file or "
+        "folder of this name here either: check the path, or check the network"
+    )

@@ -158,7 +158,7 @@ def _as_leaf(array: np.ndarray, path: tuple[str, ...], shape: tuple[int, ...]) -
             array = array[:, :, None, None]
         if array.ndim in _TO_TREE:
             array = array.transpose(_TO_TREE[array.ndim])
-    fits = array.shape == tuple(shape) and _is_float(array.dtype)
+    fits = array.shape == tuple(shape) and is_float(array.dtype)
     return array if fits else None
 
 
@@ -171,11 +171,11 @@ def _torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ..
 
 def _cast(array: np.ndarray, dtype: Any) -> np.ndarray:
     # Scalars (CLIP's logit_scale) keep their precision: in bfloat16 every score would change by a percent.
-    casts = dtype is not None and array.ndim > 0 and _is_float(array.dtype)
+    casts = dtype is not None and array.ndim > 0 and is_float(array.dtype)
     return array.astype(dtype, copy=False) if casts else array
 
 
-def _is_float(dtype: np.dtype) -> bool:
+def is_float(dtype: np.dtype) -> bool:
     """Whether numbers of a dtype are floating-point ones, those of ml_dtypes (bfloat16) included."""
     try:
         ml_dtypes.finfo(dtype)

@@ -144,7 +144,7 @@ def test_flags_of_sample(refused, micro, tmp_path, flags, parts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lora": "absent.safetensors"}, "missing file: absent.safetensors"),
+        ({"lora": "absent.safetensors"}, "no such file or folder: absent.safetensors"),
         ({"init_latents": "absent.npy"}, "cannot read initial latents from absent.npy"),
         ({"steps": 1000}, "steps: 1000: with leading spacing.* 1000 to 1, expected within 999 to 0"),
         ({"karras": True}, r"Karras noise levels are for the solvers euler and dpm\+\+"),

@@ -1,13 +1,16 @@
 """LoRA files that cannot be used are refused with the reason."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.export import export
 from spo_jax.models.lora import read_lora
 from spo_jax.weights import store
 from spo_jax.weights.lora import METADATA_KEY
@@ -30,7 +33,7 @@ KOHYA_PAIR = {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP}
         ),
         (
             PAIR | {"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.up.weight": UP},
-            "1 parts of a text encoder: text_encoder.*lora_linear_layer.up.weight$",
+            "1 parts of a text encoder: text_encoder.text_model.encoder.layers.0.mlp.fc1$",
         ),
         (PAIR | pair("unet.conv_in"), "1 convolutions: conv_in$"),
         (
@@ -52,14 +55,66 @@ KOHYA_PAIR = {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP}
         (PAIR | {f"unet.{SHORT}.alpha": np.float32(4)}, f"1 tensors that are not LoRA weights: unet.{SHORT}.alpha$"),
         (PAIR | {f"unet.{SHORT}.lora_magnitude_vector": UP}, "1 tensors that are not LoRA weights: .*tude_vector$"),
         (KOHYA_PAIR | {f"{KOHYA}.dora_scale": UP}, "1 tensors that are not LoRA weights: .*dora_scale$"),
-        ({"lora_unet_x.hada_w1_a": UP}, "is not a LoRA file: none of its 1 tensors is half of a LoRA layer"),
-        ({"conv_in.weight": UP}, "is not a LoRA file: none of its 1 tensors"),
+        ({"lora_unet_x.hada_w1_a": UP}, "is a LoHa, which is not supported: only LoRA is"),
+        ({"conv_in.weight": UP}, "is not a LoRA file: none of its 1 tensors is half of a LoRA layer"),
+        ({"model.diffusion_model.out.0.weight": UP}, "is a whole model in one file, not a LoRA: name it with --model"),
+        (
+            {"conv_in.weight": UP, "down_blocks.0.x.weight": UP},
+            "holds the weights of a whole UNet, not a LoRA: name its",
+        ),
+        ({"text_model.x.weight": UP, "vision_model.x.weight": UP}, "holds the weights of a CLIP, such as a preference"),
     ],
 )
 def test_unusable_parts_are_listed(tmp_path: Path, unet: Any, shape_tree: Any, state: dict, message: str) -> None:
     store.write_state(tmp_path / "x.safetensors", state)
     with pytest.raises(UserError, match=rf"^{tmp_path}/x.safetensors.*{message}"):
         read_lora(tmp_path / "x.safetensors", shape_tree(unet))
+
+
+NAN = np.where(np.arange(64).reshape(4, 16) == 9, np.nan, 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "key", "message"),
+    [
+        (
+            pair(f"unet.{SHORT}", NAN.astype(np.float32)),
+            "lora.down.weight",
+            "holds values that are not finite: train it",
+        ),
+        (pair(f"unet.{SHORT}", up=UP.astype(np.float64) * 1e300), "lora.up.weight", "holds values that are not finite"),
+        (pair(f"unet.{SHORT}", NAN.astype(ml_dtypes.bfloat16)), "lora.down.weight", "holds values that are not finite"),
+        (pair(f"unet.{SHORT}", up=UP.astype(np.int8)), "lora.up.weight", "has the type int8, expected floating-point"),
+        (
+            pair(f"unet.{SHORT}", DOWN[:0], UP[:, :0]),
+            "lora.down.weight",
+            r"has shape \[0, 16\], expected a rank of 1 or",
+        ),
+        (KOHYA_PAIR | {f"{KOHYA}.alpha": np.float32(np.inf)}, "alpha", "is inf, expected a finite number"),
+        (KOHYA_PAIR | {f"{KOHYA}.alpha": np.float32(np.nan)}, "alpha", "is nan, expected a finite number"),
+        (KOHYA_PAIR | {f"{KOHYA}.alpha": DOWN[0]}, "alpha", r"has shape \[16\], expected one number"),
+        (
+            KOHYA_PAIR | {f"{KOHYA}.lora_up.weight": UP * np.float32(1e30), f"{KOHYA}.alpha": np.float32(1e30)},
+            "lora_up.weight",
+            "weights are beyond float32",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_values_that_no_lora_has_are_named_with_their_key(
+    tmp_path: Path, unet: Any, shape_tree: Any, state: dict, key: str, message: str
+) -> None:
+    """They would be drawn with, exported, merged and written to whole models."""
+    file = tmp_path / "x.safetensors"
+    store.write_state(file, state)
+    prefix = KOHYA if any(name.startswith(KOHYA) for name in state) else f"unet.{SHORT}"
+    with pytest.raises(UserError, match=rf"^{file}: (alpha of )?{re.escape(prefix)}.{re.escape(key)} .*{message}"):
+        read_lora(file, shape_tree(unet))
+    if prefix != KOHYA:
+        for form in ("diffusers", "kohya"):
+            with pytest.raises(UserError, match=message):
+                export(file, form, tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_only_the_targets_of_a_lora_tree_are_accepted(tmp_path: Path, unet: Any, shape_tree: Any) -> None:
@@ -77,6 +132,8 @@ def test_only_the_targets_of_a_lora_tree_are_accepted(tmp_path: Path, unet: Any,
         ("{", "cannot understand the adapter's config"),
         ("[1]", "cannot understand the adapter's config"),
         (json.dumps({"unet.lora_alpha": "much"}), "cannot understand the adapter's config"),
+        ('{"unet.lora_alpha": Infinity}', "adapter's config .*: lora_alpha of down_blocks.* is inf, expected a finite"),
+        ("[" * 100_000, "cannot understand the adapter's config"),
         (json.dumps({"unet.lora_alpha": 4, "unet.alpha_pattern": {"(": 3}}), "cannot understand the adapter's config"),
         (json.dumps({"unet.lora_alpha": 4, "unet.use_dora": True}), "is a DoRA, which is not supported"),
     ],
@@ -85,12 +142,3 @@ def test_a_damaged_header_is_named(tmp_path: Path, config: str, message: str) ->
     store.write_state(tmp_path / "x.safetensors", PAIR, {METADATA_KEY: config})
     with pytest.raises(UserError, match=rf"x.safetensors.* ?{message}"):
         read_lora(tmp_path / "x.safetensors")
-
-
-def test_a_folder_without_one_lora_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected pytorch_lora_weights.safetensors, found no safetensors file; name"):
-        read_lora(tmp_path)
-    for name in ("a", "b"):
-        store.write_state(tmp_path / f"{name}.safetensors", PAIR)
-    with pytest.raises(UserError, match=r"found a.safetensors, b.safetensors; name the LoRA file itself"):
-        read_lora(tmp_path)

@@ -67,7 +67,7 @@ def test_files_of_a_single_model_are_read(tmp_path: Path, unet: Any, shape_tree:
     halves = {"A": lambda pair: pair[0].T.copy(), "B": lambda pair: pair[1].T.copy()}
     state = {f"{name}.lora_{h}.weight": f(pair) for name, pair in lora.modules().items() for h, f in halves.items()}
     assert read_lora(tmp_path / "single").alpha == 8
-    for prefix in ("", "unet.", "base_model.model."):
+    for prefix in ("", "unet.", "base_model.model.", "unet.base_model.model."):
         folder = tmp_path / f"x{prefix}"
         folder.mkdir()
         save_file({prefix + key: array for key, array in state.items()}, folder / "adapter_model.safetensors")
@@ -95,3 +95,27 @@ def test_kohya_files_of_other_programs_are_read(tmp_path: Path, unet: Any, shape
     bare = {key: array for key, array in state.items() if not key.endswith("alpha")}
     save_file(bare, tmp_path / "z.safetensors")
     assert read_lora(tmp_path / "z.safetensors", shapes).alpha == 4
+
+
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_files_of_old_versions_of_diffusers_are_read(tmp_path: Path, unet: Any, shape_tree: Any, prefix: str) -> None:
+    """Their halves belong to the attention's processor, and diffusers still reads them."""
+    lora = random_lora(shape_tree(unet), rank=4, alpha=4)
+    state = {}
+    for name, (lora_a, lora_b) in lora.modules().items():
+        attention, _, layer = name.removesuffix(".0").rpartition(".")
+        state[f"{prefix}{attention}.processor.{layer}_lora.down.weight"] = lora_a.T.copy()
+        state[f"{prefix}{attention}.processor.{layer}_lora.up.weight"] = lora_b.T.copy()
+    save_file(state, tmp_path / "pytorch_lora_weights.safetensors")
+    assert_same(read_lora(tmp_path, shape_tree(unet)), lora)
+
+
+@pytest.mark.parametrize(
+    "alpha", [np.full(1, 2, np.float32), np.array(2), np.array([[2.0]])], ids=["[1]", "int", "[1 1]"]
+)
+def test_alphas_of_other_shapes_and_types_are_read(tmp_path: Path, unet: Any, shape_tree: Any, alpha: Any) -> None:
+    lora = random_lora(shape_tree(unet), rank=4, alpha=4)
+    write_lora(tmp_path / "x.safetensors", lora, "kohya")
+    state = load_file(tmp_path / "x.safetensors")
+    save_file({key: alpha if "alpha" in key else array for key, array in state.items()}, tmp_path / "y.safetensors")
+    assert_same(read_lora(tmp_path / "y.safetensors", shape_tree(unet)), LoRA(lora.tree, 2.0, 4))

@@ -14,8 +14,8 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
 from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.models.stable_diffusion import kohya
-from spo_jax.weights import lora as lora_files
 from spo_jax.weights import store
+from spo_jax.weights.lora import read as lora_files
 from spo_jax.weights.rules import module_name, module_path, torch_key
 from tests.models.stable_diffusion.published import published_unet
 from tests.weights.loras import assert_same, pair, random_lora
@@ -72,9 +72,10 @@ def test_the_published_lora_of_sdxl_fits(layout: str, shape_tree: Any, monkeypat
     for name, (out, features) in attended:
         halves = np.broadcast_to(number, (64, features)), np.broadcast_to(number, (out, 64))
         if layout == "kohya":
-            state |= pair(flat[name], *halves, style="lora_{}.weight") | {f"{flat[name]}.alpha": np.float32(64)}
+            state |= pair(flat[name], *halves, style="lora_{}.weight") | {f"{flat[name]}.alpha": np.array(64.0)}
         else:
             state |= pair(f"unet.{name}", *halves)
+    monkeypatch.setattr(lora_files, "find_lora", Path)
     monkeypatch.setattr(store, "read_file", lambda path: state)
     monkeypatch.setattr(store, "read_metadata", lambda path: {"format": "pt"})
 
@@ -116,8 +117,8 @@ def test_diffusers_applies_sgm_names(tmp_path: Path, sdxl_unet: Any, shape_tree:
     adapted = {n: m for n, m in pipe.unet.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
     assert adapted.keys() == lora.modules().keys() and len(adapted) == 2 * 4 * (2 + 2 + 4)
     for module_name_, module in adapted.items():
-        a, b = lora.modules()[module_name_]
-        assert module.scaling == pytest.approx({"default_0": alpha / 4})
+        a, b = lora.folded().modules()[module_name_]
+        assert module.scaling == {"default_0": 1.0}
         assert np.array_equal(module.lora_A["default_0"].weight.detach().numpy(), a.T)
         assert np.array_equal(module.lora_B["default_0"].weight.detach().numpy(), b.T)
 
@@ -132,7 +133,7 @@ def test_both_kinds_of_names_of_sdxl_are_read(tmp_path: Path, sdxl_unet: Any, sh
     assert not state.keys() & others.keys()
     store.write_state(tmp_path / "y.safetensors", others)
     for name in ("x", "y"):
-        assert_same(read_lora(tmp_path / f"{name}.safetensors", shapes), lora)
+        assert_same(read_lora(tmp_path / f"{name}.safetensors", shapes), lora.folded())
 
 
 def test_a_lora_on_some_blocks_of_sdxl_is_numbered_by_its_model() -> None:

@@ -1,0 +1,135 @@
+"""What is refused in a LoRA file, and what files are that hold no LoRA."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from spo_jax.core.errors import UserError
+from spo_jax.weights.lora.layouts import Module
+from spo_jax.weights.lora.names import FindNames
+from spo_jax.weights.lora.targets import Targets
+from spo_jax.weights.messages import shorten
+from spo_jax.weights.rules import is_float
+
+_TEXT_ENCODERS = ("text_encoder", "lora_te")
+
+# Parts of a file that cannot be used, as messages call them.
+_TEXT_PARTS = "parts of a text encoder"
+_CONVOLUTIONS = "convolutions"
+_NO_TARGETS = "modules this model does not have (or not as LoRA targets)"
+_HALVES = "halves without their partner"
+_SHAPES = "of another shape"
+_OTHER_TENSORS = "tensors that are not LoRA weights"
+
+# What files that are often mistaken for a LoRA hold, by a key that each of them has.
+_MODEL = "is a whole model in one file, not a LoRA: name it with --model"
+_KINDS = {
+    "model.diffusion_model.": _MODEL,
+    "conditioner.embedders.": _MODEL,
+    "down_blocks.": "holds the weights of a whole UNet, not a LoRA: name its pipeline's folder with --model",
+    "decoder.conv_in.": "holds the weights of an autoencoder, not a LoRA: name it with --vae",
+    "vision_model.": "holds the weights of a CLIP, such as a preference model, not a LoRA",
+    "text_model.": "holds the weights of a text encoder, not a LoRA",
+    "hada_": "is a LoHa, which is not supported: only LoRA is",
+    "lokr_": "is a LoKr, which is not supported: only LoRA is",
+}
+
+
+def check_modules(
+    path: Path,
+    modules: Mapping[str, Module],
+    unknown: list[str],
+    targets: Targets | None,
+    find_names: FindNames,
+) -> None:
+    """Refuses a file with anything other than pairs of usable halves on the model's linear layers.
+
+    Args:
+      path: the file, for messages.
+      modules: its modules.
+      unknown: its other keys.
+      targets: the model's modules; None leaves names and shapes unchecked.
+      find_names: finds the names of the family that has the modules.
+
+    Raises:
+      UserError: the file is no LoRA or one of another kind of model; or some of it cannot be used, which is listed; or
+        a tensor does not hold finite floating-point numbers of a rank of at least 1.
+    """
+    if not modules:
+        raise UserError(f"{path} {_kind(unknown)}")
+    problems: dict[str, list[str]] = {
+        _TEXT_PARTS: [],
+        _CONVOLUTIONS: [],
+        _NO_TARGETS: [],
+        _HALVES: [],
+        _SHAPES: [],
+        _OTHER_TENSORS: [],
+    }
+    for key in unknown:
+        problem = _TEXT_PARTS if key.startswith(_TEXT_ENCODERS) else _OTHER_TENSORS
+        problems[problem].append(key)
+    _check_architecture(path, [*modules, *unknown], targets, find_names)
+    for name, module in modules.items():
+        problem = _problem(name, module, targets)
+        if problem is not None:
+            problems[problem].append(name)
+    found = [f"{len(names)} {problem}: {shorten(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise UserError(f"{path}: only LoRA on linear layers of the UNet can be used; found {'; '.join(found)}")
+    for module in modules.values():
+        _check_values(path, module)
+
+
+def _kind(keys: Iterable[str]) -> str:
+    """Says what a file is that holds no half of a LoRA layer."""
+    keys = list(keys)
+    for part, kind in _KINDS.items():
+        if any(part in key for key in keys):
+            return kind
+    return f"is not a LoRA file: none of its {len(keys)} tensors is half of a LoRA layer"
+
+
+def _check_architecture(path: Path, names: list[str], targets: Targets | None, find_names: FindNames) -> None:
+    """Refuses a LoRA whose names are those of another kind of model."""
+    family = find_names(targets or names)
+    theirs = family.architecture(names)
+    ours = family.architecture(targets or ())
+    if theirs and ours and theirs != ours:
+        raise UserError(f"{path} is a LoRA of {theirs}, and this model is {ours}: choose a LoRA of the same kind")
+
+
+def _problem(name: str, module: Module, targets: Targets | None) -> str | None:
+    """Returns the reason why a module cannot be used, or None if it can."""
+    if name.startswith(_TEXT_ENCODERS):
+        return _TEXT_PARTS
+    if any(half is not None and half.ndim != 2 for half in (module.down, module.up)):
+        return _CONVOLUTIONS
+    if targets is not None and name not in targets:
+        return _NO_TARGETS
+    if targets is not None and targets[name] is None:
+        return _CONVOLUTIONS
+    if module.down is None or module.up is None:
+        return _HALVES
+    found = (module.down.shape[1], module.up.shape[0])
+    expected = found if targets is None else targets[name]
+    fits = found == expected and module.down.shape[0] == module.up.shape[1]
+    return None if fits else _SHAPES
+
+
+def _check_values(path: Path, module: Module) -> None:
+    for half in ("down", "up"):
+        key = module.keys[half]
+        array = getattr(module, half)
+        if not is_float(array.dtype):
+            raise UserError(f"{path}: {key} has the type {array.dtype}, expected floating-point weights")
+        if array.size == 0:
+            raise UserError(f"{path}: {key} has shape {list(array.shape)}, expected a rank of 1 or more")
+        with np.errstate(over="ignore"):  # float64 may be beyond float32
+            finite = np.isfinite(np.asarray(array, np.float32)).all()
+        if not finite:
+            raise UserError(f"{path}: {key} holds values that are not finite: train it again, or get the file again")
+    with np.errstate(over="ignore", invalid="ignore"):
+        strongest = np.abs(np.asarray(module.up, np.float32)).max() * np.float32(module.scale)
+    if not np.isfinite(strongest):
+        raise UserError(f"{path}: alpha of {module.keys['up']} is {module.alpha}: with it, weights are beyond float32")

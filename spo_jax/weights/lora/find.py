@@ -1,0 +1,97 @@
+"""Finds LoRA files: a file, a folder that holds one, a run's folder, or a repository on the hub."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from spo_jax.core.errors import UserError
+from spo_jax.weights import hub
+from spo_jax.weights.messages import shorten
+
+FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers looks for
+RUN_FILE = "lora.safetensors"  # what a run writes
+_CONFIG = "adapter_config.json"  # PEFT's, with alpha
+_ON_HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^/].*\.(?:safetensors|bin|pt)))?")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def find_lora(source: str | os.PathLike) -> Path:
+    """Returns the local path of a LoRA file.
+
+    Args:
+      source: the file; a folder with ``pytorch_lora_weights.safetensors``, with the ``lora.safetensors`` of a run, or
+        with one safetensors file of another name; or, if there is no such path, ``owner/name`` or ``owner/name/file``
+        on the hub, of which only the LoRA is fetched.
+
+    Raises:
+      UserError: there is no such path, or no single LoRA in it; the folder is a whole model, or a run without LoRA; or
+        the repository cannot be fetched, as in `spo_jax.weights.hub.resolve`.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return path
+    match = _ON_HUB.fullmatch(str(source))
+    if match is None or _is_meant_locally(str(source)):
+        raise UserError(
+            f"no such file or folder: {source} (a LoRA on the hub is owner/name or owner/name/file.safetensors)"
+        )
+    if match["file"]:
+        folder = hub.resolve(match["repo"], select=lambda names: _named(match["repo"], match["file"], names))
+        if not (folder / match["file"]).is_file():
+            raise UserError(f"{source} was not fetched before, and the hub cannot be reached")
+        return folder / match["file"]
+    return _in_folder(hub.resolve(match["repo"], select=lambda names: _chosen(match["repo"], names)))
+
+
+def _is_meant_locally(source: str) -> bool:
+    """Reports whether ``source`` is rather a path with a slip than an id on the hub."""
+    owner, _, rest = source.partition("/")
+    return Path(owner).is_dir() or ("/" not in rest and rest.endswith(_SUFFIXES))
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in (FILE_NAME, RUN_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    if (folder / "model_index.json").is_file():
+        raise UserError(f"{folder} is a whole model (a pipeline's folder), not a LoRA: name it with --model")
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    if (run / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} has no {RUN_FILE}, which a run writes at its end: write the LoRA of its last checkpoint with "
+            f"python -m spo_jax.export --run={folder} --out=FILE.safetensors"
+        )
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        names = shorten(entry.name for entry in found) or "no safetensors file"
+        raise UserError(f"{folder}: expected {FILE_NAME}, found {names}; name the LoRA file itself")
+    return found[0]
+
+
+def _named(repo: str, file: str, names: Sequence[str]) -> list[str]:
+    """Selects a file of a repository, and the adapter's config beside it."""
+    if file not in names:
+        raise UserError(f"{repo} on the hub has no {file}: found {shorten(_weights(names)) or 'no weights'}")
+    config = "/".join([*file.split("/")[:-1], _CONFIG])
+    return [name for name in (file, config) if name in names]
+
+
+def _chosen(repo: str, names: Sequence[str]) -> list[str]:
+    """Selects the LoRA of a repository as `_in_folder` does in a folder."""
+    found = [name for name in _weights(names) if "/" not in name and name.endswith(".safetensors")]
+    for name in (FILE_NAME, RUN_FILE):
+        if name in found:
+            return _named(repo, name, names)
+    if "model_index.json" in names:
+        raise UserError(f"{repo} on the hub is a whole model, not a LoRA: name it with --model")
+    if len(found) != 1:
+        seen = shorten(_weights(names)) or "no weights"
+        raise UserError(f"{repo} on the hub: expected one LoRA, found {seen}; name its file: {repo}/FILE.safetensors")
+    return _named(repo, found[0], names)
+
+
+def _weights(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.endswith(_SUFFIXES)]
