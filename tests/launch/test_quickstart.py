@@ -100,6 +100,14 @@ def test_a_mistake_leaves_the_earlier_run_where_it_is(quickstart, checkout, play
     assert [path.name for path in (checkout / "runs").iterdir()] == ["quickstart"]
 
 
+def test_after_ctrl_c_the_script_says_how_it_continues(quickstart, checkout, play):
+    """The trainer prints its own command, which needs the environment that the script activates."""
+    play.fake_python(f"[[ $2 != spo_jax.train ]] || {{ mkdir -p {checkout}/runs/quickstart/checkpoints; exit 130; }}")
+    for flags in (["--config.seed=1"], ["--config.seed=1", "--resume"]):
+        done = quickstart.try_to(*flags)
+        assert (done.returncode, done.stderr) == (130, "or: bash launch/quickstart.sh --config.seed=1 --resume\n")
+
+
 def test_a_run_that_began_and_failed_keeps_its_folder(quickstart, checkout, play):
     _make_run(checkout)
     play.fake_python(f"[[ $2 != spo_jax.train ]] || {{ mkdir {checkout}/runs/quickstart; exit 1; }}")
