@@ -26,6 +26,7 @@ BASE = [
     "orbax-checkpoint>=0.12",
     "pillow>=11.0",
     "safetensors>=0.5",
+    "scipy>=1.13",
     "tensorboardX>=2.6",
     "tqdm>=4.66",
     "transformers>=5.0",  # for its tokenizers alone; no torch is needed

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.signal import savgol_filter
 
 from spo_jax.core.typing import Float
 from spo_jax.run.words import readable
@@ -109,13 +110,11 @@ def chosen(lines: Mapping[str, Line]) -> dict[str, Line]:
 def smoothed(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Averages each value with its neighbours, a twelfth of the curve to either side and never fewer than one.
 
-    The window is centred and shrinks evenly at both ends, so the line neither lags behind nor is bent there.
+    At both ends, a straight line through the window takes the place of the average. So the curve neither lags behind
+    nor ends at a value that is no better than the others.
     """
-    count = len(values)
-    reach = np.minimum(max(1, count // 12), np.minimum(np.arange(count), np.arange(count)[::-1]))
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(count)
-    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
+    reach = max(1, len(values) // 12)
+    return savgol_filter(values, 2 * reach + 1, polyorder=1, mode="interp")
 
 
 def is_noisy(values: Float[np.ndarray, " n"]) -> bool:

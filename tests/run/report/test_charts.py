@@ -55,14 +55,14 @@ def test_a_chart_has_at_most_five_lines(count):
     assert (f"5 of {count} lines" in chart.hint) == (count > MOST_LINES)
 
 
-def test_smoothing_keeps_straight_lines_and_ends_and_quietens_noise():
-    """A running mean that only looks back would lag behind a rising line, and one of a fixed width bend its ends."""
+def test_smoothing_keeps_straight_lines_and_quietens_noise():
+    """A mean that only looks back would lag behind a rising line, and one of what is there would bend its ends."""
     line = np.linspace(-1, 3, 60)
     np.testing.assert_allclose(smoothed(line), line, atol=1e-12)
     noise = np.random.default_rng(0).normal(size=600)
-    assert smoothed(noise)[60:-60].std() < 0.2
-    assert smoothed(noise)[0] == pytest.approx(noise[0]) and smoothed(noise)[-1] == pytest.approx(noise[-1])
-    np.testing.assert_allclose(smoothed(np.array([1.0])), [1.0])
+    assert smoothed(noise).std() < 0.2
+    outlier = np.append(np.zeros(59), 1.0)  # the last batch's loss is not where the loss has got to
+    assert smoothed(outlier)[-1] < 0.4
 
 
 def test_the_raw_line_is_behind_the_smoothed_one_of_long_curves():
