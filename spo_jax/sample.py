@@ -247,7 +247,7 @@ def run() -> None:
         ),
         "lora_scale": flags.DEFINE_float("lora-scale", 1.0, "Multiply the LoRA by this strength."),
         "prompt": flags.DEFINE_string("prompt", "", "Draw this prompt."),
-        "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file: .txt, .json or .jsonl."),
+        "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file: .txt, .csv, .json or .jsonl."),
         "count": flags.DEFINE_integer("count", 1, "Draw this number of images per prompt.", **_bounds("count")),
         "seed": flags.DEFINE_integer("seed", 0, "Draw the initial latents from this seed.", **_bounds("seed")),
         "solver": flags.DEFINE_enum(

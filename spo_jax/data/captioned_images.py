@@ -6,7 +6,6 @@ library reads it; ``prompt`` and ``caption`` are read too), or beside each image
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.json_text import parse_json
 from spo_jax.core.typing import UInt8
+from spo_jax.data.lines import decoded_lines, read_lines
 from spo_jax.data.preferences.images import decode
 
 METADATA = "metadata.jsonl"
@@ -73,11 +74,9 @@ def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
 
 def _from_metadata(folder: Path) -> Iterator[tuple[Path, str]]:
     file = folder / METADATA
-    for number, line in enumerate(_read_text(file).split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(file):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             name = entry["file_name"]
             caption = next(entry[key] for key in _KEYS if key in entry)
         except (ValueError, TypeError, KeyError, StopIteration) as error:
@@ -94,11 +93,12 @@ def _from_text_files(folder: Path) -> Iterator[tuple[Path, str]]:
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise UserError(f"{file} has no caption: expected {text.name} beside it, or {METADATA} for all images")
-        yield file, _read_text(text).strip()
+        yield file, _caption(text)
 
 
-def _read_text(file: Path) -> str:
+def _caption(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {file}: {error}; expected text in UTF-8") from error
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+    return "".join(decoded_lines(content, str(file))).replace("\r\n", "\n").strip()

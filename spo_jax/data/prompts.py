@@ -1,17 +1,23 @@
-"""Reads lists of prompts: text, JSON and JSONL files, and the lists of the toy world."""
+"""Reads lists of prompts: text, CSV, JSON and JSONL files, and the lists of the toy world."""
 
+import csv
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from absl import logging
+
 from spo_jax import toy
 from spo_jax.core.errors import UserError
+from spo_jax.core.words import counted, excerpt
+from spo_jax.data.lines import decoded_lines, numbered_lines, text_of
 from spo_jax.toy import world
 
 TOY = {f"{toy.NAME}:train": world.TRAIN_PROMPTS, f"{toy.NAME}:held_out": world.HELD_OUT_PROMPTS}
-SUFFIXES = (".txt", ".json", ".jsonl")
+SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
 _KEYS = ("caption", "prompt", "text")
 EXPECTED = f"a non-empty string, or an object with one under {' or '.join(_KEYS)}"
 
@@ -21,8 +27,9 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
 
     Args:
       source: ``toy:train``, ``toy:held_out`` or a file: ``.txt`` (one prompt per line), ``.jsonl`` (a string or an
-        object per line) or ``.json`` (a list of strings or objects). Objects hold the prompt under ``caption``,
-        ``prompt`` or ``text``.
+        object per line), ``.json`` (a list of strings or objects) or ``.csv`` (a header, and a prompt per row). Objects
+        hold the prompt under ``caption``, ``prompt`` or ``text``, and rows in the column of this name or in their only
+        column.
 
     Raises:
       UserError: the file does not exist or has another format, an entry has no prompt, or there are no prompts at all.
@@ -40,10 +47,10 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
     except OSError as error:
         raise UserError(f"cannot read prompts from {path}: {error.strerror or error}") from error
     prompts = []
-    for number, entry in enumerate(parse_entries(content, str(path)), 1):
+    for where, entry in _entries(content, str(path)):
         prompt = prompt_of(entry)
         if prompt is None:
-            raise UserError(f"{path}, entry {number}: expected {EXPECTED}")
+            raise UserError(f"{path}, {where}: expected {EXPECTED}")
         prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path} holds no prompts: expected at least one")
@@ -60,24 +67,69 @@ def parse_entries(content: bytes, name: str) -> list[Any]:
     Raises:
       UserError: the name has another end, or the content is not what it says.
     """
+    return [entry for _, entry in _entries(content, name)]
+
+
+def _entries(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
+    """Yields the entries of `parse_entries` and where each of them is: its line, or its number in a JSON list."""
     suffix = PurePosixPath(name).suffix
     if suffix not in SUFFIXES:
         raise UserError(f"{name}: expected a prompt file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read prompts from {name}: byte {error.start} is not UTF-8") from error
+    if suffix == ".csv":
+        yield from _rows(content, name)
+        return
     if suffix == ".json":
-        entries = _parse_json(text, f"cannot read {name} as JSON")
+        entries = _parse_json("".join(decoded_lines(content, name)), name)
         if not isinstance(entries, list):
             raise UserError(f"{name}: expected a JSON list of prompts, found {type(entries).__name__}")
-        return entries
-    # Not str.splitlines, which also ends lines where JSON allows a character, such as U+2028.
-    lines = [(number, line.strip()) for number, line in enumerate(io.StringIO(text, newline=None), 1) if line.strip()]
-    if suffix == ".txt":
-        return [line for _, line in lines]
-    problem = f"cannot read prompts from {name}: line"
-    return [_parse_json(line, f"{problem} {number} is not JSON") for number, line in lines]
+        yield from ((f"entry {number}", entry) for number, entry in enumerate(entries, 1))
+        return
+    for number, raw in numbered_lines(io.BytesIO(content)):
+        line = text_of(raw, f"{name}, line {number}")
+        if suffix == ".jsonl":
+            yield f"line {number}", _parse_json(line, f"{name}, line {number}")
+        elif line.strip():
+            yield f"line {number}", line.strip()
+
+
+def _rows(content: bytes, name: str) -> Iterator[tuple[str, str]]:
+    """Yields the prompts of a CSV file, each with the line in which its row begins."""
+    reader = csv.reader(decoded_lines(content, name), strict=True)
+    header = None
+    end = 0
+    try:
+        for row in reader:
+            where = f"line {end + 1}"
+            end = reader.line_num
+            if not any(row):
+                continue
+            if header is None:
+                header = row
+                column = _column(row, f"{name}, {where}")
+            elif len(row) != len(header):
+                raise UserError(
+                    f"{name}, {where}: {counted(len(row), 'field')}, and the header has {len(header)}: a prompt with a "
+                    "comma has to stand in quotes"
+                )
+            else:
+                yield where, row[column].strip()
+    except csv.Error as error:
+        raise UserError(f"{name}, line {end + 1}: not CSV: {error}") from error
+
+
+def _column(header: list[str], where: str) -> int:
+    """Returns the number of the column with the prompts."""
+    names = [name.strip().lower() for name in header]
+    found = next((names.index(key) for key in _KEYS if key in names), None)
+    if found is not None:
+        return found
+    if len(header) > 1:
+        columns = ", ".join(map(excerpt, header))
+        raise UserError(f"{where}: expected a header with a column {' or '.join(_KEYS)}, found {columns}")
+    logging.warning(
+        "%s: %s is taken for the header; if it is a prompt, write prompt above it", where, excerpt(header[0])
+    )
+    return 0
 
 
 def prompt_of(entry: Any) -> str | None:
@@ -90,8 +142,10 @@ def prompt_of(entry: Any) -> str | None:
     return entry if entry.encode(errors="ignore").decode() == entry else None
 
 
-def _parse_json(text: str, problem: str) -> Any:
+def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{problem}: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: not JSON that can be read: too many lists or objects inside each other") from error
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from error

@@ -42,6 +42,18 @@ def test_captions_beside_the_images(folder):
     assert images.captions == ("caption of a", "caption of b", "caption of c")
 
 
+def test_captions_are_cut_at_newlines_only_and_bytes_that_are_not_utf8_are_named(folder):
+    _write_metadata(folder, [{"file_name": "c.PNG", "text": "x"}, '{"file_name": "a.png", "text": "red\u2028star"}'])
+    assert open_captioned_images(folder).captions == ("x", "red\u2028star")
+    (folder / "metadata.jsonl").unlink()
+    for name in "abc":
+        (folder / f"{name}.txt").write_bytes(b"a\r\n\r\nred star\n")
+    assert open_captioned_images(folder).captions == ("a\n\nred star",) * 3
+    (folder / "b.txt").write_bytes(b"a\nr\xfct\n")
+    with pytest.raises(UserError, match=r"b.txt, line 2: byte 2 \(0xfc\) is not UTF-8: save the file as UTF-8"):
+        open_captioned_images(folder)
+
+
 def test_images_are_cut_to_their_middle_square(folder):
     _write_metadata(folder, [{"file_name": "a.png", "text": "white"}])
     image = open_captioned_images(folder).image(0, 8)

@@ -142,7 +142,7 @@ class PromptSettings(Settings):
 
     LENGTH: ClassVar = ("num_epochs", "max_batches")
 
-    prompts: str = setting("toy:train", "Prompt file (.txt, .json or .jsonl), toy:train or toy:held_out.")
+    prompts: str = setting("toy:train", "Prompt file (.txt, .csv, .json or .jsonl), toy:train or toy:held_out.")
     prompts_per_batch: int = setting(
         10, "Number of prompts in a batch, over all devices.", at_least=1, at_most=MAX_BATCH
     )

@@ -6,13 +6,14 @@ is preferred, or 0.5 for a tie. ``label_0`` and ``label_1`` (1 and 0, 0 and 1, o
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
+from spo_jax.core.json_text import BadJSON, parse_json
+from spo_jax.data.lines import read_lines
 from spo_jax.data.preferences.check import RawPair
 from spo_jax.data.preferences.sources import SourceOptions
 
@@ -95,20 +96,14 @@ class PreferenceFolder:
             yield _raw(line, f"{path.name}, line {number}", path.parent)
 
     def _lines(self, split: str) -> Iterator[tuple[int, bytes]]:
-        try:
-            with open(self._files[split], "rb") as file:
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        yield number, line
-        except OSError as error:
-            raise UserError(f"cannot read {self._files[split]}: {error.strerror or error}") from error
+        return read_lines(self._files[split])
 
 
 def _raw(line: bytes, where: str, folder: Path) -> RawPair:
     """Converts a line of a JSONL file to a row, which is not checked."""
     try:
-        entry = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line)
+    except BadJSON as error:
         return RawPair(where, problem=f"the line is not JSON: {error}")
     if not isinstance(entry, dict):
         return RawPair(where, problem=f"the line is {type(entry).__name__}, expected a JSON object")
