@@ -14,6 +14,7 @@ from absl import flags
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
+from spo_jax.core.progress import stage
 
 
 def convert_spm(
@@ -38,7 +39,8 @@ def convert_spm(
         raise UserError(f"{out} exists already: choose another --out")
     check_writable(out.absolute().parent)
     # Imported here because it takes seconds, and the mistakes above are found in one.
-    from spo_jax.work import convert as work
+    with stage("importing JAX"):
+        from spo_jax.work import convert as work
 
     work.convert_spm(model, out, tokenizer, dtype, trained_on)
     print(f"wrote {out}")

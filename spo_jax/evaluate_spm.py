@@ -14,6 +14,7 @@ from absl import flags
 from spo_jax.core.cli import define_config, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable
+from spo_jax.core.progress import stage
 from spo_jax.data.preferences.format import open_preferences
 from spo_jax.methods import read_settings
 from spo_jax.methods.spm.data import ACCURACY, Agreement
@@ -45,7 +46,8 @@ def evaluate_spm(
     check_free(out / ACCURACY, overwrite)
     preferences = open_preferences(settings.data_dir, settings.eval_split)
     # Imported here because it takes seconds, and the mistakes above are found in one.
-    from spo_jax.work import evaluate_spm as work
+    with stage("importing JAX"):
+        from spo_jax.work import evaluate_spm as work
 
     return work.evaluate_spm(settings, spm, out, plain, preferences)
 

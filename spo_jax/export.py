@@ -15,6 +15,7 @@ from absl import flags
 from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable
+from spo_jax.core.progress import stage
 from spo_jax.models import check_folder
 from spo_jax.weights.lora import LORA_FORMATS
 
@@ -55,7 +56,8 @@ def export(
     if dtype != "float32" and form != "single-file":
         raise UserError(f"--dtype={dtype}: only --format=single-file has a choice; {form} is written in float32")
     # Imported here because it takes seconds, and the mistakes above are found in one.
-    from spo_jax.work import export as work
+    with stage("importing JAX"):
+        from spo_jax.work import export as work
 
     work.export(source, form, out, model, revision, overwrite, base, dtype)
     print(f"wrote {out}")

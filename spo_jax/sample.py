@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.config import SEED_LIMIT
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import to_uint8
+from spo_jax.core.progress import bar, stage
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.contact_sheet import ContactSheet
 from spo_jax.data.image_folder import ImageFolder
@@ -87,7 +87,8 @@ def sample(
     wanted = _repeated(_prompts(prompt, prompts), count)
 
     # Read the model.
-    from spo_jax.models.drawing import Drawing  # It imports jax, which takes seconds.
+    with stage("importing JAX"):
+        from spo_jax.models.drawing import Drawing
 
     how = {"steps": steps, "guidance": guidance, "solver": solver, "karras": karras}
     drawing = Drawing(
@@ -178,14 +179,14 @@ class _Images:
     def write(self, batches: Iterable[np.ndarray]) -> None:
         """Writes the images of each batch as soon as it is drawn."""
         index = 0
-        with tqdm(total=len(self._prompts), desc="images", unit="image") as bar:
+        with bar("images", len(self._prompts), "image") as shown:
             for batch in batches:
                 for image in batch:
                     self._write(index, image)
                     index += 1
                 if self._bad:
-                    bar.set_postfix_str(f"{len(self._bad)} not finite", refresh=False)
-                bar.update(len(batch))
+                    shown.set_postfix_str(f"{len(self._bad)} not finite", refresh=False)
+                shown.update(len(batch))
 
     def _write(self, index: int, image: np.ndarray) -> None:
         if not np.isfinite(image).all():  # It would have black pixels.

@@ -22,6 +22,7 @@ from absl import flags
 from spo_jax.core.cli import callable_module, define_config, printing, run_command
 from spo_jax.core.config import describe
 from spo_jax.core.files import check_writable
+from spo_jax.core.progress import stage
 from spo_jax.methods import load_method, read_settings
 from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.run.resume import Resume
@@ -64,7 +65,8 @@ def _train(
     check_writable(out)
     data = load_method(settings.method).read_data(settings)
     # Imported here because it takes seconds, and the mistakes above are found in one.
-    from spo_jax.work.train import train
+    with stage("importing JAX"):
+        from spo_jax.work.train import train
 
     start()
     return train(settings, out, resume, data, begin, command)

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from tqdm import tqdm
 
+from spo_jax.core.progress import bar
 from spo_jax.core.typing import Key, Params
 
 
@@ -55,10 +55,11 @@ def fit(
         return (params, average, moments), metrics
 
     state = (params, params, optimiser.init(params))
-    bar = tqdm(range(steps), desc=title, mininterval=5)
-    for index in bar:
+    shown = bar(title, steps, "step", over=range(steps))
+    for index in shown:
         state, metrics = step(state, next(batches), jnp.asarray(index))
         if index % 50 == 0:
-            bar.set_postfix({name: f"{float(value):.4f}" for name, value in metrics.items()})
+            values = {name: f"{float(value):.4f}" for name, value in metrics.items()}
+            shown.set_postfix(values, refresh=False)
     _, average, _ = state
     return average

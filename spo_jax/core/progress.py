@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 _LINE_EVERY = 10.0  # seconds between two lines of a bar that cannot be redrawn
+_NOTHING = 0.1  # seconds of a stage that is not worth a line
 _LONG = 2.0  # seconds after which a stage is announced where it cannot be redrawn
 _LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
@@ -54,8 +55,9 @@ def stage(title: str) -> Iterator[None]:
     finally:
         finished.set()
         announcer.join()
-    if not _hidden:
-        say(f"{title}: {time.perf_counter() - begin:.1f} s")
+    seconds = time.perf_counter() - begin
+    if not _hidden and seconds > _NOTHING:
+        say(f"{title}: {seconds:.1f} s")
 
 
 def _announce(title: str, finished: threading.Event) -> None:
@@ -66,7 +68,8 @@ def _announce(title: str, finished: threading.Event) -> None:
         if not finished.wait(_LONG):
             say(f"{title} …")
         return
-    with tqdm(desc=title, bar_format="{desc} [{elapsed}]", leave=False, dynamic_ncols=True) as clock:
+    how: dict[str, Any] = {"bar_format": "{desc} [{elapsed}]", "leave": False, "dynamic_ncols": True}
+    with tqdm(desc=title, file=sys.stderr, **how) as clock:
         while not finished.wait(1.0):
             clock.refresh()
 
@@ -81,7 +84,7 @@ def bar(title: str, total: int, unit: str, initial: int = 0, over: Iterable[Any]
       initial: number of units that were finished before.
       over: the units.
     """
-    how: dict[str, Any] = {"dynamic_ncols": True}
+    how: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True}
     if not _redraws():
         how = {"file": _Lines(), "bar_format": _LINE_FORMAT, "mininterval": _LINE_EVERY, "miniters": 1}
     return tqdm(over, title, total, initial=initial, unit=unit, disable=_hidden, **how)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import stage
 from spo_jax.core.typing import Float, Params
 from spo_jax.models import open_pipeline
 from spo_jax.models.base import Pipeline
@@ -67,7 +68,8 @@ class Drawing:
         how: Mapping[str, Any],
     ):
         lora_file = find_lora(lora) if lora else None  # first, because reading a model takes long
-        pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
+        with stage(f"reading {model}"):
+            pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
         self._lora, scale = _adapter(pipeline, lora_file)
         shape = pipeline.latent_shape_of(*size)
         options = _prompt_options(pipeline, shape, conditions)

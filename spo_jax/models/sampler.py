@@ -1,5 +1,6 @@
 """Images from prompts: one compiled program per sampler."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import bar
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.core.words import counted
@@ -76,15 +78,25 @@ class Sampler:
         return self.draw(self.pipeline.encode_prompts(prompts, **self._options), init_latents, lora)
 
     def draw(
-        self, condition: PyTree, init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
+        self,
+        condition: PyTree,
+        init_latents: Float[np.ndarray, "b h w c"],
+        lora: Params | None = None,
+        title: str = "",
     ) -> Float[np.ndarray, "b H W 3"]:
-        """Draws images as `__call__` from prompts that are already encoded with the sampler's options."""
+        """Draws images as `__call__` from prompts that are already encoded with the sampler's options.
+
+        A progress bar is shown if it is given a title.
+        """
         if init_latents.shape[1:] != self.latent_shape:  # Images would be drawn, but with conditions of another size.
             raise ValueError(f"latents of {init_latents.shape[1:]} for a sampler of {self.latent_shape}")
         count = len(init_latents)
-        drawn = [
-            self._draw_rows(take_rows(condition, rows), init_latents[rows], lora) for rows in self._batches(count)
-        ]  # fmt: skip
+        drawn = []
+        with bar(title, count, "image") if title else contextlib.nullcontext() as shown:
+            for rows in self._batches(count):
+                drawn.append(self._draw_rows(take_rows(condition, rows), init_latents[rows], lora))
+                if shown is not None:
+                    shown.update(min(self.batch, count - shown.n))
         return np.concatenate(drawn)[:count]
 
     def stream(

@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import hide, stage
 from spo_jax.core.typing import Int, PyTree
 from spo_jax.parallel.mesh import over_batch
 
@@ -34,10 +35,13 @@ def join(multihost: bool, address: str = "", processes: int = 0, index: int = -1
         return
     arguments = {"coordinator_address": address, "num_processes": processes, "process_id": index}
     try:
-        jax.distributed.initialize(**(arguments if any(by_hand) else {}))
+        with stage("joining the other processes"):
+            jax.distributed.initialize(**(arguments if any(by_hand) else {}))
     except (RuntimeError, ValueError) as error:
         hint = "the address, and that all processes were started" if any(by_hand) else "that this is a cluster"
         raise UserError(f"cannot join the other processes: {str(error).splitlines()[0]}; check {hint}") from error
+    if not is_writer():
+        hide()
 
 
 def is_writer() -> bool:

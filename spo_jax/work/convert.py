@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import stage
 from spo_jax.rewards.common.preference_model import (
     load_spm,
     read_config,
@@ -32,12 +33,14 @@ def convert_spm(model: str, out: Path, tokenizer: str, dtype: str, trained_on: s
     if known and trained_on and known != trained_on:
         raise UserError(f"--trained-on={trained_on}: {path} says that it was trained on {known!r}")
     folder = tokenizer_folder(path, tokenizer or None, "--tokenizer")
-    spm = load_spm(model, tokenizer=folder)
-    params = jax.tree.map(np.asarray, spm.params)
+    with stage(f"reading {model}"):
+        spm = load_spm(model, tokenizer=folder)
+        params = jax.tree.map(np.asarray, spm.params)
     try:
         # Write to a temporary folder first, because a folder without its weights would be taken for a model.
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.absolute().parent) as aside:
+        beside = tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.absolute().parent)
+        with stage(f"writing {out}"), beside as aside:
             write_spm(Path(aside) / "spm", spm.clip.config, params, folder, np.dtype(dtype), trained_on or known)
             (Path(aside) / "spm").rename(out)
     except OSError as error:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import stage
 from spo_jax.core.typing import Params
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.settings import AdapterSettings
@@ -58,7 +59,10 @@ def export(
     else:
         if not base_model.model:
             raise UserError(f"--run={source} is a LoRA file: name its base model with --model")
-        _write_model(source, out, form, base_model.open(), lora, dtype, overwrite)
+        with stage(f"reading {base_model.model}"):
+            pipeline = base_model.open()
+        with stage(f"writing {out}"):
+            _write_model(source, out, form, pipeline, lora, dtype, overwrite)
 
 
 def _write_model(source: Path, out: Path, form: str, pipeline: Any, lora: LoRA, dtype: str, overwrite: bool) -> None:

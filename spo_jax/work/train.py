@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from PIL import Image
 
 from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.progress import stage
 from spo_jax.core.typing import UInt8
 from spo_jax.methods import load_method
 from spo_jax.methods.base import Data, Programs, Result, Run
@@ -89,7 +89,8 @@ def _train(
         checkpointer = held.enter_context(Checkpointer(out / CHECKPOINTS, **keep))
         start = 0
         if resuming:
-            start, state = restore(checkpointer, state, run.total)
+            with stage("reading the checkpoint"):
+                start, state = restore(checkpointer, state, run.total)
         outputs = held.enter_context(_outputs(settings, out, start if resuming else None))
         if first_row and not resuming:
             outputs.curves.write(0, first_row)
@@ -129,7 +130,8 @@ def _train(
         }
         if is_writer():
             write_json(out / "summary.json", summary)
-            _write_report(settings, out, run, summary, result, command)
+            with stage("writing the report"):
+                _write_report(settings, out, run, summary, result, command)
             if outputs.wandb is not None:
                 outputs.wandb.write_summary(summary)
             _print_scores(summary, out)
@@ -143,12 +145,13 @@ def _compile(run: Run, state: State) -> tuple[Programs, float]:
       The compiled programs, and the seconds that this took.
     """
     begin = time.perf_counter()
-    traced = run.trace(state)
-    logging.info("compiling %s", " and ".join(traced))
-    programs = {name: program.lower().compile() for name, program in traced.items()}
-    seconds = time.perf_counter() - begin
-    logging.info("compiled in %.1f s", seconds)
-    return programs, seconds
+    with stage("tracing the programs"):
+        traced = run.trace(state)
+    programs = {}
+    for name, program in traced.items():
+        with stage(f"compiling {name}"):
+            programs[name] = program.lower().compile()
+    return programs, time.perf_counter() - begin
 
 
 class _Outputs(NamedTuple):

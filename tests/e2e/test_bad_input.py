@@ -20,7 +20,7 @@ from spo_jax.weights.lora import LoRA
 
 TOY = "--config=configs/toy.py"
 SPM_TOY = "--config=configs/spm_toy.py"
-LOG_LINE = re.compile(r"[IW]\d{4} ")  # absl's: "I1121 05:44:00 ..."
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")  # what a command does, with the time of day
 
 
 def assert_one_line(process, parts):

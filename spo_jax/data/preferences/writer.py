@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import lock, read_json_object, write_json
+from spo_jax.core.progress import bar
 from spo_jax.data.preferences.check import Pair, RawPair, Source, check
 from spo_jax.data.preferences.format import FORMAT, IMAGES, INDEX, PROMPTS, RECORD, import_tfds, open_records
 
@@ -160,14 +160,14 @@ class _Checked:
             os.replace(self._aside, self._list)
 
     def __iter__(self) -> Iterator[Pair | str]:
-        with tqdm(total=self._rows, desc=self._split, unit=" pairs", mininterval=1) as bar:
+        with bar(self._split, self._rows, "pair") as shown:
             while raw := list(itertools.islice(self._raw, _AHEAD * self._threads)):
                 for row, result in zip(raw, self._pool.map(check, raw), strict=True):
                     if isinstance(result, str):
                         self._reject(row, result)
-                        bar.set_postfix(rejected=self.rejected)
+                        shown.set_postfix(rejected=self.rejected, refresh=False)
                     self.seen += 1
-                    bar.update()
+                    shown.update()
                     yield result
 
     def _reject(self, row: RawPair, reason: str) -> None:
@@ -248,7 +248,7 @@ def _write_index(folder: Path, split: str) -> tuple[int, str]:
     digest = hashlib.blake2b(digest_size=16)
     prompts: dict[str, int] = {}
     columns: dict[str, list[Any]] = {"prompt": [], "labels": [], "count": [], "has_label": [], "are_different": []}
-    for row in tqdm(range(len(records)), desc=f"{split}: reading back", unit=" pairs", mininterval=1):
+    for row in bar(f"{split}: reading back", len(records), "pair", over=range(len(records))):
         record = records[row]
         caption = record["caption"].decode()
         values = {

@@ -9,8 +9,10 @@ from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import image_grid, to_uint8
+from spo_jax.core.progress import stage
 from spo_jax.core.statistics import paired_scores
 from spo_jax.core.typing import Float, Params, UInt8
+from spo_jax.core.words import counted
 from spo_jax.methods.common.settings import EvalSettings
 from spo_jax.models.base import Pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
@@ -51,7 +53,8 @@ class BeforeAfter:
         self.settings = settings
         self.prompts = list(itertools.islice(itertools.cycle(prompts), settings.images))
         self.latents = initial_latents(settings.seed, settings.images, pipeline.latent_shape)
-        self.condition = pipeline.encode_prompts(self.prompts)
+        with stage(f"encoding {counted(len(self.prompts), 'evaluation prompt')}"):
+            self.condition = pipeline.encode_prompts(self.prompts)
         self.sampler = Sampler(
             pipeline,
             steps=settings.steps,
@@ -92,22 +95,24 @@ class BeforeAfter:
         Raises:
           UserError: a score is not finite.
         """
-        self.before = self.images(lora)
-        self._scores_before = self.measure(self.before)
+        self.before = self.images(lora, title="images before training")
+        with stage("scoring the images"):
+            self._scores_before = self.measure(self.before)
         return _row({name: values[: self.settings.grid_images] for name, values in self._scores_before.items()})
 
-    def images(self, lora: Params, count: int | None = None) -> ImageArray:
+    def images(self, lora: Params, count: int | None = None, title: str = "") -> ImageArray:
         """Draws one image per prompt.
 
         Args:
           lora: the adapter.
           count: number of prompts to use, from the first on; None uses all.
+          title: title of a progress bar; empty for none.
 
         Returns:
           Images near [-1, 1], not clipped.
         """
         count = len(self.prompts) if count is None else min(count, len(self.prompts))
-        return self.sampler.draw(self.condition, self.latents[:count], lora)
+        return self.sampler.draw(self.condition, self.latents[:count], lora, title)
 
     def measure(self, images: ImageArray) -> Scores:
         """Scores what `images` returned for all prompts; returns the scores by name.
@@ -146,8 +151,9 @@ class BeforeAfter:
         Raises:
           UserError: a score is not finite.
         """
-        after = self.images(lora)
-        scores_after = self.measure(after)
+        after = self.images(lora, title="images after training")
+        with stage("scoring the images"):
+            scores_after = self.measure(after)
         meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
         lower = [name for reward in self.rewards for name in reward.lower_is_better]
         scores = paired_scores(self._scores_before, scores_after, meanings, lower)

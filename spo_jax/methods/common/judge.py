@@ -7,6 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import stage
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.decoder import open_decoder
@@ -76,7 +77,8 @@ def open_judge(
       UserError: reward or decoder cannot be loaded, or the reward is computed on the host.
     """
     context = Context(pipeline.kind, pipeline.dtype, mesh, options, abstract, f"{group}.reward")
-    reward = load_reward(spec, context)
+    with stage(f"reading the judge {spec}"):
+        reward = load_reward(spec, context)
     if not isinstance(reward, DeviceReward):
         raise UserError(
             f"config field {group}.reward = {spec!r}: this reward is computed on the host and cannot judge inside a "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import bar
 from spo_jax.core.typing import Array, Float, Params, UInt8
 from spo_jax.data.array_file import ArrayFile
 from spo_jax.data.preferences.loading import ImagePairs
@@ -105,12 +106,15 @@ def encode_images(
         return gathered((mean.astype(jnp.float32), jnp.exp(0.5 * logvar.astype(jnp.float32))))
 
     def encode_rows(rows: np.ndarray) -> tuple[Array, Array]:
-        return encode(pipeline.params["vae"], np.stack([read(int(row), height) for row in rows]))
+        moments = encode(pipeline.params["vae"], np.stack([read(int(row), height) for row in rows]))
+        shown.update(min(size, count - shown.n))
+        return moments
 
     size = chunk * devices_in_context()
     # Rows from the start fill the last chunk, several times over if there are fewer images than devices.
     rows = np.arange(-(-count // size) * size) % count
-    mean, std = in_chunks(encode_rows, rows, size)
+    with bar("latents", count, "image") as shown:
+        mean, std = in_chunks(encode_rows, rows, size)
     return mean[:count], std[:count]
 
 

@@ -1,9 +1,9 @@
 """The text-to-image model that settings name."""
 
 import jax.numpy as jnp
-from absl import logging
 from jax.sharding import Mesh
 
+from spo_jax.core.progress import stage
 from spo_jax.methods.common.settings import ModelSettings
 from spo_jax.models import open_pipeline
 from spo_jax.models.base import Pipeline
@@ -21,14 +21,14 @@ def open_model(settings: ModelSettings, mesh: Mesh, abstract: bool = False, trai
     Raises:
       UserError: the model is missing or cannot be read.
     """
-    logging.info("reading %s", settings.model)
-    return open_pipeline(
-        settings.model,
-        revision=settings.revision or None,
-        dtype=jnp.dtype(settings.dtype),
-        remat=trained and settings.remat,
-        mesh=mesh,
-        vae=settings.vae,
-        base=settings.base,
-        abstract=abstract,
-    )
+    with stage(f"reading {settings.model}"):
+        return open_pipeline(
+            settings.model,
+            revision=settings.revision or None,
+            dtype=jnp.dtype(settings.dtype),
+            remat=trained and settings.remat,
+            mesh=mesh,
+            vae=settings.vae,
+            base=settings.base,
+            abstract=abstract,
+        )

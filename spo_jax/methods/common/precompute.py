@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
+from spo_jax.core.progress import bar
 from spo_jax.core.typing import Array
 from spo_jax.data.array_file import ArrayFile, Writer
 from spo_jax.data.preferences.loading import ImagePairs, LoadedBatch, batches
@@ -62,14 +62,14 @@ def fill(
                 workers=workers,
             )
             held.enter_context(contextlib.closing(loaded))
-            bar = held.enter_context(tqdm(total=total, initial=done, desc=title, unit="pair", disable=not is_writer()))
+            shown = held.enter_context(bar(title, total, "pair", done))
             for batch in loaded:
                 rows, values = to_host((join_parts(batch.rows), compute(batch)))
                 # Keep the rows in order, and drop those that fill up the last batch.
                 rows, index = np.unique(rows, return_index=True)
                 if writer is not None:
                     writer.append(values[index])
-                bar.update(len(rows))
+                shown.update(len(rows))
     agreed(total)  # no process reads before process 0 has written everything
 
 

@@ -15,8 +15,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from spo_jax.core.progress import stage
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Key, Params, PyTree
+from spo_jax.core.words import counted
 from spo_jax.data.captioned_images import CaptionedImages
 from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
@@ -166,7 +168,8 @@ class FinetuneRun(AdapterRun):
         settings = self.settings
         images = self.images
         moments = encode_images(self.pipeline, images.image, len(images))
-        captions = self.pipeline.encode_prompts(images.captions)
+        with stage(f"encoding {counted(len(images), 'caption')}"):
+            captions = self.pipeline.encode_prompts(images.captions)
         self._empty = place(self.pipeline.encode_unconditional(), replicated(self.mesh))
         for number in range(start, self.total):
             rows = batch_rows(settings.seed, len(images), settings.batch_size, number)

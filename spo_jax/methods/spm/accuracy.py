@@ -11,17 +11,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.progress import bar
 from spo_jax.core.statistics import mean_and_error
 from spo_jax.core.typing import Float, Params
 from spo_jax.data.preferences.loading import batches
 from spo_jax.methods.spm.data import ACCURACY, Agreement
 from spo_jax.methods.spm.programs import FrozenParams, Rows, SPMTraining
 from spo_jax.methods.spm.split import Split
-from spo_jax.parallel.multihost import is_writer, join_parts, local_positions
+from spo_jax.parallel.multihost import join_parts, local_positions
 from spo_jax.parallel.sharding import make, to_host
 from spo_jax.run.report.charts import as_svg
 
@@ -103,10 +103,10 @@ class Evaluator:
             workers=settings.loading.workers,
         )
         count = -(-len(self.rows) // config.batch)
-        bar = tqdm(loaded, "accuracy", count, unit="batch", disable=not is_writer())
+        shown = bar("accuracy", count, "batch", over=loaded)
         # Score each batch at all timesteps.
         with contextlib.closing(loaded):
-            for number, batch in enumerate(bar):
+            for number, batch in enumerate(shown):
                 numbers = to_host(join_parts(batch.rows))
                 rows = self._training.feed(self._split.feed(batch))
                 for t in config.timesteps:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
+from spo_jax.core.progress import stage
 from spo_jax.core.typing import Float, Key
 from spo_jax.data.preferences.format import Preferences
 from spo_jax.methods.spm.init import Start, load_start
@@ -28,16 +28,16 @@ def load_clip(settings: SPMTrainSettings, model: str, key: Key, mesh: Mesh, rand
     Raises:
       UserError: the model is missing or does not fit.
     """
-    logging.info("reading %s", model)
-    return load_start(
-        model,
-        key,
-        tokenizer=settings.tokenizer or None,
-        random=random,
-        remat=settings.remat,
-        dtype=jnp.dtype(settings.dtype),
-        mesh=mesh,
-    )
+    with stage(f"reading {model}"):
+        return load_start(
+            model,
+            key,
+            tokenizer=settings.tokenizer or None,
+            random=random,
+            remat=settings.remat,
+            dtype=jnp.dtype(settings.dtype),
+            mesh=mesh,
+        )
 
 
 def relabelled(
@@ -61,11 +61,11 @@ def relabelled(
     loading = settings.loading
     if not relabel.model:
         return [None] * len(splits)
-    logging.info("reading %s for labels", relabel.model)
     # The judge computes in float32, as in the reference: labels are made once, and small gaps decide about ties.
-    judge = load_plain_clip(
-        relabel.model, tokenizer=relabel.tokenizer or None, mesh=mesh, flag="--config.relabel.tokenizer"
-    )
+    with stage(f"reading {relabel.model} for labels"):
+        judge = load_plain_clip(
+            relabel.model, tokenizer=relabel.tokenizer or None, mesh=mesh, flag="--config.relabel.tokenizer"
+        )
     folder = Path(relabel.folder or folder)
     labels = []
     for split in splits:

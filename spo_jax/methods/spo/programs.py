@@ -8,8 +8,10 @@ import jax
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.progress import stage
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params, PyTree
+from spo_jax.core.words import counted
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.optimizer import make_optimizer
@@ -95,7 +97,8 @@ class SPO:
 
     def features(self, prompts: Sequence[str]) -> PromptFeatures:
         """Encodes prompts for the model and for the judge."""
-        return PromptFeatures(self.pipeline.encode_prompts(prompts), self.judge.features(prompts))
+        with stage(f"encoding {counted(len(prompts), 'training prompt')}"):
+            return PromptFeatures(self.pipeline.encode_prompts(prompts), self.judge.features(prompts))
 
     def feed(self, rows: PromptFeatures) -> PromptFeatures:
         """Moves a batch's rows from the host to the devices, each prompt to the device that works on it."""
