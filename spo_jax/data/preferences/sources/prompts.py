@@ -116,22 +116,15 @@ def _write(path: Path, found: list[str]) -> bool:
 def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> dict[str, tuple[str, list[Any]]]:
     """Returns the entries by name of the list, each with the place where they are, for messages."""
     source = options.source
-    local = Path(source).expanduser()
     is_url = source.startswith(("http://", "https://"))
-    if options.revision and (is_url or local.exists()):
+    is_local = Path(source).expanduser().exists()
+    if options.revision and (is_url or is_local):
         raise UserError(f"--revision={options.revision} is for hub ids, and --source={source} is none")
-    repository, file = ("/".join(source.split("/")[:2]), "/".join(source.split("/")[2:]))
-    if is_url or local.is_file() or (file and not local.exists()):
+    if is_url or Path(source).expanduser().is_file() or (source.count("/") > 1 and not is_local):
         if splits:
             raise UserError(f"--splits={','.join(splits)}: --source={source} is one file, which has no splits")
-        if is_url:
-            return {PurePosixPath(unquote(urlsplit(source).path)).stem: (source, _download(source))}
-        if not local.is_file():
-            folder = _fetch(fetch, repository, options, [glob.escape(file)])
-            local = folder / file
-            if not local.is_file():
-                raise UserError(f"--source={source}: there is no such file here, and no {file} in {repository}")
-        return {local.stem: (str(local), prompts.parse_entries(_read(local), local.name))}
+        name, content = _download(source) if is_url else _read(options, fetch)
+        return {PurePosixPath(name).stem: (source, prompts.parse_entries(content, name))}
     if not splits:
         raise UserError(
             f"--source={source} is not a file: for the captions of preference pairs in a folder or hub id, name their "
@@ -141,18 +134,25 @@ def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -
     return {split: (f"split {split} of {source}", _captions(folder, split, options)) for split in splits}
 
 
+def _read(options: Options, fetch: Callable[..., Path]) -> tuple[str, bytes]:
+    """Returns name and content of a local file, or of ``owner/name/file`` on the hub."""
+    path = Path(options.source).expanduser()
+    if not path.exists():
+        owner, name, file = options.source.split("/", 2)
+        path = _fetch(fetch, f"{owner}/{name}", options, [glob.escape(file)]) / file
+        if not path.is_file():
+            raise UserError(f"--source={options.source}: there is no such file here, and no {file} in {owner}/{name}")
+    try:
+        return path.name, path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read prompts from {path}: {error.strerror or error}") from error
+
+
 def _fetch(fetch: Callable[..., Path], repository: str, options: Options, patterns: list[str]) -> Path:
     try:
         return fetch(repository, options.revision or None, allow_patterns=patterns, repo_type="dataset")
     except UserError as error:
         raise UserError(f"--source={options.source}: there is no such file or folder here, and {error}") from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read prompts from {path}: {error.strerror or error}") from error
 
 
 def _captions(folder: Path, split: str, options: Options) -> list[Any]:
@@ -166,9 +166,8 @@ def _captions(folder: Path, split: str, options: Options) -> list[Any]:
     return list(dict.fromkeys(row["caption"] for row in rows))
 
 
-def _download(url: str) -> list[Any]:
-    """Fetches a prompt file from the web, and returns its entries."""
-    name = PurePosixPath(unquote(urlsplit(url).path)).name
+def _download(url: str) -> tuple[str, bytes]:
+    """Fetches a file from the web, and returns its name and content."""
     request = urllib.request.Request(url, headers={"User-Agent": "spo_jax"})
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
@@ -184,4 +183,4 @@ def _download(url: str) -> list[Any]:
         raise UserError(f"{url} has more than {_LARGEST >> 20} MiB: expected a list of prompts")
     if len(content) < expected:
         raise UserError(f"cannot fetch {url}: only {len(content)} of {expected} bytes arrived; try again")
-    return prompts.parse_entries(content, name)
+    return PurePosixPath(unquote(urlsplit(url).path)).name, content
