@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
@@ -26,6 +26,8 @@ from spo_jax.data.contact_sheet import ContactSheet
 from spo_jax.data.image_folder import ImageFolder
 from spo_jax.data.prompts import load_prompts
 from spo_jax.diffusion import SOLVERS
+from spo_jax.toy.tokenizer import unknown_words
+from spo_jax.weights.lora import find_lora
 
 # Ranges of numbers. What is beyond them is a slip, and is refused before anything is read or allocated.
 LIMITS = {
@@ -86,6 +88,10 @@ def sample(
     folder = ImageFolder(out, overwrite)
     wanted = _repeated(_prompts(prompt, prompts), count)
 
+    if model == toy.NAME:
+        _hint_at_vocabulary(wanted)
+    lora_file = find_lora(lora) if lora else None
+
     # Read the model.
     with stage("importing JAX"):
         from spo_jax.models.drawing import Drawing
@@ -98,7 +104,7 @@ def sample(
         base=base,
         vae=vae,
         dtype=dtype,
-        lora=lora,
+        lora=lora_file,
         lora_scale=lora_scale,
         size=(height, width),
         conditions={name: pair for name, pair in sizes.items() if pair is not None},
@@ -142,6 +148,17 @@ def _prompts(prompt: str, prompts: str) -> list[str]:
     if bool(prompt) == bool(prompts):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
     return [prompt] if prompt else load_prompts(prompts)
+
+
+def _hint_at_vocabulary(prompts: list[str]) -> None:
+    """Names the words that the toy cannot draw."""
+    words = dict.fromkeys(word for prompt in dict.fromkeys(prompts) for word in unknown_words(prompt))
+    if words:
+        unknown = ", ".join(list(words)[:10]) + (f" and {len(words) - 10} more" if len(words) > 10 else "")
+        logging.warning(
+            "the toy knows shapes and colours only, as in 'a red star' or 'an orange heart'; it does not know: %s",
+            unknown,
+        )
 
 
 def _size_pair(flag: str, text: str, least: int, expected: str) -> tuple[int, int] | None:

@@ -55,6 +55,15 @@ class Tokenizer:
         )
         return encoded["input_ids"].astype(np.int32)
 
+    def cut_off(self, prompts: Sequence[str]) -> list[str]:
+        """Returns the end of each prompt that does not fit in `length` tokens and is cut off; empty where all fits."""
+        encoded = self._tokenizer(list(prompts), return_offsets_mapping=True, verbose=False)
+        ends = []
+        for prompt, places in zip(prompts, encoded["offset_mapping"], strict=True):
+            # The last token that fits is the end token, in place of the token that stands there.
+            ends.append(prompt[places[self.length - 1][0] :] if len(places) > self.length else "")
+        return ends
+
 
 class AbstractTokenizer(Tokenizer):
     """A tokenizer of which only `length` is known, for programs that are compiled but not run."""

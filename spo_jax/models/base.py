@@ -87,6 +87,10 @@ class Pipeline(Protocol):
         """Tokenizes prompts on the host, once for each of the e text encoders."""
         ...
 
+    def cut_off(self, prompts: Sequence[str]) -> list[str]:
+        """Returns the end of each prompt that is beyond the tokens of a prompt; empty where all of it is read."""
+        ...
+
     def encode_tokens(self, params: Params, ids: Int[Array, "b e l"], **options: Any) -> PyTree:
         """Encodes tokens to the network's condition inside a program; ``params`` are `text_params`."""
         ...

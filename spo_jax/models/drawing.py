@@ -8,17 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Float, Params
+from spo_jax.core.words import counted, excerpt
 from spo_jax.models import open_pipeline
 from spo_jax.models.base import Pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.sampler import LatentsFile, Sampler, latents_of
-from spo_jax.weights.lora import find_lora
 
 MAX_PIXELS = 2**28  # of a batch: 1024 images of 512 x 512, and 3 GiB of float32
+_WARNINGS = 5  # prompts that are named
 
 Size = tuple[int, int]
 
@@ -33,7 +35,7 @@ class Drawing:
       base: where a single file's tokenizers and scheduler come from; empty for the default.
       vae: an autoencoder instead of the model's own; empty for none.
       dtype: ``float32`` or ``bfloat16``.
-      lora: file, folder, run or hub id of a LoRA; empty for none.
+      lora: file of a LoRA; None for none.
       lora_scale: its strength.
       size: (height, width) in pixels; None is the model's own.
       conditions: SDXL's size conditions by name: ``original``, ``crop``, ``target``.
@@ -58,7 +60,7 @@ class Drawing:
         base: str,
         vae: str,
         dtype: str,
-        lora: str,
+        lora: Path | None,
         lora_scale: float,
         size: tuple[int | None, int | None],
         conditions: Mapping[str, Size],
@@ -67,10 +69,10 @@ class Drawing:
         batch: int,
         how: Mapping[str, Any],
     ):
-        lora_file = find_lora(lora) if lora else None  # first, because reading a model takes long
         with stage(f"reading {model}"):
             pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
-        self._lora, scale = _adapter(pipeline, lora_file)
+        _warn_of_cuts(pipeline, prompts)
+        self._lora, scale = _adapter(pipeline, lora)
         shape = pipeline.latent_shape_of(*size)
         options = _prompt_options(pipeline, shape, conditions)
         batch = min(batch, len(prompts))
@@ -89,6 +91,17 @@ class Drawing:
     def batches(self) -> Iterator[Float[np.ndarray, "b H W 3"]]:
         """Yields the images, near [-1, 1] and not clipped, batch by batch."""
         return self._sampler.stream(self._prompts, self._latents, self._lora)
+
+
+def _warn_of_cuts(pipeline: Pipeline, prompts: Sequence[str]) -> None:
+    """Shows what the text encoders do not read of prompts that are too long."""
+    texts = list(dict.fromkeys(prompts))
+    cut = [(text, end) for text, end in zip(texts, pipeline.cut_off(texts), strict=True) if end]
+    limit = pipeline.token_shape[1]
+    for text, end in cut[:_WARNINGS]:
+        logging.warning("prompt %s is longer than %d tokens; cut off: %s", excerpt(text), limit, excerpt(end, 200))
+    if len(cut) > _WARNINGS:
+        logging.warning("%s more are longer than %d tokens", counted(len(cut) - _WARNINGS, "prompt"), limit)
 
 
 def _adapter(pipeline: Pipeline, lora: Path | None) -> tuple[Params | None, float]:

@@ -1,6 +1,7 @@
 """The tokenizer of the toy pipeline: CLIP's own format, in which every word of the toy world is one token."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     tokens += ["".join(pair) for pair in merges]
     tokens += [START, END]
     return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """Returns the words of a prompt that are in no prompt of the toy world, so that no network has learned them."""
+    known = {word for known_prompt in world.PROMPTS for word in known_prompt.split()}
+    return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())) if word not in known]
 
 
 def _fast_form(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:

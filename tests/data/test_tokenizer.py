@@ -29,6 +29,15 @@ def test_ids_are_those_of_transformers(folder):
     assert (ids[:, 0] == theirs.bos_token_id).all() and (ids[:, -1] == theirs.eos_token_id).all()
 
 
+def test_what_is_cut_off_is_the_rest_of_the_prompt(folder):
+    """16 tokens are 14 and the marks; the text is the user's own, with its case and spaces."""
+    tokenizer = Tokenizer(folder)
+    fits = "a  Red star " * 4 + "a red"
+    long = fits + "  Star,\na BLUE moon ☾"
+    assert tokenizer.cut_off([fits, long, ""]) == ["", "Star,\na BLUE moon ☾", ""]
+    np.testing.assert_array_equal(tokenizer([fits]), tokenizer([long]))
+
+
 @pytest.mark.parametrize("kept", [("vocab.json", "merges.txt", "tokenizer_config.json"), ("tokenizer.json",)])
 def test_old_and_new_folders_give_the_same_ids(folder, kept, tmp_path):
     """Without tokenizer_config.json, the length is CLIP's."""

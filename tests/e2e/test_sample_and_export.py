@@ -295,6 +295,38 @@ def test_another_prompt_needs_no_other_folder(micro, tmp_path, drawn):
     assert again == first[:1] and Image.open(first[0]).text["prompt"] == "a green square"
 
 
+def test_prompts_that_are_cut_and_words_that_the_toy_does_not_know_are_named(tmp_path, drawn, caplog):
+    drawn(lambda _, number, rows: np.zeros((rows, 4, 4, 3), np.float32))
+    with caplog.at_level("WARNING"):
+        sample(model="toy", prompt="a red star", out=tmp_path / "a", count=3)
+    assert not caplog.text
+    with caplog.at_level("WARNING"):
+        sample(model="toy", prompt="a red star " * 5 + "on Mars", out=tmp_path / "b", count=3)
+    assert len(caplog.messages) == 2  # not once per image
+    assert caplog.messages[0].startswith("the toy knows shapes and colours only, as in 'a red star'")
+    assert caplog.messages[0].endswith("it does not know: on, mars")
+    assert caplog.messages[1].startswith("prompt 'a red star a red star ")
+    assert caplog.messages[1].endswith("is longer than 16 tokens; cut off: 'star on Mars'")
+
+
+@pytest.mark.parametrize("place", ["run", "file"])
+def test_the_lora_of_a_run_is_found_in_its_folder(micro, micro_run, tmp_path, drawn, place):
+    drawn(lambda _, number, rows: np.zeros((rows, 4, 4, 3), np.float32))
+    lora = micro_run if place == "run" else micro_run / "lora.safetensors"
+    [path] = sample(model=str(micro.sd), prompt="a red star", out=tmp_path, lora=str(lora))
+    assert Image.open(path).text["lora"] == str(lora)
+
+
+def test_what_is_no_lora_is_named(micro, tmp_path):
+    for lora, message in (
+        (micro.sd, "is a whole model .a pipeline's folder., not a LoRA: name it with --model"),
+        (micro.sd / "unet", "holds the weights of a whole UNet, not a LoRA: name its pipeline's folder with --model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample(model=str(micro.sd), prompt="a red star", out=tmp_path / "out", lora=str(lora))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("count", "batch"), [(1, 1), (2, 2), (3, 2)])
 def test_a_batch_is_not_larger_than_the_number_of_images(micro, tmp_path, drawn, count, batch):
     def blank(sampler, number, rows):

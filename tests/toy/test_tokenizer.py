@@ -8,7 +8,7 @@ from transformers import CLIPTokenizer
 
 from spo_jax.core.errors import UserError
 from spo_jax.toy import world
-from spo_jax.toy.tokenizer import END, MAX_LENGTH, START, learn_merges, vocabulary, write_tokenizer
+from spo_jax.toy.tokenizer import END, MAX_LENGTH, START, learn_merges, unknown_words, vocabulary, write_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,8 @@ def test_an_unwritable_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         write_tokenizer(tmp_path / "file" / "tokenizer")
+
+
+def test_words_that_no_prompt_of_the_toy_world_has_are_found():
+    assert not [word for prompt in world.PROMPTS for word in unknown_words(prompt)]
+    assert unknown_words("A Red STAR, a zebra-moon; 2 zebras on Ünd!") == ["zebra", "2", "zebras", "on", "ünd"]

@@ -179,10 +179,15 @@ class StableDiffusion:
 
     def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "b e l"]:
         """Tokenizes prompts on the host, once for each of the e text encoders."""
-        tokenizers = [self.tokenizer]
-        if self.tokenizer_2:
-            tokenizers.append(self.tokenizer_2)
-        return np.stack([tokenizer(prompts) for tokenizer in tokenizers], axis=1)
+        return np.stack([tokenizer(prompts) for tokenizer in self._tokenizers], axis=1)
+
+    def cut_off(self, prompts: Sequence[str]) -> list[str]:
+        """Returns the end of each prompt that one of the text encoders does not read; empty where all of it is read."""
+        return [max(ends, key=len) for ends in zip(*(t.cut_off(prompts) for t in self._tokenizers), strict=True)]
+
+    @property
+    def _tokenizers(self) -> list[Tokenizer]:
+        return [self.tokenizer] + ([self.tokenizer_2] if self.tokenizer_2 else [])
 
     def encode_tokens(
         self, params: Params, ids: Int[Array | np.ndarray, "b e l"], size: SizeConditions | None = None
