@@ -6,7 +6,7 @@ From Python, as in a notebook:
 
     settings = spo_jax.read_settings(spo_jax.default_config("spo"))
     spo_jax.train(settings, "runs/toy")
-    spo_jax.sample(model="toy", lora="runs/toy/lora.safetensors", prompt="a red star", out="samples")
+    spo_jax.sample(model="toy", lora="runs/toy", prompt="a red star", out="samples")
     spo_jax.export("runs/toy", "kohya", "exports/spo.safetensors")
     pipeline = spo_jax.open_pipeline("toy")
 
