@@ -67,7 +67,7 @@ if ((status)); then
   if [[ $earlier && ! -e $out ]]; then
     mv "$earlier" "$out"
     echo "Nothing was trained, so $out is the earlier run again" >&2
-  elif ((status == 130)) && [[ -d $out/checkpoints ]]; then
+  elif ((status == 75 || status == 130)) && [[ -d $out/checkpoints ]]; then
     if [[ ! $resume ]]; then set -- "$@" --resume; fi
     echo "or: $(shown bash launch/quickstart.sh "$@")" >&2
   fi

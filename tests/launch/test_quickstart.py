@@ -100,12 +100,15 @@ def test_a_mistake_leaves_the_earlier_run_where_it_is(quickstart, checkout, play
     assert [path.name for path in (checkout / "runs").iterdir()] == ["quickstart"]
 
 
-def test_after_ctrl_c_the_script_says_how_it_continues(quickstart, checkout, play):
+@pytest.mark.parametrize("status", [75, 130], ids=["SIGTERM", "Ctrl-C"])
+def test_after_a_signal_the_script_says_how_it_continues(status, quickstart, checkout, play):
     """The trainer prints its own command, which needs the environment that the script activates."""
-    play.fake_python(f"[[ $2 != spo_jax.train ]] || {{ mkdir -p {checkout}/runs/quickstart/checkpoints; exit 130; }}")
+    play.fake_python(
+        f"[[ $2 != spo_jax.train ]] || {{ mkdir -p {checkout}/runs/quickstart/checkpoints; exit {status}; }}"
+    )
     for flags in (["--config.seed=1"], ["--config.seed=1", "--resume"]):
         done = quickstart.try_to(*flags)
-        assert (done.returncode, done.stderr) == (130, "or: bash launch/quickstart.sh --config.seed=1 --resume\n")
+        assert (done.returncode, done.stderr) == (status, "or: bash launch/quickstart.sh --config.seed=1 --resume\n")
 
 
 def test_a_run_that_began_and_failed_keeps_its_folder(quickstart, checkout, play):
