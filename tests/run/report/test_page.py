@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.open, self.words = [], [], []
+        self.source, self.tags, self.open, self.words = text, [], [], []
         self.feed(text)
         assert not self.open
 
@@ -112,28 +112,32 @@ def full_run():
     }
 
 
-def test_nothing_is_fetched(tmp_path):
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The page of `full_run`; tests only read it."""
+    return report(tmp_path_factory.mktemp("full"), **full_run())
+
+
+def test_nothing_is_fetched(full):
     """Neither by the page as it is nor by anything that might slip into it: its policy forbids every request."""
-    page = report(tmp_path, **full_run())
     targets = [
-        value for _, attributes in page.tags for name, value in attributes.items()
+        value for _, attributes in full.tags for name, value in attributes.items()
         if name in ("src", "href", "xlink:href", "srcset", "action", "data")
     ]  # fmt: skip
     assert targets and all(target.startswith(("data:", "#")) for target in targets)
-    assert not any(tag in ("iframe", "object", "embed", "form", "base") for tag, _ in page.tags)
-    text = (tmp_path / "report.html").read_text()
+    assert not any(tag in ("iframe", "object", "embed", "form", "base") for tag, _ in full.tags)
+    text = full.source
     assert "://" not in text and "@import" not in text and "url(" not in text.replace("url(#", "")
-    (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [a["content"] for tag, a in full.tags if a.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'" in policy and "img-src data:;" in policy
     assert not re.findall(r"-src[^;]*(?:\*|self|https?)", policy)
 
 
-def test_the_page_opens_with_what_was_run_and_whether_it_learnt(tmp_path):
-    page = report(tmp_path, **full_run())
+def test_the_page_opens_with_what_was_run_and_whether_it_learnt(full):
     for text in ("SPO on toy", "5 November 2026", "method spo", "1,234 batches", "5.0 minutes", "1 x cpu"):
-        assert text in page.text.partition("Images before and after")[0]
-    assert page.text.index("Better on aesthetic.") < page.text.index("Images before and after")
-    headings = [tag for tag, _ in page.tags if tag in ("h1", "h2", "h3")]
+        assert text in full.text.partition("Images before and after")[0]
+    assert full.text.index("Better on aesthetic.") < full.text.index("Images before and after")
+    headings = [tag for tag, _ in full.tags if tag in ("h1", "h2", "h3")]
     assert headings[:2] == ["h1", "h2"] and headings.count("h1") == 1
 
 
@@ -143,17 +147,16 @@ def test_without_a_verdict_the_page_makes_it_from_the_scores(tmp_path):
     assert verdict({}) in report(tmp_path).text
 
 
-def test_every_image_is_there_without_a_script_and_has_a_description(tmp_path):
+def test_every_image_is_there_without_a_script_and_has_a_description(full):
     """Side by side with its prompt; some of the pairs are folded, none is left out."""
-    page = report(tmp_path, **full_run())
-    assert [image["alt"] for image in page.images] == [
+    assert [image["alt"] for image in full.images] == [
         f"a red star {index}, {when} training" for index in range(14) for when in ("before", "after")
     ]
-    assert all(image["src"].startswith("data:image/png") for image in page.images)
-    assert "2 more pairs" in page.text and "The first 14 of 100" in page.text
-    (controls,) = [attributes for _, attributes in page.tags if attributes.get("class") == "controls"]
+    assert all(image["src"].startswith("data:image/png") for image in full.images)
+    assert "2 more pairs" in full.text and "The first 14 of 100" in full.text
+    (controls,) = [attributes for _, attributes in full.tags if attributes.get("class") == "controls"]
     assert "hidden" in controls  # the script shows them
-    assert page.text.count("a red star 13") == 1
+    assert full.text.count("a red star 13") == 1
 
 
 def test_of_many_images_the_first_are_shown(tmp_path):
@@ -162,26 +165,23 @@ def test_of_many_images_the_first_are_shown(tmp_path):
     assert "All of them" in page.text and "more pairs" not in page.text
 
 
-def test_a_chart_for_each_group_of_curves(tmp_path):
-    page = report(tmp_path, **full_run())
-    titles = [attributes["aria-label"].partition(", by batch")[0] for attributes in page.drawings]
+def test_a_chart_for_each_group_of_curves(full):
+    titles = [attributes["aria-label"].partition(", by batch")[0] for attributes in full.drawings]
     known = ["eval_aesthetic", "loss", "ratio", "seconds"]  # in that order; grad_norm has no finite value
     assert titles == [CHARTS[name][0] for name in known] + ["my own", "spm score"]
-    assert "of the pairs of a batch" in page.text and "mean score & more" in page.text and "5 of 17 lines" in page.text
+    assert "of the pairs of a batch" in full.text and "mean score & more" in full.text and "5 of 17 lines" in full.text
 
 
-def test_settings_that_differ_from_their_defaults_come_first(tmp_path):
-    page = report(tmp_path, **full_run())
-    shown, _, folded = page.text.partition("The other ")
+def test_settings_that_differ_from_their_defaults_come_first(full, tmp_path):
+    shown, _, folded = full.text.partition("The other ")
     changed = shown[shown.index("These differ") :]
     assert all(text in changed for text in ("beta", "5.0", "default 10.0", "Factor of the log ratios."))
     assert "log.eval_every" not in changed and "log.eval_every" in folded
     assert "All settings have the method's defaults" in report(tmp_path).text
 
 
-def test_advice_is_shown_as_given(tmp_path):
-    page = report(tmp_path, **full_run())
-    assert "Draw with it" in page.text and "python -m spo_jax.sample" in page.text
+def test_advice_is_shown_as_given(full, tmp_path):
+    assert "Draw with it" in full.text and "python -m spo_jax.sample" in full.text
     assert "What to do next" not in report(tmp_path).text
 
 
