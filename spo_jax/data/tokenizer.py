@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from spo_jax.core.config import shown
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json_object
 from spo_jax.core.typing import Int
 
 # The limit for folders without tokenizer_config.json, for which transformers assumes a practically infinite one (1e30).
 CLIP_LENGTH = 77
+_SHORTEST = 3  # the start token, one of the prompt, and the end token
+_MAX_VOCABULARY = 2**22
 
 
 class Tokenizer:
@@ -19,7 +23,9 @@ class Tokenizer:
     The folder may be old (vocab.json and merges.txt) or new (tokenizer.json).
 
     Attributes:
+      folder: the folder.
       length: number of token ids per prompt.
+      vocabulary: number of token ids; all ids are below it.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -29,20 +35,52 @@ class Tokenizer:
           folder: the tokenizer's folder.
 
         Raises:
-          UserError: the folder does not hold a tokenizer that transformers can read.
+          UserError: the folder does not hold a tokenizer that transformers can read, or not CLIP's.
         """
-        folder = Path(folder)
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        self.folder = Path(folder)
+        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise UserError(f"{folder}: no tokenizer here: expected tokenizer.json, or vocab.json with merges.txt")
+        limit = _check_files(self.folder)
         # On import, transformers reports that it did not find torch, which nothing here needs.
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from transformers import CLIPTokenizer
 
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder}: cannot read the tokenizer: {error}") from error
-        self.length = min(self._tokenizer.model_max_length, CLIP_LENGTH)
+            self._tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+            self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
+            self.length = min(limit, CLIP_LENGTH)
+            ids = self(["a red star"])[0].tolist()
+            marks = [self._tokenizer.bos_token_id, self._tokenizer.eos_token_id]
+        except (
+            Exception
+        ) as error:  # transformers and its library in Rust raise many kinds, a plain Exception among them
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{folder}: cannot read the tokenizer: {reason or type(error).__name__}") from error
+        if ids[0] != marks[0] or marks[1] not in ids[1:] or not 0 <= min(ids) <= max(ids) < self.vocabulary:
+            reason = "prompts have no start and end token"
+            raise UserError(f"{folder}: this tokenizer is damaged or not CLIP's: {reason}; fetch it again")
+
+    def check_fits(self, vocabulary: int, positions: int, where: str) -> None:
+        """Checks that a text encoder has an embedding for every token; others would be silently mistaken for its last.
+
+        Args:
+          vocabulary: number of the encoder's token embeddings.
+          positions: number of its position embeddings.
+          where: the encoder's config, for the message.
+
+        Raises:
+          UserError: the tokenizer belongs to another text encoder.
+        """
+        for found, field, known in (
+            (self.vocabulary, "vocab_size", vocabulary),
+            (self.length, "max_position_embeddings", positions),
+        ):
+            if found > known:
+                unit = "tokens" if field == "vocab_size" else "tokens per prompt"
+                raise UserError(
+                    f"{self.folder}: this tokenizer has {found} {unit}, but {where} has {field} = {known}: they belong "
+                    "to different models"
+                )
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b l"]:
         """Tokenizes prompts, with start and end tokens, padded and truncated to `length`.
@@ -65,12 +103,37 @@ class Tokenizer:
         return ends
 
 
+def _check_files(folder: Path) -> int:
+    """Reads the JSON files of a tokenizer as strictly as all others, and returns its limit of tokens per prompt.
+
+    Raises:
+      UserError: a file is not JSON, or holds values of other types or out of range.
+    """
+    files = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "tokenizer.json")
+    content = {name: read_json_object(folder / name) for name in files if (folder / name).exists()}
+    tokens = {"vocab.json": content.get("vocab.json")}
+    model = content.get("tokenizer.json", {}).get("model")
+    if isinstance(model, dict):
+        tokens["tokenizer.json: model.vocab"] = model.get("vocab")
+    for where, vocabulary in tokens.items():
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else () if vocabulary is None else (None,)
+        if any(type(number) is not int or not 0 <= number < _MAX_VOCABULARY for number in ids):
+            raise UserError(f"{folder}/{where}: expected an object of whole numbers from 0 to {_MAX_VOCABULARY - 1}")
+    limit = content.get("tokenizer_config.json", {}).get("model_max_length")
+    limit = CLIP_LENGTH if limit is None else limit
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or limit < _SHORTEST or limit != int(limit):
+        where = f"{folder}/tokenizer_config.json: model_max_length"
+        raise UserError(f"{where} = {shown(limit)}: expected a whole number from {_SHORTEST} on")
+    return int(min(limit, CLIP_LENGTH))
+
+
 class AbstractTokenizer(Tokenizer):
     """A tokenizer of which only `length` is known, for programs that are compiled but not run."""
 
     def __init__(self, length: int):
         """Sets the number of token ids per prompt."""
         self.length = length
+        self.vocabulary = 0
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b l"]:
         """Raises a `TypeError`, because an abstract model has no prompts."""

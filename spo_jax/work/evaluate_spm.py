@@ -6,7 +6,6 @@ import jax
 
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.format import Preferences
-from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.spm.accuracy import Evaluator, print_accuracy, write_accuracy
 from spo_jax.methods.spm.data import Agreement
@@ -18,7 +17,7 @@ from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
-from spo_jax.rewards.common.preference_model import check_kind, read_config, resolve_model
+from spo_jax.rewards.common.preference_model import check_kind, read_config, read_tokenizer, resolve_model
 
 
 def evaluate_spm(
@@ -58,7 +57,8 @@ def evaluate_spm(
         measured = {}
         for line, start in starts.items():
             training = SPMTraining(pipeline, start.clip, settings, mesh)
-            split = Split.of(preferences, pipeline, Tokenizer(start.tokenizer), labels)
+            tokenizer = read_tokenizer(start.tokenizer, start.clip.config, spm if line == SPM_LINE else plain)
+            split = Split.of(preferences, pipeline, tokenizer, labels)
             measured[line] = Evaluator(training, training.frozen(), split, mesh).measure(start.params)
     if is_writer():
         write_accuracy(out, measured)

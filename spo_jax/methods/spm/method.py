@@ -19,7 +19,6 @@ from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key
 from spo_jax.data.preferences.format import Preferences
 from spo_jax.data.preferences.loading import batches as load_batches
-from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods.base import Images, Programs, Result
 from spo_jax.methods.common.latents import latent_cache, latent_file
 from spo_jax.methods.common.model import open_model
@@ -41,7 +40,7 @@ from spo_jax.methods.spm.update import flat_row, optimizer_of, state_shardings
 from spo_jax.nn.shapes import clip_shapes
 from spo_jax.parallel.multihost import is_writer, local_positions
 from spo_jax.parallel.sharding import make, to_host, with_shardings
-from spo_jax.rewards.common.preference_model import abstract_clip, write_spm
+from spo_jax.rewards.common.preference_model import abstract_clip, read_tokenizer, write_spm
 from spo_jax.run.loop import Progress, Row, run_keys
 from spo_jax.run.report.steps import NextStep, command
 
@@ -89,9 +88,10 @@ def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, 
         check_writable(settings.cache_latents)
         latent_file(**_latents(training, data.train))
 
+    tokenizer = read_tokenizer(start.tokenizer, start.clip.config, settings.init)
+
     # Make the labels last, because this may take hours.
     labels = relabelled(settings, folder / "labels", mesh, *data)
-    tokenizer = Tokenizer(start.tokenizer)
     train, held_out = (Split.of(pairs, pipeline, tokenizer, new) for pairs, new in zip(data, labels, strict=True))
     return SPMRun(training, start, train, held_out, folder)
 

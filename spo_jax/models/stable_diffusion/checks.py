@@ -36,6 +36,10 @@ def check_parts(
         several = "the text encoders' hidden_size add up" if len(encoders) > 1 else "text_encoder's hidden_size comes"
         raise UserError(f"{where}: cross_attention_dim = {unet.cross_attention_dim}, but {several} to {width}")
     _check_size_conditions(source, unet, encoders)
+    for name, tokenizer in tokenizers.items():
+        encoder = name.replace("tokenizer", "text_encoder")
+        text = configs[encoder]
+        tokenizer.check_fits(text.vocab_size, text.max_position_embeddings, source.where(encoder))
     lengths = {name: tokenizer.length for name, tokenizer in tokenizers.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{source.base}: tokenizer and tokenizer_2 cut prompts at {lengths}, expected one length")

@@ -118,8 +118,25 @@ def load_plain_clip(
 
 
 def _read_model(path: Path, clip: CLIPModel, mesh: Mesh | None, title: str, tokenizer: Path) -> PreferenceModel:
+    read = read_tokenizer(tokenizer, clip.config, title)
     weights = components.load_clip(path, clip_shapes(clip), dtype=clip.dtype)
-    return PreferenceModel(clip, place_weights(weights, mesh, title=title), Tokenizer(tokenizer))
+    return PreferenceModel(clip, place_weights(weights, mesh, title=title), read)
+
+
+def read_tokenizer(folder: Path, config: CLIPConfig, model: str) -> Tokenizer:
+    """Reads the tokenizer of a CLIP.
+
+    Args:
+      folder: the tokenizer's folder.
+      config: the model's config.
+      model: its name in messages.
+
+    Raises:
+      UserError: it cannot be read, or has tokens that the model does not know.
+    """
+    tokenizer = Tokenizer(folder)
+    tokenizer.check_fits(config.text.vocab_size, config.text.max_position_embeddings, model)
+    return tokenizer
 
 
 def abstract_clip(model: str, dtype: DType, remat: bool = False) -> CLIPModel:
