@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import functools
 import importlib.util
 import itertools
@@ -48,7 +49,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     def reporting(argv: Sequence[str]) -> None:
         interruption = Interruption()
         try:
-            with interruption:
+            with interruption, _naming_long_names():
                 guarded(argv)
         except UserError as error:
             stop(str(error))
@@ -63,6 +64,18 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             sys.exit(INTERRUPTED)
 
     app.run(reporting, argv=argv, flags_parser=functools.partial(_parse_flags, command=main.__module__))
+
+
+@contextlib.contextmanager
+def _naming_long_names() -> Iterator[None]:
+    """Refuses a name that is too long for the file system, which only a flag or a field can have brought."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = os.fspath(error.filename or "")
+        raise UserError(f"{name[:60]}…: the file system allows no names of {len(name)} characters") from error
 
 
 def _log_quietly() -> None:
@@ -253,9 +266,10 @@ def _parse_flags(argv: Sequence[str], command: str) -> list[str]:
     if {"--help", "-help", "-h"} & set(argv[1:]):
         _print_help(command)
         sys.exit(0)
-    _refuse_renamed(argv)
     try:
-        return flags.FLAGS(argv)
+        with _naming_long_names():
+            _refuse_renamed(argv)
+            return flags.FLAGS(argv)
     except UserError as error:
         stop(str(error))
     except flags.Error as error:

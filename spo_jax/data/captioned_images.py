@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
 from spo_jax.core.json_text import parse_json
 from spo_jax.core.typing import UInt8
 from spo_jax.data.lines import decoded_lines, read_lines
@@ -59,7 +60,7 @@ def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
     Raises:
       UserError: no such folder, no image with a caption in it, an image without one, or a line that cannot be read.
     """
-    folder = Path(folder).expanduser()
+    folder = local_path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder} with images and captions")
     entries = list(_from_metadata(folder) if (folder / METADATA).is_file() else _from_text_files(folder))

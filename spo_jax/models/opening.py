@@ -1,12 +1,12 @@
 """Opens a text-to-image model of any family."""
 
 import os
-from pathlib import Path
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spo_jax import toy
+from spo_jax.core.files import local_path
 from spo_jax.core.typing import DType
 from spo_jax.models import families, family_module, family_of, resolve
 from spo_jax.models.base import Pipeline
@@ -45,7 +45,7 @@ def open_pipeline(
         the file and the field.
     """
     options = {"dtype": dtype, "remat": remat, "mesh": mesh, "vae": vae}
-    is_remote = str(model) != toy.NAME and not Path(model).expanduser().exists()
+    is_remote = str(model) != toy.NAME and not local_path(model).exists()
     if abstract and is_remote:
         for family in families():
             published = family_module(family, "pipeline").load_published(str(model), **options)

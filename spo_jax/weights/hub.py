@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from absl import logging
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
 from spo_jax.weights import store
 from spo_jax.weights.messages import shorten
 
@@ -43,7 +44,7 @@ def resolve(
       UserError: the path does not exist, and the repository or revision does not exist or is not accessible; or there
         is no network, or ``HF_HUB_OFFLINE`` is set, and the files were not fetched earlier.
     """
-    path = Path(path_or_id).expanduser()
+    path = local_path(path_or_id)
     if path.exists():
         return path
     if not _HUB_ID.fullmatch(str(path_or_id)):

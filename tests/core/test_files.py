@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import (
     check_free,
     check_writable,
+    local_path,
     lock,
     read_json,
     read_json_object,
@@ -49,6 +51,18 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot write .*folder: "):
         write_text(tmp_path / "folder", "x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_name_of_a_user_is_a_path_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert local_path("~/absent") == tmp_path / "absent" and local_path("owner/name") == Path("owner/name")
+    for name, message in (
+        ("~nobody_here/x", "'~nobody_here/x': there is no such user"),
+        ("x" * 300, "'x*' cannot be a path: File name too long"),
+        ("a\0b", r"'a.x00b' cannot be a path: embedded null byte"),
+    ):
+        with pytest.raises(UserError, match=message):
+            local_path(name)
 
 
 def test_json_comes_back_and_has_no_nan(tmp_path):

@@ -72,7 +72,7 @@ def cut_off(path):
         ),
         ([TOY, "--config.method=beauty"], ["config field method = 'beauty': expected ", "'spm', 'spo', or the dotted"]),
         (["--config=configs/absent.py"], ["--config=configs/absent.py: no such file", "or a name:", "toy"]),
-        ([], ["--config must have a value"]),
+        ([], ["--config is missing"]),
         ([TOY, "--reusme"], ["'reusme'"]),
         ([TOY, "more"], ["unexpected argument 'more'"]),
         ([SPM_TOY, "--config.optimizer.warmup_steps=3000"], ["warmup_steps = 3000: expected less than the 3000 opt"]),
@@ -239,6 +239,26 @@ def test_a_model_without_an_index(refused, tmp_path, pipeline_folder):
 def test_a_model_that_does_not_exist(refused, tmp_path):
     flags = (TOY, f"--config.model={tmp_path}/absent", f"--out={tmp_path}/run")
     refused("train", *flags, parts=[f"no such file or folder: {tmp_path}/absent"])
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("sample", ["--prompt=a", "--model={name}"]),
+        ("sample", ["--prompt=a", "--lora={name}"]),
+        ("train", [TOY, "--config.model={name}"]),
+        ("train", [TOY, "--config.spm.model={name}"]),
+        ("train", ["--config={name}"]),
+        ("export", ["--run={name}"]),
+        ("prepare", ["--dataset=folder", "--source={name}", "--data-dir=out"]),
+    ],
+)
+def test_names_that_no_file_can_have(refused, tmp_path, name, flags):
+    """Too long for any file system, and in the home of nobody."""
+    out = [] if name == "prepare" else [f"--out={tmp_path}/out.safetensors"]
+    refused(name, *[flag.format(name="x" * 300) for flag in flags], *out, parts=["xxx"])
+    if name == "sample" and "--lora" not in flags[1] or name == "prepare":
+        refused(name, *[flag.format(name="~nobody_here/x") for flag in flags], *out, parts=["no such user"])
 
 
 def test_truncated_weights(refused, tmp_path, pipeline_folder):

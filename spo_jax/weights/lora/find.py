@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
 from spo_jax.weights import hub
 from spo_jax.weights.messages import shorten
 
@@ -28,7 +29,7 @@ def find_lora(source: str | os.PathLike) -> Path:
       UserError: there is no such path, or no single LoRA in it; the folder is a whole model, or a run without LoRA; or
         the repository cannot be fetched, as in `spo_jax.weights.hub.resolve`.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         return _in_folder(path)
     if path.exists():

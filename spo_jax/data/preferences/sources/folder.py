@@ -12,6 +12,7 @@ from typing import Any
 
 from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
 from spo_jax.core.json_text import BadJSON, parse_json
 from spo_jax.data.lines import read_lines
 from spo_jax.data.preferences.check import RawPair
@@ -34,7 +35,7 @@ class Options(SourceOptions):
 def open_source(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> "PreferenceFolder":
     """Opens the folder."""
     del splits, fetch
-    return PreferenceFolder(Path(options.source).expanduser())
+    return PreferenceFolder(local_path(options.source))
 
 
 class PreferenceFolder:

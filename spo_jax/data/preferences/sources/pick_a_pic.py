@@ -8,6 +8,7 @@ from typing import Any
 
 from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
 from spo_jax.data.preferences import parquet
 from spo_jax.data.preferences.check import RawPair
 from spo_jax.data.preferences.sources import SourceOptions
@@ -31,7 +32,7 @@ class Options(SourceOptions):
 
 def open_source(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> "PickAPic":
     """Opens a local folder, or downloads the files of the splits from the hub."""
-    is_local = Path(options.source).expanduser().exists()
+    is_local = local_path(options.source).exists()
     if is_local and options.revision:
         raise UserError(
             f"--revision={options.revision} is for hub ids, and --source={options.source} is a local folder"

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_text
+from spo_jax.core.files import local_path, write_text
 from spo_jax.data import prompts
 from spo_jax.data.preferences import parquet
 from spo_jax.data.preferences.sources import SourceOptions
@@ -117,10 +117,10 @@ def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -
     """Returns the entries by name of the list, each with the place where they are, for messages."""
     source = options.source
     is_url = source.startswith(("http://", "https://"))
-    is_local = Path(source).expanduser().exists()
-    if options.revision and (is_url or is_local):
+    local = Path(source) if is_url else local_path(source)
+    if options.revision and (is_url or local.exists()):
         raise UserError(f"--revision={options.revision} is for hub ids, and --source={source} is none")
-    if is_url or Path(source).expanduser().is_file() or (source.count("/") > 1 and not is_local):
+    if is_url or local.is_file() or (source.count("/") > 1 and not local.exists()):
         if splits:
             raise UserError(f"--splits={','.join(splits)}: --source={source} is one file, which has no splits")
         name, content = _download(source) if is_url else _read(options, fetch)
@@ -136,7 +136,7 @@ def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -
 
 def _read(options: Options, fetch: Callable[..., Path]) -> tuple[str, bytes]:
     """Returns name and content of a local file, or of ``owner/name/file`` on the hub."""
-    path = Path(options.source).expanduser()
+    path = local_path(options.source)
     if not path.exists():
         owner, name, file = options.source.split("/", 2)
         path = _fetch(fetch, f"{owner}/{name}", options, [glob.escape(file)]) / file
