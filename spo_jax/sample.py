@@ -4,6 +4,7 @@ Writes PNGs to ``--out``, with the prompt and the settings in their text fields,
 stays whatever happens later; and a contact sheet of them. No safety checker is applied.
 """
 
+import functools
 import math
 import os
 import re
@@ -20,6 +21,7 @@ from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.config import SEED_LIMIT
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import to_uint8
+from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import bar, stage
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.contact_sheet import ContactSheet
@@ -97,22 +99,24 @@ def sample(
         from spo_jax.models.drawing import Drawing
 
     how = {"steps": steps, "guidance": guidance, "solver": solver, "karras": karras}
-    drawing = Drawing(
-        wanted,
-        model=model,
-        revision=revision,
-        base=base,
-        vae=vae,
-        dtype=dtype,
-        lora=lora_file,
-        lora_scale=lora_scale,
-        size=(height, width),
-        conditions={name: pair for name, pair in sizes.items() if pair is not None},
-        init_latents=init_latents,
-        seed=seed,
-        batch=batch,
-        how=how,
-    )
+    advice = functools.partial(_memory_advice, min(batch, len(wanted)), dtype)
+    with explaining_memory(advice):
+        drawing = Drawing(
+            wanted,
+            model=model,
+            revision=revision,
+            base=base,
+            vae=vae,
+            dtype=dtype,
+            lora=lora_file,
+            lora_scale=lora_scale,
+            size=(height, width),
+            conditions={name: pair for name, pair in sizes.items() if pair is not None},
+            init_latents=init_latents,
+            seed=seed,
+            batch=batch,
+            how=how,
+        )
 
     # Draw and write.
     settings = {"model": model, "lora": lora, "lora_scale": lora_scale, **how, **drawing.fields}
@@ -120,11 +124,18 @@ def sample(
     settings |= {"init_latents": init_latents} if init_latents else {"seed": seed}
     images = _Images(folder, wanted, settings, count)
     try:
-        images.write(drawing.batches())
+        with explaining_memory(advice):
+            images.write(drawing.batches())
     finally:
         images.finish(out)
     images.check_finite()
     return images.files
+
+
+def _memory_advice(batch: int, dtype: str) -> str:
+    """Says which flags to change if memory does not suffice."""
+    lower = (["--batch"] if batch > 1 else []) + ["--height", "--width"]
+    return f"lower {', '.join(lower)}" + (", or set --dtype=bfloat16" if dtype == "float32" else "")
 
 
 def _check_limits(**numbers: int | None) -> None:

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from spo_jax.core import renamed
 from spo_jax.core.errors import Interrupted, Preempted, UserError
+from spo_jax.core.memory import ELSEWHERE, is_out_of_memory, out_of_memory
 from spo_jax.core.progress import LogHandler
 from spo_jax.core.signals import INTERRUPTED, Interruption
 
@@ -53,6 +54,10 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
                 guarded(argv)
         except UserError as error:
             stop(str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            stop(out_of_memory(error, ELSEWHERE))
         except Preempted as preempted:
             print(f"{preempted}; to resume: {resuming_command()}", file=sys.stderr)
             sys.exit(75)

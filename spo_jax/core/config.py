@@ -265,6 +265,7 @@ def setting(
     at_most: int | float | None = None,
     below: int | float | None = None,
     choices: tuple | None = None,
+    memory: str = "",
 ) -> Any:
     """Declares a field of `Settings`; floats have to be finite in any case.
 
@@ -276,9 +277,11 @@ def setting(
       at_most: upper bound that is allowed itself.
       below: upper bound that is not allowed itself.
       choices: the allowed values; None allows all within the bounds.
+      memory: what to do with the field if memory is short: ``lower``, ``raise``, or the value that it should have.
     """
     bounds = _bounds(at_least, above, at_most, below)
-    return dataclasses.field(default=default, metadata={"meaning": meaning, "bounds": bounds, "choices": choices})
+    metadata = {"meaning": meaning, "bounds": bounds, "choices": choices, "memory": memory}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def _bounds(at_least: Any, above: Any, at_most: Any, below: Any) -> dict[str, int | float]:

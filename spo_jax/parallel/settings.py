@@ -16,7 +16,9 @@ class MeshSettings(Settings):
     data: int = setting(
         -1, "Devices (or groups of fsdp devices) that each hold all weights and share the batch.", at_most=2**20
     )
-    fsdp: int = setting(1, "Devices that share one copy of the frozen weights, cut over them.", at_most=2**20)
+    fsdp: int = setting(
+        1, "Devices that share one copy of the frozen weights, cut over them.", at_most=2**20, memory="raise"
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.memory import explaining_memory
 from spo_jax.data.preferences.format import Preferences
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.spm.accuracy import Evaluator, print_accuracy, write_accuracy
@@ -18,6 +19,7 @@ from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
 from spo_jax.rewards.common.preference_model import check_kind, read_config, read_tokenizer, resolve_model
+from spo_jax.run.memory import memory_advice
 
 
 def evaluate_spm(
@@ -39,7 +41,7 @@ def evaluate_spm(
     config, _ = read_config(path)
     mesh = make_mesh(settings.mesh)
     check_divides("eval.batch", settings.eval.batch, mesh)
-    with jax.set_mesh(mesh):
+    with explaining_memory(lambda: memory_advice(settings, mesh.size)), jax.set_mesh(mesh):
         pipeline = open_model(settings, mesh, trained=False)
         check_kind(path, config, pipeline.kind, "--spm")
         # Load the models to measure.

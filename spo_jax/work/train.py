@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import UInt8
 from spo_jax.methods import load_method
@@ -26,6 +27,7 @@ from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.folder import CHECKPOINTS, RunFolder, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
+from spo_jax.run.memory import memory_advice
 from spo_jax.run.metrics import MetricsWriter, read_metrics
 from spo_jax.run.report import write_report
 from spo_jax.run.report.images import sheet
@@ -54,13 +56,17 @@ def train(
       The content of ``summary.json``.
 
     Raises:
-      UserError: a setting, file or folder cannot be used, or a metric is no longer finite.
+      UserError: a setting, file or folder cannot be used, a metric is no longer finite, or memory does not suffice.
       Preempted: the process received SIGTERM, and the run has been saved.
     """
     mesh = make_mesh(settings.mesh)
     for field, size in settings.batch_sizes().items():
         check_divides(field, size, mesh)
-    with open_folder(out, resume, settings, data.digests) as folder, jax.set_mesh(mesh):
+    with (
+        explaining_memory(lambda: memory_advice(settings, mesh.size)),
+        open_folder(out, resume, settings, data.digests) as folder,
+        jax.set_mesh(mesh),
+    ):
         run = load_method(settings.method).setup(settings, mesh, data, out)
         return _train(settings, out, folder, mesh, run, data, begin, command)
 

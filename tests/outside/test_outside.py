@@ -126,3 +126,37 @@ def test_pairs_of_a_source_outside_the_package(house):
 def test_a_module_that_is_none_is_refused(house, find, name, message):
     with pytest.raises(UserError, match=re.escape(message)):
         find(name)
+
+
+HUNGRY = """
+import jax.numpy as jnp
+
+from spo_jax.rewards.base import DeviceReward
+
+
+class Hungry(DeviceReward):
+    meanings = {"hungry": "takes 32 TiB"}
+
+    def score(self, params, x, features, t):
+        return x.mean((1, 2, 3)) + jnp.cumsum(jnp.broadcast_to(x.mean(), 2**43))[-1]
+
+
+def load(source, context):
+    return Hungry()
+"""
+
+
+def test_too_little_memory_ends_a_run_with_the_fields_to_lower(house, model):
+    """A reward asks for more than any machine has."""
+    (house / "my_rewards" / "hungry.py").write_text(HUNGRY)
+    config = spo_jax.default_config("spo")
+    config.update({"model": str(model), "mesh": {"data": 1}, "eval": EVAL, "prompts_per_batch": 2})
+    config.spo.reward = "my_rewards.redness"
+    config.eval.rewards = "my_rewards.hungry"
+
+    message = r"^out of memory on a device while scoring the images \([\d,.]+ GiB more were asked for\): in the config"
+    with pytest.raises(UserError, match=message) as caught:
+        spo_jax.train(spo_jax.read_settings(config), "runs/hungry")
+
+    for field in ("spo.decode_chunk (now 4)", "spo.train_chunk (now 10)", "remat = True", "prompts_per_batch (now 2)"):
+        assert field in str(caught.value)

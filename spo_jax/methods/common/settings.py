@@ -28,8 +28,11 @@ class ModelSettings(Settings):
         "float32",
         "Dtype of frozen weights and of activations; trained weights, losses and the optimizer's state are float32.",
         choices=("float32", "bfloat16"),
+        memory="bfloat16",
     )
-    remat: bool = setting(False, "Recompute activations in the backward pass (gradient checkpointing) to save memory.")
+    remat: bool = setting(
+        False, "Recompute activations in the backward pass (gradient checkpointing) to save memory.", memory="True"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,7 @@ class EvalSettings(Settings):
     grid_images: int = setting(
         16, "Number of images in each grid that is drawn during training.", at_least=1, at_most=1024
     )
-    batch: int = setting(25, "Number of images to draw at a time.", at_least=1, at_most=MAX_BATCH)
+    batch: int = setting(25, "Number of images to draw at a time.", at_least=1, at_most=MAX_BATCH, memory="lower")
     seed: int = seed_setting(1234, "Seed of the initial noise.")
     steps: int = setting(20, "Number of sampling steps.", at_least=1, at_most=MAX_STEPS)
     guidance_scale: float = setting(
@@ -144,7 +147,7 @@ class PromptSettings(Settings):
 
     prompts: str = setting("toy:train", "Prompt file (.txt, .csv, .json or .jsonl), toy:train or toy:held_out.")
     prompts_per_batch: int = setting(
-        10, "Number of prompts in a batch, over all devices.", at_least=1, at_most=MAX_BATCH
+        10, "Number of prompts in a batch, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
     )
     num_epochs: int = setting(10, "Number of passes over the prompts.", at_least=1, at_most=MAX_COUNT)
     max_batches: int = setting(0, "Stop after this number of batches (0: no limit).", at_least=0, at_most=MAX_COUNT)

@@ -18,12 +18,15 @@ class FinetuneSettings(AdapterSettings):
     method: str = setting("finetune", "Training method: finetune trains the adapter on images with captions.")
     images: str = setting("data/images", "Folder of images with captions (metadata.jsonl, or a text file beside each).")
     train_steps: int = setting(1000, "Number of batches of the whole run.", at_least=1, at_most=MAX_COUNT)
-    batch_size: int = setting(8, "Number of images in a batch, over all devices.", at_least=1, at_most=MAX_BATCH)
+    batch_size: int = setting(
+        8, "Number of images in a batch, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
+    )
     chunk: int = setting(
         8,
         "Number of images that a device has in memory at a time; changes results only by rounding.",
         at_least=1,
         at_most=MAX_BATCH,
+        memory="lower",
     )
     caption_dropout: float = setting(
         0.1, "Share of images that are trained without their caption, for guidance.", at_least=0, at_most=1

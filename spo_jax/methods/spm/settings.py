@@ -52,7 +52,9 @@ class AccuracySettings(Settings):
         (0, 251, 501, 701, 951), "Timesteps to which images are noised; 0 is the clean image itself."
     )
     pairs: int = setting(0, "Use only the first N pairs of the split (0: all).", at_least=0, at_most=MAX_COUNT)
-    batch: int = setting(64, "Number of pairs to measure at a time, over all devices.", at_least=1, at_most=MAX_BATCH)
+    batch: int = setting(
+        64, "Number of pairs to measure at a time, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
+    )
     seed: int = seed_setting(1234, "Seed of the noise.")
 
     def __post_init__(self) -> None:
@@ -95,12 +97,15 @@ class SPMTrainSettings(ModelSettings, RunSettings):
         "Whether latents are a draw from the autoencoder's posterior (sample, as published) or its mean.",
         choices=("sample", "mean"),
     )
-    batch_size: int = setting(64, "Number of pairs in a batch, over all devices.", at_least=1, at_most=MAX_BATCH)
+    batch_size: int = setting(
+        64, "Number of pairs in a batch, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
+    )
     chunk: int = setting(
         16,
         "Number of pairs that a device has in memory at a time; changes results only by rounding.",
         at_least=1,
         at_most=MAX_BATCH,
+        memory="lower",
     )
     train_steps: int = setting(8000, "Number of batches of the whole run.", at_least=1, at_most=MAX_COUNT)
     guidance_scale: float = setting(

@@ -59,13 +59,14 @@ class UpdateSettings(Settings):
         0.1, "Likelihood ratios are clipped to 1 ± eps; below 1, so that they stay positive.", above=0, below=1
     )
     train_batch_size: int = setting(
-        10, "Number of pairs in a training batch, over all devices.", at_least=1, at_most=MAX_BATCH
+        10, "Number of pairs in a training batch, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
     )
     train_chunk: int = setting(
         10,
         "Number of pairs that a device has in memory at a time; changes results only by rounding.",
         at_least=1,
         at_most=MAX_BATCH,
+        memory="lower",
     )
 
     def chunk(self, devices: int) -> int:
@@ -100,7 +101,7 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
         "Reward that judges candidates: a name in spo_jax.rewards (NAME or NAME:SOURCE), or a dotted path of your own.",
     )
     decode_chunk: int = setting(
-        4, "Number of images that a device decodes and judges at a time.", at_least=1, at_most=MAX_BATCH
+        4, "Number of images that a device decodes and judges at a time.", at_least=1, at_most=MAX_BATCH, memory="lower"
     )
     decoder: str = setting(
         "vae", "Decoder of the judged images: vae, or the folder or hub id of a distilled one (AutoencoderTiny)."
