@@ -26,6 +26,7 @@ def resolve(
     allow_patterns: Sequence[str] | None = None,
     repo_type: str = "model",
     select: Callable[[Sequence[str]], list[str]] | None = None,
+    kept: Sequence[str] = (),
 ) -> Path:
     """Returns a local folder with the files of a model or a dataset.
 
@@ -37,8 +38,9 @@ def resolve(
       variant: for example ``fp16`` (see `store.choose_weights`).
       allow_patterns: fetches instead exactly the files that match one of these, for example ``("*.bin",)``.
       repo_type: ``model`` or ``dataset``; the latter requires ``allow_patterns``.
-      select: chooses instead the files to fetch among the names of all files; it may raise a `UserError`. Without
-        network the folder holds what was chosen earlier.
+      select: chooses instead the files to fetch among the names of all files; it may raise a `UserError`.
+      kept: patterns of files that, without network, have to have been fetched earlier, if the repository has them. They
+        are needed with ``select``, which then cannot be called.
 
     Raises:
       UserError: the path does not exist, and the repository or revision does not exist or is not accessible; or there
@@ -53,7 +55,7 @@ def resolve(
         select = functools.partial(_select_model, str(path_or_id), components, variant)
         small = _small_patterns(components)
     else:
-        small = ["*"]
+        small = list(kept)
     return _fetch(str(path_or_id), revision, select, small, allow_patterns, repo_type)
 
 

@@ -52,7 +52,15 @@ SHARDED = {
     "weights.ckpt": "a checkpoint",
 }
 PAIRS = {"data/train-00000-of-00001-aa.parquet": "t", "data/test-00000-of-00001-aa.parquet": "e", "README.md": "x"}
+LORAS = {
+    "README.md": "x",
+    "adapter_config.json": "{}",
+    "pytorch_lora_weights.safetensors": "the LoRA",
+    "other.safetensors": "another",
+    "demo.bin": "no LoRA",
+}
 REPOSITORIES = {
+    "acme/lora": LORAS,
     "acme/sd": PIPELINE,
     "acme/clip": SHARDED,
     "acme/text": {"README.md": "x"},
@@ -139,10 +147,11 @@ DRIVER = """
 import json, logging, sys
 from spo_jax.core.errors import UserError
 from spo_jax.weights.hub import resolve
+from spo_jax.weights.lora import find_lora
 answers = []
 for call in json.loads(sys.argv[1]):
     try:
-        folder = resolve(call.pop("id"), **call)
+        folder = find_lora(call["lora"]).parent if "lora" in call else resolve(call.pop("id"), **call)
         files = {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file()}
         answers.append({"commit": folder.name, "files": files})
     except UserError as error:
@@ -258,6 +267,32 @@ def test_needed_files_are_fetched_and_kept(tmp_path: Path, hub: Any) -> None:
     assert again == first
     assert never["error"].startswith("cannot fetch acme/text from the hub, and it was not fetched completely before: ")
     assert never["error"].endswith("check the network")
+
+
+def test_the_lora_of_a_repository_is_fetched_alone_and_kept(tmp_path: Path, hub: Any) -> None:
+    port = hub.server_address[1]
+    named = {"lora": "acme/lora/other.safetensors"}
+    found = {"lora": "acme/lora"}
+    never = {"lora": "acme/clip/weights.ckpt.safetensors"}
+    first, both, missing, unknown = _resolve_in_a_process(tmp_path, port, [named, found, never, {"lora": "acme/none"}])
+    assert sorted(first["files"]) == ["adapter_config.json", "other.safetensors"]
+    assert sorted(both["files"]) == ["adapter_config.json", "other.safetensors", "pytorch_lora_weights.safetensors"]
+    assert missing["error"].startswith("acme/clip on the hub has no weights.ckpt.safetensors: found ")
+    assert unknown["error"].startswith("acme/none is neither a local path nor a repository on the hub")
+
+    # Without network, what was fetched is found again, and another file is not taken for what was not fetched.
+    (only_named,) = _resolve_in_a_process(tmp_path / "other", port, [named])
+    assert only_named == first
+    offline = _resolve_in_a_process(tmp_path / "other", port, [named, found], HF_HUB_OFFLINE="1")
+    assert offline[0] == first and offline[1]["error"].startswith("HF_HUB_OFFLINE is set and acme/lora was not fetched")
+    hub.requested.clear()
+    again = _resolve_in_a_process(tmp_path, port, [named, found, never], HF_HUB_OFFLINE="1")
+    assert again[:2] == [both, both] and not hub.requested
+    assert again[2]["error"].startswith("HF_HUB_OFFLINE is set and acme/clip was not fetched completely before")
+    hub.broken = True
+    again = _resolve_in_a_process(tmp_path, port, [named, found, never])
+    assert again[:2] == [both, both]
+    assert again[2]["error"].endswith("here either: check the path, or check the network")
 
 
 def test_datasets_are_separate_repositories(tmp_path: Path, hub: Any) -> None:

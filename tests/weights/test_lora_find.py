@@ -64,7 +64,7 @@ def _repository(monkeypatch: pytest.MonkeyPatch, folder: Path, *names: str) -> l
     """Simulates a repository on the hub; returns the list of what is fetched."""
     fetched: list[Any] = []
 
-    def resolve(repo: str, select: Any) -> Path:
+    def resolve(repo: str, select: Any, kept: Any) -> Path:
         fetched.append((repo, select(names)))
         for name in fetched[-1][1]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Finds LoRA files: a file, a folder that holds one, a run's folder, or a repository on the hub."""
 
+import glob
 import os
 import re
 from collections.abc import Sequence
@@ -39,12 +40,10 @@ def find_lora(source: str | os.PathLike) -> Path:
         raise UserError(
             f"no such file or folder: {source} (a LoRA on the hub is owner/name or owner/name/file.safetensors)"
         )
-    if match["file"]:
-        folder = hub.resolve(match["repo"], select=lambda names: _named(match["repo"], match["file"], names))
-        if not (folder / match["file"]).is_file():
-            raise UserError(f"{source} was not fetched before, and the hub cannot be reached")
-        return folder / match["file"]
-    return _in_folder(hub.resolve(match["repo"], select=lambda names: _chosen(match["repo"], names)))
+    repo, file = match.groups()
+    if file is None:
+        return _in_folder(hub.resolve(repo, select=lambda names: _chosen(repo, names), kept=(FILE_NAME, RUN_FILE)))
+    return hub.resolve(repo, select=lambda names: _named(repo, file, names), kept=(glob.escape(file),)) / file
 
 
 def _is_meant_locally(source: str) -> bool:
