@@ -35,7 +35,7 @@ from spo_jax.models.decoder import OWN, open_decoder
 from spo_jax.parallel.mesh import check_divides, devices_in_context, replicated
 from spo_jax.parallel.sharding import make, place, place_weights
 from spo_jax.rewards.common.preference_model import PreferenceModel, load_spm
-from spo_jax.rewards.spm import SPMReward
+from spo_jax.rewards.common.spm_reward import SPMReward
 
 PUBLISHED_PER_DEVICE = {"sd15": 10, "sdxl": 2}  # prompts, and pairs of a training batch
 FEWER_PROMPTS = {"micro": 2, "small": 4}

@@ -15,6 +15,7 @@ from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.core.progress import stage
+from spo_jax.rewards.common.preference_files import check_files
 
 
 def convert_spm(
@@ -38,6 +39,7 @@ def convert_spm(
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out")
     check_writable(out.absolute().parent)
+    check_files(model, tokenizer, "--tokenizer")
     # Imported here because it takes seconds, and the mistakes above are found in one.
     with stage("importing JAX"):
         from spo_jax.work import convert as work

@@ -17,8 +17,11 @@ from spo_jax.core.files import check_free, check_writable
 from spo_jax.core.progress import stage
 from spo_jax.data.preferences.format import open_preferences
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.checks import check_model
+from spo_jax.methods.spm.checks import check_relabelling
 from spo_jax.methods.spm.data import ACCURACY, Agreement
 from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.rewards.common.preference_files import check_files
 from spo_jax.run.compilation import keep_compiled_programs
 
 
@@ -44,6 +47,11 @@ def evaluate_spm(
     out = Path(out)
     check_writable(out)
     check_free(out / ACCURACY, overwrite)
+    check_model(settings)
+    check_files(spm, settings.tokenizer, "--config.tokenizer")
+    if plain:
+        check_files(plain, settings.tokenizer, "--config.tokenizer")
+    check_relabelling(settings)
     preferences = open_preferences(settings.data_dir, settings.eval_split)
     # Imported here because it takes seconds, and the mistakes above are found in one.
     with stage("importing JAX"):
@@ -64,7 +72,8 @@ def run() -> None:
     def main(_) -> None:
         settings = read_settings(config.value)
         if not isinstance(settings, SPMTrainSettings):
-            raise UserError(f"--config: expected one of method 'spm', found method {settings.method!r}")
+            found = f"found method {settings.method!r}"
+            raise UserError(f"--config: expected one of method 'spm', such as configs/spm_toy.py, {found}")
         keep_compiled_programs()
         evaluate_spm(settings, spm.value, out.value, plain.value, overwrite.value)
 

@@ -16,7 +16,9 @@ from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable
 from spo_jax.core.progress import stage
-from spo_jax.models import check_folder
+from spo_jax.models import check_folder, check_model
+from spo_jax.run.resume import CHECKPOINTS
+from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, CLIP, NETWORK, describe
 from spo_jax.weights.lora import LORA_FORMATS
 
 FORMATS = (*LORA_FORMATS, "merged", "single-file")
@@ -55,12 +57,29 @@ def export(
     _check_out(out, form, overwrite)
     if dtype != "float32" and form != "single-file":
         raise UserError(f"--dtype={dtype}: only --format=single-file has a choice; {form} is written in float32")
+    _check_source(source)
+    if model:
+        check_model(model, base)
     # Imported here because it takes seconds, and the mistakes above are found in one.
     with stage("importing JAX"):
         from spo_jax.work import export as work
 
     work.export(source, form, out, model, revision, overwrite, base, dtype)
     print(f"wrote {out}")
+
+
+def _check_source(source: Path) -> None:
+    """Raises a `UserError` if there is neither a run nor a LoRA at ``source``, as far as that shows without jax."""
+    if source.is_file():
+        what = describe(source)
+        if what in (CHECKPOINT, CLIP, AUTOENCODER, NETWORK):
+            raise UserError(f"--run={source} is {what}: expected a run, one of its checkpoints, or a LoRA file")
+        return
+    run = source.parent.parent if source.name.isdigit() and source.parent.name == CHECKPOINTS else source
+    if not source.is_dir() or not (run / CHECKPOINTS).is_dir():
+        what = f", this is {describe(source)}" if source.is_dir() else ""
+        expected = "expected a folder with checkpoints/, one of its checkpoints, or a LoRA file"
+        raise UserError(f"--run={source}: no run here{what} ({expected})")
 
 
 def _check_out(out: Path, form: str, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ from spo_jax.data.contact_sheet import ContactSheet
 from spo_jax.data.image_folder import ImageFolder
 from spo_jax.data.prompts import load_prompts
 from spo_jax.diffusion import SOLVERS
+from spo_jax.models import check_model
 from spo_jax.toy.tokenizer import unknown_words
 from spo_jax.weights.lora import find_lora
 
@@ -87,6 +88,7 @@ def sample(
         "crop": _size_pair("--crop", crop, 0, "TOPxLEFT in pixels, such as 0x0"),
         "target": _size_pair("--target-size", target_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
     }
+    check_model(model, base, vae)
     folder = ImageFolder(out, overwrite)
     wanted = _repeated(_prompts(prompt, prompts), count)
 

@@ -21,11 +21,10 @@ from absl import flags
 
 from spo_jax.core.cli import callable_module, define_config, printing, run_command
 from spo_jax.core.config import describe
-from spo_jax.core.files import check_writable
 from spo_jax.core.progress import stage
 from spo_jax.methods import load_method, read_settings
 from spo_jax.run.compilation import keep_compiled_programs
-from spo_jax.run.resume import Resume
+from spo_jax.run.resume import Resume, holds_run
 from spo_jax.run.settings import RunSettings
 from spo_jax.run.wandb_log import check_installed
 
@@ -62,8 +61,11 @@ def _train(
     """Checks what it can without jax, then calls ``start``, then trains."""
     begin = time.perf_counter()
     check_installed(settings.log)
-    check_writable(out)
-    data = load_method(settings.method).read_data(settings)
+    resume.check(out, holds_run(out))
+    method = load_method(settings.method)
+    if hasattr(method, "check"):
+        method.check(settings)
+    data = method.read_data(settings)
     # Imported here because it takes seconds, and the mistakes above are found in one.
     with stage("importing JAX"):
         from spo_jax.work.train import train

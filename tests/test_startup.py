@@ -10,10 +10,15 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from spo_jax import toy
+from spo_jax.core.files import write_json
+from spo_jax.weights import store
 from tests.commands import ROOT
 
+ASSETS = toy.ASSETS
 # Reads a line of JSON for each command, [name, arguments...]; answers [status, whether jax was imported, output].
 SERVER = """
 import json, os, sys, importlib
@@ -137,3 +142,74 @@ def test_a_script_that_was_renamed(refused):
 )
 def test_a_mistake_ends_a_command_before_jax_is_imported(refused, words, part):
     assert part in refused(*words)
+
+
+# Something else than a model where a model is due
+
+
+@pytest.fixture(scope="module")
+def things(tmp_path_factory):
+    """A LoRA, the folder of a run, and a checkpoint in one file with the names and the width of the toy."""
+    folder = tmp_path_factory.mktemp("things")
+    store.write_state(folder / "lora.safetensors", {"unet.mid.to_q.lora_A.weight": np.ones((2, 2), np.float32)})
+    (folder / "run" / "checkpoints" / "5").mkdir(parents=True)
+    (folder / "run" / "spm").mkdir()
+    write_json(folder / "run" / "summary.json", {})
+    (folder / "empty").mkdir()
+    whole = {
+        "model.diffusion_model.input_blocks.1.1.attn2.to_k.weight": np.ones((8, 96), np.float32),
+        "cond_stage_model.transformer.text_model.final_layer_norm.bias": np.ones(96, np.float32),
+    }
+    store.write_state(folder / "whole.safetensors", whole)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["train", TOY, "--config.model={}/lora.safetensors"], "{}/lora.safetensors is a LoRA, which spo_jax.sample"),
+        (
+            ["train", TOY, "--config.model={}/run"],
+            "{}/run is the folder of a run, whose preference model is {}/run/spm",
+        ),
+        (["train", TOY, "--config.model={}/empty"], "{}/empty is an empty folder: no model_index.json here"),
+        (["train", TOY, f"--config.model={ASSETS}/spm"], "/spm is a CLIP or preference model: no model_index.json"),
+        (["train", TOY, "--config.model=runs/absent"], "no such file or folder: runs/absent"),
+        (["train", TOY, "--config.model={}/whole.safetensors"], "96 wide instead of 768: set base to the folder"),
+        (["train", TOY, "--config.model={}/whole.safetensors"], "or to toy if it was that"),
+        (
+            ["train", TOY, "--config.model={}/whole.safetensors", "--config.base={}/empty"],
+            "{}/empty: no model_index.json here",
+        ),
+        (["train", TOY, "--config.vae={}/empty"], "vae = '{}/empty' is an empty folder: expected an autoencoder's"),
+        (["train", TOY, "--config.spm.model={}/lora.safetensors"], "lora.safetensors is a LoRA: expected a preference"),
+        (["train", TOY, "--config.spm.model={}/run"], "{}/run is the folder of a run, whose preference model is"),
+        (["train", TOY, "--config.spm.model=runs/absent"], "no such file or folder: runs/absent"),
+        (["train", TOY, "--config.spm.model={}/run/absent.bin"], "no such file or folder: {}/run/absent.bin"),
+        (["train", TOY, "--config.spo.reward=toy"], "spo.reward = 'toy': this reward is computed on the host"),
+        (["train", TOY, "--config.spo.reward=absent"], "config field spo.reward = 'absent': expected 'spm', 'toy'"),
+        (["train", TOY, "--config.eval.rewards=toy,absent"], "config field eval.rewards = 'absent'"),
+        (["train", TOY, "--config.spo.decoder={}/empty"], "spo.decoder = '{}/empty' is an empty folder"),
+        (["train", TOY, "--out={}/run"], "{}/run already holds a run: pass --resume to continue it"),
+        (["train", TOY, "--out={}/empty", "--resume"], "--resume: no checkpoint in {}/empty/checkpoints"),
+        (["train", "--config=spm_toy", "--config.init={}/lora.safetensors"], "{}/lora.safetensors is a LoRA"),
+        (["train", "--config=finetune_toy", "--config.model={}/empty"], "{}/empty is an empty folder"),
+        (["sample", "--prompt=a", "--model={}/lora.safetensors"], "{}/lora.safetensors is a LoRA"),
+        (["sample", "--prompt=a", "--model={}/run"], "{}/run is the folder of a run"),
+        (["sample", "--prompt=a", "--model={}/whole.safetensors"], "set base to the folder or hub id"),
+        (["sample", "--prompt=a", "--base=toy"], "has its own tokenizer and scheduler: remove base = 'toy'"),
+        (["export", "--run={}/absent", "--out={}/out.safetensors"], "--run={}/absent: no run here (expected"),
+        (["export", "--run={}/empty", "--out={}/out.safetensors"], "no run here, this is an empty folder (expected"),
+        (["export", "--run={}/whole.safetensors", "--out={}/out.safetensors"], "is a checkpoint of a diffusion model"),
+        (["export", "--run={}/run", "--model={}/empty", "--out={}/out.safetensors"], "{}/empty is an empty folder"),
+        (["convert", "--spm={}/lora.safetensors", "--out={}/spm"], "lora.safetensors is a LoRA: expected a preference"),
+        (["evaluate_spm", "--config=spm_toy", "--spm={}/run", "--out={}/out"], "{}/run is the folder of a run"),
+        (["evaluate_spm", "--config=spm_toy", "--spm=toy", "--plain={}/empty", "--out={}/out"], "is an empty folder"),
+    ],
+    ids=lambda value: " ".join(value).replace("{}/", "") if isinstance(value, list) else "",
+)
+def test_what_is_no_model_is_named(refused, things, words, part):
+    before = sorted(things.rglob("*"))
+    words = [word.format(things) if "{}" in word else word for word in words]
+    assert part.replace("{}", str(things)) in refused(*words)
+    assert sorted(things.rglob("*")) == before

@@ -160,7 +160,9 @@ class Run(Protocol):
 class Method(Protocol):
     """A training method: a module or package that has these members.
 
-    `spo_jax.methods.load_method` finds it by its name in `spo_jax.methods`, or by a dotted path.
+    `spo_jax.methods.load_method` finds it by its name in `spo_jax.methods`, or by a dotted path. A method may also have
+    a function ``check(settings)``, which refuses settings that name files or models that cannot be used. The trainer
+    calls it first: like ``Settings`` and ``read_data``, it should need neither jax nor the network.
 
     Attributes:
       Settings: a subclass of `spo_jax.run.settings.RunSettings` whose fields all have defaults.

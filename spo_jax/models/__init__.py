@@ -11,6 +11,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, read_json_object
 from spo_jax.core.lazy import late
 from spo_jax.weights import hub
+from spo_jax.weights.kinds import describe
 
 INDEX = "model_index.json"
 
@@ -55,6 +56,28 @@ def family_of(path: Path) -> str:
     raise UserError(_reason(path))
 
 
+def check_model(model: str, base: str = "", vae: str = "") -> None:
+    """Refuses a model that cannot be opened, as far as that shows without jax, weights and the network.
+
+    Args:
+      model: as `open_pipeline` takes it, like ``base`` and ``vae``.
+      base: where a checkpoint in one file takes its tokenizers and scheduler from.
+      vae: an autoencoder that replaces the model's own.
+
+    Raises:
+      UserError: a path does not exist, or is something else than what is expected there.
+    """
+    path = toy.ASSETS / "pipeline" if model == toy.NAME else hub.local(model)
+    for name in (base, vae):
+        if name and name != toy.NAME:
+            hub.local(name)
+    if path is not None:
+        sources = family_module(family_of(path), "sources")
+        sources.check_source(path, base)
+        if vae and (vae == toy.NAME or hub.local(vae) is not None):
+            sources.open_vae(vae)
+
+
 def check_folder(out: Path, overwrite: bool) -> None:
     """Refuses a path at which a merged pipeline must not replace what is there.
 
@@ -70,7 +93,10 @@ def _reason(path: Path) -> str:
     """Explains why no family claims a folder."""
     file = path / INDEX
     if not file.is_file():
-        return f"{path}: no model_index.json here; expected a diffusers pipeline folder or the hub id of one"
+        what = describe(path)
+        aside = "; spo_jax.sample takes a LoRA as --lora" if "LoRA" in what else ""
+        expected = f"expected a diffusers pipeline folder or the hub id of one{aside}"
+        return f"{path} is {what}: no model_index.json here; {expected}"
     classes = [name for family in families() for name in family_module(family, "sources").CLASSES]
     name = read_json_object(file).get("_class_name")
     return f"{file}: _class_name is {name!r}, expected {' or '.join(map(repr, classes))}"

@@ -4,7 +4,7 @@ from types import ModuleType
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import find_module
-from spo_jax.rewards.base import Context, Reward
+from spo_jax.rewards.common.protocol import Context, Reward
 
 
 def load_reward(spec: str, context: Context) -> Reward:
@@ -22,21 +22,33 @@ def load_reward(spec: str, context: Context) -> Reward:
     return module.load(source, context)
 
 
-def check_reward(spec: str, context: Context) -> None:
-    """Refuses a reward that cannot be found, before anything is loaded.
+def check_reward(spec: str, context: Context, judges: bool = False) -> None:
+    """Refuses a reward that cannot be used, before anything is loaded, and before jax is imported for one of ours.
 
-    A reward's module may have a function ``check(source, context)`` that takes no time; it is called here.
+    A reward's module may have a function ``check(source, context)`` that takes no time and uses no network; it is
+    called here. It may also have a constant ``ON_HOST``, which says that it cannot judge rollouts.
 
     Args:
       spec: as in `load_reward`.
       context: facts on which the reward may depend; the model's kind need not be known yet.
+      judges: whether the reward has to judge rollouts.
 
     Raises:
-      UserError: there is no such reward, or its weights are missing.
+      UserError: there is no such reward, it cannot judge, or its weights are missing.
     """
     module, source = _find(spec, context)
+    if judges and getattr(module, "ON_HOST", False):
+        raise no_judge(spec, context.field)
     if hasattr(module, "check"):
         module.check(source, context)
+
+
+def no_judge(spec: str, field: str) -> UserError:
+    """Returns the error about a judge of rollouts that is computed on the host."""
+    return UserError(
+        f"config field {field} = {spec!r}: this reward is computed on the host and cannot judge inside a rollout; "
+        "expected one that is computed on the devices, such as 'spm'"
+    )
 
 
 def _find(spec: str, context: Context) -> tuple[ModuleType, str]:

@@ -1,69 +1,23 @@
-"""The protocol of a reward, as evaluation and methods use it: scores of images or latents and their prompts."""
+"""What rewards are made of: the protocol, and the base class of rewards that are computed on the devices."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.rows import take_rows
-from spo_jax.core.typing import Array, DType, Float, Int, Params, PyTree
+from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.parallel.chunks import in_chunks
 from spo_jax.parallel.mesh import gathered
+from spo_jax.rewards.common.protocol import Context, Reward, Scores
+
+__all__ = ["Context", "DeviceReward", "Reward", "Scores"]
 
 _CHUNK = 25  # number of images scored at a time
-
-Scores = dict[str, Float[np.ndarray, " b"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """The facts on which a reward may depend when it is loaded.
-
-    Attributes:
-      kind: `Pipeline.kind` of the model whose images are scored; None skips the check.
-      dtype: dtype of weights and activations.
-      mesh: mesh on which weights are placed; None places them on the first device.
-      options: fields of the group in the settings that is named after the reward.
-      abstract: whether to return shapes instead of weights.
-      field: config field that names the reward, for error messages.
-    """
-
-    kind: str | None = None
-    dtype: DType = jnp.float32
-    mesh: Mesh | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    abstract: bool = False
-    field: str = "eval.rewards"
-
-
-@runtime_checkable
-class Reward(Protocol):
-    """One reward, ready to score.
-
-    A reward is a module of `spo_jax.rewards`, or a user's own module, with a function ``load(source, context)`` that
-    returns an object with these members. ``source`` is the text after a colon in the reward's name, and may be empty.
-
-    Attributes:
-      meanings: one sentence for each score that `measure` returns, by name.
-      lower_is_better: names of the scores for which a lower value is better.
-    """
-
-    meanings: Mapping[str, str]
-    lower_is_better: Sequence[str]
-
-    def check(self, prompts: Sequence[str], size: tuple[int, int]) -> None:
-        """Raises a `UserError` if images of (height, width) for these prompts cannot be scored."""
-        ...
-
-    def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
-        """Scores finished images near [-1, 1]; returns the scores by name."""
-        ...
 
 
 class DeviceReward:

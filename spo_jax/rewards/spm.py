@@ -1,43 +1,11 @@
 """The score of a step-aware preference model, which is a CLIP with the diffusion timestep as an input."""
 
-from collections.abc import Sequence
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Array, Float, Int, Params
-from spo_jax.rewards.base import Context, DeviceReward
-from spo_jax.rewards.common.clip_score import encode_texts, score_images, text_features
-from spo_jax.rewards.common.preference_model import PreferenceModel, load_spm, read_config, resolve_model
+from spo_jax.rewards.common.preference_files import check_files
+from spo_jax.rewards.common.protocol import Context, Reward
 
 
-class SPMReward(DeviceReward):
-    """Scores an image by exp(logit_scale) * cos(image, text) at a timestep."""
-
-    def __init__(self, model: PreferenceModel, name: str = ""):
-        self.meanings = {"spm_score": f"score of the preference model {name} at timestep 0".replace("  ", " ")}
-        self.model = model
-        self.params = model.params
-
-    def features(self, prompts: Sequence[str]) -> Float[np.ndarray, "b p"]:
-        """Computes text features of unit length, which do not depend on the timestep."""
-        return encode_texts(self.model.clip, self.params, self.model.tokenizer(prompts))
-
-    def feature_shapes(self) -> jax.ShapeDtypeStruct:
-        """Returns the shape of one row of `features`."""
-        ids = jax.ShapeDtypeStruct((1, self.model.tokenizer.length), jnp.int32)
-        return jax.eval_shape(lambda params, ids: text_features(self.model.clip, params, ids), self.params, ids)
-
-    def score(
-        self, params: Params, x: Float[Array, "b h w 3"], features: Float[Array, "b p"], t: Int[Array, " b"]
-    ) -> Float[Array, " b"]:
-        """Scores clean predictions, or finished images at ``t`` = 0."""
-        return score_images(self.model.clip, params, x, t, features)
-
-
-def load(source: str, context: Context) -> SPMReward:
+def load(source: str, context: Context) -> Reward:
     """Loads the preference model.
 
     Args:
@@ -48,6 +16,9 @@ def load(source: str, context: Context) -> SPMReward:
     Raises:
       UserError: no preference model is named, it cannot be read, or was trained on another kind of model.
     """
+    from spo_jax.rewards.common.preference_model import load_spm  # imports jax, which `check` does without
+    from spo_jax.rewards.common.spm_reward import SPMReward
+
     name = _name(source, context)
     tokenizer = "" if source else context.options.get("tokenizer", "")
     model = load_spm(
@@ -63,8 +34,9 @@ def load(source: str, context: Context) -> SPMReward:
 
 
 def check(source: str, context: Context) -> None:
-    """Refuses a preference model that is missing; takes no time."""
-    read_config(resolve_model(_name(source, context)))
+    """Refuses a preference model that is missing or something else, as far as that shows without the network."""
+    tokenizer = "" if source else context.options.get("tokenizer", "")
+    check_files(_name(source, context), tokenizer, "" if source else "--config.spm.tokenizer")
 
 
 def _name(source: str, context: Context) -> str:

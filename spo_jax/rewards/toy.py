@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from spo_jax.core.typing import Float
-from spo_jax.rewards.base import Context, Scores
+from spo_jax.rewards.common.protocol import Context, Scores
 from spo_jax.toy import truth
+
+ON_HOST = True  # so it cannot judge inside a rollout
 
 
 class ToyTruth:

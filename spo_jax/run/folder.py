@@ -11,17 +11,15 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from absl import logging
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable
 from spo_jax.core.typing import PyTree
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.lock import RunLock
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import read_metrics
-from spo_jax.run.resume import Resume
+from spo_jax.run.resume import CHECKPOINTS, Resume
 from spo_jax.run.settings import RunSettings
 
-CHECKPOINTS = "checkpoints"
 FORMAT = 2  # format of checkpoints; older ones held the whole state in one item and cannot be resumed
 
 
@@ -79,11 +77,7 @@ def _step_to_resume(out: Path, resume: Resume, settings: RunSettings, data: Sequ
     """Returns the latest step in the folder, or None if a new run starts; raises as `open_folder`."""
     folder = out / CHECKPOINTS
     step = _latest_step(folder)
-    if resume.required and step is None:
-        raise UserError(f"--resume: no checkpoint in {folder}; remove --resume to start a run there")
-    if step is not None and not (resume.required or resume.if_there):
-        raise UserError(f"{out} already holds a run: pass --resume to continue it, or choose another --out")
-    check_writable(out)
+    resume.check(out, step is not None)
     if step is not None:
         _check_meta(folder, settings, data, resume.changed)
         if (out / METRICS).exists():

@@ -1,5 +1,6 @@
 """Resolves a local path or a hub id to a local folder, and downloads only the files that will be read."""
 
+import difflib
 import functools
 import glob
 import os
@@ -16,6 +17,7 @@ from spo_jax.weights.messages import shorten
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = (".json", ".txt")
+_OUTPUTS = ("runs", "samples", "exports")  # folders of commands' results; no owner on the hub has such a name
 
 
 def resolve(
@@ -46,17 +48,44 @@ def resolve(
       UserError: the path does not exist, and the repository or revision does not exist or is not accessible; or there
         is no network, or ``HF_HUB_OFFLINE`` is set, and the files were not fetched earlier.
     """
+    path = local(path_or_id)
+    if path is not None:
+        return path
+    name = str(path_or_id)
+    if select is None:
+        select = functools.partial(_select_model, name, components, variant)
+        small = _small_patterns(components)
+    else:
+        small = list(kept)
+    try:
+        return _fetch(name, revision, select, small, allow_patterns, repo_type)
+    except UserError as error:
+        if not Path(name).parent.is_dir():
+            raise
+        raise UserError(f"no such file or folder: {name}{_near(Path(name))}; nor is it on the hub: {error}") from error
+
+
+def local(path_or_id: str | os.PathLike) -> Path | None:
+    """Returns the path of an existing file or folder; None for what has to be an id on the hub.
+
+    Raises:
+      UserError: there is no such path, and it cannot be an id on the hub either.
+    """
     path = local_path(path_or_id)
     if path.exists():
         return path
     if not _HUB_ID.fullmatch(str(path_or_id)):
-        raise UserError(f"no such file or folder: {path_or_id} (an id on the hub has the form owner/name)")
-    if select is None:
-        select = functools.partial(_select_model, str(path_or_id), components, variant)
-        small = _small_patterns(components)
-    else:
-        small = list(kept)
-    return _fetch(str(path_or_id), revision, select, small, allow_patterns, repo_type)
+        raise UserError(f"no such file or folder: {path_or_id}{_near(path)} (an id on the hub has the form owner/name)")
+    if path.parts[0] in _OUTPUTS or path.suffix in (".safetensors", *store.TORCH_SUFFIXES):
+        raise UserError(f"no such file or folder: {path_or_id}{_near(path)}")
+    return None
+
+
+def _near(path: Path) -> str:
+    """Suggests a name beside a path that does not exist."""
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, 1, 0.7)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
 
 
 def select_files(

@@ -28,6 +28,7 @@ _FILES: dict[str, tuple[str, str]] = {
     "transformers": ("model.safetensors", "pytorch_model.bin"),
 }
 _FALLBACK_VARIANT = "fp16"
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def choose_weights(names: Iterable[str], kind: Kind, variant: str | None = None) -> tuple[str, str | None] | None:
@@ -114,9 +115,14 @@ def read_file(path: str | os.PathLike) -> State:
         raise UserError(f"missing file: {path}")
     if path.suffix == ".safetensors":
         return _with_safetensors(path, load_file)
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        return read_torch_zip(path)
-    raise UserError(f"{path}: expected a .safetensors, .bin, .pt, .pth or .ckpt file")
+    check_suffix(path)
+    return read_torch_zip(path)
+
+
+def check_suffix(path: Path) -> None:
+    """Raises a `UserError` unless a file's name ends as that of a file with weights."""
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        raise UserError(f"{path}: expected a .safetensors, .bin, .pt, .pth or .ckpt file")
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -136,6 +142,20 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
             return opened.metadata() or {}
 
     return _with_safetensors(path, read)
+
+
+def read_shapes(path: str | os.PathLike) -> State:
+    """Reads the header of a safetensors file: arrays of the right shapes that take no memory and hold only zeros.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+
+    def read(name: Path) -> State:
+        with safe_open(name, framework="numpy") as file:
+            return {key: np.broadcast_to(np.float32(0), file.get_slice(key).get_shape()) for key in file.keys()}
+
+    return _with_safetensors(Path(path), read)
 
 
 def _with_safetensors(path: Path, read: Callable[[Path], Any]) -> Any:

@@ -8,14 +8,8 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
-from spo_jax.rewards.common.preference_model import (
-    load_spm,
-    read_config,
-    resolve_model,
-    tokenizer_folder,
-    trained_on_kind,
-    write_spm,
-)
+from spo_jax.rewards.common.preference_files import read_config, resolve_model, tokenizer_folder, trained_on_kind
+from spo_jax.rewards.common.preference_model import load_spm, write_spm
 
 
 def convert_spm(model: str, out: Path, tokenizer: str, dtype: str, trained_on: str) -> None:

@@ -18,7 +18,8 @@ from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
-from spo_jax.rewards.common.preference_model import check_kind, read_config, read_tokenizer, resolve_model
+from spo_jax.rewards.common.preference_files import check_kind, read_config, resolve_model
+from spo_jax.rewards.common.preference_model import read_tokenizer
 from spo_jax.run.memory import memory_advice
 
 

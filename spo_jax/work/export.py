@@ -16,7 +16,8 @@ from spo_jax.models.lora import check_fits, read_lora, write_lora
 from spo_jax.models.save import write_merged
 from spo_jax.parallel.sharding import to_host
 from spo_jax.run.checkpoint import Checkpointer
-from spo_jax.run.folder import CHECKPOINTS, check_format
+from spo_jax.run.folder import check_format
+from spo_jax.run.resume import CHECKPOINTS
 from spo_jax.weights.lora import LORA_FORMATS, LoRA
 
 
@@ -91,8 +92,6 @@ def _from_checkpoint(folder: Path, base: _Base) -> tuple[LoRA, _Base]:
     """Returns the LoRA of a checkpoint, and the base model that is given or, otherwise, the run's."""
     step = int(folder.name) if folder.name.isdigit() and folder.parent.name == CHECKPOINTS else None
     run = folder.parent.parent if step is not None else folder
-    if not (run / CHECKPOINTS).is_dir():
-        raise UserError(f"--run={folder}: no run here (expected a folder with checkpoints/, or one of its checkpoints)")
     with Checkpointer(run / CHECKPOINTS, read_only=True) as checkpointer:
         if step is None:
             step = checkpointer.latest_step()

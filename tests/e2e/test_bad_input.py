@@ -231,7 +231,7 @@ def test_old_commands_of_the_toy_are_refused(refused, commands, name):
 
 def test_a_model_without_an_index(refused, tmp_path, pipeline_folder):
     (pipeline_folder / "model_index.json").unlink()
-    parts = [f"{pipeline_folder}: no model_index.json here"]
+    parts = [f"{pipeline_folder} is a folder without a model: no model_index.json here"]
     refused("train", TOY, f"--config.model={pipeline_folder}", f"--out={tmp_path}/run", parts=parts)
     refused("sample", f"--model={pipeline_folder}", "--prompt=a star", f"--out={tmp_path}/images", parts=parts)
 

@@ -76,7 +76,7 @@ def test_a_family_claims_single_files_but_not_other_folders(tmp_path):
 def test_models_that_no_family_claims_are_refused(tmp_path):
     with pytest.raises(UserError, match="model_index.json: _class_name is 'FluxPipeline', expected 'StableDiff"):
         open_pipeline(folder_of(tmp_path / "flux", "FluxPipeline"))
-    with pytest.raises(UserError, match=f"{tmp_path}: no model_index.json here; expected a diffusers pipeline folder"):
+    with pytest.raises(UserError, match=f"{tmp_path} is .*: no model_index.json here; expected a diffusers pipeline"):
         open_pipeline(tmp_path)
 
 

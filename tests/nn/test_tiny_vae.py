@@ -27,7 +27,7 @@ UNSUPPORTED = [
     ("decoder_block_out_channels", [64, 64, 64, 32]),
     ("decoder_block_out_channels", [10**9] * 4),
     ("num_decoder_blocks", [3, 3, 3, 0]),
-    ]
+]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context, DeviceReward, Reward
-from spo_jax.rewards.spm import SPMReward
+from spo_jax.rewards.common.spm_reward import SPMReward
 from spo_jax.rewards.toy import ToyTruth
 from spo_jax.toy import ASSETS
 

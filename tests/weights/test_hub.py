@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.weights.hub import resolve, select_files
+from spo_jax.weights.hub import local, resolve, select_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SHA = {"main": "a" * 40, "v1": "b" * 40}
@@ -336,3 +336,37 @@ def test_failures_say_what_to_do(tmp_path: Path, hub: Any) -> None:
     assert "acme/a--b" in odd["error"] and "\n" not in odd["error"]
     with contextlib.suppress(FileNotFoundError):
         assert not [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and "snapshots" in path.parts]
+
+
+# Paths that do not exist
+
+
+def test_a_path_of_results_is_not_looked_for_on_the_hub(monkeypatch, tmp_path):
+    """No owner is called runs, and no repository is a weights file: the network is not asked."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "sd15").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^no such file or folder: runs/sd15x \(did you mean runs/sd15\?\)$"):
+        local("runs/sd15x")
+    with pytest.raises(UserError, match="^no such file or folder: models/file.safetensors$"):
+        local("models/file.safetensors")
+    with pytest.raises(UserError, match=r"^no such file or folder: toyy \(an id on the hub has the form owner/name\)$"):
+        local("toyy")
+    assert local("runs/sd15") == Path("runs/sd15")
+    assert local("acme/model") is None
+
+
+def test_a_folder_of_the_owners_name_may_be_meant(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acme" / "model-a").mkdir(parents=True)
+
+    def fail(*_):
+        raise UserError("cannot fetch it")
+
+    monkeypatch.setattr("spo_jax.weights.hub._fetch", fail)
+    expected = (
+        r"^no such file or folder: acme/model-b \(did you mean acme/model-a\?\); nor is it on the hub: cannot fetch it$"
+    )
+    with pytest.raises(UserError, match=expected):
+        resolve("acme/model-b")
+    with pytest.raises(UserError, match="^cannot fetch it$"):
+        resolve("other/model-b")

@@ -13,10 +13,11 @@ from spo_jax.core.progress import stage
 from spo_jax.core.statistics import paired_scores
 from spo_jax.core.typing import Float, Params, UInt8
 from spo_jax.core.words import counted
+from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.settings import EvalSettings
 from spo_jax.models.base import Pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
-from spo_jax.rewards import check_reward, load_reward
+from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context, Reward, Scores
 from spo_jax.run.loop import Row
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair
@@ -184,36 +185,6 @@ def load_rewards(
             shared[spec] = load_reward(spec, Context(pipeline.kind, pipeline.dtype, mesh, group))
         rewards.append(shared[spec])
     return rewards
-
-
-def check_rewards(settings: Any, **judges: str) -> None:
-    """Refuses rewards that cannot be found, before anything is loaded.
-
-    Args:
-      settings: the method's settings.
-      **judges: rewards besides those of the evaluation, by the group whose field ``reward`` names them.
-
-    Raises:
-      UserError: there is no such reward, or its weights are missing.
-    """
-    named = [("eval.rewards", spec) for spec in settings.eval.reward_names]
-    named += [(f"{group}.reward", spec) for group, spec in judges.items()]
-    for field, spec in named:
-        check_reward(spec, Context(options=reward_options(settings, spec), field=field))
-
-
-def reward_options(settings: Any, spec: str) -> dict[str, Any]:
-    """Returns the options of a reward.
-
-    Args:
-      settings: the method's settings.
-      spec: name of the reward in the settings, ``NAME`` or ``NAME:SOURCE``.
-
-    Returns:
-      The fields of the group that is named after the reward; empty if there is no such group.
-    """
-    group = getattr(settings, spec.partition(":")[0], None)
-    return vars(group) if group is not None and hasattr(group, "__dataclass_fields__") else {}
 
 
 def _check_names(rewards: Sequence[Reward]) -> None:

@@ -11,7 +11,7 @@ from spo_jax.core.progress import stage
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.decoder import open_decoder
-from spo_jax.rewards import load_reward
+from spo_jax.rewards import load_reward, no_judge
 from spo_jax.rewards.base import Context, DeviceReward
 
 
@@ -80,10 +80,7 @@ def open_judge(
     with stage(f"reading the judge {spec}"):
         reward = load_reward(spec, context)
     if not isinstance(reward, DeviceReward):
-        raise UserError(
-            f"config field {group}.reward = {spec!r}: this reward is computed on the host and cannot judge inside a "
-            "rollout; expected one that is computed on the devices, such as 'spm'"
-        )
+        raise no_judge(spec, context.field)
     if reward.READS == "latents":
         if decoder != "vae":
             raise UserError(

@@ -22,7 +22,6 @@ from spo_jax.core.words import counted
 from spo_jax.data.captioned_images import CaptionedImages
 from spo_jax.methods.base import Programs
 from spo_jax.methods.common.adapter import AdapterRun
-from spo_jax.methods.common.before_after import check_rewards
 from spo_jax.methods.common.gradients import chunked_gradients
 from spo_jax.methods.common.latents import encode_images
 from spo_jax.methods.common.model import open_model
@@ -62,8 +61,6 @@ def setup(
     """
     del folder
     abstract = data is None
-    if not abstract:
-        check_rewards(settings)
     pipeline = open_model(settings, mesh, abstract)
     run = FinetuneRun(settings, pipeline, mesh, data and data.eval_prompts)
     run.images = data and data.images

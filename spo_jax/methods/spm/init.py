@@ -16,7 +16,7 @@ from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.nn.shapes import clip_shapes
 from spo_jax.parallel.sharding import place_weights, shardings
-from spo_jax.rewards.common.preference_model import read_config, resolve_model, tokenizer_folder
+from spo_jax.rewards.common.preference_files import read_config, resolve_model, tokenizer_folder
 from spo_jax.weights import components, store
 
 

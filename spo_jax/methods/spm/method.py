@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax import toy
-from spo_jax.core.files import check_writable, write_atomic, write_json
+from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key
 from spo_jax.data.preferences.format import Preferences
@@ -85,7 +85,6 @@ def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, 
     # Check the settings and the folder of latents before hours of work.
     training.check_timesteps(settings.eval.timesteps)
     if settings.cache_latents:
-        check_writable(settings.cache_latents)
         latent_file(**_latents(training, data.train))
 
     tokenizer = read_tokenizer(start.tokenizer, start.clip.config, settings.init)

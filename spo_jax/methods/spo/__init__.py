@@ -1,6 +1,7 @@
 """Step-by-step preference optimisation, SPO (arXiv 2406.04314)."""
 
 from spo_jax.core.lazy import late
+from spo_jax.methods.spo.checks import check as check
 from spo_jax.methods.spo.data import read_data as read_data
 from spo_jax.methods.spo.settings import SPOTrainSettings as Settings  # noqa: F401
 

@@ -15,7 +15,7 @@ from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Int, Key, Params
 from spo_jax.methods.base import Programs, Result
 from spo_jax.methods.common.adapter import AdapterRun
-from spo_jax.methods.common.before_after import check_rewards, reward_options
+from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.order import batch_rows
@@ -62,8 +62,6 @@ def setup(
     """
     del folder
     abstract = data is None
-    if not abstract:
-        check_rewards(settings, spo=settings.spo.reward)
     pipeline = open_model(settings, mesh, abstract)
     judge = open_judge(
         settings.spo.reward,

@@ -42,7 +42,7 @@ _OTHERS = (
     (r"^conditioner\.embedders\.0\.model\.", "the SDXL refiner"),
     (r"^control_model\.", "a ControlNet"),
     (r"^edm_(mean|std)$", "Playground v2.5"),
-    (r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.", "a LoRA (--lora, not --model)"),
+    (r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.", "a LoRA, which spo_jax.sample takes as --lora"),
     (r"^(down_blocks|conv_in|text_model|encoder\.(down_blocks|layers))\.", "one component of a diffusers folder"),
 )
 # UNets that take more than the noisy latents, by the number of channels that their input has more than their output.

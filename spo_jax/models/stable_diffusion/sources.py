@@ -15,9 +15,10 @@ from spo_jax import toy
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
 from spo_jax.core.typing import DType, Params
-from spo_jax.models.stable_diffusion import presets
+from spo_jax.models.stable_diffusion import architecture, presets
 from spo_jax.models.stable_diffusion.single_file import SingleFile, read_single_file
-from spo_jax.weights import components, hub, rules
+from spo_jax.weights import components, hub, rules, store
+from spo_jax.weights.kinds import describe
 
 # The subfolders that are read. The safety checker is not one of them.
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler", "tokenizer", "tokenizer_2")
@@ -42,6 +43,9 @@ _PUBLISHED = (
     (re.compile(r"/stable-diffusion-v1-[1-5]$"), "sd", presets.SD15),
     (re.compile(r"/stable-diffusion-xl-base-1\.0$"), "sdxl", presets.SDXL),
 )
+_TOY = toy.ASSETS / "pipeline"
+# A weight of a single file whose shape is [d l], where l is the width of the text states.
+_TEXT_KEY = re.compile(rf"{re.escape(architecture.UNET)}.*\.attn2\.to_k\.weight$")
 _PUBLISHED_VAES = ((re.compile(r"/sdxl-vae-fp16-fix$"), presets.SDXL_VAE | {"force_upcast": False}),)
 
 
@@ -110,7 +114,7 @@ class FileSource:
 
     @property
     def kind(self) -> str:
-        return "sdxl" if self.file.kind == "sdxl" else "sd"
+        return _kind_of(self.file.kind)
 
     def where(self, name: str) -> str:
         return f"{self.path}, {name}"
@@ -207,6 +211,30 @@ def open_source(path: Path, base: str | os.PathLike = "") -> FolderSource | File
     return FolderSource(path, kind, zero_unconditional)
 
 
+def check_source(path: Path, base: str = "") -> None:
+    """Refuses what `open_source` would refuse, as far as that shows without reading weights or fetching anything.
+
+    Args:
+      path: diffusers folder or single-file checkpoint.
+      base: as in `open_source`; only a local one is checked.
+
+    Raises:
+      UserError: as `open_source`.
+    """
+    if path.is_dir():
+        open_source(path, base)
+        return
+    store.check_suffix(path)
+    if path.suffix == ".safetensors":
+        shapes = store.read_shapes(path)
+        kind = architecture.detect(path, shapes)
+        width = next((x.shape[1] for key, x in shapes.items() if _TEXT_KEY.match(key) and x.ndim == 2), 0)
+        base = base or _default_base(path, kind, width)
+        folder = _TOY if base == toy.NAME else hub.local(base)
+        if folder is not None:
+            _check_base(path, kind, width, base, folder)
+
+
 def published_source(name: str) -> PublishedSource | None:
     """Returns the source of a hub id whose configs are known, or None."""
     for pattern, kind, configs in _PUBLISHED:
@@ -236,22 +264,51 @@ def _read_index(folder: Path) -> tuple[str, bool]:
 def _open_file(path: Path, base: str | os.PathLike) -> FileSource:
     """Opens a single file and checks that its base is a model of the same kind."""
     file = read_single_file(path)
-    base = base or _DEFAULT_BASES.get(file.kind, "")
-    if not base:
-        raise UserError(
-            f"{path} has neither a tokenizer nor a scheduler: set base to the folder or hub id of the {file.kind} "
-            "model that was fine-tuned"
-        )
-    is_toy = str(base) == toy.NAME
-    folder = toy.ASSETS / "pipeline" if is_toy else hub.resolve(base, allow_patterns=_SMALL_FILES)
-    kind, zero_unconditional = _read_index(folder)
-    source = FileSource(path, file, folder, zero_unconditional)
-    base_config = folder / "unet" / "config.json"
-    base_width = read_json_object(base_config).get("cross_attention_dim") if base_config.is_file() else None
     width = file.shown["unet"]["cross_attention_dim"]
-    if kind != source.kind or base_width not in (None, width):
-        raise UserError(f"base = {str(base)!r} is another kind of model than {path}, an {file.kind} of width {width}")
-    return source
+    base = base or _default_base(path, file.kind, width)
+    folder = _TOY if str(base) == toy.NAME else hub.resolve(base, allow_patterns=_SMALL_FILES)
+    return FileSource(path, file, folder, _check_base(path, file.kind, width, base, folder))
+
+
+def _default_base(path: Path, kind: architecture.Kind, width: int) -> str:
+    """Returns the published model of a file's architecture.
+
+    Args:
+      path: the file.
+      kind: its architecture.
+      width: width of the text states that its UNet takes.
+
+    Raises:
+      UserError: there is none that the file can be a fine-tune of.
+    """
+    base = _DEFAULT_BASES.get(kind, "")
+    known = _width_of(published_source(base).config("unet")) if base else None
+    if base and width == known:
+        return base
+    reason = f", and is no fine-tune of {base}: its text states are {width} wide instead of {known}" if base else ""
+    is_toy = width == _width_of(read_json_object(_TOY / "unet" / "config.json"))
+    raise UserError(
+        f"{path} has neither a tokenizer nor a scheduler{reason}: set base to the folder or hub id of the {kind} model "
+        f"that was fine-tuned{', or to toy if it was that' if is_toy else ''}"
+    )
+
+
+def _check_base(path: Path, kind: architecture.Kind, width: int, base: str | os.PathLike, folder: Path) -> bool:
+    """Checks that a file's base is a model of the same kind; returns whether its unconditional input is zeros."""
+    base_kind, zero_unconditional = _read_index(folder)
+    config = folder / "unet" / "config.json"
+    base_width = _width_of(read_json_object(config)) if config.is_file() else None
+    if base_kind != _kind_of(kind) or base_width not in (None, width):
+        raise UserError(f"base = {str(base)!r} is another kind of model than {path}, an {kind} of width {width}")
+    return zero_unconditional
+
+
+def _kind_of(kind: architecture.Kind) -> str:
+    return "sdxl" if kind == "sdxl" else "sd"
+
+
+def _width_of(unet: Mapping[str, Any]) -> Any:
+    return unet.get("cross_attention_dim")
 
 
 def open_vae(vae: str | os.PathLike) -> VAESource:
@@ -260,10 +317,15 @@ def open_vae(vae: str | os.PathLike) -> VAESource:
     Raises:
       UserError: as `spo_jax.weights.hub.resolve`; ``vae`` is a file.
     """
-    folder = toy.ASSETS / "pipeline" if str(vae) == toy.NAME else hub.resolve(vae, components=("vae",))
+    folder = _TOY if str(vae) == toy.NAME else hub.resolve(vae, components=("vae",))
+    expected = "expected an autoencoder's folder, with config.json, or hub id"
     if folder.is_file():
-        raise UserError(f"vae = {str(vae)!r} is a file: expected an autoencoder's folder, with config.json, or hub id")
-    return VAESource(folder if (folder / "config.json").is_file() else folder / "vae")
+        raise UserError(f"vae = {str(vae)!r} is a file: {expected}")
+    if (folder / "config.json").is_file():
+        return VAESource(folder)
+    if not (folder / "vae" / "config.json").is_file():
+        raise UserError(f"vae = {str(vae)!r} is {describe(folder)}: {expected}")
+    return VAESource(folder / "vae")
 
 
 def published_vae(vae: str) -> PublishedSource | None:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,13 @@ from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIP_H, CLIPConfig
 from spo_jax.nn.shapes import clip_shapes
 from spo_jax.parallel.sharding import abstract_weights, place_weights
+from spo_jax.rewards.common.preference_files import (
+    TRAINED_ON,
+    check_kind,
+    read_config,
+    resolve_model,
+    tokenizer_folder,
+)
 from spo_jax.weights import components, hub
 from spo_jax.weights.rules import to_state
 
@@ -29,13 +35,6 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
-# Field of config.json with the kind of pipeline on whose images a model was trained, which shapes do not show.
-TRAINED_ON = "_trained_on"
-_PUBLISHED = {
-    "sd-v1-5_step-aware_preference_model.bin": "sd",
-    "sdxl_step-aware_preference_model.bin": "sdxl",
-}
-_KIND_NAMES = {"sd": "Stable Diffusion 1.x or 2.x", "sdxl": "SDXL"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,77 +149,6 @@ def abstract_clip(model: str, dtype: DType, remat: bool = False) -> CLIPModel:
     is_local = model == toy.NAME or Path(model).exists()
     config, where = read_config(resolve_model(model)) if is_local else (CLIP_H, model)
     return CLIPModel(CLIPConfig.from_dict(config, where, time_conditioned=True), remat, dtype)
-
-
-def resolve_model(model: str) -> Path:
-    """Returns the local path of a preference model; ``owner/name/file`` is one file of a hub repository."""
-    if model == toy.NAME:
-        return toy.ASSETS / "spm"
-    parts = model.split("/")
-    if len(parts) == 3 and not Path(model).exists() and not model.startswith(("/", ".", "~")):
-        return hub.resolve("/".join(parts[:2]), allow_patterns=(parts[2],)) / parts[2]
-    return hub.resolve(model)
-
-
-def read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """Reads the config of a preference model's folder or file; also returns the path of the config."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if (path / "model_index.json").is_file():
-        raise UserError(f"{path}: this is a diffusion pipeline; expected a preference model or a CLIP")
-    # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
-    config = read_json_object(file) if file.is_file() or path.is_dir() else CLIP_H
-    if "_class_name" in config:  # diffusers writes this field, transformers does not.
-        raise UserError(f"{file}: this is a {config['_class_name']}; expected a preference model or a CLIP")
-    return config, str(file)
-
-
-def tokenizer_folder(path: Path, tokenizer: str | os.PathLike | None, flag: str = "--config.spm.tokenizer") -> Path:
-    """Returns the folder of a model's tokenizer.
-
-    Args:
-      path: folder or file of the model; its tokenizer is beside it unless ``tokenizer`` is given.
-      tokenizer: folder or hub id of the tokenizer.
-      flag: flag that names a tokenizer, for error messages; empty if there is none.
-
-    Raises:
-      UserError: there is no tokenizer.
-    """
-    if tokenizer is not None:
-        path = hub.resolve(tokenizer, allow_patterns=("*.json", "*.txt"))
-    for candidate in (path, path / "tokenizer"):
-        if any((candidate / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            return candidate
-    hint = f"name one with {flag}" if flag else "copy one into its folder"
-    raise UserError(f"{path}: no tokenizer beside the preference model; {hint}")
-
-
-# The kind of pipeline on whose images a model was trained
-
-
-def trained_on_kind(path: Path, config: Mapping[str, Any]) -> str:
-    """Returns `Pipeline.kind` of the pipeline on whose predictions a model was trained; empty if it is unknown."""
-    return config.get(TRAINED_ON) or _PUBLISHED.get(path.name, "")
-
-
-def check_kind(path: Path, config: Mapping[str, Any], judges: str | None, flag: str = "--config.spm.model") -> None:
-    """Refuses a model that is known to be trained on another kind of pipeline.
-
-    Args:
-      path: folder or file of the model.
-      config: its config.
-      judges: `Pipeline.kind` of the pipeline whose images it judges; None skips the check.
-      flag: flag that names a preference model, for the error message.
-
-    Raises:
-      UserError: the kinds differ.
-    """
-    trained_on = trained_on_kind(path, config)
-    if judges and trained_on and judges != trained_on:
-        raise UserError(
-            f"{path}: this preference model was trained on clean predictions of "
-            f"{_KIND_NAMES.get(trained_on, trained_on)}, but config field model is {_KIND_NAMES.get(judges, judges)}: "
-            f"name a preference model for it with {flag}"
-        )
 
 
 # Writing

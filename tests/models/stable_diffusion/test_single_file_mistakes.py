@@ -67,7 +67,7 @@ SPECK = np.ones((2, 2), np.float32)
         ("conditioner.embedders.0.model.ln_final.weight", "the SDXL refiner"),
         ("control_model.time_embed.0.weight", "a ControlNet"),
         ("edm_mean", r"Playground v2\.5"),
-        ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", r"a LoRA \(--lora, not --model\)"),
+        ("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight", "a LoRA, which spo_jax.sample takes as --lora"),
         ("unet.mid_block.attentions.0.to_q.lora.up.weight", r"a LoRA"),
         ("down_blocks.0.resnets.0.norm1.weight", "one component of a diffusers folder"),
         ("blocks.0.cross_attn.q_linear.weight", r"not a single-file checkpoint .* found blocks.0.\*"),

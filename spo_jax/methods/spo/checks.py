@@ -1,0 +1,15 @@
+"""What is checked of a run of SPO before jax is imported."""
+
+from spo_jax.methods.common.checks import check_decoder, check_model, check_rewards
+from spo_jax.methods.spo.settings import SPOTrainSettings
+
+
+def check(settings: SPOTrainSettings) -> None:
+    """Refuses a model, a judge or another reward that is missing or something else.
+
+    Raises:
+      UserError: as the functions that this calls.
+    """
+    check_model(settings)
+    check_rewards(settings, spo=settings.spo.reward)
+    check_decoder(settings.spo.decoder, "spo.decoder")

@@ -1,0 +1,56 @@
+"""The protocol of a reward, as evaluation and methods use it; rewards that are computed on the host need no jax."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from spo_jax.core.typing import DType, Float
+
+Scores = dict[str, Float[np.ndarray, " b"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The facts on which a reward may depend when it is loaded.
+
+    Attributes:
+      kind: `Pipeline.kind` of the model whose images are scored; None skips the check.
+      dtype: dtype of weights and activations.
+      mesh: `jax.sharding.Mesh` on which weights are placed; None places them on the first device.
+      options: fields of the group in the settings that is named after the reward.
+      abstract: whether to return shapes instead of weights.
+      field: config field that names the reward, for error messages.
+    """
+
+    kind: str | None = None
+    dtype: DType = np.float32
+    mesh: Any = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    abstract: bool = False
+    field: str = "eval.rewards"
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """One reward, ready to score.
+
+    A reward is a module of `spo_jax.rewards`, or a user's own module, with a function ``load(source, context)`` that
+    returns an object with these members. ``source`` is the text after a colon in the reward's name, and may be empty.
+
+    Attributes:
+      meanings: one sentence for each score that `measure` returns, by name.
+      lower_is_better: names of the scores for which a lower value is better.
+    """
+
+    meanings: Mapping[str, str]
+    lower_is_better: Sequence[str]
+
+    def check(self, prompts: Sequence[str], size: tuple[int, int]) -> None:
+        """Raises a `UserError` if images of (height, width) for these prompts cannot be scored."""
+        ...
+
+    def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
+        """Scores finished images near [-1, 1]; returns the scores by name."""
+        ...

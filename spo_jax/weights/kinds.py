@@ -1,0 +1,76 @@
+"""Says what a file or folder is that was named in place of a model, without reading any weights."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json
+from spo_jax.weights import store
+
+LORA_FILES = ("lora.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+LORA = "a LoRA"
+CLIP = "a CLIP"
+CHECKPOINT = "a checkpoint of a diffusion model"
+AUTOENCODER = "an autoencoder"
+NETWORK = "a network of a diffusers folder"
+# Patterns of torch names, and what has such names.
+_KEYS = (
+    (r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.", LORA),
+    (r"^model\.diffusion_model\.", CHECKPOINT),
+    (r"^(model\.)?(text|vision)_model\.", CLIP),
+    (r"^(encoder|decoder)\.", AUTOENCODER),
+    (r"^(down_blocks|conv_in)\.", NETWORK),
+)
+
+
+def describe(path: Path) -> str:
+    """Describes an existing file or folder in words, such as ``a LoRA`` or ``the folder of a run, whose LoRA is …``."""
+    return _folder(path) if path.is_dir() else _file(path)
+
+
+def _folder(path: Path) -> str:
+    lora = next((path / name for name in LORA_FILES if (path / name).is_file()), None)
+    if (path / "checkpoints").is_dir() or (path / "summary.json").is_file():
+        trained = {"LoRA": lora, "preference model": path / "spm"}
+        found = [f", whose {what} is {where}" for what, where in trained.items() if where and where.exists()]
+        return "the folder of a run" + "".join(found)
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+        return f"a checkpoint of the run {path.parent.parent}"
+    if (path / "model_index.json").is_file():
+        return "a diffusion pipeline"
+    if lora is not None:
+        return f"the folder of the LoRA {lora}"
+    if (path / "config.json").is_file():
+        return _of_config(path)
+    if any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        return "a tokenizer"
+    return "a folder without a model" if any(path.iterdir()) else "an empty folder"
+
+
+def _of_config(folder: Path) -> str:
+    try:
+        config = read_json(folder / "config.json")
+    except UserError:
+        config = None
+    config = config if isinstance(config, dict) else {}
+    if "_class_name" in config:
+        whole = folder.parent if (folder.parent / "model_index.json").is_file() else None
+        return f"{config['_class_name']} of diffusers" + (f", a part of the pipeline {whole}" if whole else "")
+    kind = config.get("model_type")
+    return "a CLIP or preference model" if kind == "clip" else f"a model of transformers ({kind})"
+
+
+def _file(path: Path) -> str:
+    if path.suffix != ".safetensors":
+        return f"a file that ends in {path.suffix}" if path.suffix else "a file"
+    try:
+        return of_keys(store.read_shapes(path)) or "a safetensors file of unknown content"
+    except UserError:
+        return "a damaged safetensors file"
+
+
+def of_keys(keys: Iterable[str]) -> str:
+    """Describes weights by their torch names; empty if they are unknown."""
+    keys = list(keys)
+    return next((what for pattern, what in _KEYS if any(re.search(pattern, key) for key in keys)), "")
