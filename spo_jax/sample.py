@@ -160,6 +160,8 @@ def _repeated(prompts: list[str], count: int) -> list[str]:
 def _prompts(prompt: str, prompts: str) -> list[str]:
     if bool(prompt) == bool(prompts):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
+    if prompt != prompt.encode(errors="replace").decode():  # bytes of the command line that are not UTF-8
+        raise UserError(f"--prompt={prompt!r}: expected text that can be written as UTF-8")
     return [prompt] if prompt else load_prompts(prompts)
 
 

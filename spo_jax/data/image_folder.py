@@ -93,7 +93,7 @@ def _reserve(path: Path) -> bool:
 def _write_png(path: Path, image: np.ndarray, fields: Mapping[str, Any], reserved: bool) -> None:
     info = PngImagePlugin.PngInfo()
     for key, value in fields.items():
-        info.add_itxt(key, str(value))
+        info.add_itxt(key, str(value).encode(errors="replace").decode())  # Names of files may be no Unicode.
     try:
         write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, pnginfo=info))
     except BaseException:

@@ -18,9 +18,12 @@ def test_names_count_on_from_the_highest_number(tmp_path):
     folder = ImageFolder(tmp_path)
     assert folder.write(1, IMAGE, {}) == tmp_path / "0044.png"
     assert (tmp_path / "0041.png").read_text() == "kept"
-    assert ImageFolder(tmp_path / "new").write(0, IMAGE, {"prompt": "ein Mond ☾"}) == tmp_path / "new" / "0000.png"
+    assert (
+        ImageFolder(tmp_path / "new").write(0, IMAGE, {"prompt": "ein Mond ☾", "lora": "\udcfc"})
+        == tmp_path / "new" / "0000.png"
+    )
     image = Image.open(tmp_path / "new" / "0000.png")
-    assert image.text == {"prompt": "ein Mond ☾"} and image.size == (6, 4)
+    assert image.text == {"prompt": "ein Mond ☾", "lora": "?"} and image.size == (6, 4)
 
 
 def test_two_processes_do_not_replace_each_others_images(tmp_path):

@@ -401,6 +401,12 @@ def test_places_that_nothing_is_exported_to(tmp_path, form, out, overwrite, mess
     assert (tmp_path / "old.safetensors").read_text() == "kept"
 
 
+def test_a_prompt_that_is_no_text(tmp_path):
+    """Bytes on the command line that are not UTF-8 become half characters; no file can hold them."""
+    with pytest.raises(UserError, match=r"--prompt='a r\\udcfcd star': expected text that can be written as UTF-8"):
+        sample(model="no/such/model", prompt="a r\udcfcd star", out=tmp_path)
+
+
 def test_absurd_sizes(tmp_path, micro):
     """They are refused before anything is read (there is no such model) or allocated, in Python as well."""
     (tmp_path / "p.txt").write_text("a\nb\n")
