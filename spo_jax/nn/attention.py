@@ -2,7 +2,8 @@
 
 TPU: Pallas' flash attention if there are at least `FLASH_TOKENS` queries and keys, so that their score matrix is never
 in memory: for latents of 64 x 64 it is 4,096 x 4,096 per head, and 15 GiB in the backward pass of 20 such latents.
-GPU: cuDNN's flash attention if device, dtype and head size allow it. In all other cases: XLA's plain attention.
+GPU: cuDNN's flash attention if device, dtype and head size allow it. In all other cases: XLA's plain attention, which
+the environment variable ``SPO_JAX_ATTENTION=plain`` forces everywhere, in case a kernel fails on a device.
 
 The platform is that of the mesh in context (`jax.set_mesh`), so a program for TPUs can be compiled on a host that has
 none.
@@ -10,15 +11,20 @@ none.
 
 import functools
 import math
+import os
+import re
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 from jax.sharding import PartitionSpec
 
+from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, DType, Float
 from spo_jax.parallel.mesh import platform_in_context, spread_rows
 
+# An environment variable rather than a config field: it is about a machine, not a run, and all commands have attention.
+VARIABLE = "SPO_JAX_ATTENTION"
 # Memory of the forward and backward pass, compiled for v5e with 20 images and heads of size 80: 1,024 tokens take
 # 0.4 GiB with flash attention and 1.0 GiB with plain attention. 1,024 queries and 77 keys take 0.3 and 0.0 GiB, because
 # the kernel's layout pads heads of size 40 and 80 to 128.
@@ -30,8 +36,6 @@ _BLOCK = 512  # Queries and keys that the kernel holds on chip at a time: 1 MiB 
 def attention_implementation(head_dim: int, dtype: DType, tokens: int) -> str:
     """Chooses the implementation of attention for the platform in context.
 
-    cuDNN takes 16-bit floats and head sizes divisible by 8, up to 128, or up to 256 on Hopper and newer.
-
     Args:
       head_dim: the size of one head.
       dtype: the dtype of queries, keys and values.
@@ -39,14 +43,36 @@ def attention_implementation(head_dim: int, dtype: DType, tokens: int) -> str:
 
     Returns:
       ``"flash"`` (TPU), ``"cudnn"`` (GPU) or ``"xla"``.
+
+    Raises:
+      UserError: ``SPO_JAX_ATTENTION`` has a value that is not known.
     """
+    if _plain_is_forced():
+        return "xla"
     platform = platform_in_context()
     if platform == "tpu":
         return "flash" if tokens >= FLASH_TOKENS else "xla"
-    if platform != "gpu" or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8:
-        return "xla"
-    hopper = float(getattr(jax.devices()[0], "compute_capability", "0")) >= 9.0
-    return "cudnn" if head_dim <= (256 if hopper else 128) else "xla"
+    return "cudnn" if platform == "gpu" and _cudnn_takes(head_dim, dtype) else "xla"
+
+
+def _plain_is_forced() -> bool:
+    value = os.environ.get(VARIABLE, "") or "auto"
+    if value not in ("auto", "plain"):
+        raise UserError(f"environment variable {VARIABLE} = {value!r}: expected 'auto' or 'plain'")
+    return value == "plain"
+
+
+def _cudnn_takes(head_dim: int, dtype: DType) -> bool:
+    """Whether cuDNN has forward AND backward pass: 16-bit floats, compute capability 8.0 or newer, heads up to 128.
+
+    Wider heads, up to 256, have a backward pass on capability 9.x (Hopper) alone. Other platforms' capabilities are not
+    numbers, such as ROCm's ``gfx90a``.
+    """
+    capability = re.match(r"(\d+)\.\d", str(getattr(jax.devices()[0], "compute_capability", "")))
+    if capability is None or dtype not in (jnp.bfloat16, jnp.float16) or head_dim % 8:
+        return False
+    major = int(capability[1])
+    return major >= 8 and head_dim <= (256 if major == 9 else 128)
 
 
 def dot_product_attention(

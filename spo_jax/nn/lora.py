@@ -39,8 +39,18 @@ class LoRADense(nn.Module):
             return out
         a = self.get_variable("lora", "lora_A")
         b = self.get_variable("lora", "lora_B")
-        delta = x.astype(jnp.float32) @ a @ b
+        delta = _product(_product(x.astype(jnp.float32), a), b)
         return (out.astype(jnp.float32) + delta).astype(self.dtype)
+
+
+def _product(x: Float[Array, "*b d"], y: Float[Array, "d e"]) -> Float[Array, "*b e"]:
+    """Multiplies in float32, forward and backward.
+
+    Without the precision, TPUs would round both sides to bfloat16 and NVIDIA GPUs to TF32. TPUs need six passes for it,
+    but with few columns a product mostly moves memory: by the compiler's estimate for v5e, forward and backward of an
+    adapted projection of SD 1.5 or SDXL take 10 to 36 % longer, which is a few per cent of an update.
+    """
+    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
 
 
 def target_shapes(params: Params, pattern: str = ATTENTION_TARGETS) -> dict[str, tuple[int, int]]:
@@ -82,6 +92,6 @@ def merge(params: Params, lora: Params, scale: float) -> Params:
     # Sorted, so that every process builds the same program: another one would not be found in the compilation cache.
     for path in sorted({name.rsplit("/", 1)[0] for name in deltas}):
         kernel = flat[f"{path}/kernel"]
-        delta = scale * (deltas[f"{path}/lora_A"] @ deltas[f"{path}/lora_B"])
+        delta = scale * _product(deltas[f"{path}/lora_A"], deltas[f"{path}/lora_B"])
         flat[f"{path}/kernel"] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
     return unflatten(flat)

@@ -14,6 +14,7 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from spo_jax.core.errors import UserError
 from spo_jax.nn import attention
 from spo_jax.parallel.mesh import platform_in_context
 
@@ -48,7 +49,14 @@ def test_cpus_use_plain_attention():
         ("8.0", jnp.float16, 128, "cudnn"),
         ("8.0", jnp.bfloat16, 160, "xla"),  # the lowest level of SD 1.5
         ("9.0", jnp.bfloat16, 160, "cudnn"),
-        ("10.0", jnp.bfloat16, 256, "cudnn"),
+        ("9.0", jnp.bfloat16, 256, "cudnn"),
+        ("10.0", jnp.bfloat16, 128, "cudnn"),
+        ("10.0", jnp.bfloat16, 160, "xla"),  # a forward pass exists, a backward pass does not
+        ("12.0", jnp.bfloat16, 136, "xla"),
+        ("7.5", jnp.bfloat16, 64, "xla"),
+        ("7.5", jnp.float16, 64, "xla"),
+        ("gfx90a", jnp.bfloat16, 64, "xla"),  # ROCm
+        ("", jnp.bfloat16, 64, "xla"),
         ("9.0", jnp.bfloat16, 512, "xla"),  # the only head of the autoencoder
         ("9.0", jnp.bfloat16, 44, "xla"),
         ("9.0", jnp.float32, 64, "xla"),
@@ -58,6 +66,18 @@ def test_gpus_use_cudnn_where_it_is_supported(monkeypatch, capability, dtype, he
     device = SimpleNamespace(platform="gpu", compute_capability=capability)
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert attention.attention_implementation(head_dim, dtype, 4096) == expected
+
+
+@pytest.mark.parametrize("device", [{"platform": "gpu", "compute_capability": "9.0"}, {"platform": "tpu"}])
+def test_an_environment_variable_forces_plain_attention(monkeypatch, device):
+    """It reaches every network, also those that are traced without a config."""
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(**device)])
+    for value, plain in (("plain", True), ("auto", False), ("", False)):
+        monkeypatch.setenv(attention.VARIABLE, value)
+        assert (attention.attention_implementation(64, jnp.bfloat16, 4096) == "xla") == plain
+    monkeypatch.setenv(attention.VARIABLE, "cudnn")
+    with pytest.raises(UserError, match="SPO_JAX_ATTENTION = 'cudnn': expected 'auto' or 'plain'"):
+        attention.dot_product_attention(*[jnp.zeros((1, 8, 16))] * 3, heads=2)
 
 
 def test_tpus_use_flash_attention_for_long_sequences(monkeypatch):

@@ -15,6 +15,7 @@ from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn import lora as lora_lib
 from spo_jax.nn.layers import Attention
 from spo_jax.weights.rules import module_name, module_path
+from tests.precisions import FULL, precisions
 
 RANK = 3
 ALPHA = 6.0
@@ -167,6 +168,23 @@ def test_adapter_is_computed_in_float32():
     out = module.apply(variables, jnp.ones((1, 2), jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
     assert float(out.squeeze()) == 2.0**-10
+
+
+def test_the_products_of_an_adapter_are_float32_on_every_device():
+    """TPUs and NVIDIA GPUs multiply float32 in fewer bits unless a product asks for more; its gradients do as well."""
+    module = lora_lib.LoRADense(6, dtype=jnp.bfloat16)
+    params = {"kernel": jnp.zeros((4, 6), jnp.bfloat16), "bias": jnp.zeros(6, jnp.bfloat16)}
+    lora = {"lora_A": jnp.ones((4, 2)), "lora_B": jnp.ones((2, 6))}
+    x = jnp.ones((3, 4), jnp.bfloat16)
+
+    def total(lora, x):
+        return module.apply({"params": params, "lora": lora}, x).astype(jnp.float32).sum()
+
+    found = precisions(jax.grad(total, argnums=(0, 1)), lora, x)
+    # The base weights' product and its gradient are those of the network's dtype.
+    assert sorted(precision == FULL for _, precision in found) == [False] * 2 + [True] * 6
+    merged = precisions(lambda lora: lora_lib.merge({"to_q": params}, {"to_q": lora}, 1.0), lora)
+    assert merged == [("dot_general", FULL)]
 
 
 def test_targets_are_the_attention_projections(unets):

@@ -272,7 +272,9 @@ class SPMTraining:
         def score(chunk: Any) -> Array:
             return pair_scores(self.clip, params, batch(chunk))
 
-        return gathered(joined(jax.lax.map(score, cut(inputs, self._chunk(count)))))
+        # A measurement in float32 is in float32 on every device: see `docs/parity.md`.
+        with jax.default_matmul_precision("highest"):
+            return gathered(joined(jax.lax.map(score, cut(inputs, self._chunk(count)))))
 
     def _draw(self, key: Key, count: int, power: float, flip: bool) -> Draws:
         sample = self.settings.posterior == "sample"

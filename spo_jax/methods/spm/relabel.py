@@ -101,7 +101,8 @@ def clean_scores(
     # Compute the missing scores; texts are encoded only if there are any.
     @functools.cache
     def texts() -> Float[np.ndarray, "u p"]:
-        return encode_texts(judge.clip, judge.params, tokens)
+        with jax.default_matmul_precision("highest"):
+            return encode_texts(judge.clip, judge.params, tokens)
 
     def compute(batch: LoadedBatch) -> Array:
         text = texts()[preferences.prompt[batch.rows]]
@@ -130,6 +131,8 @@ def _judge(
 ) -> Float[Array, "n 2"]:
     images, text = spread((images, text))
     pixels = normalise(images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255)  # [n 2 s s 3] -> [2n s s 3]
-    features = unit_norm(clip.apply({"params": params}, pixels, method="encode_image"))
+    # Labels are made once, so these products are in float32 on every device (see `docs/parity.md`).
+    with jax.default_matmul_precision("highest"):
+        features = unit_norm(clip.apply({"params": params}, pixels, method="encode_image"))
     cosine = jnp.sum(features.reshape(len(images), 2, -1) * text[:, None], axis=-1)
     return gathered(clip.apply({"params": params}, method="scale") * cosine)

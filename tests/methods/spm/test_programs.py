@@ -28,6 +28,7 @@ from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import make
 from tests.e2e.micro import TOKENIZER as FOLDER
 from tests.networks import SIDE, labelled_pairs, small_clip, small_pipeline, small_sdxl
+from tests.precisions import FULL, precisions
 
 TOKENIZER = Tokenizer(FOLDER)
 COUNT = 16
@@ -186,6 +187,18 @@ def test_judged_images_equal_those_of_the_pipelines_own_functions():
     np.testing.assert_allclose(found.pixels, wanted, atol=1e-4)
     np.testing.assert_array_equal(found.t, draws.t)
     np.testing.assert_array_equal(found.ids, TOKENIZER(prompts))
+
+
+def test_measurements_are_in_full_precision_and_training_is_not(built):
+    """On the way from images to scores; TPUs and NVIDIA GPUs multiply float32 in fewer bits unless asked."""
+    training = built.training
+    t = jnp.int32(500)
+    noised = precisions(training.scores, built.params, built.frozen, built.rows, t, jnp.int32(0), built.key)
+    clean = precisions(training.clean_scores, built.params, built.rows)
+    step = precisions(training.step, built.state(), built.frozen, built.rows, built.key)
+    assert {name for name, _ in noised} == {"dot_general", "conv_general_dilated"}
+    assert {precision for _, precision in noised + clean} == {FULL}
+    assert None in {precision for _, precision in step}
 
 
 def test_mirrored_pairs_are_mirrored_on_both_sides(built):

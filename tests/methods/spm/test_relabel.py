@@ -18,11 +18,14 @@ from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods.spm import relabel
 from spo_jax.methods.spm.relabel import clean_scores, new_labels
 from spo_jax.parallel.mesh import make_mesh
+from spo_jax.rewards.common.clip_score import text_features
 from spo_jax.rewards.common.preference_model import load_plain_clip
 from spo_jax.toy import ASSETS
 from tests.pairs import noise_pairs
+from tests.precisions import FULL, precisions
 
 TOKENIZER = ASSETS / "spm" / "tokenizer"
 PROMPTS = ("a red star", "a blue moon above a red star", "a green square")
@@ -88,6 +91,23 @@ def test_eight_devices_give_the_same_scores(folder, pairs, scores, tmp_path):
     with jax.set_mesh(mesh):
         again = clean_scores(tmp_path, pairs, load_plain_clip(folder, mesh=mesh), pairs_per_device=1)
     assert np.abs(again - scores).max() < 1e-5 * np.abs(scores).max()
+
+
+def test_texts_and_images_are_encoded_in_full_precision(judge, pairs, monkeypatch, tmp_path):
+    """Labels are made once, and TPUs and NVIDIA GPUs multiply float32 in fewer bits unless asked."""
+    images = jnp.zeros((2, 2, 14, 14, 3), jnp.uint8)
+    found = precisions(lambda params: relabel._judge(judge.clip, params, images, jnp.zeros((2, 20))), judge.params)
+    assert {name for name, _ in found} == {"dot_general", "conv_general_dilated"}
+
+    def encode_texts(clip, params, ids):
+        found.extend(precisions(lambda params: text_features(clip, params, jnp.asarray(ids)), params))
+        return np.zeros((len(ids), 20), np.float32)
+
+    count = len(found)
+    monkeypatch.setattr(relabel, "encode_texts", encode_texts)
+    clean_scores(tmp_path, pairs, judge, **SETTINGS)
+    assert len(found) > count
+    assert {precision for _, precision in found} == {FULL}
 
 
 def test_scores_are_kept(judge, pairs, tmp_path):
