@@ -60,9 +60,9 @@ def random_weights(seed, shapes):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def small_pipeline(mesh=None):
-    """A Stable Diffusion pipeline for images of 16 pixels, with the toy world's tokenizer."""
-    return _pipeline(mesh, UNET, {"text_encoder": CLIPTextModel(TEXT)})
+def small_pipeline(mesh=None, dtype=jnp.float32):
+    """A Stable Diffusion pipeline for images of 16 pixels, with the toy world's tokenizer; ``dtype`` is the UNet's."""
+    return _pipeline(mesh, UNET, {"text_encoder": CLIPTextModel(TEXT)}, dtype)
 
 
 def small_sdxl():
@@ -75,8 +75,8 @@ def small_sdxl():
     return _pipeline(None, unet, encoders)
 
 
-def _pipeline(mesh, unet_config, encoders):
-    unet = UNet2DConditionModel(unet_config)
+def _pipeline(mesh, unet_config, encoders, dtype=jnp.float32):
+    unet = UNet2DConditionModel(unet_config, dtype=dtype)
     vae = AutoencoderKL(VAE)
     shapes = {"unet": unet_shapes(unet), "vae": vae_shapes(vae)}
     shapes |= {name: text_shapes(encoder) for name, encoder in encoders.items()}
@@ -84,7 +84,9 @@ def _pipeline(mesh, unet_config, encoders):
     parts = {"unet": unet, "vae": vae, **encoders, "tokenizer": tokenizer}
     if len(encoders) == 2:
         parts["tokenizer_2"] = tokenizer
-    params = place_weights(random_weights(0, shapes), mesh)
+    params = random_weights(0, shapes)
+    params["unet"] = jax.tree.map(lambda x: x.astype(dtype), params["unet"])
+    params = place_weights(params, mesh)
     return StableDiffusion(ASSETS / "pipeline", **parts, scheduler=SCHEDULE, params=params)
 
 

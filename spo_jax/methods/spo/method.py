@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.rows import take_rows
-from spo_jax.core.typing import Array, Int, Key, Params
+from spo_jax.core.typing import Key, Params
 from spo_jax.methods.base import Programs, Result
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.checks import reward_options
@@ -22,15 +22,18 @@ from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo.data import PromptData
 from spo_jax.methods.spo.programs import SPO, PromptFeatures
-from spo_jax.methods.spo.resampler import judged_timesteps
+from spo_jax.methods.spo.row import MetricTimesteps, flat_row, warn_of_rounding
 from spo_jax.methods.spo.settings import SPOTrainSettings
-from spo_jax.methods.spo.update import UPDATE_METRICS
+from spo_jax.methods.spo.update import FIRST_ERROR
+from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.loop import Progress, Row
 
 CHARTS = {
     "loss": ("Loss", "mean over the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
     "ratio": ("Likelihood ratio to the reference", "above 1: the policy makes this step more likely than before"),
     "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
+    "ratio_at": ("Likelihood ratio by timestep", "mean of winners and losers; near 1 unless rounding moves it"),
+    "clip_fraction_at": ("Share of clipped ratios by timestep", "winners and losers together"),
     "valid_share": ("Share of valid pairs", "pools whose best and worst candidate differ clearly enough to learn from"),
     "spm_score": ("Preference score by timestep", "mean score that the step-aware model gives the candidates"),
     "valid_share_at": ("Share of valid pairs by timestep", ""),
@@ -93,7 +96,7 @@ class SPORun(AdapterRun):
         self.spo = spo
         self._data = data
         self.total = self.settings.total_batches(len(data.prompts)) if data else 0
-        self._judged = judged_timesteps(self.settings.spo, spo.process)
+        self._timesteps = MetricTimesteps.of(self.settings.spo, spo.process)
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """Traces the programs ``collect`` and ``update``."""
@@ -128,7 +131,13 @@ class SPORun(AdapterRun):
     ) -> tuple[TrainState, Row]:
         """Runs a rollout and the updates on its pairs; ``state`` is donated."""
         inputs = next(batches)
-        return run_batch(programs, self._frozen, inputs, self._judged, state, _fold_in(key, np.int32(number)))
+        fresh = not int(state.step)
+        key = _fold_in(key, np.int32(number))
+        state, row = run_batch(programs, self._frozen, inputs, self._timesteps, state, key)
+        first_error = row.pop(FIRST_ERROR, 0.0)
+        if fresh and is_writer():
+            warn_of_rounding(first_error, self.settings.spo.eps)
+        return state, row
 
     def export(self, state: TrainState, folder: Path) -> None:
         """Writes ``lora.safetensors`` if any pair was valid so far; only one of the processes does so."""
@@ -152,7 +161,7 @@ def run_batch(
     programs: Programs,
     frozen: Any,
     inputs: PromptFeatures,
-    judged: Int[np.ndarray, " s"],
+    timesteps: MetricTimesteps,
     state: TrainState,
     key: Key,
 ) -> tuple[TrainState, Row]:
@@ -162,7 +171,7 @@ def run_batch(
       programs: the compiled programs ``collect`` and ``update``.
       frozen: weights that training does not change.
       inputs: features of the batch's prompts.
-      judged: timesteps of the judgements.
+      timesteps: timesteps of the metrics that are vectors.
       state: the current state, which is donated.
       key: the batch's own key.
 
@@ -175,7 +184,7 @@ def run_batch(
     middle = time.perf_counter()
     state, update = jax.block_until_ready(programs["update"](state, frozen, inputs, pairs, update_key))
     end = time.perf_counter()
-    row = _flat_row({**rollout, **update}, judged)
+    row = flat_row({**rollout, **update}, timesteps)
     speed = {
         "seconds/rollout": middle - begin,
         "seconds/update": end - middle,
@@ -184,17 +193,3 @@ def run_batch(
         "pairs_per_second/update": row["valid_pairs"] / (end - middle),
     }
     return state, {**row, **speed}
-
-
-def _flat_row(metrics: dict[str, Array], judged: Int[np.ndarray, " s"]) -> Row:
-    """Makes the row of a batch: scalars stay as they are, vectors over the judgements become one entry per timestep."""
-    values = jax.device_get(metrics)
-    if not values["valid_pairs"]:  # without training there is no loss, and zeros in the curve would look like one
-        values = {name: value for name, value in values.items() if name not in UPDATE_METRICS}
-    row = {}
-    for name, value in values.items():
-        if value.ndim == 0:
-            row[name] = value.item()
-        else:
-            row |= {f"{name}/t{t:04d}": v.item() for t, v in zip(judged, value, strict=True)}
-    return row

@@ -65,6 +65,11 @@ def judged_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.nd
     return np.append(process.timesteps[make_plan(settings).judged_at], 0).astype(np.int32)
 
 
+def recorded_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " r"]:
+    """Returns the timestep of every recorded transition, descending."""
+    return process.timesteps[settings.divert_start_step :]
+
+
 class Draws(NamedTuple):
     """All randomness of a rollout; see `Plan` for d and r.
 
@@ -176,7 +181,7 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
     return Trajectory(
         parents=jnp.concatenate([parent[None], parents]),
         children=jnp.concatenate([pool[None], children]),
-        timesteps=process.timesteps[first:],
+        timesteps=recorded_timesteps(settings, process),
         judged=jnp.stack([*judged, final]),
         judged_timesteps=judged_timesteps(settings, process),
     )

@@ -1,5 +1,7 @@
 """The two halves of an SPO batch, one compiled program each: collect pairs with the policy, then update the policy."""
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,13 +14,18 @@ from spo_jax.methods.common.policy import Pairs, Predict, pair_log_probs
 from spo_jax.methods.common.state import TrainState, apply_gradients
 from spo_jax.methods.spo.objective import spo_loss
 from spo_jax.methods.spo.pairs import make_pairs, rank, shuffled_order
-from spo_jax.methods.spo.resampler import Denoise, Draws, Score, judge, make_plan, rollout
+from spo_jax.methods.spo.resampler import Denoise, Draws, Score, judge, make_plan, recorded_timesteps, rollout
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
 _LOSS_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
 # Means over training batches; without any training batch they are 0, which means nothing.
-UPDATE_METRICS = (*_LOSS_METRICS, "grad_norm")
+_BATCH_METRICS = (*_LOSS_METRICS, "grad_norm")
+# By timestep of the transition: means over the pairs of all training batches, NaN where there is none.
+TIMESTEP_METRICS = ("ratio_at", "clip_fraction_at")
+# How far the likelihood ratio of the first training batch is from 1: the largest mean |ratio - 1| of a timestep.
+FIRST_ERROR = "first_ratio_error"
+UPDATE_METRICS = (*_BATCH_METRICS, *TIMESTEP_METRICS, FIRST_ERROR)
 
 
 def collect(
@@ -62,6 +69,9 @@ def batch_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Sums the SPO losses of pairs times their weights, and the metrics of the curves in the same way.
 
+    The metrics by timestep are plain sums over the pairs whose weight is not 0: of both members' mean ratio, their
+    clipped share and their mean distance |ratio - 1|, and the number of pairs.
+
     Args:
       lora: the adapter.
       predict: guided prediction of the policy with an adapter, and of the reference with None; the base weights are the
@@ -88,13 +98,31 @@ def batch_loss(
     ref_logp = pair_log_probs(reference, process, settings.eta, batch)
     out = spo_loss(logp[:, 0], logp[:, 1], ref_logp[:, 0], ref_logp[:, 1], beta=settings.beta, eps=settings.eps)
     loss = total(out.loss)
+    recorded = jnp.asarray(recorded_timesteps(settings, process))
+    here = (batch.t[:, None] == recorded[None]) & (weight > 0)[:, None]  # [n r]
+
+    def at_timesteps(of_ratio: Callable[[Array], Array]) -> Array:
+        both = (of_ratio(out.ratio_win) + of_ratio(out.ratio_lose)) / 2
+        return jnp.where(here, both[:, None], 0).sum(0)  # [n r] -> [r]
+
     return loss, {
         "loss": loss,
         "ratio/win": total(out.ratio_win),
         "ratio/lose": total(out.ratio_lose),
         "clip_fraction/win": total(outside(out.ratio_win)),
         "clip_fraction/lose": total(outside(out.ratio_lose)),
+        "pairs_at": here.sum(0, dtype=jnp.float32),
+        "ratio_at": at_timesteps(lambda ratio: ratio),
+        "clip_fraction_at": at_timesteps(outside),
+        "error_at": at_timesteps(lambda ratio: jnp.abs(ratio - 1)),
     }
+
+
+def _zero_metrics(settings: SPOSettings, process: Process, scalars: Sequence[str]) -> dict[str, Array]:
+    """Returns zeros in the shapes of the metrics of `batch_loss`, with ``scalars`` as the names of its scalars."""
+    by_timestep = jnp.zeros(len(recorded_timesteps(settings, process)))
+    vectors = dict.fromkeys(("pairs_at", "ratio_at", "clip_fraction_at", "error_at"), by_timestep)
+    return dict.fromkeys(scalars, jnp.zeros(())) | vectors
 
 
 def batch_gradients(
@@ -132,7 +160,7 @@ def batch_gradients(
     def loss(lora: Params, chunk: tuple[Pairs, Array]) -> tuple[Array, dict[str, Array]]:
         return batch_loss(lora, predict, process, settings, *chunk)
 
-    zero_metrics = dict.fromkeys(_LOSS_METRICS, jnp.zeros(()))
+    zero_metrics = _zero_metrics(settings, process, _LOSS_METRICS)
     metrics, gradients = chunked_gradients(loss, lora, chunk_at, -(-count // chunk), zero_metrics)
     return gradients, metrics
 
@@ -192,8 +220,9 @@ def update(
       key: key for the order of the pairs.
 
     Returns:
-      The next state, and the metrics averaged over the training batches (all 0 if no pair was valid), with the number
-      of training batches.
+      The next state, and the metrics averaged over the training batches (0 if no pair was valid), with the number of
+      training batches; `TIMESTEP_METRICS` as vectors over `recorded_timesteps`; and `FIRST_ERROR`, which rounding alone
+      makes other than 0 if the state is a fresh one.
     """
     size = settings.train_batch_size
     count = pairs.valid.sum()
@@ -201,13 +230,16 @@ def update(
     order = jnp.concatenate([order, jnp.zeros(-len(order) % size, order.dtype)])
     batches = -(-count // size)
 
-    def body(index: Array, carry: tuple[TrainState, dict[str, Array]]) -> tuple[TrainState, dict[str, Array]]:
-        state, sums = carry
+    def body(index: Array, carry: tuple[TrainState, dict[str, Array], Array]) -> tuple:
+        state, sums, first = carry
         rows = jax.lax.dynamic_slice(order, (index * size,), (size,))
         left = jnp.minimum(count - index * size, size)
         state, metrics, _ = train_batch(state, predict, process, settings, optimizer, pairs, rows, left)
-        return state, jax.tree.map(jnp.add, sums, metrics)
+        error = (metrics["error_at"] / jnp.maximum(metrics["pairs_at"], 1)).max()
+        return state, jax.tree.map(jnp.add, sums, metrics), jnp.where(index == 0, error, first)
 
-    state, sums = jax.lax.fori_loop(0, batches, body, (state, dict.fromkeys(UPDATE_METRICS, jnp.zeros(()))))
-    metrics = jax.tree.map(lambda total: total / jnp.maximum(batches, 1), sums)
-    return state, {**metrics, "train_batches": batches}
+    start = state, _zero_metrics(settings, process, _BATCH_METRICS), jnp.zeros(())
+    state, sums, first = jax.lax.fori_loop(0, batches, body, start)
+    metrics = {name: sums[name] / jnp.maximum(batches, 1) for name in _BATCH_METRICS}
+    metrics |= {name: sums[name] / sums["pairs_at"] for name in TIMESTEP_METRICS}
+    return state, {**metrics, FIRST_ERROR: first, "train_batches": batches}

@@ -18,6 +18,7 @@ from spo_jax.methods.spo import method
 from spo_jax.methods.spo.data import PromptData, read_data
 from spo_jax.methods.spo.method import CHARTS, SPORun
 from spo_jax.methods.spo.programs import SPO
+from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.models.base import Decoder
 from spo_jax.models.lora import read_lora
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
@@ -54,10 +55,13 @@ def fresh(run):
 class Recorder(dict):
     """Programs that record prompts and keys; the adapter counts the updates."""
 
-    def __init__(self, run, bad=None):
+    trains = True
+
+    def __init__(self, run, bad=None, first_error=0.0):
         super().__init__(collect=self.collect, update=self.update)
         self.features = run.spo.features(PROMPTS).judge
         self.bad = bad or {}
+        self.first_error = first_error
         self.seen = []
 
     def collect(self, lora, frozen, inputs, key):
@@ -72,8 +76,9 @@ class Recorder(dict):
     def update(self, state, frozen, inputs, pairs, key):
         self.seen[-1] += (jax.random.key_data(key).tolist(),)
         metrics = {"loss": jnp.float32(0.7), "grad_norm": jnp.float32(1.0), "train_batches": jnp.int32(2)}
+        metrics["first_ratio_error"] = jnp.float32(self.first_error)
         params = jax.tree.map(lambda x: x + 1, state.params)
-        return state._replace(params=params, step=state.step + 2), metrics
+        return state._replace(params=params, step=state.step + 2 * self.trains), metrics
 
 
 def steps(run, recorder, first, last, state=None):
@@ -118,7 +123,7 @@ def test_a_run_in_two_parts_sees_the_same_prompts_and_keys(run):
 
 def test_a_row_names_every_judgement_by_its_timestep(run):
     _, (row,) = steps(run, Recorder(run), 0, 1)
-    judged = method.judged_timesteps(run.settings.spo, run.spo.process)
+    judged = judged_timesteps(run.settings.spo, run.spo.process)
     assert judged[-1] == 0
     assert [row[f"spm_score/t{t:04d}"] for t in judged] == [1.0, 2.0, 3.0]
     assert row["loss"] == pytest.approx(0.7) and row["valid_share"] == 0.5
@@ -127,6 +132,23 @@ def test_a_row_names_every_judgement_by_its_timestep(run):
         assert row[f"pairs_per_second/{part}"] == pytest.approx(pairs / row[f"seconds/{part}"])
     groups = {name.partition("/")[0] for name in row}
     assert groups <= CHARTS.keys()  # every curve has a title
+
+
+def test_only_the_first_update_is_checked_for_rounding(run, monkeypatch):
+    """A fresh adapter is the reference; after an update the ratio differs because the policy has learned."""
+    seen = []
+    monkeypatch.setattr(method, "warn_of_rounding", lambda error, eps: seen.append((error, eps)))
+    recorder = Recorder(run, first_error=0.25)
+    _, rows = steps(run, recorder, 0, 3)
+    assert seen == [(0.25, run.settings.spo.eps)]
+    assert not any("first_ratio_error" in row for row in rows)
+    # A rollout without valid pairs leaves the adapter fresh.
+    late = Recorder(run, {("valid_pairs", 0.0): 0}, first_error=0.5)
+    late.trains = False
+    state, _ = steps(run, late, 0, 1)
+    late.trains = True
+    steps(run, late, 1, 2, state)
+    assert [error for error, _ in seen] == [0.25, 0.0, 0.5]
 
 
 def test_a_batch_without_valid_pairs_has_no_loss_to_show(run):

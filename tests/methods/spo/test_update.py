@@ -15,11 +15,12 @@ from spo_jax.methods.common.policy import Pairs
 from spo_jax.methods.common.settings import OptimizerSettings
 from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spo.pairs import shuffled_order
-from spo_jax.methods.spo.resampler import draw
+from spo_jax.methods.spo.resampler import draw, recorded_timesteps
 from spo_jax.methods.spo.settings import SPOSettings
-from spo_jax.methods.spo.update import batch_gradients, batch_loss, collect, train_batch, update
+from spo_jax.methods.spo.update import TIMESTEP_METRICS, batch_gradients, batch_loss, collect, train_batch, update
 
 CHANNELS = 3
+LOSS_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
 SCHEDULE = ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
 PROCESS = make_ddpm(SCHEDULE, 20)
 SETTINGS = SPOSettings(train_batch_size=4)
@@ -152,6 +153,39 @@ def test_the_metrics_count_clipped_members():
         assert metrics["clip_fraction/win"] == metrics["clip_fraction/lose"] == share
 
 
+def test_metrics_by_timestep_are_those_of_its_pairs():
+    """Pairs with weight 0 count nowhere; the widest adapter clips some members and not others."""
+    pairs = pairs_of([True] * 40)
+    lora = jax.tree.map(lambda x: 8 * x, make_lora())
+    weight = jnp.asarray(np.arange(40) % 4 > 0, jnp.float32)
+    (_, metrics), _ = gradient(lora, pairs, weight)
+    timesteps = recorded_timesteps(SETTINGS, PROCESS)
+    assert timesteps.tolist() == list(range(751, 0, -50))
+    assert metrics["pairs_at"].sum() == 30
+    for index, t in enumerate(timesteps):
+        of_t = weight * (pairs.t == t)
+        count = of_t.sum()
+        assert metrics["pairs_at"][index] == count
+        (_, alone), _ = gradient(lora, pairs, of_t)
+        for name in ("ratio", "clip_fraction"):
+            both = (alone[f"{name}/win"] + alone[f"{name}/lose"]) / 2
+            np.testing.assert_allclose(metrics[f"{name}_at"][index], both * count, rtol=1e-4, atol=1e-5)
+    assert 0 < metrics["clip_fraction_at"].sum() < 30
+
+
+def test_the_error_of_the_first_batch_is_that_of_its_worst_timestep():
+    """For a fresh adapter it is rounding alone; for another one the distance of the ratio from 1 before any update."""
+    pairs = pairs_of([True] * 8)
+    _, fresh = run_update(SETTINGS, EVERY_BATCH, state_of(fresh=True), pairs, jax.random.key(0))
+    assert fresh["first_ratio_error"] < 1e-5
+    _, moved = run_update(SETTINGS, EVERY_BATCH, state_of(), pairs, jax.random.key(0))
+    first = rows(pairs, shuffled_order(jax.random.key(0), pairs.valid)[:4])
+    (_, metrics), _ = gradient(make_lora(), first, jnp.ones(4))
+    errors = metrics["error_at"] / jnp.maximum(metrics["pairs_at"], 1)
+    np.testing.assert_allclose(moved["first_ratio_error"], errors.max(), rtol=1e-4)
+    assert errors.max() > 1e-3
+
+
 def test_the_norm_in_the_metrics_is_that_before_the_clip():
     _, metrics, gradients = run_batch(SETTINGS, EVERY_BATCH, state_of(), pairs_of([True] * 4))
     norm = optax.global_norm(gradients)
@@ -172,9 +206,15 @@ def test_the_last_batch_is_the_plain_mean_of_what_it_holds():
         metrics_of_batches.append(row)
     assert_close(state, expected, rtol=1e-5, atol=1e-7)
     assert metrics["train_batches"] == 2 and state.step == 2
-    for name in metrics_of_batches[0]:
+    for name in (*LOSS_METRICS, "grad_norm"):
         mean = np.mean([row[name] for row in metrics_of_batches])
         np.testing.assert_allclose(metrics[name], mean, rtol=1e-5, atol=1e-7)
+    # By timestep it is the mean over pairs, whichever batch they are in.
+    sums = jax.tree.map(lambda *rows: np.sum(rows, axis=0), *metrics_of_batches)
+    assert sums["pairs_at"].sum() == 5
+    for name in TIMESTEP_METRICS:
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(metrics[name], sums[name] / sums["pairs_at"], rtol=1e-5, atol=1e-7)
 
 
 def test_chunks_add_up_to_the_batch():
@@ -229,6 +269,7 @@ def test_no_valid_pair_leaves_the_state_untouched():
     before = state_of()
     state, metrics = run_update(SETTINGS, EVERY_BATCH, before, pairs_of([False] * 7), jax.random.key(0))
     assert_close(state, before, rtol=0)
+    assert all(np.isnan(metrics.pop(name)).all() for name in TIMESTEP_METRICS)
     assert all(value == 0 for value in metrics.values())
 
 
