@@ -61,7 +61,7 @@ def ours(size: str, overrides: list[str], decoder: str, folder: Path) -> Side:
     def batch() -> Row:
         nonlocal state
         key = next(keys)
-        state, row = run_batch(programs, subject.frozen, subject.inputs, subject.judged_timesteps, state, key)
+        state, row = run_batch(programs, subject.frozen, subject.inputs, subject.timesteps, state, key)
         return _row(row["seconds/rollout"], row["seconds/update"], row["valid_pairs"], row.get("loss", 0.0))
 
     def device_peak() -> int | None:

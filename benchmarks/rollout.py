@@ -15,7 +15,7 @@ def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
     arguments = (subject.fresh_state().params, subject.frozen, subject.inputs)
     keys = iter(subject.keys(warmup + repeats))
     seconds = spread_of(timed(lambda: program(*arguments, next(keys)), warmup, repeats, "rollout"))
-    judged = settings.prompts_per_batch * settings.spo.num_candidates * len(subject.judged_timesteps)
+    judged = settings.prompts_per_batch * settings.spo.num_candidates * len(subject.timesteps.judged)
     flops = count(traced)
     return {
         "seconds": seconds,

@@ -27,7 +27,7 @@ from spo_jax.methods.common.policy import Pairs
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo.method import SPORun
 from spo_jax.methods.spo.programs import SPO, FrozenParams, PromptFeatures
-from spo_jax.methods.spo.resampler import judged_timesteps
+from spo_jax.methods.spo.row import MetricTimesteps
 from spo_jax.methods.spo.settings import SPOTrainSettings, UpdateSettings
 from spo_jax.models import open_pipeline
 from spo_jax.models.base import Decoder, Pipeline
@@ -80,9 +80,9 @@ class Subject:
         return self.run.mesh
 
     @property
-    def judged_timesteps(self) -> Int[np.ndarray, " s"]:
-        """The timesteps at which a rollout is judged."""
-        return judged_timesteps(self.settings.spo, self.spo.process)
+    def timesteps(self) -> MetricTimesteps:
+        """The timesteps at which a rollout is recorded and judged."""
+        return MetricTimesteps.of(self.settings.spo, self.spo.process)
 
     @functools.cached_property
     def traced(self) -> dict[str, jax.stages.Traced]:

@@ -21,7 +21,7 @@ def measure(subject: Subject, warmup: int, repeats: int) -> dict[str, Any]:
     def batch() -> TrainState:
         nonlocal state
         key = keys[len(rows)]
-        state, row = run_batch(programs, subject.frozen, subject.inputs, subject.judged_timesteps, state, key)
+        state, row = run_batch(programs, subject.frozen, subject.inputs, subject.timesteps, state, key)
         rows.append(row)
         return state
 
