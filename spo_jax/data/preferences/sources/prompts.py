@@ -152,7 +152,7 @@ def _fetch(fetch: Callable[..., Path], repository: str, options: Options, patter
     try:
         return fetch(repository, options.revision or None, allow_patterns=patterns, repo_type="dataset")
     except UserError as error:
-        raise UserError(f"--source={options.source}: there is no such file or folder here, and {error}") from error
+        raise UserError(f"--source={options.source} is not here: {error}") from error
 
 
 def _captions(folder: Path, split: str, options: Options) -> list[Any]:

@@ -144,7 +144,7 @@ def test_one_file_of_a_repository_is_fetched(hub, tmp_path):
     assert hub.asked == [("acme/pairs", None, "dataset", ["lists/p[[]1].json"])]
     with pytest.raises(UserError, match="there is no such file here, and no other.json in acme/pairs"):
         prepare("prompts", tmp_path / "out", source="acme/pairs/other.json")
-    with pytest.raises(UserError, match="there is no such file or folder here, and data/typo is neither"):
+    with pytest.raises(UserError, match="--source=data/typo/p.json is not here: data/typo is neither"):
         prepare("prompts", tmp_path / "out", source="data/typo/p.json")
 
 
