@@ -52,7 +52,7 @@ def evaluate_spm(
     if plain:
         check_files(plain, settings.tokenizer, "--config.tokenizer")
     check_relabelling(settings)
-    preferences = open_preferences(settings.data_dir, settings.eval_split)
+    preferences = open_preferences(settings.data_dir, settings.eval_split, "eval_split")
     # Imported here because it takes seconds, and the mistakes above are found in one.
     with stage("importing JAX"):
         from spo_jax.work import evaluate_spm as work

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from spo_jax.core.config import shown
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.json_text import parse_json
 from spo_jax.core.typing import UInt8
+from spo_jax.data.encoded_images import BadImage, file_below, read_image_file
 from spo_jax.data.lines import decoded_lines, read_lines
 from spo_jax.data.preferences.images import decode
 
@@ -48,9 +50,9 @@ class CaptionedImages:
           UserError: the file cannot be read or is not an image.
         """
         try:
-            data = self.files[row].read_bytes()
-        except OSError as error:
-            raise UserError(f"cannot read {self.files[row]}: {error.strerror or error}") from error
+            data = read_image_file(self.files[row])
+        except BadImage as error:
+            raise UserError(f"{self.files[row]} {error}") from error
         return decode(data, side, str(self.files[row]), "replace or remove it")
 
 
@@ -82,11 +84,14 @@ def _from_metadata(folder: Path) -> Iterator[tuple[Path, str]]:
             caption = next(entry[key] for key in _KEYS if key in entry)
         except (ValueError, TypeError, KeyError, StopIteration) as error:
             raise UserError(f"{file}, line {number}: expected an object with file_name and text") from error
-        if not isinstance(name, str) or not (folder / name).is_file():
-            raise UserError(f"{file}, line {number}: no image {folder / str(name)}")
+        if not isinstance(name, str):
+            raise UserError(f"{file}, line {number}: file_name is {shown(name)}, expected a string")
         if not isinstance(caption, str):
-            raise UserError(f"{file}, line {number}: the text of {name} is {caption!r}, expected a string")
-        yield folder / name, caption
+            raise UserError(f"{file}, line {number}: the text of {name[:100]} is {shown(caption)}, expected a string")
+        try:
+            yield file_below(folder, name), caption
+        except BadImage as error:
+            raise UserError(f"{file}, line {number}: file_name {error}") from error
 
 
 def _from_text_files(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -94,7 +99,10 @@ def _from_text_files(folder: Path) -> Iterator[tuple[Path, str]]:
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise UserError(f"{file} has no caption: expected {text.name} beside it, or {METADATA} for all images")
-        yield file, _caption(text)
+        try:
+            yield file_below(folder, file.name), _caption(file_below(folder, text.name))
+        except BadImage as error:
+            raise UserError(f"{file} or its caption {error}") from error
 
 
 def _caption(file: Path) -> str:

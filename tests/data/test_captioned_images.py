@@ -1,6 +1,7 @@
 """Folders of images with captions: both ways to write captions, and what is refused."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -75,11 +76,20 @@ def test_the_digest_is_that_of_the_content(folder):
         ("[1]", "metadata.jsonl, line 2: expected an object with file_name and text"),
         ({"file_name": "a.png"}, "metadata.jsonl, line 2: expected an object with file_name and text"),
         ({"text": "red"}, "metadata.jsonl, line 2: expected an object with file_name and text"),
-        ({"file_name": "d.png", "text": "red"}, "metadata.jsonl, line 2: no image "),
+        ({"file_name": "d.png", "text": "red"}, "metadata.jsonl, line 2: file_name is missing: .*d.png"),
+        ({"file_name": "/etc/hosts", "text": "red"}, "line 2: file_name is '/etc/hosts': expected a file below "),
+        ({"file_name": "../x.png", "text": "red"}, "line 2: file_name is '../x.png': expected a file below "),
+        ({"file_name": "link.png", "text": "red"}, "line 2: file_name is 'link.png', a link that leads out of "),
+        ({"file_name": "pipe.png", "text": "red"}, "line 2: file_name is not a regular file: .*pipe.png"),
+        ({"file_name": "x" * 300, "text": "red"}, "line 2: file_name is missing: .*File name too long"),
+        ({"file_name": "a\0b", "text": "red"}, "line 2: file_name is .*, which is no file: .*null"),
+        ({"file_name": ["a.png"], "text": "red"}, "line 2: file_name is .'a.png'., expected a string"),
         ({"file_name": "a.png", "text": 3}, "metadata.jsonl, line 2: the text of a.png is 3, expected a string"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(folder, entry, message):
+    (folder / "link.png").symlink_to("/etc/hosts")
+    os.mkfifo(folder / "pipe.png")
     _write_metadata(folder, [{"file_name": "b.jpg", "text": "grey"}, entry])
     with pytest.raises(UserError, match=message):
         open_captioned_images(folder)

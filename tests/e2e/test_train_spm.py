@@ -133,7 +133,7 @@ def test_a_run_is_not_resumed_with_settings_that_change_numbers(run_folder, spm_
 
 
 def test_a_split_that_does_not_exist_is_named(spm_settings, tmp_path):
-    with pytest.raises(UserError, match="no prepared split nothing"):
+    with pytest.raises(UserError, match="config field train_split = .nothing.: .*no prepared split nothing"):
         train(dataclasses.replace(spm_settings, train_split="nothing"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -1,17 +1,26 @@
 """A preference pair on its way into a prepared split: the row of a source, its check, and the checked pair."""
 
 import dataclasses
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from PIL import Image, UnidentifiedImageError
+from spo_jax.data.encoded_images import BadImage, file_below, open_image, read_image_file
 
 LABELS = ((1.0, 0.0), (0.0, 1.0), (0.5, 0.5))
-# Limit of the longer side relative to the shorter one: loading resizes the shorter side to the model's size, and the
-# longer side in proportion.
-_LONGEST = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """An image file that a row names.
+
+    Attributes:
+      folder: folder of the data set, below which the file has to lie.
+      name: its name, relative to the folder.
+    """
+
+    folder: Path
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +29,7 @@ class RawPair:
 
     Attributes:
       where: position of the row for the list of rejected rows, as file and row or line.
-      images: the encoded images, or the paths of their files.
+      images: the encoded images, or their files.
       caption: caption of both images.
       labels: labels of the first and of the second image.
       has_label: whether somebody judged the pair.
@@ -148,33 +157,23 @@ def _labels(labels: tuple[Any, Any]) -> tuple[float, float]:
 
 def _image(image: Any, name: str) -> bytes:
     """Returns the bytes of an image that Pillow can decode."""
-    # Find the bytes.
-    if isinstance(image, Path):
-        try:
-            image = image.read_bytes()
-        except OSError as error:
-            raise Rejected(f"{name} is missing: {image}: {error.strerror or error}") from error
-        except ValueError as error:  # not a path at all: it contains a NUL or half of a character
-            raise Rejected(f"{name} is missing: {str(image)!r}: {error}") from error
-    if image is None or image == b"":
-        raise Rejected(f"{name} is missing")
-    if not isinstance(image, bytes):
-        raise Rejected(f"{name} is {type(image).__name__}, expected an encoded image")
-
-    # Decode them.
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        if isinstance(image, ImageFile):
+            image = file_below(image.folder, image.name)
+        if isinstance(image, Path):
+            image = read_image_file(image)
+        if image is None or image == b"":
+            raise Rejected(f"{name} is missing")
+        if not isinstance(image, bytes):
+            raise Rejected(f"{name} is {type(image).__name__}, expected an encoded image")
+        with open_image(image) as opened:
             opened.load()
             if opened.mode != "RGB" or opened.info.get("transparency") is not None:
                 opened.convert("RGBA")  # an image that cannot be converted to colours would stop the training later
-            width, height = opened.size
-    except MemoryError:
+    except (MemoryError, Rejected):
         raise
-    except UnidentifiedImageError as error:
-        raise Rejected(f"{name} is not an image in a known format") from error
+    except BadImage as error:
+        raise Rejected(f"{name} {error}") from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
         raise Rejected(f"{name} cannot be decoded: {error}") from error
-
-    if max(width, height) > _LONGEST * min(width, height):
-        raise Rejected(f"{name} is {width} x {height} pixels: one side is more than {_LONGEST} times the other")
     return image

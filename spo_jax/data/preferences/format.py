@@ -107,8 +107,13 @@ def import_tfds() -> Any:
     return tensorflow_datasets
 
 
-def open_preferences(data_dir: str | os.PathLike, split: str) -> Preferences:
+def open_preferences(data_dir: str | os.PathLike, split: str, field: str = "") -> Preferences:
     """Opens a prepared split.
+
+    Args:
+      data_dir: folder with prepared splits.
+      split: name of the split.
+      field: config field that names the split, for messages.
 
     Raises:
       UserError: the folder or the split does not exist, or the split is incomplete or damaged.
@@ -119,8 +124,11 @@ def open_preferences(data_dir: str | os.PathLike, split: str) -> Preferences:
     if not data_dir.is_dir():
         raise UserError(f"no folder {data_dir} with prepared preference pairs; {_MAKE}")
     if not folder.is_dir():
-        available = ", ".join(prepared_splits(data_dir)) or "none"
-        raise UserError(f"{data_dir}: no prepared split {split} (available: {available}); {_MAKE}")
+        splits = prepared_splits(data_dir)
+        message = f"{data_dir}: no prepared split {split} (available: {', '.join(splits) or 'none'}); "
+        if splits and field:
+            message = f"config field {field} = {split!r}: {message}choose one with --config.{field}={splits[-1]}, or "
+        raise UserError(f"{message}{_MAKE}")
 
     # Check that it is complete and in this format.
     if not (folder / RECORD).is_file():
@@ -130,10 +138,17 @@ def open_preferences(data_dir: str | os.PathLike, split: str) -> Preferences:
         raise UserError(
             f"{folder}: it was prepared in format {record.get('format')}: expected {FORMAT}; prepare it again"
         )
-    _check_files(folder, record["files"])
+    files = record.get("files")
+    digest = record.get("digest")
+    if not isinstance(files, dict) or not all(type(size) is int for size in files.values()) or type(digest) is not str:
+        raise UserError(f"{folder / RECORD} has no list of files and digest: {_AGAIN}")
+    _check_files(folder, files)
 
-    captions = tuple(entry["caption"] for entry in read_json(folder / PROMPTS))
-    return Preferences(folder, split, captions, **_read_index(folder / INDEX), digest=record["digest"])
+    entries = read_json(folder / PROMPTS)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "caption" in entry for entry in entries):
+        raise UserError(f"{folder / PROMPTS} is not a list of captions: {_AGAIN}")
+    captions = tuple(entry["caption"] for entry in entries)
+    return Preferences(folder, split, captions, **_read_index(folder / INDEX), digest=digest)
 
 
 def prepared_splits(data_dir: Path) -> list[str]:

@@ -4,13 +4,12 @@ Pillow's bicubic resize smooths when it shrinks, unlike the resize on the device
 (`spo_jax.core.resizing.resize_bicubic`), which is for decoded predictions.
 """
 
-import io
-
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import UInt8
+from spo_jax.data.encoded_images import BadImage, open_image
 
 
 def decode(
@@ -22,7 +21,7 @@ def decode(
     """Decodes an image, resizes its shorter side and crops the middle square, bit for bit as `CLIPImageProcessorPil`.
 
     Args:
-      data: content of a file in JPEG, PNG, WebP or any other format that Pillow reads.
+      data: content of a file in JPEG, PNG, WebP or another format of photos.
       side: height and width of the result in pixels.
       where: name of the image in error messages.
       hint: what happened and what to do, for error messages.
@@ -34,12 +33,13 @@ def decode(
       UserError: the file is damaged.
     """
     try:
-        image = _rgb(Image.open(io.BytesIO(data)))
+        image = _rgb(open_image(data))
     except MemoryError:
         raise
+    except BadImage as error:
+        raise UserError(f"{where} {error}: {hint}") from error
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
-        reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{where} cannot be decoded ({reason}): {hint}") from error
+        raise UserError(f"{where} cannot be decoded ({error}): {hint}") from error
 
     # Resize, then crop.
     width, height = image.size

@@ -37,5 +37,5 @@ def read_data(settings: SPMTrainSettings) -> PairData:
     Raises:
       UserError: a split is missing or is not a prepared split.
     """
-    splits = (settings.train_split, settings.eval_split)
-    return PairData(*(open_preferences(settings.data_dir, split) for split in splits))
+    fields = ("train_split", "eval_split")
+    return PairData(*(open_preferences(settings.data_dir, getattr(settings, field), field) for field in fields))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.data.preferences.format import open_preferences
+from spo_jax.core.files import read_json, write_json
+from spo_jax.data.preferences.format import FORMAT, PROMPTS, RECORD, open_preferences
 from spo_jax.data.preferences.loading import ImagePairs, batches
 from spo_jax.data.preferences.writer import Prepared, prepare_split, preparing
 from spo_jax.data.prompts import load_prompts
@@ -104,6 +105,12 @@ def test_opening_a_missing_folder_split_or_row_is_an_error(make_source, prepare,
         UserError, match=r"no prepared split test_unique \(available: train\); `python -m spo_jax.prepare` creates"
     ):
         open_preferences(data_dir, "test_unique")
+    expected = (
+        r"config field eval_split = 'val': .*no prepared split val \(available: train\); choose one with "
+        "--config.eval_split=train, or `python -m spo_jax.prepare` creates it"
+    )
+    with pytest.raises(UserError, match=expected):
+        open_preferences(data_dir, "val", "eval_split")
     with pytest.raises(IndexError):
         open_preferences(data_dir, "train").images(-1)
 
@@ -142,3 +149,25 @@ def test_a_record_damaged_later_is_an_error(make_source, prepare, data_dir, row)
         UserError, match=f"{data_dir}/train: pair 1 cannot be read .*the split was damaged after it was prepared"
     ):
         preferences.images(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (RECORD, {"format": FORMAT}, "has no list of files and digest"),
+        (RECORD, {"format": FORMAT, "files": [1], "digest": "a"}, "has no list of files and digest"),
+        (PROMPTS, {"a": 1}, "is not a list of captions"),
+        (PROMPTS, [1], "is not a list of captions"),
+    ],
+)
+def test_a_damaged_record_is_refused(data_dir, make_source, row, prepare, name, content, message):
+    prepare(make_source([row(0)]))
+    file = data_dir / "train" / name
+    if name == RECORD:
+        write_json(file, content)
+    else:
+        record = read_json(data_dir / "train" / RECORD)
+        write_json(file, content)
+        write_json(data_dir / "train" / RECORD, record | {"files": {}})
+    with pytest.raises(UserError, match=f"{name} {message}: the split was damaged"):
+        open_preferences(data_dir, "train")

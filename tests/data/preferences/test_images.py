@@ -69,5 +69,5 @@ def test_an_error_names_a_truncated_file(form):
 
 
 def test_a_file_that_is_not_an_image_is_an_error():
-    with pytest.raises(UserError, match="image cannot be decoded .not a known image format."):
+    with pytest.raises(UserError, match="image is not an image in a known format: it was damaged"):
         decode(b"<html>", 32)

@@ -15,7 +15,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.json_text import BadJSON, parse_json
 from spo_jax.data.lines import read_lines
-from spo_jax.data.preferences.check import RawPair
+from spo_jax.data.preferences.check import ImageFile, RawPair
 from spo_jax.data.preferences.sources import SourceOptions
 
 _PROMPT_KEYS = ("caption", "prompt", "text")
@@ -51,7 +51,7 @@ class PreferenceFolder:
     def __init__(self, folder: Path):
         if not folder.is_dir():
             raise UserError(f"--source={folder} is not a folder: expected one with a JSONL file per split")
-        self._files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+        self._files = {path.stem: path for path in sorted(folder.glob("*.jsonl")) if path.is_file()}
         if not self._files:
             raise UserError(f"--source={folder} has no JSONL file: expected one per split, such as train.jsonl")
         self._folder = folder
@@ -113,13 +113,13 @@ def _raw(line: bytes, where: str, folder: Path) -> RawPair:
         return RawPair(where, problem=f"label is {label!r}, expected 0 or 1 (which image is preferred) or 0.5")
     return RawPair(
         where=where,
-        images=(_path(entry.get("image_0"), folder), _path(entry.get("image_1"), folder)),
+        images=(_file(entry.get("image_0"), folder), _file(entry.get("image_1"), folder)),
         caption=next((entry[key] for key in _PROMPT_KEYS if key in entry), None),
         labels=(entry.get("label_0"), entry.get("label_1")) if label is None else (1 - label, label),
         names=("image_0", "image_1"),
     )
 
 
-def _path(value: Any, folder: Path) -> Any:
-    """Returns the path of an image, or None where an entry has none."""
-    return folder / value if isinstance(value, str) and value else None
+def _file(value: Any, folder: Path) -> ImageFile | None:
+    """Returns the file of an image, or None where an entry has none."""
+    return ImageFile(folder, value) if isinstance(value, str) and value else None

@@ -10,7 +10,7 @@ from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.data.preferences import parquet
-from spo_jax.data.preferences.check import RawPair
+from spo_jax.data.preferences.check import ImageFile, RawPair
 from spo_jax.data.preferences.sources import SourceOptions
 
 _REQUIRED = ("jpg_0", "jpg_1", "caption", "label_0", "label_1")
@@ -136,9 +136,9 @@ class PickAPic:
         )
 
     def _image(self, value: Any) -> Any:
-        """Returns the bytes or the path of an image."""
+        """Returns the bytes or the file of an image."""
         if not isinstance(value, dict):
             return value
         if value.get("bytes") is not None or not value.get("path"):
             return value.get("bytes")
-        return self._folder / value["path"]
+        return ImageFile(self._folder, value["path"])

@@ -1,6 +1,7 @@
 """A user's JSONL files become rows; an invalid line becomes a row with a reason."""
 
 import json
+import os
 
 import pytest
 
@@ -68,12 +69,23 @@ def test_blank_lines_and_a_byte_order_mark_are_skipped(folder):
         (entry(label=[1]), "label is [1], expected 0 or 1"),
         (entry(image_1="images/absent.png"), "image_1 is missing: "),
         (entry(image_0=None), "image_0 is missing"),
+        (entry(image_0="/dev/zero"), "image_0 is '/dev/zero': expected a file below "),
+        (entry(image_0="images/../../a.png"), "image_0 is 'images/../../a.png': expected a file below "),
+        (entry(image_1="link.png"), "image_1 is 'link.png', a link that leads out of "),
+        (entry(image_1="circle.png"), "image_1 is "),
+        (entry(image_1="pipe.png"), "image_1 is not a regular file: "),
+        (entry(image_1="images"), "image_1 is not a regular file: "),
+        (entry(image_1="x" * 300), "image_1 is missing: "),
         ({"image_0": "images/a.png", "image_1": "images/b.png", "label": 0}, "the caption is None"),
         ({"prompt": "x", "image_0": "images/a.png", "image_1": "images/b.png"}, "the labels are None and None"),
     ],
     ids=lambda value: str(value)[:50],
 )
 def test_an_invalid_line_becomes_a_row_with_a_reason(folder, line, reason):
+    """A pipe would keep whoever opens it waiting, a device would never end, and other files are nobody's business."""
+    (folder / "link.png").symlink_to("/dev/zero")
+    (folder / "circle.png").symlink_to("circle.png")
+    os.mkfifo(folder / "pipe.png")
     (raw,) = lines(folder, line).rows("train")
     assert check(raw).startswith(reason)
 

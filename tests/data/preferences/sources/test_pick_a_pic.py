@@ -3,6 +3,7 @@
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.data.preferences.check import ImageFile
 from spo_jax.data.preferences.parquet import patterns
 from spo_jax.data.preferences.sources.pick_a_pic import Options, PickAPic, open_source
 
@@ -47,7 +48,7 @@ def test_images_may_be_structs(tmp_path, row, write_parquet, picture):
         ],
     )
     first, second = PickAPic(tmp_path).rows("train")
-    assert first.images == (picture(7), tmp_path / "b.jpg")
+    assert first.images == (picture(7), ImageFile(tmp_path, "b.jpg"))
     assert second.images == (None, None)
 
 
