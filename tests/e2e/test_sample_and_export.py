@@ -265,8 +265,8 @@ def test_nothing_is_written_if_no_image_is_finite(micro, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
-def test_images_that_were_drawn_stay(micro, tmp_path, drawn, capsys, error):
+@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, KeyboardInterrupt), (MemoryError, UserError)])
+def test_images_that_were_drawn_stay(micro, tmp_path, drawn, capsys, error, raised):
     """Whatever ends the command, and one line says how many there are."""
 
     def stopped(_, number, rows):
@@ -275,7 +275,7 @@ def test_images_that_were_drawn_stay(micro, tmp_path, drawn, capsys, error):
         return np.zeros((rows, 4, 4, 3), np.float32)
 
     drawn(stopped)
-    with pytest.raises(error):
+    with pytest.raises(raised):
         sample(model=str(micro.sd), prompt="a red star", out=tmp_path, batch=3, count=8)
     assert names(tmp_path) == [f"000{index}.png" for index in range(6)] + ["grid.png"]
     assert f"wrote 6 of 8 images and grid.png to {tmp_path}" in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""Writes images while they are drawn: a file each, a contact sheet of them, and a line that says how many there are."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.images import to_uint8
+from spo_jax.core.progress import bar
+from spo_jax.core.words import counted, excerpt
+from spo_jax.data.contact_sheet import ContactSheet
+from spo_jax.data.image_folder import ImageFolder
+
+_COLUMNS = 8  # largest number of images per prompt for which a row of the contact sheet is a prompt
+_NAMED = 8  # images that a message names
+
+
+class ImageWriter:
+    """Writes images while they are drawn, and says how many there are.
+
+    Args:
+      folder: where they are written.
+      prompts: one per image.
+      settings: text fields of all images.
+      count: images per prompt.
+
+    Attributes:
+      files: what is written.
+    """
+
+    def __init__(self, folder: ImageFolder, prompts: list[str], settings: dict[str, Any], count: int):
+        self._folder = folder
+        self._prompts = prompts
+        self._settings = settings
+        self._sheet = ContactSheet(count if 1 < count <= _COLUMNS else None)
+        self._bad: list[int] = []
+        self.files: list[Path] = []
+
+    def write(self, batches: Iterable[np.ndarray]) -> None:
+        """Writes the images of each batch as soon as it is drawn."""
+        index = 0
+        with bar("images", len(self._prompts), "image") as shown:
+            for batch in batches:
+                for image in batch:
+                    self._write(index, image)
+                    index += 1
+                if self._bad:
+                    shown.set_postfix_str(f"{len(self._bad)} not finite", refresh=False)
+                shown.update(len(batch))
+
+    def _write(self, index: int, image: np.ndarray) -> None:
+        if not np.isfinite(image).all():  # It would have black pixels.
+            self._bad.append(index)
+            return
+        prompt = self._prompts[index]
+        pixels = to_uint8(image)
+        file = self._folder.write(index, pixels, {"prompt": prompt, "index": index, **self._settings})
+        self.files.append(file)
+        self._sheet.add(file.name, prompt, pixels)
+
+    def finish(self, out: str | os.PathLike) -> None:
+        """Writes the contact sheet, if it has more than one image, and prints one line."""
+        total = len(self._prompts)
+        whole = len(self.files) == total
+        wrote = counted(total, "image") if whole else f"{len(self.files)} of {counted(total, 'image')}"
+        try:
+            if len(self._sheet) > 1:
+                sheet = self._folder.write_sheet(self._sheet.image(), self._sheet.prompts)
+                wrote += f" and {sheet.name}"
+        finally:
+            print(f"wrote {wrote} to {out}")
+
+    def check_finite(self) -> None:
+        """Raises a `UserError` that lists the images with values that are not finite, if there are any."""
+        if not self._bad:
+            return
+        shown = [f"{index} ({excerpt(self._prompts[index])})" for index in self._bad[:_NAMED]]
+        shown += [f"{len(self._bad) - _NAMED} more"] if len(self._bad) > _NAMED else []
+        raise UserError(
+            f"{len(self._bad)} of {counted(len(self._prompts), 'image')} of --model={self._settings['model']} with "
+            f"--guidance={self._settings['guidance']} have values that are not finite and were not written: index "
+            f"{', '.join(shown)}; check the guidance, the LoRA and its strength, and try --dtype=float32"
+        )
