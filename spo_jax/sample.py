@@ -83,6 +83,8 @@ def sample(
         "crop": _size_pair("--crop", crop, 0, "TOPxLEFT in pixels, such as 0x0"),
         "target": _size_pair("--target-size", target_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
     }
+    if init_latents and not Path(init_latents).is_file():
+        raise UserError(f"cannot read initial latents from {init_latents}: expected a .npy file")
     check_model(model, base, vae)
     folder = ImageFolder(out, overwrite)
     wanted = _repeated(_prompts(prompt, prompts), count)

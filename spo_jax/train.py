@@ -23,6 +23,7 @@ from spo_jax.core.cli import callable_module, define_config, printing, run_comma
 from spo_jax.core.config import describe
 from spo_jax.core.progress import stage
 from spo_jax.methods import load_method, read_settings
+from spo_jax.parallel.settings import check_processes
 from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.run.resume import Resume, holds_run
 from spo_jax.run.settings import RunSettings
@@ -102,6 +103,7 @@ def run() -> None:
             _print_fields(settings)
             return
         keep_compiled_programs()
+        check_processes(address.value, processes.value, index.value)
 
         def start() -> None:
             from spo_jax.parallel.multihost import join

@@ -112,6 +112,9 @@ def test_a_script_that_was_renamed(refused):
     [
         (["train"], "--config is missing, for example --config=configs/toy.py"),
         (["train", "--config=toyx"], "--config=toyx: no such file"),
+        (["train", f"--config={ROOT}"], f"--config={ROOT}: a folder; expected a file, or a name: "),
+        (["train", f"--config={ROOT}/README.md"], "README.md: expected a Python file with a function get_config()"),
+        (["train", TOY, "--num-processes=3"], "--coordinator-address, --num-processes and --process-id belong"),
         (["train", TOY, "--out=/proc/run"], "cannot write to /proc/run"),
         (["train", TOY, "--config.spo.bta=3"], "--config has no field spo.bta"),
         (["train", TOY, "--config.spo.beta=-3"], "config field spo.beta = -3.0"),
@@ -123,6 +126,8 @@ def test_a_script_that_was_renamed(refused):
         (["sample", "--prompts=absent.txt"], "no prompt file absent.txt"),
         (["sample"], "give either --prompt=TEXT or --prompts=FILE"),
         (["sample", "--prompt=a", "--crop=1"], "--crop=1: expected"),
+        (["sample", "--prompt=a", "--init-latents=absent.npy"], "cannot read initial latents from absent.npy"),
+        (["sample", f"--prompts={ROOT}"], f"{ROOT} is a folder: expected a prompt file"),
         (["sample", "--prompt=a", "--steps=none"], "steps"),
         (["sample", "--prompt=a", "--out=/proc/images"], "cannot write to /proc/images"),
         (["sample", "--prompt=a", "--model", "embedded"], "'embedded' is now 'toy'"),

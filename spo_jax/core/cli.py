@@ -185,6 +185,8 @@ def find_config(path: str) -> Path:
       UserError: there is no such file.
     """
     if Path(path).is_file():
+        if Path(path).suffix not in (".py", ""):
+            raise UserError(f"--config={path}: expected a Python file with a function get_config()")
         return Path(path)
     name = Path(path).stem
     folders = _config_folders()
@@ -198,7 +200,8 @@ def find_config(path: str) -> Path:
             if (folder / f"{name}.py").is_file():
                 return folder / f"{name}.py"
     known = sorted({file.stem for folder in folders for file in folder.glob("[!_]*.py")})
-    raise UserError(f"--config={path}: no such file; expected one, or a name: {', '.join(known)}")
+    what = "a folder" if Path(path).is_dir() else "no such file"
+    raise UserError(f"--config={path}: {what}; expected a file, or a name: {', '.join(known)}")
 
 
 def _config_folders() -> list[Path]:

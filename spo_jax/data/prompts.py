@@ -37,6 +37,8 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
     if str(source) in TOY:
         return list(TOY[str(source)])
     path = Path(source)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: expected a prompt file that ends in .txt, .json, .jsonl or .csv")
     if not path.is_file():
         raise UserError(
             f"no prompt file {path}: python -m spo_jax.prepare --dataset=prompts fetches lists, and the toy's are "

@@ -11,6 +11,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.progress import hide, stage
 from spo_jax.core.typing import Int, PyTree
 from spo_jax.parallel.mesh import over_batch
+from spo_jax.parallel.settings import check_processes
 
 
 def join(multihost: bool, address: str = "", processes: int = 0, index: int = -1) -> None:
@@ -26,19 +27,15 @@ def join(multihost: bool, address: str = "", processes: int = 0, index: int = -1
     Raises:
       UserError: the flags contradict each other, or the other processes cannot be found.
     """
-    by_hand = (bool(address), processes > 0, index >= 0)
-    if any(by_hand) and not all(by_hand):
-        raise UserError("--coordinator-address, --num-processes and --process-id belong together: give all three")
-    if any(by_hand) and index >= processes:
-        raise UserError(f"--process-id={index}: expected 0 to {processes - 1}")
-    if not (multihost or any(by_hand)):
+    by_hand = check_processes(address, processes, index)
+    if not (multihost or by_hand):
         return
     arguments = {"coordinator_address": address, "num_processes": processes, "process_id": index}
     try:
         with stage("joining the other processes"):
-            jax.distributed.initialize(**(arguments if any(by_hand) else {}))
+            jax.distributed.initialize(**(arguments if by_hand else {}))
     except (RuntimeError, ValueError) as error:
-        hint = "the address, and that all processes were started" if any(by_hand) else "that this is a cluster"
+        hint = "the address, and that all processes were started" if by_hand else "that this is a cluster"
         raise UserError(f"cannot join the other processes: {str(error).splitlines()[0]}; check {hint}") from error
     if not is_writer():
         hide()

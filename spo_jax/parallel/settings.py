@@ -1,4 +1,4 @@
-"""Settings of the mesh, which can be read before jax is imported."""
+"""Settings of mesh and processes, which can be read before jax is imported."""
 
 import dataclasses
 from typing import ClassVar
@@ -27,3 +27,22 @@ class MeshSettings(Settings):
                 f"config fields mesh.data = {self.data}, mesh.fsdp = {self.fsdp}: expected 1 or more, or -1 for one "
                 "of the two"
             )
+
+
+def check_processes(address: str, processes: int, index: int) -> bool:
+    """Checks the flags that name a run's other processes; returns whether they are given.
+
+    Args:
+      address: ``HOST:PORT`` of process 0; empty if it is not given.
+      processes: number of processes; 0 if it is not given.
+      index: number of this process; negative if it is not given.
+
+    Raises:
+      UserError: the flags contradict each other.
+    """
+    given = (bool(address), processes > 0, index >= 0)
+    if any(given) and not all(given):
+        raise UserError("--coordinator-address, --num-processes and --process-id belong together: give all three")
+    if any(given) and index >= processes:
+        raise UserError(f"--process-id={index}: expected 0 to {processes - 1}")
+    return any(given)

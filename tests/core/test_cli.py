@@ -181,9 +181,9 @@ def test_a_fault_and_an_interruption(command):
         (["--cofnig=good.py"], ["flag 'cofnig'"]),
         (["--config=good.py", "star"], ["unexpected argument 'star'"]),
         ([], ["error: --config is missing, for example --config=configs/toy.py (--help"]),
-        (["--config=absent.py"], ["--config=absent.py: no such file; expected one, or a name: ", "sd15, sdxl"]),
+        (["--config=absent.py"], ["--config=absent.py: no such file; expected a file, or a name: ", "sd15, sdxl"]),
         (["--config=absent.py", "--config.size=3"], ["--config=absent.py: no such file"]),
-        (["--config=sd"], ["--config=sd: no such file; expected one, or a name: "]),
+        (["--config=sd"], ["--config=sd: no such file; expected a file, or a name: "]),
         (["--config=good.py", "--config.sise=3"], ["--config has no field sise: did you mean size?"]),
         (["--config=good.py", "--config.iner.rate=3"], ["no field iner.rate: did you mean inner.rate?"]),
         (["--config=good.py", "--config.rate=3"], ["--config has no field rate: did you mean inner.rate?"]),
@@ -229,7 +229,7 @@ def test_a_config_is_a_path_or_a_name(monkeypatch, tmp_path):
     assert find_config("toy") == Path("toy")
     (tmp_path / "mine.py").write_text("")
     assert find_config("mine.py") == Path("mine.py")
-    with pytest.raises(UserError, match="--config=mine: no such file; expected one, or a name: .*toy"):
+    with pytest.raises(UserError, match="--config=mine: no such file; expected a file, or a name: .*toy"):
         find_config("mine")
 
 
@@ -247,7 +247,7 @@ def test_a_config_in_the_installed_package_is_found_too(monkeypatch, tmp_path):
     for name in ("installed", "configs/installed.py", "./configs/installed.py"):
         assert find_config(name) == package / "configs" / "installed.py"
     (tmp_path / "configs").mkdir()
-    with pytest.raises(UserError, match="--config=configs/installed.py: no such file; expected one, or a name: inst"):
+    with pytest.raises(UserError, match="--config=configs/installed.py: no such file; expected a file, or a name"):
         find_config("configs/installed.py")
 
 
@@ -292,7 +292,7 @@ def test_other_flags_files_and_folders_may_have_such_names(command, tmp_path):
     (tmp_path / "embedded").write_text("")
     status, stdout, _ = command("--config=good.py", "--config.model=embedded", "--act=scenes")
     assert (status, stdout) == (0, "3 0.5\n")
-    assert_one_line(command("--config=mine/tiny.py"), "error: --config=mine/tiny.py: no such file; expected one")
+    assert_one_line(command("--config=mine/tiny.py"), "error: --config=mine/tiny.py: no such file; expected a file")
 
 
 def test_renamed_commands():

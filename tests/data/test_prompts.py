@@ -118,5 +118,5 @@ def test_other_files_are_refused(tmp_path, name, content, message):
 
 
 def test_a_folder_is_not_a_prompt_file(tmp_path):
-    with pytest.raises(UserError, match=f"no prompt file {tmp_path}"):
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder: expected a prompt file that ends in .txt"):
         load_prompts(tmp_path)
