@@ -74,10 +74,9 @@ def open_file(path: Path, required: Sequence[str]) -> Any:
     Raises:
       UserError: pyarrow is not installed, or the file is damaged or lacks a required column.
     """
-    import pyarrow
-
+    pyarrow = import_pyarrow()
     try:
-        file = import_parquet().ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(_damaged(path, error)) from error
     missing = [name for name in required if name not in file.schema_arrow.names]
@@ -94,8 +93,7 @@ def rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> I
     Raises:
       UserError: as `open_file`.
     """
-    import pyarrow
-
+    pyarrow = import_pyarrow()
     file = open_file(path, required)
     columns = [name for name in (*required, *optional) if name in file.schema_arrow.names]
     try:
@@ -105,8 +103,8 @@ def rows(path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> I
         raise UserError(_damaged(path, error)) from error
 
 
-def import_parquet() -> Any:
-    """Imports pyarrow's reader, which is needed for parquet files alone.
+def import_pyarrow() -> Any:
+    """Imports pyarrow with its reader of parquet files, for which alone it is needed.
 
     Raises:
       UserError: pyarrow is not installed.
@@ -115,7 +113,7 @@ def import_parquet() -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UserError("reading parquet files needs pyarrow: run pip install pyarrow") from error
-    return pyarrow.parquet
+    return pyarrow
 
 
 def _damaged(path: Path, error: Exception) -> str:

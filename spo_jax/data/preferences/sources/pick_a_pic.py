@@ -58,7 +58,7 @@ class PickAPic:
     """
 
     def __init__(self, folder: Path, name: str = "", revision: str = "", partial: bool = False):
-        parquet.import_parquet()
+        parquet.import_pyarrow()
         if not folder.is_dir():
             raise UserError(f"--source={folder} is not a folder: expected one with parquet files")
         self._folder = folder

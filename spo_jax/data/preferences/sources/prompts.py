@@ -130,6 +130,7 @@ def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -
             f"--source={source} is not a file: for the captions of preference pairs in a folder or hub id, name their "
             "splits, such as --splits=validation_unique"
         )
+    parquet.import_pyarrow()  # before anything is fetched
     folder = _fetch(fetch, source, options, parquet.patterns(splits))
     return {split: (f"split {split} of {source}", _captions(folder, split, options)) for split in splits}
 
@@ -163,7 +164,7 @@ def _captions(folder: Path, split: str, options: Options) -> list[Any]:
         raise UserError(f"--splits: no parquet files of split {split} in --source={options.source}, only of: {listed}")
     parquet.check_complete(split, files[split], options.partial)
     rows = (row for path in files[split] for row in parquet.rows(path, ["caption"]))
-    return list(dict.fromkeys(row["caption"] for row in rows))
+    return list(dict.fromkeys(row["caption"] if isinstance(row["caption"], str) else None for row in rows))
 
 
 def _download(url: str) -> tuple[str, bytes]:

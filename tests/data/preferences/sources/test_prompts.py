@@ -1,6 +1,7 @@
 """Lists of prompts are fetched from where a user finds them, checked, and written whole or not at all."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -134,6 +135,14 @@ def test_captions_of_a_split_are_taken_once_each(hub, tmp_path):
     (hub.folder / "data" / "validation_unique-00001-of-00002-ab.parquet").unlink()
     with pytest.raises(UserError, match="1 of its 2 parquet files are missing"):
         prepare(*arguments, source="acme/pairs")
+
+
+def test_without_pyarrow_nothing_is_fetched(hub, tmp_path, monkeypatch):
+    for module in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match="reading parquet files needs pyarrow: run pip install pyarrow"):
+        prepare("prompts", tmp_path / "out", ["train"], source="acme/pairs")
+    assert hub.asked == []
 
 
 def test_one_file_of_a_repository_is_fetched(hub, tmp_path):
