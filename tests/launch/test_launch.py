@@ -173,6 +173,19 @@ def test_the_extras_of_the_scripts_exist(play):
     assert "--editable=.[tpu,data]" in shlex.split(sent)
 
 
+def test_a_file_below_the_checkout_has_the_same_path_on_the_workers(play, checkout, tmp_path):
+    """Configs name their prompts by the path below the checkout."""
+    inside = checkout / "data" / "prompts" / "a b.json"
+    inside.parent.mkdir(parents=True)
+    inside.touch()
+    outside = tmp_path / "c.json"
+    outside.touch()
+    files = ("--file=data/prompts/a b.json", f"--file={outside}")
+    printed = play.run("tpu_pod.sh", "install", *POD, *files, "--dry-run").stdout
+    packed = shlex.split(next(line for line in printed.splitlines() if line.startswith("tar ")))
+    assert packed[-6:] == ["-C", str(checkout), "data/prompts/a b.json", "-C", str(tmp_path), "c.json"]
+
+
 def _text(script: str) -> str:
     return (ROOT / "launch" / script).read_text(encoding="utf-8")
 
