@@ -9,7 +9,7 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import to_uint8
-from spo_jax.core.progress import bar
+from spo_jax.core.progress import bar, stage
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.contact_sheet import ContactSheet
 from spo_jax.data.image_folder import ImageFolder
@@ -41,15 +41,23 @@ class ImageWriter:
 
     def write(self, batches: Iterable[np.ndarray]) -> None:
         """Writes the images of each batch as soon as it is drawn."""
-        index = 0
-        with bar("images", len(self._prompts), "image") as shown:
+        batches = iter(batches)
+        # The first batch waits for the compiler, and the bar would take it for the speed of all.
+        with stage("compiling, and drawing the first images"):
+            first = next(batches)
+        done = self._write_batch(0, first)
+        with bar("images", len(self._prompts), "image", initial=done) as shown:
             for batch in batches:
-                for image in batch:
-                    self._write(index, image)
-                    index += 1
+                done = self._write_batch(done, batch)
                 if self._bad:
                     shown.set_postfix_str(f"{len(self._bad)} not finite", refresh=False)
                 shown.update(len(batch))
+
+    def _write_batch(self, start: int, batch: np.ndarray) -> int:
+        """Writes images from number ``start`` on; returns the number of the next one."""
+        for index, image in enumerate(batch, start):
+            self._write(index, image)
+        return start + len(batch)
 
     def _write(self, index: int, image: np.ndarray) -> None:
         if not np.isfinite(image).all():  # It would have black pixels.
