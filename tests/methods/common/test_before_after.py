@@ -108,6 +108,7 @@ def test_during_training_the_first_images_are_drawn_and_scored(evaluation, adapt
     assert evaluation.charts["eval_brightness"] == ("Brightness of 2 evaluation images", "mean of the pixels")
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_scores_that_are_not_finite_end_no_training(evaluation, adapters):
     """The losses decide about that; the curve has a gap."""
     damaged = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), adapters[0])
