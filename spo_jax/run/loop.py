@@ -51,13 +51,14 @@ class Progress:
 
     Attributes:
       title: title of the progress bar.
-      shown: function of a row that returns what the bar shows.
+      shown: function of all rows so far, of which the last one is this batch's, that returns what the bar shows; see
+        `spo_jax.run.trend` for what moves slower than it varies.
       watched: prefixes of the names of metrics that have to stay finite.
       hint: advice for the user when a metric is not finite.
     """
 
     title: str
-    shown: Callable[[Row], dict[str, str]]
+    shown: Callable[[Sequence[Row]], dict[str, str]]
     watched: Sequence[str]
     hint: str
 
@@ -107,7 +108,7 @@ def run(
             io.writer.write(done, row)
             if stop or _is_due(io.checkpoint_every, done, total):
                 _save(done, state, io, progress)
-            shown.set_postfix(progress.shown(row), refresh=False)
+            shown.set_postfix(progress.shown(io.writer.rows or [row]), refresh=False)
             shown.update()
             if stop:
                 io.checkpointer.wait()

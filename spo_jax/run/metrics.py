@@ -33,6 +33,9 @@ class MetricsWriter:
       active: whether to write at all; only one of several processes does.
       wandb: run on Weights & Biases that receives the same values; None for none.
 
+    Attributes:
+      rows: all rows of the run so far, those of a resumed run included; empty if this process does not write.
+
     Raises:
       UserError: the folder cannot be written, or the file to continue is damaged.
     """
@@ -47,12 +50,12 @@ class MetricsWriter:
         self.path = Path(folder) / FILE_NAME
         self._file = self._board = None
         self._wandb = wandb if active else None
+        self.rows: list[dict[str, int | float | None]] = []
         if not active:
             return
-        rows = []
         if resume_step is not None and self.path.exists():
-            rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-        write_text(self.path, "".join(_line(row) for row in rows))
+            self.rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        write_text(self.path, "".join(_line(row) for row in self.rows))
         self._file = self.path.open("a", encoding="utf-8")
         try:
             self._board = Board(Path(folder) / "tensorboard", 0 if resume_step is None else resume_step + 1)
@@ -72,6 +75,7 @@ class MetricsWriter:
         if self._file is None:
             return
         row = {"step": step} | {name: _scalar(value) for name, value in scalars.items()}
+        self.rows.append(row)
         with self._writing():
             self._file.write(_line(row))
             self._file.flush()

@@ -53,7 +53,9 @@ def test_the_curves(run_folder):
     for row in rows[1:]:
         assert row["valid_pairs"] == 6 and row["train_batches"] == 2
         assert all(math.isfinite(value) for value in row.values())
-    wanted = "loss ratio/win ratio/lose clip_fraction/win clip_fraction/lose valid_share grad_norm seconds/rollout"
+    wanted = (
+        "loss margin ratio/win ratio/lose clip_fraction/win clip_fraction/lose valid_share grad_norm seconds/rollout"
+    )
     wanted += " seconds/update pairs_per_second/rollout pairs_per_second/update spm_score/t0201 spm_score/t0000"
     assert set(wanted.split()) <= rows[1].keys()
 

@@ -16,7 +16,10 @@ from spo_jax.run.loop import Progress, RunIO, run_keys
 from spo_jax.run.metrics import MetricsWriter, read_metrics
 
 PROGRESS = Progress(
-    title="Test", shown=lambda row: {"loss": f"{row['loss']:.2f}"}, watched=("loss", "score"), hint="Use float32"
+    title="Test",
+    shown=lambda rows: {"loss": f"{rows[-1]['loss']:.2f}"},
+    watched=("loss", "score"),
+    hint="Use float32",
 )
 
 
@@ -96,6 +99,15 @@ def test_a_run_in_two_parts_takes_the_same_steps(tmp_path):
     state, _ = run(tmp_path / "parts", parts, 2)
     run(tmp_path / "parts", parts, 6, first=2, state=state)
     assert whole.seen == parts.seen
+
+
+def test_the_bar_compares_with_all_batches_of_a_resumed_run(tmp_path, monkeypatch):
+    seen = []
+    progress = Progress("Test", lambda rows: seen.append([row["step"] for row in rows]) or {}, ("loss",), "")
+    monkeypatch.setitem(globals(), "PROGRESS", progress)
+    state, _ = run(tmp_path, Steps(), 2)
+    run(tmp_path, Steps(), 4, first=2, state=state)
+    assert seen == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from spo_jax.parallel.mesh import over_batch, replicated
 from spo_jax.parallel.sharding import place, shapes_of
 from spo_jax.parallel.sizes import even_chunk
 from spo_jax.run.loop import Progress, Row
+from spo_jax.run.trend import trend
 
 
 class Batch(NamedTuple):
@@ -75,7 +76,9 @@ class FinetuneRun(AdapterRun):
     """
 
     METHOD = "finetune"
-    progress = Progress("Finetune", lambda row: {"loss": f"{row['loss']:.4f}"}, ("loss",), "Lower the learning rate")
+    progress = Progress(
+        "Finetune", lambda rows: {"loss": trend(rows, "loss").shown(".4f")}, ("loss",), "Lower the learning rate"
+    )
     charts = {
         "loss": ("Loss", "mean squared error of the prediction"),
         "grad_norm": ("Gradient norm", "global norm before clipping"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -43,6 +42,7 @@ from spo_jax.parallel.sharding import make, to_host, with_shardings
 from spo_jax.rewards.common.preference_model import abstract_clip, read_tokenizer, write_spm
 from spo_jax.run.loop import Progress, Row, run_keys
 from spo_jax.run.report.steps import NextStep, command
+from spo_jax.run.trend import trend
 
 SPM_FOLDER = "spm"  # of the trained preference model, in the run's folder
 SPM_LINE = "step-aware preference model"
@@ -60,7 +60,7 @@ CHARTS = {
 }
 _PROGRESS = Progress(
     title="SPM",
-    shown=lambda row: {"loss": f"{row['loss']:.3f}", "accuracy": f"{row.get('accuracy', math.nan):.0%}"},
+    shown=lambda rows: {"accuracy": trend(rows, "accuracy").shown(".1%"), "loss": trend(rows, "loss").shown(".3f")},
     watched=("loss", "grad_norm"),
     hint="Lower optimizer.learning_rate, or use float32",
 )

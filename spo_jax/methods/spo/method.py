@@ -1,6 +1,5 @@
 """A run of SPO: its data and models, and its batches, each of which is a rollout followed by an update."""
 
-import math
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -27,9 +26,11 @@ from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.update import FIRST_ERROR
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.loop import Progress, Row
+from spo_jax.run.trend import trend
 
 CHARTS = {
     "loss": ("Loss", "mean over the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
+    "margin": ("Margin", "log ratio of the winner minus that of the loser; above 0: it came to prefer winners"),
     "ratio": ("Likelihood ratio to the reference", "above 1: the policy makes this step more likely than before"),
     "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
     "ratio_at": ("Likelihood ratio by timestep", "mean of winners and losers; near 1 unless rounding moves it"),
@@ -46,7 +47,7 @@ CHARTS = {
 }
 _PROGRESS = Progress(
     title="SPO",
-    shown=lambda row: {"loss": f"{row.get('loss', math.nan):.3f}", "valid": f"{row['valid_share']:.0%}"},
+    shown=lambda rows: {"judge": trend(rows, "spm_score").shown(".2f"), "margin": f"{trend(rows, 'margin').now:+.4f}"},
     watched=("loss", "grad_norm", "spm_score"),
     hint="Lower optimizer.learning_rate, or use float32",
 )

@@ -18,7 +18,7 @@ from spo_jax.methods.spo.resampler import Denoise, Draws, Score, judge, make_pla
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
-_LOSS_METRICS = ("loss", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
+_LOSS_METRICS = ("loss", "margin", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
 # Means over training batches; without any training batch they are 0, which means nothing.
 _BATCH_METRICS = (*_LOSS_METRICS, "grad_norm")
 # By timestep of the transition: means over the pairs of all training batches, NaN where there is none.
@@ -107,6 +107,7 @@ def batch_loss(
 
     return loss, {
         "loss": loss,
+        "margin": total((logp[:, 0] - ref_logp[:, 0]) - (logp[:, 1] - ref_logp[:, 1])),
         "ratio/win": total(out.ratio_win),
         "ratio/lose": total(out.ratio_lose),
         "clip_fraction/win": total(outside(out.ratio_win)),

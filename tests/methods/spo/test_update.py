@@ -282,6 +282,8 @@ def test_training_makes_winners_likelier_than_losers():
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 0.01
     assert metrics["ratio/win"] > metrics["ratio/lose"]
+    ratio = np.log(metrics["ratio/win"]) - np.log(metrics["ratio/lose"])
+    np.testing.assert_allclose(metrics["margin"], ratio, rtol=0.05)  # a mean of logarithms, not the one of a mean
 
 
 def test_collect_reports_what_it_found():

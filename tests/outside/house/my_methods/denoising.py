@@ -64,7 +64,7 @@ class DenoisingRun(AdapterRun):
     """The mean squared error of the prediction for a noised image."""
 
     METHOD = "denoising"
-    progress = Progress("Denoise", lambda row: {"loss": f"{row['loss']:.4f}"}, ("loss",), "Lower the learning rate")
+    progress = Progress("Denoise", lambda rows: {"loss": str(rows[-1]["loss"])}, ("loss",), "Lower the learning rate")
     charts = {"loss": ("Loss", "mean squared error of the prediction")}
 
     @property
