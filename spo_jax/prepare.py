@@ -22,6 +22,7 @@ from typing import Any
 from absl import flags
 
 from spo_jax.core.cli import callable_module, run_command, stop
+from spo_jax.core.config import MAX_COUNT
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.core.lookup import find_module, module_names
@@ -119,7 +120,9 @@ def run() -> None:
     data_dir = flags.DEFINE_string("data-dir", None, "Write the prepared splits or lists to this folder.")
     splits = flags.DEFINE_list("splits", [], "Prepare these splits (default: Pick-a-Pic's usual three, otherwise all).")
     max_bad = flags.DEFINE_float("max-bad", 0.01, "Accept this share of unusable rows in a split or list.")
-    limit = flags.DEFINE_integer("limit", 0, "Use only the first N rows of a split or list (0: all).", lower_bound=0)
+    limit = flags.DEFINE_integer(
+        "limit", 0, "Use only the first N rows of a split or list (0: all).", lower_bound=0, upper_bound=MAX_COUNT
+    )
     flags.mark_flag_as_required("data-dir")
     try:
         options = _define_options(sys.argv)

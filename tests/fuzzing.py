@@ -66,7 +66,7 @@ def damaged_json(random: random.Random, value: Any) -> str:
         other = random.choice(_VALUES)
         if random.random() < 0.15:
             del holder[key]
-        elif isinstance(holder[key], int | float) and random.random() < 0.5:
+        elif isinstance(holder[key], int | float) and abs(holder[key]) < 1e100 and random.random() < 0.5:
             holder[key] = random.choice((-holder[key], holder[key] * 10**6, holder[key] + 0.5, str(holder[key])))
         else:
             holder[key] = other

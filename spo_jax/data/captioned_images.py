@@ -17,7 +17,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.json_text import parse_json
 from spo_jax.core.typing import UInt8
-from spo_jax.data.encoded_images import BadImage, file_below, read_image_file
+from spo_jax.data.encoded_images import BadImage, check_header, file_below, read_image_file
 from spo_jax.data.lines import decoded_lines, read_lines
 from spo_jax.data.preferences.images import decode
 
@@ -60,7 +60,8 @@ def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
     """Lists the images of a folder and reads their captions.
 
     Raises:
-      UserError: no such folder, no image with a caption in it, an image without one, or a line that cannot be read.
+      UserError: no such folder, no image with a caption in it, an image without one, a file that is no image or
+        has too many pixels, or a line that cannot be read.
     """
     folder = local_path(folder)
     if not folder.is_dir():
@@ -70,6 +71,10 @@ def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
         raise UserError(f"{folder} holds no images; expected {', '.join(_SUFFIXES)} with captions")
     digest = hashlib.sha256()
     for file, caption in entries:
+        try:
+            check_header(file)  # before hours of training, not in the middle of it
+        except BadImage as error:
+            raise UserError(f"{file} {error}: replace or remove it") from error
         digest.update(f"{file.name} {file.stat().st_size} {caption}\n".encode())
     files, captions = zip(*entries, strict=True)
     return CaptionedImages(files, captions, digest.hexdigest())

@@ -4,6 +4,7 @@ import functools
 import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -88,14 +89,30 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def open_image(data: bytes) -> Image.Image:
+def check_header(path: Path) -> None:
+    """Reads the header of an image file.
+
+    Raises:
+      BadImage: as `open_image`, or the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file, open_image(file):
+            pass
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror or error}") from error
+
+
+def open_image(data: bytes | BinaryIO) -> Image.Image:
     """Reads the header of an encoded image; its pixels are decoded when they are asked for.
+
+    Args:
+      data: the content of a file, or the file.
 
     Raises:
       BadImage: it is not a photo's format, has too many pixels, is far too narrow, or its header is damaged.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=_formats())
+        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_formats())
     except MemoryError:
         raise
     except UnidentifiedImageError as error:

@@ -6,10 +6,10 @@ from pathlib import Path
 _NAME_LENGTH = 120
 
 
-def printable(name: str) -> str:
-    """Returns a name from a file so that it can be part of a line: escaped, and cut if it is long."""
-    shown = repr(name[:_NAME_LENGTH])[1:-1]
-    return shown + "…" * (len(name) > _NAME_LENGTH)
+def printable(text: str, limit: int = _NAME_LENGTH) -> str:
+    """Returns a text from a file so that it can be part of a line: escaped, and cut after ``limit`` characters."""
+    shown = repr(text[:limit])[1:-1]
+    return shown + "…" * (len(text) > limit)
 
 
 def shorten(names: Iterable[str], limit: int = 20) -> str:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object, write_atomic, write_json
-from spo_jax.weights.messages import explain_unreadable, shorten
+from spo_jax.weights.messages import explain_unreadable, printable, shorten
 from spo_jax.weights.torch_zip import read_torch_zip
 
 State = dict[str, np.ndarray]
@@ -162,7 +162,8 @@ def _with_safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path} as safetensors: {explain_unreadable(path)} ({error})") from error
+        reason = printable(str(error), 300)
+        raise UserError(f"cannot read {path} as safetensors: {explain_unreadable(path)} ({reason})") from error
     except AttributeError as error:  # safetensors looks up its types in numpy, which has no 8-bit floats
         raise UserError(f"{path} has tensors of an unreadable type: {error}; convert them to float16") from error
 

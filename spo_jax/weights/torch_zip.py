@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from spo_jax.core.errors import UserError
-from spo_jax.weights.messages import explain_unreadable, shorten
+from spo_jax.weights.messages import explain_unreadable, printable, shorten
 from spo_jax.weights.torch_pickle import MAX_BYTES, BadPickle, Dict, Storage, Tensor, interpret, kind_of
 
 _COPIES = 4  # The tensors may take this many times the size of the file, because several names can share a storage.
@@ -51,7 +51,7 @@ def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is not a torch zip file: {explain_unreadable(path)}") from error
     except Exception as error:  # For a damaged list of records, zipfile can raise anything; its docs give no list.
-        raise UserError(f"cannot read {path} as a torch state dict: {error}") from error
+        raise UserError(f"cannot read {path} as a torch state dict: {' '.join(str(error).split())[:300]}") from error
 
 
 def _state_dict(value: Any, path: Path) -> dict[str, Tensor]:
@@ -95,11 +95,11 @@ class _Records:
         for info in infos:
             # Torch compresses nothing. A compressed record would let a small file exhaust the memory.
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-                raise BadPickle(f"record {info.filename} is compressed")
+                raise BadPickle(f"record {printable(info.filename)} is compressed")
         starts = [info.header_offset for info in infos[1:]] + [archive.start_dir]
         for info, end in zip(infos, starts, strict=True):
             if info.header_offset + _HEADER + info.file_size > end:
-                raise BadPickle(f"record {info.filename} overlaps the next one")
+                raise BadPickle(f"record {printable(info.filename)} overlaps the next one")
         self._infos = {info.filename: info for info in infos}
 
         pickles = [name for name in self._infos if name.endswith("/data.pkl")]
@@ -120,12 +120,11 @@ class _Records:
         """Reads a storage into an array that may be changed."""
         name = f"{self._root}data/{storage.key}"
         if name not in self._infos:
-            raise BadPickle(f"There is no item named {name!r} in the archive")
+            raise BadPickle(f"There is no item named {name[:200]!r} in the archive")
         size = self._infos[name].file_size
         if size != storage.count * storage.dtype.itemsize:
-            raise BadPickle(
-                f"storage {storage.key} holds {size} bytes: expected {storage.count} elements of {storage.dtype}"
-            )
+            expected = f"{storage.count} elements of {storage.dtype}"
+            raise BadPickle(f"storage {printable(storage.key)} holds {size} bytes: expected {expected}")
         content = np.empty(storage.count, storage.dtype)
         left = memoryview(content.view(np.uint8))
         with self._archive.open(self._infos[name]) as record:

@@ -113,3 +113,10 @@ def test_a_damaged_image_is_named(folder):
     _write_metadata(folder, [{"file_name": "a.png", "text": "red"}])
     with pytest.raises(UserError, match="a.png"):
         open_captioned_images(folder).image(0, 8)
+
+
+def test_a_file_that_is_no_image_is_named_before_training(folder):
+    (folder / "b.jpg").write_bytes(b"none")
+    _write_metadata(folder, [{"file_name": "a.png", "text": "red"}, {"file_name": "b.jpg", "text": "grey"}])
+    with pytest.raises(UserError, match="b.jpg is not an image in a known format: replace or remove it"):
+        open_captioned_images(folder)

@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 
 from spo_jax.core.errors import UserError
 from spo_jax.weights import store
+from tests import fuzzing
 
 
 def assert_same(state: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -245,3 +246,20 @@ def test_our_shards_load_in_diffusers_and_transformers(
         assert len(list(folder.glob("*-of-*.safetensors"))) > 1
         loaded = cls.from_pretrained(folder, variant=variant)
         assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_safetensors_damaged_at_random_are_read_or_refused(tmp_path: Path) -> None:
+    """The header may be anything: lengths, offsets and types of other tensors, or no JSON."""
+    path = tmp_path / "x.safetensors"
+    state = {"a": np.ones((2, 3), np.float32), "b.c": np.arange(4, dtype=np.float16)}
+    store.write_state(path, state, {"note": "x"})
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    for case in fuzzing.cases(200):
+        if case.random() < 0.5:
+            path.write_bytes(fuzzing.damaged(case, whole))
+        else:
+            text = fuzzing.damaged_json(case, header).encode("utf-8", "surrogatepass")
+            path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+        fuzzing.read_or_refused(case, lambda: (store.read_file(path), store.read_metadata(path)))

@@ -30,6 +30,8 @@ _LEFTOVERS = re.compile(
 # SD 2.x is conditioned on the last layer but one, so diffusers' text encoder ends there: it has neither the last block
 # of OpenCLIP ViT-H nor its projection.
 _SD21_UNUSED = re.compile(r"^(transformer\.resblocks\.23\.|text_projection$)")
+# No part has a hundred blocks. A name that says so would have the names of all of them listed.
+_FAR = re.compile(r"(^|\.)\d{3,}(\.|$)")
 _VAE_ATTENTION = re.compile(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 
@@ -96,7 +98,7 @@ def _split(kind: Kind, state: Mapping[str, np.ndarray]) -> tuple[dict[str, State
         if _LEFTOVERS.search(key):
             continue
         name = next((name for name, prefix in PREFIXES[kind].items() if key.startswith(prefix)), None)
-        if name is None:
+        if name is None or _FAR.search(key):
             unknown.append(key)
             continue
         key = key.removeprefix(PREFIXES[kind][name])

@@ -1,13 +1,19 @@
 """Single files that cannot be read or written are refused with their kind and the reason."""
 
+import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.models.stable_diffusion.single_file import read_single_file, write_single_file
+from spo_jax.nn.clip_config import CLIPTextConfig
+from spo_jax.nn.vae import VAEConfig
 from spo_jax.weights import store
+from tests import fuzzing
 from tests.weights.checkpoints import model_of, state_of
 
 
@@ -113,3 +119,64 @@ def test_components_of_another_kind_raise(tmp_path: Path) -> None:
     components["unet"]["down_blocks.0.motion.weight"] = SPECK
     with pytest.raises(ValueError, match="without a place in the other layout: down_blocks.0.motion.weight"):
         write_single_file(tmp_path / "x.safetensors", "sd15", components)
+
+
+def _damaged_state(case: random.Random, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns a state of which a few tensors are missing, or have other names, shapes or types."""
+    state = dict(state)
+    for _ in range(case.randint(1, 3)):
+        key = case.choice(list(state))
+        array = state.pop(key)
+        kind = case.randrange(6)
+        if kind == 0:  # another number in the name
+            number = case.choice(("0", "7", "24", "999999999999", "00", "1" * 300))
+            state[re.sub(r"\d+", number, key, count=1)] = array
+        elif kind == 1:  # a part of the name is missing, or doubled
+            parts = key.split(".")
+            at = case.randrange(len(parts))
+            state[".".join(parts[:at] + parts[at + 1 :] if case.random() < 0.5 else parts[:at] + parts[at:] * 2)] = (
+                array
+            )
+        elif kind == 2:  # other numbers of axes, none and empty ones
+            state[key] = case.choice((array.reshape(-1), array[None], array[..., None], array.flat[0], array[:0]))
+            state[key] = np.asarray(state[key])
+        elif kind == 3:
+            state[key] = np.repeat(array, 2, axis=0) if array.ndim else array
+        elif kind == 4:
+            state[key] = array.astype(case.choice((np.int64, np.float16, np.float64)))
+    return state
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
+def test_single_files_damaged_at_random_are_read_or_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those whose names count to a million million; what is read has configs that their readers take or refuse."""
+    path = Path("x.safetensors")
+    write_single_file(tmp_path / path, kind, {name: state_of(part) for name, part in model_of(kind).items()})
+    whole = store.read_file(tmp_path / path)
+    readers = {"unet": UNetConfig, "vae": VAEConfig, "text_encoder": CLIPTextConfig, "text_encoder_2": CLIPTextConfig}
+
+    def read(state: dict[str, np.ndarray]) -> None:
+        monkeypatch.setattr(store, "read_file", lambda _: state)
+        configs = read_single_file(path).configs
+        for name, reader in readers.items():
+            if name in configs:
+                reader.from_dict(configs[name], f"{path}: {name}")
+
+    read(whole)
+    for case in fuzzing.cases(6):
+        state = _damaged_state(case, whole)
+        fuzzing.read_or_refused(case, lambda state=state: read(state), megabytes=100)
+
+
+def test_a_name_that_counts_to_a_million_million_is_refused_at_once(tmp_path: Path) -> None:
+    """Before, the names of all blocks up to it were listed."""
+    state = {
+        "cond_stage_model.transformer.text_model.encoder.layers.999999999999.mlp.fc1.weight": SPECK,
+        "model.diffusion_model.input_blocks.999999999999.0.op.weight": SPECK,
+        "model.diffusion_model.input_blocks.3.0.op.weight": SPECK,
+    }
+    store.write_state(tmp_path / "x.safetensors", state)
+    with pytest.raises(UserError, match="unknown: .*layers.999999999999"):
+        read_single_file(tmp_path / "x.safetensors")
