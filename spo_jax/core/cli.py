@@ -26,6 +26,15 @@ from spo_jax.core.memory import ELSEWHERE, is_out_of_memory, out_of_memory
 from spo_jax.core.progress import LogHandler
 from spo_jax.core.signals import INTERRUPTED, Interruption
 
+# Of XLA only errors are shown, because its warnings begin with lines about its own logging. Those of the libraries of
+# tokenizers and of the hub advise about accounts and about packages that are not needed.
+_QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_VERBOSITY": "error",
+}
+
 flags.disclaim_key_flags()  # so that --help of a command lists the flags defined here as its own
 
 
@@ -85,6 +94,8 @@ def _naming_long_names() -> Iterator[None]:
 
 def _log_quietly() -> None:
     """Shows what this package logs, and only warnings of libraries, in lines that do not cut progress bars."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     stdlib_logging.root.handlers = [LogHandler()]
     stdlib_logging.root.setLevel(stdlib_logging.WARNING)
     stdlib_logging.getLogger("matplotlib").setLevel(stdlib_logging.ERROR)  # it says that it builds a list of fonts

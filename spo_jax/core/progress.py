@@ -29,9 +29,10 @@ def hide() -> None:
 
 
 def say(text: str) -> None:
-    """Writes one line to stderr, above the bars."""
-    line = text if _redraws() else f"{time.strftime('%H:%M:%S')} {text}"
-    tqdm.write(line, file=sys.stderr)
+    """Writes one line to stderr, above the bars; without an effect if nobody reads stderr any more."""
+    with contextlib.suppress(OSError, ValueError):  # the terminal was closed, which must not end a run
+        line = text if _redraws() else f"{time.strftime('%H:%M:%S')} {text}"
+        tqdm.write(line, file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -98,12 +99,13 @@ class _Lines:
     """A file for tqdm that writes each state of a bar as a line of its own."""
 
     def write(self, text: str) -> None:
+        """Writes what is visible of ``text``."""
         text = text.strip()
         if text:
             say(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        """Does nothing, because lines are written as they come."""
 
 
 class LogHandler(stdlib_logging.Handler):

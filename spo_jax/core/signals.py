@@ -93,4 +93,5 @@ class Interruption:
 def write_line(message: str) -> None:
     """Writes a line to stderr without waiting for whoever else writes there."""
     start = "\r\033[K" if sys.stderr.isatty() else ""  # over a bar
-    os.write(2, f"{start}{message}\n".encode())
+    with contextlib.suppress(OSError):  # nobody reads it
+        os.write(2, f"{start}{message}\n".encode())

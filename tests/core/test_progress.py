@@ -85,3 +85,14 @@ def test_only_one_of_several_processes_shows_progress(stderr, monkeypatch):
     with progress.stage("reading"), progress.bar("images", 2, "image") as shown:
         shown.update(2)
     assert stderr.getvalue() == ""
+
+
+def test_a_terminal_that_was_closed_does_not_end_a_run(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=Gone()))
+    monkeypatch.setattr(progress, "_NOTHING", -1.0)
+    with progress.stage("reading"), progress.bar("images", 2, "image") as shown:
+        shown.update(2)
