@@ -18,7 +18,7 @@ from spo_jax.parallel.sharding import to_host
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.folder import check_format
 from spo_jax.run.resume import CHECKPOINTS
-from spo_jax.weights.lora import LORA_FORMATS, LoRA
+from spo_jax.weights.lora import LORA_FORMATS, LoRA, check_finite
 
 
 class _Base(NamedTuple):
@@ -105,4 +105,6 @@ def _from_checkpoint(folder: Path, base: _Base) -> tuple[LoRA, _Base]:
         tree = checkpointer.read_item(step, "params")
     if not base.model:
         base = _Base(settings.model, base.revision or settings.revision, base.base or settings.base)
-    return settings.lora.adapter(to_host(tree)), base
+    lora = settings.lora.adapter(to_host(tree))
+    check_finite(lora, f"--run={folder}")
+    return lora, base

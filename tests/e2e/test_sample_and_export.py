@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,6 +137,19 @@ def test_the_revision_of_a_run_belongs_to_the_model_of_the_run(
     monkeypatch.setattr(export_module, "open_pipeline", open_micro)
     export(micro_run, "merged", tmp_path / "merged", **given)
     assert calls == [expected]
+
+
+@pytest.mark.parametrize("form", ["diffusers", "merged"])
+def test_a_checkpoint_that_diverged_is_not_exported(micro_run, tmp_path, monkeypatch, form):
+    read = export_module.Checkpointer.read_item
+
+    def diverged(self, step, name):
+        return jax.tree.map(lambda leaf: leaf * np.nan, read(self, step, name))
+
+    monkeypatch.setattr(export_module.Checkpointer, "read_item", diverged)
+    with pytest.raises(UserError, match=f"--run={micro_run}: the LoRA of .*to_k holds values that are not finite, bec"):
+        export(micro_run, form, tmp_path / "out.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.weights.lora.adapter import LoRA
 from spo_jax.weights.lora.layouts import Module
 from spo_jax.weights.lora.names import FindNames
 from spo_jax.weights.lora.targets import Targets
@@ -79,6 +80,20 @@ def check_modules(
         raise UserError(f"{path}: only LoRA on linear layers of the UNet can be used; found {'; '.join(found)}")
     for module in modules.values():
         _check_values(path, module)
+
+
+def check_finite(lora: LoRA, source: str) -> None:
+    """Refuses a LoRA of a checkpoint whose training has diverged.
+
+    Raises:
+      UserError: a value is not finite.
+    """
+    for name, halves in lora.modules().items():
+        if not all(np.isfinite(half).all() for half in halves):
+            raise UserError(
+                f"{source}: the LoRA of {name} holds values that are not finite, because training diverged; export an "
+                "earlier checkpoint (RUN/checkpoints/STEP)"
+            )
 
 
 def _kind(keys: Iterable[str]) -> str:
