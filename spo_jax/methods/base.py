@@ -24,6 +24,9 @@ Programs = Mapping[str, Any]  # compiled programs by name; they refuse arguments
 class Data(Protocol):
     """The data that a run learns from, opened before anything that takes minutes.
 
+    Data may have one more attribute, ``parts``: lists of texts by name of the field that says where they are from. All
+    processes of a run must have read the same ones, and a message names the field that differs.
+
     Attributes:
       digests: strings that identify the data; a resumed run must have the same ones.
     """

@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
@@ -114,8 +113,3 @@ def rows_at(x: np.ndarray, positions: Int[np.ndarray, " p"], where: slice) -> np
     """
     begin, end = np.searchsorted(positions, (where.start or 0, where.stop or positions[-1] + 1))
     return x[begin:end]
-
-
-def agreed(value: int) -> int:
-    """Returns the value of process 0 in every process; all of them must call it, and so they meet here."""
-    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int64(value)))

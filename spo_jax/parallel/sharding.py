@@ -11,6 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import DType, PyTree
+from spo_jax.parallel.agreement import check_equal
+from spo_jax.parallel.fingerprint import fingerprints
 from spo_jax.parallel.mesh import replicated
 
 # (regex, axes): the first regex that is found in a weight's path decides. Axes are aligned with the last axes of the
@@ -58,9 +60,15 @@ def _aligned(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -
 
 
 def place_weights(tree: PyTree, mesh: Mesh | None, title: str = "weights") -> PyTree:
-    """Places frozen weights from the host on the mesh by `FSDP_RULES`, or on the first device without a mesh."""
+    """Places frozen weights from the host on the mesh by `FSDP_RULES`, or on the first device without a mesh.
+
+    Raises:
+      UserError: several processes have read different weights.
+    """
     if mesh is None:
         return jax.device_put(tree)
+    if jax.process_count() > 1:
+        check_equal({f"{title}: {path}": text for path, text in fingerprints(tree).items()})
     return jax.tree.map(_put, tree, shardings(tree, mesh, title=title))
 
 

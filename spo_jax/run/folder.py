@@ -12,9 +12,11 @@ from absl import logging
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import PyTree
+from spo_jax.parallel.agreement import gathered, is_visible
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.checkpoint import Checkpointer
-from spo_jax.run.lock import RunLock
+from spo_jax.run.checkpoint_reader import CheckpointReader
+from spo_jax.run.lock import CARD, RunLock, holds_lock
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import read_metrics
 from spo_jax.run.resume import CHECKPOINTS, Resume
@@ -48,7 +50,8 @@ class RunFolder(NamedTuple):
 def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence[str]) -> Iterator[RunFolder]:
     """Checks whether a run may start or resume in a folder, before anything that takes minutes, and locks the folder.
 
-    A refused run changes nothing in the folder.
+    A refused run changes nothing in the folder. Of several processes, process 0 decides and holds the lock, and the
+    others check that they see the same folder.
 
     Args:
       out: the run's folder.
@@ -63,20 +66,35 @@ def open_folder(out: Path, resume: Resume, settings: RunSettings, data: Sequence
       UserError: the folder holds another run, or no run to resume, or a run with other settings or data, or another
         process is writing to it, or it cannot be written.
     """
-    step = _step_to_resume(out, resume, settings, data)
-    if not is_writer():
-        yield RunFolder(step is not None, lambda: None)
-        return
-    with RunLock(out) as lock:
-        if _latest_step(out / CHECKPOINTS) != step:  # another run has ended since
+    with contextlib.ExitStack() as held:
+        guard = _nothing
+        decision = None
+        if is_writer():
             step = _step_to_resume(out, resume, settings, data)
-        yield RunFolder(step is not None, lock.check)
+            lock = held.enter_context(RunLock(out))
+            if CheckpointReader(out / CHECKPOINTS).latest_step() != step:  # another run has ended since
+                step = _step_to_resume(out, resume, settings, data)
+            guard = lock.check
+            decision = [step is not None, lock.id]
+        resuming, lock_id = gathered(decision)[0]
+        sees_it = is_visible(lambda: holds_lock(out, lock_id))
+        blind = [str(index) for index, sees in enumerate(gathered(sees_it)) if not sees]
+        if blind:
+            raise UserError(
+                f"--out={out}: process {', '.join(blind)} does not see the file {CARD} that process 0 has written "
+                "there; every process needs the same folder, on a disk that all of them share"
+            )
+        yield RunFolder(resuming, guard)
+
+
+def _nothing() -> None:
+    """The guard of a process that holds no lock because process 0 does."""
 
 
 def _step_to_resume(out: Path, resume: Resume, settings: RunSettings, data: Sequence[str]) -> int | None:
     """Returns the latest step in the folder, or None if a new run starts; raises as `open_folder`."""
     folder = out / CHECKPOINTS
-    step = _latest_step(folder)
+    step = CheckpointReader(folder).latest_step()
     resume.check(out, step is not None)
     if step is not None:
         _check_meta(folder, settings, data, resume.changed)
@@ -121,16 +139,8 @@ def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, 
 # Comparing a run with its resumption
 
 
-def _latest_step(folder: Path) -> int | None:
-    if not folder.is_dir():
-        return None
-    with Checkpointer(folder, read_only=True) as checkpointer:
-        return checkpointer.latest_step()
-
-
 def _check_meta(folder: Path, settings: RunSettings, data: Sequence[str], changed: bool) -> None:
-    with Checkpointer(folder, read_only=True) as checkpointer:
-        found = checkpointer.read_latest_meta()
+    found = CheckpointReader(folder).read_latest_meta()
     if found is None:
         return  # restoring reports how each checkpoint is damaged
     step, saved = found

@@ -43,6 +43,9 @@ class RunLock:
       beat: seconds between two renewals of the card.
       stale: seconds without a renewal after which the lock of another system counts as left by a dead run.
 
+    Attributes:
+      id: text that no other lock has; see `holds_lock`.
+
     Raises:
       UserError: another run holds the lock, or the folder cannot be written.
     """
@@ -59,6 +62,7 @@ class RunLock:
             "system": _system(),
             "id": uuid.uuid4().hex,
         }
+        self.id = self._card["id"]
         self._ended = threading.Event()
 
     def __enter__(self) -> "RunLock":
@@ -167,6 +171,11 @@ class RunLock:
                     self._write_card()
                 elif card == self._card:
                     os.utime(self._path)
+
+
+def holds_lock(folder: str | os.PathLike, lock_id: str) -> bool:
+    """Whether the folder, as this process sees it, holds the card of that lock."""
+    return (_read(Path(folder) / CARD) or {}).get("id") == lock_id
 
 
 def _system() -> str:

@@ -8,13 +8,18 @@ from jax.sharding import Mesh
 _NAMES = ("spo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def versions(mesh: Mesh) -> dict[str, str]:
-    """Collects the versions of Python and of the libraries that determine numbers, and the devices of the mesh."""
+def library_versions() -> dict[str, str]:
+    """Collects the versions of Python and of the libraries that determine numbers."""
     found = {}
     for name in _NAMES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
+    return {"python": platform.python_version(), **found}
+
+
+def versions(mesh: Mesh) -> dict[str, str]:
+    """Adds the devices of the mesh to `library_versions`."""
     device = mesh.devices.flat[0]
-    return {"python": platform.python_version(), **found, "device": f"{mesh.size} x {device.device_kind}"}
+    return library_versions() | {"device": f"{mesh.size} x {device.device_kind}"}

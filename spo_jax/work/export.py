@@ -15,7 +15,7 @@ from spo_jax.models import family_module, open_pipeline
 from spo_jax.models.lora import check_fits, read_lora, write_lora
 from spo_jax.models.save import write_merged
 from spo_jax.parallel.sharding import to_host
-from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.checkpoint_reader import CheckpointReader
 from spo_jax.run.folder import check_format
 from spo_jax.run.resume import CHECKPOINTS
 from spo_jax.weights.lora import LORA_FORMATS, LoRA, check_finite
@@ -92,17 +92,17 @@ def _from_checkpoint(folder: Path, base: _Base) -> tuple[LoRA, _Base]:
     """Returns the LoRA of a checkpoint, and the base model that is given or, otherwise, the run's."""
     step = int(folder.name) if folder.name.isdigit() and folder.parent.name == CHECKPOINTS else None
     run = folder.parent.parent if step is not None else folder
-    with Checkpointer(run / CHECKPOINTS, read_only=True) as checkpointer:
+    checkpoints = CheckpointReader(run / CHECKPOINTS)
+    if step is None:
+        step = checkpoints.latest_step()
         if step is None:
-            step = checkpointer.latest_step()
-            if step is None:
-                raise UserError(f"--run={folder}: there is no checkpoint in it")
-        meta = checkpointer.read_meta(step)
-        check_format(run / CHECKPOINTS / str(step), meta)
-        settings = read_settings(meta["settings"])
-        if not isinstance(settings, AdapterSettings):
-            raise UserError(f"--run={folder}: a run of method {settings.method!r} trains no LoRA")
-        tree = checkpointer.read_item(step, "params")
+            raise UserError(f"--run={folder}: there is no checkpoint in it")
+    meta = checkpoints.read_meta(step)
+    check_format(run / CHECKPOINTS / str(step), meta)
+    settings = read_settings(meta["settings"])
+    if not isinstance(settings, AdapterSettings):
+        raise UserError(f"--run={folder}: a run of method {settings.method!r} trains no LoRA")
+    tree = checkpoints.read_item(step, "params")
     if not base.model:
         base = _Base(settings.model, base.revision or settings.revision, base.base or settings.base)
     lora = settings.lora.adapter(to_host(tree))

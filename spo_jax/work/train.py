@@ -20,10 +20,12 @@ from spo_jax.core.progress import stage
 from spo_jax.core.typing import UInt8
 from spo_jax.methods import load_method
 from spo_jax.methods.base import Data, Programs, Result, Run
+from spo_jax.parallel.agreement import check_equal, ending_together
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
 from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.facts import facts_of
 from spo_jax.run.folder import CHECKPOINTS, RunFolder, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
@@ -39,6 +41,7 @@ from spo_jax.run.versions import versions
 from spo_jax.run.wandb_log import WandbLog
 
 
+@ending_together()
 def train(
     settings: RunSettings, out: Path, resume: Resume, data: Data, begin: float, command: Sequence[str]
 ) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def train(
       UserError: a setting, file or folder cannot be used, a metric is no longer finite, or memory does not suffice.
       Preempted: the process received SIGTERM, and the run has been saved.
     """
+    check_equal(facts_of(settings, data))
     mesh = make_mesh(settings.mesh)
     for field, size in settings.batch_sizes().items():
         check_divides(field, size, mesh)

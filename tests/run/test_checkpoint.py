@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from spo_jax.core.errors import UserError
 from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.checkpoint_reader import CheckpointReader
 from spo_jax.run.file_list import FILE_LIST
 from spo_jax.run.folder import restore, state_items
 
@@ -91,7 +92,7 @@ def test_the_state_of_a_run_comes_back_as_what_it_was(tmp_path):
 
 def test_one_item_is_read_by_the_shapes_that_were_saved(saved):
     """Exporting reads the weights and needs no model to know their shapes."""
-    checkpointer = Checkpointer(saved, read_only=True)
+    checkpointer = CheckpointReader(saved)
     for step in (1, 3):
         assert_equal_trees(checkpointer.read_item(step, "params"), make_items(step)["params"])
 
@@ -117,11 +118,11 @@ def test_damage_to_another_item_is_damage_too(saved):
     """The files are checked together: a checkpoint is whole or it is not used."""
     (saved / "3" / "rest" / "_METADATA").unlink()
     with pytest.raises(UserError, match="checkpoint .*/3 is damaged: rest/_METADATA is missing"):
-        Checkpointer(saved, read_only=True).read_item(3, "params")
+        CheckpointReader(saved).read_item(3, "params")
 
 
 def test_an_item_that_is_not_there_is_named(saved):
-    checkpointer = Checkpointer(saved, read_only=True)
+    checkpointer = CheckpointReader(saved)
     with pytest.raises(UserError, match="checkpoint .*/3 has no item weights, only params, rest"):
         checkpointer.read_item(3, "weights")
     with pytest.raises(UserError, match="no checkpoint of step 7"):
@@ -132,10 +133,10 @@ def test_reading_changes_nothing(saved):
     """What a run is writing at the moment is left alone."""
     (saved / "4.orbax-checkpoint-tmp").mkdir()
     before = sorted(saved.rglob("*"))
-    with Checkpointer(saved, read_only=True) as checkpointer:
-        assert checkpointer.latest_step() == 3
-        checkpointer.read_item(3, "params")
-        assert checkpointer.read_latest_meta() == (3, META | {"epoch": 3})
+    checkpointer = CheckpointReader(saved)
+    assert checkpointer.latest_step() == 3
+    checkpointer.read_item(3, "params")
+    assert checkpointer.read_latest_meta() == (3, META | {"epoch": 3})
     assert sorted(saved.rglob("*")) == before
 
 
@@ -357,25 +358,36 @@ def test_a_folder_that_cannot_be_is_a_user_error(tmp_path):
         Checkpointer(tmp_path / "file" / "checkpoints")
 
 
-@pytest.mark.parametrize("limit", [30, 300, 100_000])  # bytes: of any file, of the first array, of the large one
-def test_a_full_disk_is_a_user_error_and_leaves_the_older_ones(saved, limit, capfd):
-    """The limit on file size makes the operating system refuse the bytes, as a full disk does.
+def fill_the_disk(folder, limit):
+    """Saves while the operating system refuses files beyond ``limit`` bytes, as a full disk does.
 
-    It is reported once, although many arrays could not be written: orbax's threads report nothing more, also when the
-    checkpointer is closed.
+    It has to be reported once, although many files could not be written: orbax's threads report nothing more, also when
+    the checkpointer is closed.
     """
     big = {"params": {"x": jax.random.normal(jax.random.key(0), (1000, 1000)), "more": [jnp.ones(3)] * 40}}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with pytest.raises(UserError, match="^cannot write a checkpoint in .*: File too large$"):
-        with Checkpointer(saved) as checkpointer:
+        with Checkpointer(folder) as checkpointer:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
             try:
                 checkpointer.save(4, big, {})
                 checkpointer.wait()
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("limit", [300, 100_000])  # bytes: of the first array on, or in the middle of the large one
+def test_a_full_disk_is_a_user_error_and_leaves_the_older_ones(saved, limit, capfd):
+    fill_the_disk(saved, limit)
     gc.collect()  # futures whose errors nobody has retrieved report them when they are collected
     assert capfd.readouterr().err == ""
     step, items, _ = Checkpointer(saved).restore_latest(make_items())
     assert step == 3
     assert_equal_trees(items, make_items(3))
+
+
+def test_a_disk_without_any_room_is_reported_in_the_same_words(saved, capfd):
+    """Closing fails as well, with the first error that orbax has met."""
+    fill_the_disk(saved, 30)
+    gc.collect()
+    assert capfd.readouterr().err == ""

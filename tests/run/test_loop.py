@@ -12,6 +12,7 @@ import pytest
 from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.run import loop
 from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.checkpoint_reader import CheckpointReader
 from spo_jax.run.loop import Progress, RunIO, run_keys
 from spo_jax.run.metrics import MetricsWriter, read_metrics
 
@@ -82,10 +83,10 @@ def test_rows_evaluations_and_checkpoints_come_when_they_are_due(tmp_path):
 
 def test_a_checkpoint_holds_state_and_meta(tmp_path):
     run(tmp_path, Steps(), 2, checkpoint_every=1)
-    with Checkpointer(tmp_path / "checkpoints", read_only=True) as checkpointer:
-        assert checkpointer.read_meta(2) == {"seed": 3}
-        assert checkpointer.read_item(2, "params")["a"].tolist() == [2.0]
-        assert checkpointer.read_item(1, "params")["a"].tolist() == [1.0]
+    checkpoints = CheckpointReader(tmp_path / "checkpoints")
+    assert checkpoints.read_meta(2) == {"seed": 3}
+    assert checkpoints.read_item(2, "params")["a"].tolist() == [2.0]
+    assert checkpoints.read_item(1, "params")["a"].tolist() == [1.0]
 
 
 def test_zero_means_at_the_end_alone(tmp_path):

@@ -9,8 +9,9 @@ from spo_jax.core.progress import bar
 from spo_jax.core.typing import Array
 from spo_jax.data.array_file import ArrayFile, Writer
 from spo_jax.data.preferences.loading import ImagePairs, LoadedBatch, batches
+from spo_jax.parallel.agreement import decided
 from spo_jax.parallel.mesh import devices_in_context
-from spo_jax.parallel.multihost import agreed, is_writer, join_parts, local_positions
+from spo_jax.parallel.multihost import is_writer, join_parts, local_positions
 from spo_jax.parallel.sharding import to_host
 
 
@@ -48,7 +49,7 @@ def fill(
     with contextlib.ExitStack() as held:
         # All processes start at the row where process 0 stopped.
         writer = held.enter_context(Writer(file)) if is_writer() and not _is_complete(file) else None
-        done = agreed(writer.done if writer else total)
+        done = decided(lambda: writer.done if writer else total)
         if done < total:
             loaded = batches(
                 pairs,
@@ -70,7 +71,7 @@ def fill(
                 if writer is not None:
                     writer.append(values[index])
                 shown.update(len(rows))
-    agreed(total)  # no process reads before process 0 has written everything
+    decided(lambda: None)  # no process reads before process 0 has written everything
 
 
 def _is_complete(file: ArrayFile) -> bool:

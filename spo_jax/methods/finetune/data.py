@@ -23,6 +23,11 @@ class ImageData(NamedTuple):
         """The digest of the images."""
         return [self.images.digest]
 
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """What every process has to read alike, by the field that names it."""
+        return {"images": self.digests, "eval.prompts": self.eval_prompts}
+
 
 def read_data(settings: FinetuneSettings) -> ImageData:
     """Lists the images and reads the prompts.

@@ -30,6 +30,11 @@ class PairData(NamedTuple):
         """The digest of the training pairs."""
         return [self.train.digest]
 
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """What every process has to read alike, by the field that names it."""
+        return {"train_split": [self.train.digest], "eval_split": [self.held_out.digest]}
+
 
 def read_data(settings: SPMTrainSettings) -> PairData:
     """Opens both splits.

@@ -22,6 +22,11 @@ class PromptData(NamedTuple):
         """The training prompts themselves, which identify the data."""
         return self.prompts
 
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """What every process has to read alike, by the field that names it."""
+        return {"prompts": self.prompts, "eval.prompts": self.eval_prompts}
+
 
 def read_data(settings: SPOTrainSettings) -> PromptData:
     """Reads both lists of prompts.
