@@ -9,6 +9,8 @@ import json
 
 from etils import epath
 
+from spo_jax.core.json_text import parse_json
+
 FILE_LIST = "files.json"
 
 
@@ -30,11 +32,13 @@ def check_file_list(folder: epath.Path) -> None:
       Damaged: a file is missing or has another size, or the list cannot be read.
     """
     try:
-        expected = json.loads((folder / FILE_LIST).read_text())
+        expected = parse_json((folder / FILE_LIST).read_bytes())
     except FileNotFoundError:
         return
     except ValueError as error:
         raise Damaged(f"{FILE_LIST} is not JSON") from error
+    if not isinstance(expected, dict):
+        raise Damaged(f"{FILE_LIST} is not a list of files")
     found = _file_sizes(folder)
     for name, size in expected.items():
         if name not in found:

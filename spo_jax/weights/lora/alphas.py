@@ -1,6 +1,5 @@
 """Alphas in an adapter's config, as PEFT and diffusers write it."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
+from spo_jax.core.json_text import parse_json
 from spo_jax.weights.lora.layouts import PREFIXES, Module
 
 METADATA_KEY = "lora_adapter_metadata"
@@ -23,7 +23,7 @@ def read_alphas(modules: Mapping[str, Module], metadata: Mapping[str, str], path
     config_file = path.parent / "adapter_config.json"
     try:
         if METADATA_KEY in metadata:
-            config = json.loads(metadata[METADATA_KEY])
+            config = parse_json(metadata[METADATA_KEY])
         else:
             config = read_json(config_file) if config_file.is_file() else {}
         # In a pipeline's file keys start with the component; in a single model's file they do not.
@@ -37,7 +37,7 @@ def read_alphas(modules: Mapping[str, Module], metadata: Mapping[str, str], path
                 module.alpha = float(alpha) * (math.sqrt(module.rank) if config.get("use_rslora") else 1.0)
                 if not math.isfinite(module.alpha):
                     raise ValueError(f"lora_alpha of {name} is {alpha}, expected a finite number")
-    except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, re.error) as error:
         raise UserError(f"{path}: cannot understand the adapter's config ({METADATA_KEY}): {error}") from error
 
 
