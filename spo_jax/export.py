@@ -76,7 +76,7 @@ def _check_source(source: Path) -> None:
             raise UserError(f"--run={source} is {what}: expected a run, one of its checkpoints, or a LoRA file")
         return
     run = source.parent.parent if source.name.isdigit() and source.parent.name == CHECKPOINTS else source
-    if not source.is_dir() or not (run / CHECKPOINTS).is_dir():
+    if not (run / CHECKPOINTS).is_dir():
         what = f", this is {describe(source)}" if source.is_dir() else ""
         expected = "expected a folder with checkpoints/, one of its checkpoints, or a LoRA file"
         raise UserError(f"--run={source}: no run here{what} ({expected})")

@@ -85,9 +85,9 @@ def sample(
     }
     if init_latents and not Path(init_latents).is_file():
         raise UserError(f"cannot read initial latents from {init_latents}: expected a .npy file")
-    check_model(model, base, vae)
     folder = ImageFolder(out, overwrite)
     wanted = _repeated(_prompts(prompt, prompts), count)
+    check_model(model, base, vae)
 
     if model == toy.NAME:
         _hint_at_vocabulary(wanted)

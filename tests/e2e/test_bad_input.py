@@ -187,7 +187,7 @@ def test_flags_of_export(refused, tmp_path, micro_run):
 def test_settings_of_another_method(refused, tmp_path):
     """A preference model is measured with a config of the method that trains one."""
     flags = (TOY, "--spm=toy", f"--out={tmp_path}/out")
-    refused("evaluate_spm", *flags, parts=["--config: expected one of method 'spm', found method 'spo'"])
+    refused("evaluate_spm", *flags, parts=["--config: expected one of method 'spm', such as configs/spm_toy.py, found"])
 
 
 # Old names
