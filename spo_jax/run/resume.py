@@ -1,6 +1,7 @@
 """What to do with a run that exists already."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 from spo_jax.core.errors import UserError
@@ -43,5 +44,7 @@ class Resume:
 
 def holds_run(out: Path) -> bool:
     """Whether a folder seems to hold a checkpoint, by its names alone; `spo_jax.run.folder.open_folder` knows."""
-    folder = out / CHECKPOINTS
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+    try:
+        return any(name.isdigit() for name in os.listdir(out / CHECKPOINTS))
+    except OSError:  # there is none, or whoever opens it says what is wrong
+        return False

@@ -83,7 +83,10 @@ def local(path_or_id: str | os.PathLike) -> Path | None:
 
 def _near(path: Path) -> str:
     """Suggests a name beside a path that does not exist."""
-    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    try:
+        beside = os.listdir(path.parent)
+    except OSError:
+        return ""
     close = difflib.get_close_matches(path.name, beside, 1, 0.7)
     return f" (did you mean {path.parent / close[0]}?)" if close else ""
 

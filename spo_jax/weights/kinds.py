@@ -26,7 +26,10 @@ _KEYS = (
 
 def describe(path: Path) -> str:
     """Describes an existing file or folder in words, such as ``a LoRA`` or ``the folder of a run, whose LoRA is …``."""
-    return _folder(path) if path.is_dir() else _file(path)
+    try:
+        return _folder(path) if path.is_dir() else _file(path)
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
 
 
 def _folder(path: Path) -> str:
