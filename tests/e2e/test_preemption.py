@@ -215,7 +215,7 @@ def test_a_full_disk_ends_the_run_with_the_reason(started, tmp_path):
     out = tmp_path / "run"
     room = 40_000  # bytes; a checkpoint has files that are larger, curves and log do not
     process = started(out)
-    wait_for_rows(out, 4, process)  # by then two checkpoints are complete
+    wait_for_rows(out, 5, process)  # that of batch 4: two checkpoints are complete before the third is begun
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
     log = ended(process, 2)
     assert len(log) < room and "Traceback" not in log and "Error:" not in log
