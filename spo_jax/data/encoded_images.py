@@ -16,8 +16,8 @@ LONGEST = 32
 # Pillow's other formats hold no photos, and for one of them, EPS, it runs a program.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "GIF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000")
 
-# Pillow warns on stderr from 89 million pixels on. Such images are refused here.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of more than 89 million pixels, which are refused here, and of damaged tags, which are harmless.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(ValueError):

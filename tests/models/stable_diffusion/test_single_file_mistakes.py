@@ -165,7 +165,7 @@ def test_single_files_damaged_at_random_are_read_or_refused(
                 reader.from_dict(configs[name], f"{path}: {name}")
 
     read(whole)
-    for case in fuzzing.cases(6):
+    for case in fuzzing.cases(4):
         state = _damaged_state(case, whole)
         fuzzing.read_or_refused(case, lambda state=state: read(state), megabytes=100)
 
