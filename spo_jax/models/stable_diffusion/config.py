@@ -9,6 +9,7 @@ from spo_jax.core.errors import UserError
 
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
+_MAX_LAYERS = 300  # on the way down, where SDXL has 32; tracing takes some hundredths of a second for each
 
 
 def per_block(value: Any, blocks: int) -> tuple:
@@ -75,6 +76,13 @@ class UNetConfig(JSONConfig):
             length = len(per_block(getattr(self, field), blocks))
             if length != blocks:
                 raise UserError(f"{where}: {field} has {length} entries: expected {blocks} as in block_out_channels")
+        counts = (per_block(value, blocks) for value in (self.layers_per_block, self.transformer_layers_per_block))
+        layers = sum(count * (1 + depth) for count, depth in zip(*counts, strict=True))
+        if layers > _MAX_LAYERS:
+            raise UserError(
+                f"{where}: layers_per_block and transformer_layers_per_block make {layers} layers on the way down: "
+                f"expected at most {_MAX_LAYERS}"
+            )
         check_divisors(where, "norm_num_groups", (self.norm_num_groups,) * blocks, self.block_out_channels)
         check_divisors(where, "attention_head_dim", *self._heads_and_widths())
         self._one_of(where, "addition_embed_type", (None, "text_time"))

@@ -79,6 +79,7 @@ UNSUPPORTED = [
     ("sd15", "sample_size", 10**6),
     ("sd15", "in_channels", 0),
     ("sd15", "layers_per_block", 10**12),
+    ("sd15", "transformer_layers_per_block", 64),
     ("sd15", "norm_eps", float("nan")),
     ("sdxl", "addition_time_embed_dim", None),
     ("sdxl", "projection_class_embeddings_input_dim", None),
