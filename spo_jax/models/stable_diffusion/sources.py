@@ -276,14 +276,14 @@ def _default_base(path: Path, kind: architecture.Kind, width: int) -> str:
     Args:
       path: the file.
       kind: its architecture.
-      width: width of the text states that its UNet takes.
+      width: width of the text states that its UNet takes; 0 if the weight that shows it is missing.
 
     Raises:
       UserError: there is none that the file can be a fine-tune of.
     """
     base = _DEFAULT_BASES.get(kind, "")
     known = _width_of(published_source(base).config("unet")) if base else None
-    if base and width == known:
+    if base and width in (0, known):
         return base
     reason = f", and is no fine-tune of {base}: its text states are {width} wide instead of {known}" if base else ""
     is_toy = width == _width_of(read_json_object(_TOY / "unet" / "config.json"))
