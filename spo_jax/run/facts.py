@@ -26,7 +26,8 @@ def facts_of(settings: RunSettings, data: Any) -> dict[str, str]:
     facts |= {f"config.{name}": repr(value) for name, value in values.items()}
     facts["the training data"] = _digest(data.digests)
     for name, texts in getattr(data, "parts", {}).items():
-        facts[f"the content of config.{name}"] = f"{values.get(name)!r} ({len(texts)} entries, digest {_digest(texts)})"
+        count = "1 entry" if len(texts) == 1 else f"{len(texts)} entries"
+        facts[f"the content of config.{name}"] = f"{values.get(name)!r} ({count}, digest {_digest(texts)})"
     return facts
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
 from types import SimpleNamespace
 
 import jax
@@ -21,6 +24,8 @@ from spo_jax.run.metrics import read_metrics
 from spo_jax.toy.world import TRAIN_PROMPTS
 from spo_jax.train import train
 from spo_jax.weights.store import read_file
+from tests.commands import ROOT, command_line
+from tests.processes import free_address
 
 LAYOUTS = {"data=8": MeshSettings(8, 1), "fsdp=8": MeshSettings(1, 8), "data=2, fsdp=4": MeshSettings(2, 4)}
 
@@ -144,3 +149,25 @@ def test_two_processes_make_the_run_of_one(micro_config, in_processes, tmp_path)
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert [[row["step"] for row in part] for part in rows] == [[0, 1, 2]] * 2  # a row each, though two processes ran
     assert [row["valid_pairs"] for row in rows[0][1:]] == [row["valid_pairs"] for row in rows[1][1:]]
+
+
+@pytest.mark.slow
+def test_two_processes_with_different_prompts_and_seeds_end_with_one_line(micro_config, tmp_path):
+    """The same line in both, before any program, and nothing is written; tests/run/test_facts.py has each fact."""
+    address = free_address()
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    processes = []
+    for index, prompts in enumerate((["a red star"], ["a blue ring", "a green disc"])):
+        file = tmp_path / f"prompts{index}.json"
+        file.write_text(json.dumps(prompts))
+        flags = [f"--config={micro_config}", "--config.mesh.data=-1", f"--out={tmp_path / 'run'}"]
+        flags += [f"--config.prompts={file}", f"--config.seed={index}"]
+        flags += [f"--coordinator-address={address}", "--num-processes=2", f"--process-id={index}"]
+        line = command_line("train", *flags)
+        processes.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    line, other = (error.splitlines()[-1] for error in errors)
+    assert line == other and not (tmp_path / "run").exists()
+    for part in ("config.seed is 0 in process 0 and 1 in process 1", "prompts0.json' (1 entry", "prompts1.json' (2 "):
+        assert part in line

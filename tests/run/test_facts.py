@@ -40,7 +40,7 @@ def test_the_content_of_files_is_a_fact_and_named_by_its_field(data, field):
     if field == "prompts":
         before, after = found["the content of config.prompts"]
         assert before.startswith("'train.txt' (2 entries, digest ") and after.startswith(
-            "'train.txt' (1 entries, digest "
+            "'train.txt' (1 entry, digest "
         )
 
 
