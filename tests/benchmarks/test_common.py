@@ -116,6 +116,7 @@ SCRIPTS = {
     "aot": ("config", "topology", "effort", "out"),
     "layers": ("repeats",),
     "loading": ("pairs", "batch", "threads", "out"),
+    "rounding": ("config",),
     "scaling": (*SHARED, "axes"),
     "train": SHARED,
     "unet_forward": SHARED,
