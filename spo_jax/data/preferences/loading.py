@@ -8,7 +8,11 @@ changes a batch, and resuming means starting at another number.
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -180,6 +184,22 @@ class _Reader:
 
     def __call__(self, row: int) -> tuple[int, np.ndarray]:
         return row, self.read(row)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Ties a worker process, which gets its reader in this way, to the process that started it.
+
+        It leaves Ctrl-C to that process, and ends with it, however that ends.
+        """
+        self.__dict__.update(state)
+        parent = multiprocessing.parent_process()
+        if parent is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _together(dataset: Any, size: int) -> Generator[LoadedBatch, None, None]:

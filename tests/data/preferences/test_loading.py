@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import signal
 import sys
 import threading
 import time
@@ -146,3 +147,10 @@ def test_invalid_arguments_and_a_missing_grain_are_errors(pairs, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(UserError, match=r'needs grain: run pip install -e "\.\[data\]" in the checkout'):
         loading.batches(pairs, ROWS, **SETTINGS)
+
+
+def test_workers_leave_ctrl_c_to_the_run():
+    """A terminal sends it to them too, and the batch that the run finishes may still need them."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(callable, (loading._Reader(len),))  # as grain sends it
+        assert pool.apply(signal.getsignal, (signal.SIGINT,)) == signal.SIG_IGN
