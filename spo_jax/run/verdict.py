@@ -1,6 +1,8 @@
 """The verdict on a run: one sentence from its scores, in which a change within the noise is none."""
 
+import math
 from collections.abc import Iterable, Mapping
+from statistics import NormalDist
 from typing import Any, Literal
 
 from spo_jax.run.words import listed, readable, with_error
@@ -8,24 +10,40 @@ from spo_jax.run.words import listed, readable, with_error
 Score = Mapping[str, Any]
 Outcome = Literal["better", "worse", "unchanged", "unknown"]
 
-NOISE = 2  # standard errors by which a change has to differ from 0
+NOISE = 2  # standard errors by which a change has to differ from 0, if there is one score
 FEW = 10  # comparisons; the standard error of fewer is itself too uncertain to rely on
 
 
-def outcome(score: Score) -> Outcome:
-    """Says what became of a score.
+def noise_limit(scores: int) -> float:
+    """Returns the standard errors beyond which a change counts: 2 for one score, 2.6 for five, 2.8 for ten.
+
+    Each of many scores may cross two standard errors by chance. The limit is Bonferroni's, so that the probability that
+    any of them does is at most that of a single one at `NOISE`.
+    """
+    normal = NormalDist()
+    return -normal.inv_cdf(normal.cdf(-NOISE) / max(scores, 1))
+
+
+def outcomes(scores: Mapping[str, Score]) -> dict[str, Outcome]:
+    """Says what became of each score.
 
     Args:
-      score: one of the scores that `spo_jax.core.statistics.paired_scores` returns: ``change``, its standard error
-        ``change_se`` (None for a single comparison) and ``lower_is_better``.
+      scores: what `spo_jax.core.statistics.paired_scores` returns: ``change``, its standard error ``change_se`` (None
+        for a single comparison) and ``lower_is_better``, by name.
 
     Returns:
-      ``unchanged`` if the change is within two standard errors of 0, and ``unknown`` without a standard error.
+      By name ``better`` or ``worse``; ``unchanged`` if the change is within the noise (see `noise_limit`); and
+      ``unknown`` if change or standard error are missing or not finite.
     """
+    limit = noise_limit(len(scores))
+    return {name: _outcome(score, limit) for name, score in scores.items()}
+
+
+def _outcome(score: Score, limit: float) -> Outcome:
     change, error = score.get("change"), score.get("change_se")
-    if change is None or error is None:
+    if change is None or error is None or not math.isfinite(change) or not math.isfinite(error):
         return "unknown"
-    if not abs(change) > NOISE * error:
+    if abs(change) <= limit * error:
         return "unchanged"
     return "worse" if (change > 0) == bool(score.get("lower_is_better")) else "better"
 
@@ -36,11 +54,11 @@ def verdict(scores: Mapping[str, Score]) -> str:
     Scores named ``group/series`` are told together. What became worse is said as plainly as what became better.
 
     Args:
-      scores: scores by name; see `outcome`. A score's ``count`` is the number of comparisons, if it is known.
+      scores: scores by name; see `outcomes`. A score's ``count`` is the number of comparisons, if it is known.
     """
     if not scores:
         return "Not known: no score was measured both before and after training."
-    found = {name: outcome(score) for name, score in scores.items()}
+    found = outcomes(scores)
     better, worse, unchanged, unknown = (
         {name: scores[name] for name, what in found.items() if what == kind}
         for kind in ("better", "worse", "unchanged", "unknown")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spo_jax.core.statistics import paired_scores
-from spo_jax.run.verdict import outcome, verdict
+from spo_jax.run.verdict import noise_limit, outcomes, verdict
 
 
 def score(change, error, lower=False, count=100):
@@ -31,10 +31,25 @@ TOY = {
         (0.1, 0.0, False, "better"),  # every image changed by the same
         (0.3, None, False, "unknown"),
         (None, None, False, "unknown"),
+        (float("nan"), 0.1, False, "unknown"),
     ],
 )
 def test_a_change_counts_beyond_two_standard_errors(change, error, lower, expected):
-    assert outcome(score(change, error, lower)) == expected
+    assert outcomes({"s": score(change, error, lower)}) == {"s": expected}
+
+
+def test_of_many_scores_one_beyond_two_standard_errors_is_no_finding():
+    assert noise_limit(1) == pytest.approx(2) and 2.7 < noise_limit(10) < 2.9
+    scores = {f"s{number}": score(0.0, 0.1) for number in range(9)} | {"one": score(0.25, 0.1)}
+    assert verdict(scores).startswith("No sign of learning")
+    assert verdict({"one": scores["one"]}).startswith("Better on one")
+
+
+def test_runs_without_an_effect_are_seldom_called_better_or_worse():
+    """At two standard errors for each of ten scores, 37 % of them would be; the limit leaves about 5 %."""
+    rng = np.random.default_rng(0)
+    called = [verdict({str(n): score(rng.normal(), 1.0) for n in range(10)}) for _ in range(400)]
+    assert np.mean([not sentence.startswith("No sign of learning") for sentence in called]) < 0.08
 
 
 @pytest.mark.parametrize(

@@ -144,14 +144,15 @@ def _draw(lines: Sequence[Line], styles: Sequence[Style]) -> Figure:
     for line, style in zip(lines, styles, strict=True):
         values = np.asarray(line.values, np.float64)
         stride = -(-len(values) // MOST_POINTS)
-        steps = line.steps[::stride]
+        kept = np.unique(np.append(np.arange(0, len(values), stride), len(values) - 1))  # the last point is named
+        steps = np.asarray(line.steps)[kept]
         colour = colours[style.colour]
         if is_noisy(values):
-            axes.plot(steps, values[::stride], color=colour, linewidth=1, alpha=0.3)
+            axes.plot(steps, values[kept], color=colour, linewidth=1, alpha=0.3)
             values = smoothed(values)
         dashes = (0, [length / 4 for length in style.dashes]) if style.dashes else "solid"
         marker = "o" if len(values) < SMOOTHED_FROM else ""
-        axes.plot(steps, values[::stride], color=colour, linewidth=2, linestyle=dashes, marker=marker, markersize=4)
+        axes.plot(steps, values[kept], color=colour, linewidth=2, linestyle=dashes, marker=marker, markersize=4)
     axes.set_xlabel("batch", fontsize=9.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))

@@ -16,7 +16,7 @@ from spo_jax.run.report.charts import Chart, charts_of, inline_svg
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair, shown
 from spo_jax.run.report.scores import facts, score_rows, setting_rows
 from spo_jax.run.report.steps import NextStep
-from spo_jax.run.verdict import outcome, verdict
+from spo_jax.run.verdict import noise_limit, outcomes, verdict
 
 OPEN_PAIRS = 12  # pairs that are not folded
 OPEN_CHARTS = 6  # charts that are not folded
@@ -63,6 +63,7 @@ def write_report(
         total=summary.get("images", len(pairs)),
         open_pairs=OPEN_PAIRS,
         scores=score_rows(scores),
+        noise=f"{noise_limit(len(scores)):.2g}",
         figures=[
             Chart(heading, caption, inline_svg(figure, f"{heading}. {caption}", f"figure-{number}"))
             for number, (heading, caption, figure) in enumerate(figures)
@@ -91,7 +92,7 @@ def _template() -> jinja2.Template:
 
 def _tone(scores: Mapping[str, Mapping[str, Any]]) -> str:
     """The colour of the verdict: that of its outcome if there is one, and none if it is mixed or there is nothing."""
-    found = {outcome(score) for score in scores.values()} & {"better", "worse"}
+    found = set(outcomes(scores).values()) & {"better", "worse"}
     return found.pop() if len(found) == 1 else ""
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from spo_jax.core.config import Settings, describe
-from spo_jax.run.verdict import outcome
+from spo_jax.run.verdict import outcomes
 from spo_jax.run.words import readable, with_error
 
 # A mark and a word besides the colour, for readers who do not see it and for paper.
@@ -16,8 +16,8 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     """Returns a row of text for each score: name, meaning, before, after, change, outcome and its mark."""
     rows = []
     told = ""
+    found = outcomes(scores)
     for name, score in scores.items():
-        found = outcome(score)
         meaning = score.get("meaning", "")
         rows.append(
             {
@@ -26,8 +26,8 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
                 "better": "lower is better" if score.get("lower_is_better") else "",
                 **{when: _number(score.get(when), score.get(f"{when}_se")) for when in ("before", "after")},
                 "change": _number(score.get("change"), score.get("change_se"), sign="+"),
-                "outcome": found,
-                "mark": MARKS[found],
+                "outcome": found[name],
+                "mark": MARKS[found[name]],
             }
         )
         told = meaning
