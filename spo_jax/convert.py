@@ -7,13 +7,12 @@ is executed.
 
 import os
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable
+from spo_jax.core.files import check_writable, local_path
 from spo_jax.core.progress import stage
 from spo_jax.rewards.common.preference_files import check_files
 
@@ -35,7 +34,7 @@ def convert_spm(
       UserError: the model cannot be read, ``out`` exists or cannot be written, a weight does not fit in float16, or the
         model says that it was trained on another kind than ``trained_on``.
     """
-    out = Path(out)
+    out = local_path(out)
     if out.exists():
         raise UserError(f"{out} exists already: choose another --out")
     check_writable(out.absolute().parent)

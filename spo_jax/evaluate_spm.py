@@ -7,13 +7,12 @@ Reports pair accuracies on the config's evaluation split, at the config's timest
 
 import os
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from spo_jax.core.cli import define_config, run_command
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_free, check_writable
+from spo_jax.core.files import check_free, check_writable, local_path
 from spo_jax.core.progress import stage
 from spo_jax.data.preferences.format import open_preferences
 from spo_jax.methods import read_settings
@@ -44,7 +43,7 @@ def evaluate_spm(
       UserError: a setting, file or folder cannot be used.
     """
     # Check files and folders before the models are read.
-    out = Path(out)
+    out = local_path(out)
     check_writable(out)
     check_free(out / ACCURACY, overwrite)
     check_model(settings)

@@ -14,7 +14,7 @@ from absl import flags
 
 from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_free, check_writable
+from spo_jax.core.files import check_free, check_writable, local_path
 from spo_jax.core.progress import stage
 from spo_jax.models import check_folder, check_model
 from spo_jax.run.resume import CHECKPOINTS
@@ -52,8 +52,8 @@ def export(
       UserError: there is nothing to export at ``source``, or ``out`` exists, is misnamed or cannot be written.
     """
     # Check the arguments.
-    source = Path(source)
-    out = Path(out)
+    source = local_path(source)
+    out = local_path(out)
     _check_out(out, form, overwrite)
     if dtype != "float32" and form != "single-file":
         raise UserError(f"--dtype={dtype}: only --format=single-file has a choice; {form} is written in float32")

@@ -24,7 +24,7 @@ from absl import flags
 from spo_jax.core.cli import callable_module, run_command, stop
 from spo_jax.core.config import MAX_COUNT
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable
+from spo_jax.core.files import check_writable, local_path
 from spo_jax.core.lookup import find_module, module_names
 from spo_jax.data.preferences.format import PROMPTS, import_tfds
 from spo_jax.data.preferences.writer import Prepared, prepare_split, preparing
@@ -58,7 +58,7 @@ def prepare(
       UserError: an argument is wrong; or as in `prepare_split`, or as the source raises it.
     """
     # Check the arguments, and open the source.
-    data_dir = Path(data_dir)
+    data_dir = local_path(data_dir)
     if not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad={max_bad:g}: expected a share between 0 and 1")
     check_writable(data_dir)

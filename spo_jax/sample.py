@@ -17,6 +17,7 @@ from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.config import SEED_LIMIT
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
 from spo_jax.core.words import counted
@@ -83,7 +84,7 @@ def sample(
         "crop": _size_pair("--crop", crop, 0, "TOPxLEFT in pixels, such as 0x0"),
         "target": _size_pair("--target-size", target_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
     }
-    if init_latents and not Path(init_latents).is_file():
+    if init_latents and not local_path(init_latents).is_file():
         raise UserError(f"cannot read initial latents from {init_latents}: expected a .npy file")
     folder = ImageFolder(out, overwrite)
     wanted = _repeated(_prompts(prompt, prompts), count)
@@ -111,7 +112,7 @@ def sample(
             lora_scale=lora_scale,
             size=(height, width),
             conditions={name: pair for name, pair in sizes.items() if pair is not None},
-            init_latents=init_latents,
+            init_latents=local_path(init_latents) if init_latents else None,
             seed=seed,
             batch=batch,
             how=how,

@@ -14,13 +14,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from spo_jax.core.cli import callable_module, define_config, printing, run_command
 from spo_jax.core.config import describe
+from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
 from spo_jax.methods import load_method, read_settings
 from spo_jax.parallel.settings import check_processes
@@ -49,18 +49,19 @@ def train(
       Preempted: the process received SIGTERM, and the run has been saved.
       Interrupted: Ctrl-C was pressed, and the run has been saved.
     """
-    return _train(settings, Path(out), resume or Resume(), command)
+    return _train(settings, out, resume or Resume(), command)
 
 
 def _train(
     settings: RunSettings,
-    out: Path,
+    out: str | os.PathLike,
     resume: Resume,
     command: Sequence[str],
     start: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Checks what it can without jax, then calls ``start``, then trains."""
     begin = time.perf_counter()
+    out = local_path(out)
     check_installed(settings.log)
     resume.check(out, holds_run(out))
     method = load_method(settings.method)
@@ -110,7 +111,7 @@ def run() -> None:
 
             join(multihost.value, address.value, processes.value, index.value)
 
-        _train(settings, Path(folder.value), Resume(resume.value, auto.value, changed.value), sys.argv[1:], start)
+        _train(settings, folder.value, Resume(resume.value, auto.value, changed.value), sys.argv[1:], start)
 
     run_command(main)
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from filelock import lock_descriptor
 from spo_jax.core import json_text
 from spo_jax.core.errors import UserError
 from spo_jax.core.json_text import parse_json
+
+_BUCKET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # gs://…, also after Path has taken a slash, but not C:/…
 
 
 def local_path(name: str | os.PathLike) -> Path:
@@ -74,9 +77,9 @@ def check_writable(folder: str | os.PathLike) -> None:
     Raises:
       UserError: ``folder`` is in a bucket, a part of the path is not a folder, or nothing can be written in it.
     """
-    if os.fspath(folder).partition("/")[0].endswith(":"):
+    if _BUCKET.match(os.fspath(folder)):
         raise UserError(f"cannot write to {folder}, a bucket: mount the bucket, or use a shared disk")
-    folder = Path(folder).absolute()
+    folder = local_path(folder).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         raise UserError(f"cannot write to {folder}: {nearest} is not a folder")

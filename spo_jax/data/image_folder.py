@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, write_atomic
+from spo_jax.core.files import check_writable, local_path, write_atomic
 from spo_jax.core.typing import UInt8
 
 # Longer numbers are dates that other programs give, and counting on from them would be absurd.
@@ -33,7 +33,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str | os.PathLike, overwrite: bool = False):
-        self._folder = Path(folder)
+        self._folder = local_path(folder)
         self._overwrite = overwrite
         check_writable(folder)
         self.first = 0 if overwrite else self._next_number()

@@ -5,13 +5,14 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from absl import logging
 
 from spo_jax import toy
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.lines import decoded_lines, numbered_lines, text_of
 from spo_jax.toy import world
@@ -36,7 +37,7 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
     """
     if str(source) in TOY:
         return list(TOY[str(source)])
-    path = Path(source)
+    path = local_path(source)
     if path.is_dir():
         raise UserError(f"{path} is a folder: expected a prompt file that ends in .txt, .json, .jsonl or .csv")
     if not path.is_file():

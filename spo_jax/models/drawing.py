@@ -39,7 +39,7 @@ class Drawing:
       lora_scale: its strength.
       size: (height, width) in pixels; None is the model's own.
       conditions: SDXL's size conditions by name: ``original``, ``crop``, ``target``.
-      init_latents: .npy file with the initial latents; empty draws them from the seed.
+      init_latents: .npy file with the initial latents; None draws them from the seed.
       seed: seed of the initial latents.
       batch: largest number of images to draw at a time.
       how: solver, number of steps, guidance scale and kind of noise levels, as `Sampler` takes them.
@@ -64,7 +64,7 @@ class Drawing:
         lora_scale: float,
         size: tuple[int | None, int | None],
         conditions: Mapping[str, Size],
-        init_latents: str,
+        init_latents: Path | None,
         seed: int,
         batch: int,
         how: Mapping[str, Any],

@@ -130,6 +130,19 @@ def test_buckets_are_not_mistaken_for_folders():
         check_writable("gs://bucket/run")
 
 
+def test_a_drive_of_windows_is_no_bucket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_writable("D:/cache")
+    check_writable("D:\\cache")
+
+
+def test_a_home_is_found_in_folders_to_write_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").write_text("not a folder")
+    with pytest.raises(UserError, match="home is not a folder"):
+        check_writable("~/runs")
+
+
 def test_one_holder_at_a_time(tmp_path):
     path = tmp_path / "new" / ".lock"
     with lock(path, "taken"):

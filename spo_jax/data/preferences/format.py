@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spo_jax.core.errors import UserError, missing_extra
-from spo_jax.core.files import read_json, read_json_object
+from spo_jax.core.files import local_path, read_json, read_json_object
 from spo_jax.core.typing import Bool, Float, Int
 
 INDEX = "index.npz"
@@ -119,7 +119,7 @@ def open_preferences(data_dir: str | os.PathLike, split: str, field: str = "") -
       UserError: the folder or the split does not exist, or the split is incomplete or damaged.
     """
     # Find the folder of the split.
-    data_dir = Path(data_dir)
+    data_dir = local_path(data_dir)
     folder = data_dir / split
     if not data_dir.is_dir():
         raise UserError(f"no folder {data_dir} with prepared preference pairs; {_MAKE}")

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax import toy
-from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.files import local_path, write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key
 from spo_jax.data.preferences.format import Preferences
@@ -99,7 +99,7 @@ def _latents(training: SPMTraining, pairs: Preferences) -> dict[str, Any]:
     """Returns the arguments of `latent_file` and `latent_cache`."""
     settings = training.settings
     return {
-        "folder": Path(settings.cache_latents) / settings.train_split,
+        "folder": local_path(settings.cache_latents) / settings.train_split,
         "preferences": pairs,
         "pipeline": training.pipeline,
         "side": training.side,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Float, Key
 from spo_jax.data.preferences.format import Preferences
@@ -66,7 +67,7 @@ def relabelled(
         judge = load_plain_clip(
             relabel.model, tokenizer=relabel.tokenizer or None, mesh=mesh, flag="--config.relabel.tokenizer"
         )
-    folder = Path(relabel.folder or folder)
+    folder = local_path(relabel.folder or folder)
     labels = []
     for split in splits:
         scores = clean_scores(
