@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from spo_jax.core.cli import run_command
+from spo_jax.core.cli import printing, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, local_path
 from spo_jax.core.progress import stage
@@ -44,7 +44,8 @@ def convert_spm(
         from spo_jax.work import convert as work
 
     work.convert_spm(model, out, tokenizer, dtype, trained_on)
-    print(f"wrote {out}")
+    with printing():
+        print(f"wrote {out}")
 
 
 def run() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from spo_jax.core.cli import callable_module, run_command
+from spo_jax.core.cli import callable_module, printing, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable, local_path
 from spo_jax.core.progress import stage
@@ -65,7 +65,8 @@ def export(
         from spo_jax.work import export as work
 
     work.export(source, form, out, model, revision, overwrite, base, dtype)
-    print(f"wrote {out}")
+    with printing():
+        print(f"wrote {out}")
 
 
 def _check_source(source: Path) -> None:

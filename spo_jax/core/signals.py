@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NoReturn
 
 INTERRUPTED = 130  # exit status of a command that Ctrl-C ended
 _GRACE = 2.0  # seconds in which the main thread may clean up after Ctrl-C
@@ -47,11 +48,39 @@ def _listen(source: socket.socket, heard: Callable[[int], None]) -> None:
             heard(number[0])
 
 
+_last_words: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def last_words(say: Callable[[], None]) -> Iterator[None]:
+    """Calls a function if the process is abandoned in the meantime, so that others learn of it."""
+    _last_words.append(say)
+    try:
+        yield
+    finally:
+        _last_words.remove(say)
+
+
+def abandon(message: str) -> NoReturn:
+    """Ends the process at once, from whichever thread, with one line."""
+    if message:
+        write_line(message)
+    for say in _last_words:
+        with contextlib.suppress(Exception):
+            say()
+    os._exit(INTERRUPTED)
+
+
 class Interruption:
     """A context in which Ctrl-C ends the process within seconds, whatever the main thread does.
 
     The main thread gets its `KeyboardInterrupt` and may clean up for two seconds. A second Ctrl-C does not wait.
+
+    Attributes:
+      active: whether such a context is open, as in every command.
     """
+
+    active: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._seen = False
@@ -60,10 +89,17 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._held.enter_context(listening(self._heard))
+        self._held.callback(setattr, Interruption, "active", Interruption.active)
+        Interruption.active = True
         hook = sys.unraisablehook
-        self._held.callback(setattr, sys, "unraisablehook", hook)
-        # Python may raise it in a callback, such as jax's of the garbage collector, which drops it with a traceback.
-        sys.unraisablehook = lambda error: None if error.exc_type is KeyboardInterrupt else hook(error)
+
+        def quiet(error: Any) -> None:
+            """Drops what Python raises in a callback, such as jax's of the garbage collector, with a traceback."""
+            if error.exc_type is not KeyboardInterrupt:
+                hook(error)
+
+        sys.unraisablehook = quiet
+        self._held.callback(_restore_hook, quiet, hook)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -87,11 +123,16 @@ class Interruption:
 
     def _abandon(self) -> None:
         self.report()
-        os._exit(INTERRUPTED)
+        abandon("")
+
+
+def _restore_hook(ours: Callable[[Any], None], before: Callable[[Any], None]) -> None:
+    if sys.unraisablehook is ours:  # otherwise somebody has put a hook on top, which calls ours and is still needed
+        sys.unraisablehook = before
 
 
 def write_line(message: str) -> None:
     """Writes a line to stderr without waiting for whoever else writes there."""
-    start = "\r\033[K" if sys.stderr.isatty() else ""  # over a bar
-    with contextlib.suppress(OSError):  # nobody reads it
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, or there is no stderr
+        start = "\r\033[K" if sys.stderr.isatty() else ""  # over a bar
         os.write(2, f"{start}{message}\n".encode())

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -202,7 +202,7 @@ class LatentsFile:
         not finite.
     """
 
-    def __init__(self, path: Path, count: int, shape: tuple[int, int, int]):
+    def __init__(self, path: str | os.PathLike, count: int, shape: tuple[int, int, int]):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except Exception as error:  # A damaged header raises any of a dozen types, from BadZipFile to MemoryError.

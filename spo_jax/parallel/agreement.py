@@ -21,11 +21,13 @@ import jax
 from jax._src import distributed  # the store has no public name; orbax takes it from here as well
 
 from spo_jax.core.errors import Interrupted, Preempted, UserError
+from spo_jax.core.signals import INTERRUPTED, last_words
 from spo_jax.parallel.multihost import is_writer
 
 T = TypeVar("T")
 
 _FAILED = "spo_jax/failed"
+_POLL = 0.3  # seconds between two looks at the failures of others
 _PATIENCE = 20.0  # seconds that a process has to end by itself after another one has failed
 _VISIBLE = 90.0  # seconds after which every process sees a change of another one's files, or never
 _SHOWN = 3  # differences that a message names
@@ -116,15 +118,18 @@ def ending_together() -> Iterator[None]:
     ended = threading.Event()
     threading.Thread(target=_watch, args=(jax.process_index(), ended), name="failures of others", daemon=True).start()
     try:
-        yield
+        with last_words(_announce_interruption):
+            yield
     except (Preempted, Interrupted):  # all processes stop together, and have saved
         raise
     except UserError as error:
         _announce(2, str(error))
         raise
-    except (Exception, KeyboardInterrupt) as error:
-        status = 130 if isinstance(error, KeyboardInterrupt) else 1
-        _announce(status, f"{type(error).__name__}: {error}".strip(": ").splitlines()[0])
+    except KeyboardInterrupt:
+        _announce_interruption()
+        raise
+    except Exception as error:
+        _announce(1, f"{type(error).__name__}: {error}".strip(": ").splitlines()[0])
         raise
     finally:
         ended.set()
@@ -134,6 +139,12 @@ def _announce(status: int, message: str) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0, which keeps the store, may be gone
         value = json.dumps([status, message])
         distributed.global_state.client.key_value_set(f"{_FAILED}/{jax.process_index()}", value)
+
+
+def _announce_interruption() -> None:
+    """Announces that this process ends at once, and gives the others the time to notice, before the store is gone."""
+    _announce(INTERRUPTED, "stopped by Ctrl-C")
+    time.sleep(4 * _POLL)
 
 
 def _failure_of_others(me: int) -> tuple[int, str] | None:
@@ -161,10 +172,11 @@ def _awaited(key: str) -> str:
 
 def _watch(me: int, ended: threading.Event) -> None:
     """Ends the process if another one has failed and this one does not end by itself."""
-    while not ended.wait(1.0):
+    while not ended.wait(_POLL):
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # jax itself ends the process if the store is gone
             failure = _failure_of_others(me)
-            if failure is not None and not ended.wait(_PATIENCE):
+            # A process that Ctrl-C ends is gone within two seconds, and with process 0 the store.
+            if failure is not None and not ended.wait(_POLL if failure[0] == INTERRUPTED else _PATIENCE):
                 status, message = failure
                 print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the line is the last one

@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.memory import is_out_of_memory
 from spo_jax.core.typing import PyTree
 from spo_jax.parallel.agreement import decided, gathered, is_visible
 from spo_jax.parallel.multihost import is_writer
@@ -186,6 +187,8 @@ class Checkpointer(CheckpointReader):
         try:
             function(*args, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:  # tensorstore reports a full disk as ValueError
+            if is_out_of_memory(error):
+                raise
             silence_orbax()  # again, in case other code has changed the filters since
             raise UserError(f"cannot write a checkpoint in {self.folder}: {reason_of(error)}") from error
 

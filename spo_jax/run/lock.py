@@ -66,6 +66,14 @@ class RunLock:
         self._ended = threading.Event()
 
     def __enter__(self) -> "RunLock":
+        while not self._take():
+            pass
+        self._renewer = threading.Thread(target=self._renew, name="run lock", daemon=True)
+        self._renewer.start()
+        return self
+
+    def _take(self) -> bool:
+        """Takes the lock; returns False if its file was removed meanwhile, whereupon another attempt is due."""
         made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         with contextlib.ExitStack() as held:
             held.callback(_remove_empty, made)
@@ -74,12 +82,12 @@ class RunLock:
             # Its holder removes the file at the end; the lock on a removed file excludes nobody.
             mine = hold.mine and _is_still(self.folder / LOCK, hold.file)
             self._refuse_if_in_use(mine)
+            if not _is_still(self.folder / LOCK, hold.file):
+                return False
             held.callback(self._remove_files)
             self._write_card()
             self._held = held.pop_all()
-        self._renewer = threading.Thread(target=self._renew, name="run lock", daemon=True)
-        self._renewer.start()
-        return self
+        return True
 
     def __exit__(self, *_: Any) -> None:
         self._ended.set()

@@ -100,10 +100,11 @@ def run(
         for done in range(batches.start + 1, total + 1):
             state, row = step(done - 1, state)
             _stop_if_not_finite(row, done, progress, io.checkpointer)
-            stop = notice.came(done) if done < total else None
+            stop = notice.came(done)
             # Who wants to stop, or whose machine is about to be taken away, has no time for an evaluation.
             if not stop and _is_due(io.eval_every, done, total):
                 row = {**row, **io.evaluate(done, state)}
+                stop = notice.came_meanwhile()
             # The row comes before the checkpoint of the same batch: a killed run may have a row too many, never a gap.
             io.writer.write(done, row)
             if stop or _is_due(io.checkpoint_every, done, total):

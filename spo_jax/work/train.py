@@ -3,8 +3,9 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
+from spo_jax.core.cli import printing
 from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
@@ -61,6 +63,7 @@ def train(
     Raises:
       UserError: a setting, file or folder cannot be used, a metric is no longer finite, or memory does not suffice.
       Preempted: the process received SIGTERM, and the run has been saved.
+      Interrupted: Ctrl-C was pressed, and the run has been saved.
     """
     check_equal(facts_of(settings, data))
     mesh = make_mesh(settings.mesh)
@@ -72,26 +75,41 @@ def train(
         jax.set_mesh(mesh),
     ):
         run = load_method(settings.method).setup(settings, mesh, data, out)
-        return _train(settings, out, folder, mesh, run, data, begin, command)
+        seconds: dict[str, float] = {}
+        with _trained(settings, out, folder, mesh, run, data, seconds) as (state, wandb):
+            run.export(state, out)
+            result = run.finish(state, out)
+            seconds["wall_seconds"] = time.perf_counter() - begin
+            summary = _summary(settings, mesh, run, result, seconds)
+            if is_writer():
+                _write_results(settings, out, run, summary, result, command)
+                if wandb is not None:
+                    wandb.write_summary(summary)
+                _print_scores(summary, out)
+    return summary
 
 
-def _train(
+@contextlib.contextmanager
+def _trained(
     settings: RunSettings,
     out: Path,
     folder: RunFolder,
     mesh: Mesh,
     run: Run,
     data: Data,
-    begin: float,
-    command: Sequence[str],
-) -> dict[str, Any]:
+    seconds: dict[str, float],
+) -> Iterator[tuple[State, WandbLog | None]]:
+    """Trains, and gives the last state and the log of Weights & Biases, which is open until the context ends.
+
+    ``seconds`` receives ``compile_seconds``.
+    """
     resuming = folder.resuming
     init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = run.init_state(init_key)
 
     # Before training: measure the state, and compile the programs.
     first_row = run.begin(state, resuming)
-    programs, compile_seconds = _compile(run, state)
+    programs, seconds["compile_seconds"] = _compile(run, state)
 
     log = settings.log
     with contextlib.ExitStack() as held:
@@ -112,7 +130,9 @@ def _train(
         # Train.
 
         def step(number: int, state: State) -> tuple[State, Row]:
-            return run.step(programs, batches, number, state, train_key)
+            state, row = run.step(programs, batches, number, state, train_key)
+            folder.guard()  # before anything of this batch is written
+            return state, row
 
         def evaluate(number: int, state: State) -> Row:
             return _evaluate(run, outputs.curves, out, number, state)
@@ -125,27 +145,7 @@ def _train(
         io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every, export)
         state = run_loop(step, state, range(start, run.total), io, run.progress)
 
-        # After training: write the weights, measure again, and write the report.
-        run.export(state, out)
-        result = run.finish(state, out)
-        summary = {
-            "verdict": verdict(result.summary.get("scores", {})),
-            **result.summary,
-            "method": settings.method,
-            "batches": run.total,
-            "compile_seconds": round(compile_seconds, 2),
-            "wall_seconds": round(time.perf_counter() - begin, 2),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": versions(mesh),
-        }
-        if is_writer():
-            write_json(out / "summary.json", summary)
-            with stage("writing the report"):
-                _write_report(settings, out, run, summary, result, command)
-            if outputs.wandb is not None:
-                outputs.wandb.write_summary(summary)
-            _print_scores(summary, out)
-    return summary
+        yield state, outputs.wandb
 
 
 def _compile(run: Run, state: State) -> tuple[Programs, float]:
@@ -195,31 +195,55 @@ def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
     write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary))
 
 
-def _write_report(
+def _summary(
+    settings: RunSettings, mesh: Mesh, run: Run, result: Result, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    summary = {
+        "verdict": verdict(result.summary.get("scores", {})),
+        **result.summary,
+        "method": settings.method,
+        "batches": run.total,
+        **{name: round(value, 2) for name, value in seconds.items()},
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(mesh),
+    }
+    # A method of the user may measure what is not finite, for which JSON has no number.
+    return jax.tree.map(lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf, summary)
+
+
+def _write_results(
     settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result, command: Sequence[str]
 ) -> None:
+    write_json(out / "summary.json", summary)
     if result.pairs:
         _write_png(out / "before_after.png", sheet(result.pairs))
     model = getattr(settings, "model", "")
-    write_report(
-        out / "report.html",
-        title=run.progress.title + (f" on {Path(model).name if Path(model).exists() else model}" if model else ""),
-        settings=settings,
-        rows=read_metrics(out / "metrics.jsonl"),
-        summary=summary,
-        pairs=result.pairs,
-        figures=result.figures,
-        charts=run.charts,
-        steps=[*result.steps, *longer(settings, command, out)],
-    )
+    with stage("writing the report"):
+        write_report(
+            out / "report.html",
+            title=run.progress.title + (f" on {Path(model).name if Path(model).exists() else model}" if model else ""),
+            settings=settings,
+            rows=read_metrics(out / "metrics.jsonl"),
+            summary=summary,
+            pairs=result.pairs,
+            figures=result.figures,
+            charts=run.charts,
+            steps=[*result.steps, *longer(settings, command, out)],
+        )
 
 
 def _print_scores(summary: dict[str, Any], out: Path) -> None:
-    count = f"{summary['images']} pairs of images, same prompts and noise" if "images" in summary else "scores"
-    if "scores" in summary:
-        print(f"\n{count}:")
-    for name, score in summary.get("scores", {}).items():
-        error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
-        print(f"  {name:20s} {score['before']:8.4f} -> {score['after']:8.4f}   change {score['change']:+.4f}{error}")
-    print(f"\n{summary['verdict']}")
-    print(f"{summary['wall_seconds']:.0f} s in all; see {out / 'report.html'}")
+    with printing():
+        if "scores" in summary:
+            of = f"{summary['images']} pairs of images, same prompts and noise" if "images" in summary else "scores"
+            print(f"\n{of}:")
+        for name, score in summary.get("scores", {}).items():
+            before, after = (_fixed(score[when], "8.4f") for when in ("before", "after"))
+            error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
+            print(f"  {name:20s} {before} -> {after}   change {_fixed(score['change'], '+.4f')}{error}")
+        print(f"\n{summary['verdict']}")
+        print(f"{summary['wall_seconds']:.0f} s in all; see {out / 'report.html'}")
+
+
+def _fixed(value: float | None, form: str) -> str:
+    return "not finite" if value is None else format(value, form)

@@ -409,8 +409,8 @@ def test_absurd_sizes(tmp_path, micro):
     """They are refused before anything is read (there is no such model) or allocated, in Python as well."""
     (tmp_path / "p.txt").write_text("a\nb\n")
     for how, message in (
-        ({"prompt": "a", "width": 99968}, "--width=99968: expected a whole number from 1 to 8192"),
-        ({"prompt": "a", "count": 0}, "--count=0: expected a whole number from 1 to 1000000"),
+        ({"prompt": "a", "width": 99968}, "--width=99968: expected a number from 1 to 8192"),
+        ({"prompt": "a", "count": 0}, "--count=0: expected a number from 1 to 1000000"),
         (
             {"prompts": str(tmp_path / "p.txt"), "count": 600_000},
             "images of 2 prompts are 1200000: expected at most 1000000",

@@ -175,3 +175,30 @@ def test_real_processes_end_together_although_one_waits_in_a_program():
     assert zero.err.splitlines()[-1] == "error: process 1: the disk is full"
     assert one.err.splitlines()[-1] == "error: the disk is full"
     assert time.monotonic() - begin < 90
+
+
+_INTERRUPTED = """
+import os, signal, time
+from jax.experimental import multihost_utils
+from spo_jax.parallel.agreement import gathered
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored if the tests run in the background
+
+@agreement.ending_together()
+def main(_):
+    if jax.process_index() == 0:
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    WAIT
+
+run_command(main, ["program"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", ["gathered(1)", "multihost_utils.sync_global_devices('process 0 is gone')"])
+def test_ctrl_c_of_process_0_ends_the_others_in_one_line_before_the_store_is_gone(wait):
+    zero, one = two_processes(_INTERRUPTED.replace("WAIT", wait))
+    assert (zero.status, one.status) == (130, 130), (zero.err[-2000:], one.err[-2000:])
+    assert zero.err.splitlines()[-1] == "interrupted"
+    assert one.err.splitlines()[-1] == "error: process 0: stopped by Ctrl-C"

@@ -95,6 +95,22 @@ def test_a_living_run_on_another_host_is_not_taken_over_and_a_dead_one_is(tmp_pa
         assert read_json(tmp_path / "lock.json")["pid"] == os.getpid()
 
 
+def test_a_holder_may_end_in_order_while_another_run_waits_for_its_signs_of_life(tmp_path, monkeypatch):
+    """It removes its files, and a lock on a removed file would exclude nobody."""
+
+    def ends_in_order(waiting, card):
+        for name in ("lock.json", ".lock"):
+            (tmp_path / name).unlink()
+        return False
+
+    write_json(tmp_path / "lock.json", {"pid": 7, "host": "other", "system": "another"})
+    monkeypatch.setattr(RunLock, "_lives", ends_in_order)
+    with RunLock(tmp_path):
+        assert (tmp_path / ".lock").exists()
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+            RunLock(tmp_path).__enter__()
+
+
 @pytest.mark.parametrize("content", ['{"pid": 7, "host": "gone", "system": "another"}', '{"pid": 7, "ho', "[]"])
 def test_a_card_that_was_not_renewed_for_long_is_not_waited_for(tmp_path, content):
     """It may be cut off as well."""

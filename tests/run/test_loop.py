@@ -47,11 +47,18 @@ class Steps:
         return State(jax.tree.map(lambda x: x + 1, state.params), state.step + 1), row
 
 
-def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50, export=lambda state: None):
-    """Batches ``first`` to ``total``; gives (state, what was evaluated)."""
+def nothing(*_):
+    pass
+
+
+def run(
+    folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50, export=nothing, during=nothing
+):
+    """Batches ``first`` to ``total``; gives (state, what was evaluated). ``during`` is called in every evaluation."""
     evaluated = []
 
     def evaluate(number, state):
+        during()
         evaluated.append((number, float(state.params["a"][0])))
         return {"evaluated": 1.0}
 
@@ -180,7 +187,7 @@ def test_a_signal_between_two_batches_saves_and_stops(tmp_path, number, error, n
     assert signal.getsignal(number) == before
 
 
-def test_sigterm_in_the_last_batch_finishes_the_run(tmp_path):
+def test_a_signal_in_the_last_batch_saves_it_and_leaves_what_follows_to_the_resumed_run(tmp_path):
     steps = Steps()
 
     def step(number, state):
@@ -188,8 +195,17 @@ def test_sigterm_in_the_last_batch_finishes_the_run(tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
         return steps(number, state)
 
-    _, evaluated = run(tmp_path, step, 2, checkpoint_every=0, eval_every=0)
-    assert evaluated == [(2, 2.0)] and checkpoints_in(tmp_path) == [2]
+    with pytest.raises(Preempted, match="saved after batch 2 of 2"):
+        run(tmp_path, step, 2, checkpoint_every=0, eval_every=1)
+    assert ["evaluated" in row for row in read_metrics(tmp_path / "metrics.jsonl")] == [True, False]
+    assert checkpoints_in(tmp_path) == [2]
+
+
+def test_a_signal_during_an_evaluation_starts_no_other_batch(tmp_path):
+    steps = Steps()
+    with pytest.raises(Preempted, match="saved after batch 2 of 6"):
+        run(tmp_path, steps, 6, checkpoint_every=0, eval_every=2, during=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert checkpoints_in(tmp_path) == [2]
 
 
 def test_the_keys_of_a_run_follow_from_its_seed():
