@@ -8,19 +8,27 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.weights import store
 
-LORA_FILES = ("lora.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"
+RUN_LORA = "lora.safetensors"  # what a run writes
+PEFT_LORA = "adapter_model.safetensors"
+LORA_FILES = (DIFFUSERS_LORA, RUN_LORA, PEFT_LORA)  # in the order in which a folder is searched
+
 LORA = "a LoRA"
-CLIP = "a CLIP"
+LOHA = "a LoHa"
+LOKR = "a LoKr"
+CLIP = "a CLIP"  # or one of its two encoders
 CHECKPOINT = "a checkpoint of a diffusion model"
 AUTOENCODER = "an autoencoder"
 NETWORK = "a network of a diffusers folder"
 # Patterns of torch names, and what has such names.
 _KEYS = (
+    (r"\bhada_", LOHA),
+    (r"\blokr_", LOKR),
     (r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.", LORA),
-    (r"^model\.diffusion_model\.", CHECKPOINT),
+    (r"^(model\.diffusion_model|conditioner\.embedders)\.", CHECKPOINT),
     (r"^(model\.)?(text|vision)_model\.", CLIP),
     (r"^(encoder|decoder)\.", AUTOENCODER),
-    (r"^(down_blocks|conv_in)\.", NETWORK),
+    (r"^(unet\.)?(down_blocks|conv_in)\.", NETWORK),
 )
 
 

@@ -122,7 +122,9 @@ def read_file(path: str | os.PathLike) -> State:
 def check_suffix(path: Path) -> None:
     """Raises a `UserError` unless a file's name ends as that of a file with weights."""
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
-        raise UserError(f"{path}: expected a .safetensors, .bin, .pt, .pth or .ckpt file")
+        raise UserError(
+            f"{path}: expected a .safetensors, {', '.join(TORCH_SUFFIXES[:-1])} or {TORCH_SUFFIXES[-1]} file"
+        )
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -164,6 +166,8 @@ def _with_safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
     except (SafetensorError, OSError) as error:
         reason = printable(str(error), 300)
         raise UserError(f"cannot read {path} as safetensors: {explain_unreadable(path)} ({reason})") from error
+    except (ValueError, OverflowError) as error:  # numpy has at most 64 axes and 2**63 elements, zero or not
+        raise UserError(f"cannot read {path} as safetensors: a tensor's shape is none of numpy: {error}") from error
     except AttributeError as error:  # safetensors looks up its types in numpy, which has no 8-bit floats
         raise UserError(f"{path} has tensors of an unreadable type: {error}; convert them to float16") from error
 

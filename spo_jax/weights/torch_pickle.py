@@ -1,9 +1,10 @@
-"""Interprets the pickle of a torch file: some twenty opcodes, in time and memory that are proportional to its length.
+"""Interprets the pickle of a torch file: some forty opcodes, in time and memory that are proportional to its length.
 
 Python's own unpickler is no match for a hostile file, even if it can call nothing: a memo of 4 GiB, the hash of a tuple
 nested a million times (which overflows the stack of the process) and one of a pair of twins of pairs of twins (which
 never ends) each take a few bytes. Here keys are texts or integers, what a state dict cannot need is forgotten at once,
-and what is kept is at most `_DEPTH` deep. Nothing is imported, nothing is called, and no weights are read.
+and what is kept is at most `_DEPTH` deep. Nothing is imported, nothing is called, and no weights are read. Of objects
+that are not part of a state dict, such as the callbacks in a trainer's checkpoint, only the name of the class is kept.
 """
 
 import dataclasses
@@ -31,7 +32,6 @@ _STORAGE_DTYPES = {
 _DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
-_NAMES = {_DICT, _TENSOR, _PARAMETER, *_STORAGE_DTYPES}
 
 
 class BadPickle(ValueError):
@@ -74,11 +74,13 @@ class Dict:
 
     Attributes:
       items: texts or integers to tensors, dicts, texts, numbers, None or `Other`.
+      dropped: kind of a key that is no text or integer, whose item was left out; empty if there was none.
       depth: number of dicts within dicts, this one included.
       is_placed: whether it is an item of another dict; it can no longer change then, so its depth is final.
     """
 
     items: dict[str | int, Any] = dataclasses.field(default_factory=dict)
+    dropped: str = ""
     depth: int = 1
     is_placed: bool = False
 
@@ -92,16 +94,32 @@ class Name:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Other:
-    """A value of which only the kind was kept, because nothing in a state dict depends on the rest."""
+    """A value of which only the kind was kept, because nothing in a state dict depends on the rest.
+
+    Attributes:
+      kind: what it is, in words; or a global name, or the name of the class or function that made it.
+      module: module of the name; None if ``kind`` is in words.
+    """
 
     kind: str
+    module: str | None = None
+
+
+_LIST = Other("a list")
+_SET = Other("a set")
+_BYTES = Other("bytes")
+_TUPLE = Other("a tuple")
+_LONG = Other("an integer of more than 64 bits")
+# The names that a state dict needs. The parts are not joined to compare them: a memo can hold long texts, and every
+# pair of them would be a new one.
+_NAMES = {tuple(full.rsplit(".", 1)): Name(full) for full in (_DICT, _TENSOR, _PARAMETER, *_STORAGE_DTYPES)}
 
 
 def interpret(pickled: bytes) -> Any:
     """Returns the object that a pickle describes: a `Dict`, a `Tensor`, or something that is not a state dict.
 
     Raises:
-      BadPickle: an opcode, a name or a value is one that no state dict needs, or there are too many of them.
+      BadPickle: the pickle is damaged, has an opcode that no state dict needs, or has too many of them.
     """
     if len(pickled) > MAX_BYTES:
         raise BadPickle(f"its pickle takes {len(pickled)} bytes, more than any state dict (at most {MAX_BYTES})")
@@ -137,10 +155,11 @@ class _Machine:
             raise BadPickle("its pickle is damaged: the stack is empty")
         return self.stack.pop()
 
-    def _top(self, kind: type) -> Any:
+    def _top(self, expected: str) -> Any:
+        """Returns the top of the stack, which has to be a dict or an object of which only the kind was kept."""
         value = self.pop()
-        if not isinstance(value, kind):
-            raise BadPickle(f"its pickle is damaged: found {kind_of(value)}, expected {kind.__name__}")
+        if not isinstance(value, Dict | Other):
+            raise BadPickle(f"its pickle is damaged: found {kind_of(value)}, expected {expected}")
         self.stack.append(value)
         return value
 
@@ -174,9 +193,7 @@ class _Machine:
 
     def integer(self, value: int) -> None:
         # A dict compares the hashes of its keys. Those of long integers can be chosen to be equal.
-        if not -(2**63) <= value < 2**63:
-            raise BadPickle("it holds an integer of more than 64 bits")
-        self.stack.append(value)
+        self.stack.append(value if -(2**63) <= value < 2**63 else _LONG)
 
     def tuple_to_mark(self, _: None) -> None:
         self._push_tuple(self._pop_to_mark())
@@ -187,19 +204,23 @@ class _Machine:
     def _push_tuple(self, values: list[Any]) -> None:
         """Pushes a tuple; it keeps the tuples in it, but not the tuples in those, and no dicts."""
         is_long = len(values) > _WIDTH
-        self.stack.append(Other("tuple") if is_long else tuple(map(_without_containers, values)))
+        self.stack.append(_TUPLE if is_long else tuple(map(_without_containers, values)))
 
     def append(self, _: None) -> None:
         self.pop()
         self._check_list()
 
-    def appends(self, _: None) -> None:
+    def add_all(self, _: None) -> None:
         self._pop_to_mark()
         self._check_list()
 
     def _check_list(self) -> None:
-        if self._top(Other).kind != "list":
-            raise BadPickle("its pickle is damaged: found something else, expected a list")
+        if isinstance(self._top("a list or set"), Dict):
+            raise BadPickle("its pickle is damaged: found a dict, expected a list or set")
+
+    def frozen_set(self, _: None) -> None:
+        self._pop_to_mark()
+        self.stack.append(_SET)
 
     def set_item(self, _: None) -> None:
         value = self.pop()
@@ -211,12 +232,15 @@ class _Machine:
     def _set_items(self, values: list[Any]) -> None:
         if len(values) % 2:
             raise BadPickle("its pickle is damaged: a key has no value")
-        target = self._top(Dict)
+        target = self._top("a dict")
+        if isinstance(target, Other):
+            return
         if target.is_placed and values:
             raise BadPickle("it changes a dict that is in use already, which plain weights do not need")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str | int):
-                raise BadPickle(f"it has a key that is {kind_of(key)}: expected texts")
+                target.dropped = target.dropped or kind_of(key)
+                continue
             if isinstance(value, Dict):
                 if value is target:
                     raise BadPickle("it has a dict that holds itself")
@@ -224,66 +248,109 @@ class _Machine:
                 target.depth = max(target.depth, value.depth + 1)
             if target.depth > _DEPTH:
                 raise BadPickle(f"it is more than {_DEPTH} dicts deep")
-            target.items[key] = Other("tuple") if isinstance(value, tuple) else value
+            target.items[key] = _TUPLE if isinstance(value, tuple) else value
 
     # Names and what is made of them
 
-    def name(self, full: str) -> None:
-        full = full.replace(" ", ".", 1)  # pickletools joins the module and the name
-        if full not in _NAMES:
-            raise BadPickle(f"it names {printable(full)}, which plain weights do not need; no code was run")
-        self.stack.append(Name(full))
+    def name(self, joined: str) -> None:
+        module, _, name = joined.partition(" ")  # as pickletools joins them
+        self._push_name(module, name)
 
     def name_from_stack(self, _: None) -> None:
         name = self.pop()
-        self.name(f"{self.pop()} {name}")
+        self._push_name(self.pop(), name)
+
+    def _push_name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise BadPickle("its pickle is damaged: a name is no text")
+        self.stack.append(_NAMES.get((module, name)) or Other(name, module))
 
     def reduce(self, _: None) -> None:
         arguments = self.pop()
         name = self.pop()
         full = name.full if isinstance(name, Name) else ""
-        if full == _DICT and arguments == ():
+        if isinstance(name, Other):
+            self.stack.append(name)
+        elif full == _DICT and arguments == ():
             self.stack.append(Dict())
         elif full == _TENSOR and isinstance(arguments, tuple):
             self.stack.append(_tensor(arguments))
-        elif full == _PARAMETER and isinstance(arguments, tuple) and arguments and isinstance(arguments[0], Tensor):
+        elif full == _PARAMETER and isinstance(arguments, tuple) and _is_tensor(arguments):
             self.stack.append(arguments[0])
         else:
             raise BadPickle("it calls something that plain weights do not need; no code was run")
 
+    def new_object(self, count: int) -> None:
+        """Makes an object of a class from ``count`` values above it, the arguments."""
+        for _ in range(count):
+            self.pop()
+        if not isinstance(self._top("a class"), Other):
+            raise BadPickle("it makes an object that plain weights do not need; no code was run")
+
     def build(self, _: None) -> None:
         # Torch's own state dicts have an attribute, with the versions of their modules. No weight depends on it.
         self.pop()
-        self._top(Dict)
+        self._top("an object")
 
     def storage(self, _: None) -> None:
         self.stack.append(_storage(self.pop()))
 
 
 def kind_of(value: Any) -> str:
-    """Names the kind of a value for messages."""
-    return value.kind if isinstance(value, Other) else type(value).__name__.lower()
+    """Names the kind of a value for messages, such as ``a tuple``."""
+    if isinstance(value, Other):
+        return value.kind if value.module is None else f"a {full_name(value)}"
+    return _KINDS.get(type(value), "something else")
+
+
+def full_name(value: Other) -> str:
+    """Returns the name of a global, or of what made a value, for messages."""
+    return f"{printable(value.module or '')}.{printable(value.kind)}"
+
+
+_KINDS = {
+    type(None): "None",
+    bool: "a truth value",
+    int: "an integer",
+    float: "a number with a fraction",
+    str: "a text",
+    tuple: "a tuple",
+    Dict: "a dict",
+    Name: "a global name",
+    Storage: "a storage",
+    Tensor: "a tensor",
+}
+_DICT_KIND = Other("a dict")
 
 
 def _without_containers(value: Any) -> Any:
-    if isinstance(value, Dict) or (isinstance(value, tuple) and any(isinstance(item, tuple) for item in value)):
-        return Other(kind_of(value))
-    return value
+    if isinstance(value, Dict):
+        return _DICT_KIND
+    return _TUPLE if isinstance(value, tuple) and any(isinstance(item, tuple) for item in value) else value
 
 
-def _storage(pid: Any) -> Storage:
-    kinds = (str, Name, str, str, int)
+def _is_tensor(arguments: tuple) -> bool:
+    return bool(arguments) and isinstance(arguments[0], Tensor | Other)
+
+
+def _storage(pid: Any) -> Storage | Other:
+    """Returns a storage; for one of a type that no weights have, such as that of a random generator, its name."""
+    kinds = (str, Name | Other, str, str, int)
     if not isinstance(pid, tuple) or len(pid) != 5 or not all(map(isinstance, pid, kinds)) or pid[0] != "storage":
         raise BadPickle("its pickle is damaged: found something else, expected the name of a storage")
     _, name, key, _, count = pid
+    if isinstance(name, Other):
+        return name
     if name.full not in _STORAGE_DTYPES:
         raise BadPickle(f"unknown storage {name.full}")
     return Storage(key, _STORAGE_DTYPES[name.full], count)
 
 
-def _tensor(arguments: tuple) -> Tensor:
+def _tensor(arguments: tuple) -> Tensor | Other:
     """Does what ``torch._utils._rebuild_tensor_v2`` does, whose further arguments serve gradients only."""
     storage, offset, size, stride = arguments[:4] if len(arguments) >= 4 else (None,) * 4
+    if isinstance(storage, Other):
+        return storage
     are_numbers = (
         isinstance(storage, Storage)
         and isinstance(size, tuple)
@@ -308,7 +375,7 @@ def _ignore(machine: _Machine, argument: Any) -> None:
     del machine, argument
 
 
-# What `torch.save` writes, for every protocol of pickle. For each opcode: what it does to the machine.
+# What `torch.save` writes from protocol 2 of pickle on. For each opcode: what it does to the machine.
 _ACTIONS = {
     "PROTO": _ignore,
     "FRAME": _ignore,
@@ -325,23 +392,32 @@ _ACTIONS = {
     "BININT1": _Machine.integer,
     "BININT2": _Machine.integer,
     "LONG1": _Machine.integer,
+    "LONG4": _Machine.integer,
     "BINFLOAT": _Machine.push,
     "BINUNICODE": _Machine.push,
     "SHORT_BINUNICODE": _Machine.push,
+    "BINBYTES": lambda machine, _: machine.push(_BYTES),
+    "SHORT_BINBYTES": lambda machine, _: machine.push(_BYTES),
+    "BYTEARRAY8": lambda machine, _: machine.push(_BYTES),
     "EMPTY_TUPLE": lambda machine, _: machine.tuple_of(0),
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
     "TUPLE": _Machine.tuple_to_mark,
-    "EMPTY_LIST": lambda machine, _: machine.push(Other("list")),
+    "EMPTY_LIST": lambda machine, _: machine.push(_LIST),
     "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
+    "APPENDS": _Machine.add_all,
+    "EMPTY_SET": lambda machine, _: machine.push(_SET),
+    "ADDITEMS": _Machine.add_all,
+    "FROZENSET": _Machine.frozen_set,
     "EMPTY_DICT": lambda machine, _: machine.push(Dict()),
     "SETITEM": _Machine.set_item,
     "SETITEMS": _Machine.set_items,
     "GLOBAL": _Machine.name,
     "STACK_GLOBAL": _Machine.name_from_stack,
     "REDUCE": _Machine.reduce,
+    "NEWOBJ": lambda machine, _: machine.new_object(1),
+    "NEWOBJ_EX": lambda machine, _: machine.new_object(2),
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.storage,
 }

@@ -1,6 +1,7 @@
 """Reads torch's zip files (``.bin``, ``.pt``, ``.ckpt``) without torch and without running any code in them.
 
-Mirrors ``torch.load(weights_only=True)`` for plain state dicts. What the file claims is checked before any of its
+Mirrors ``torch.load(weights_only=True)`` for state dicts, and also takes them out of the checkpoints of trainers, which
+hold other objects beside them. What the file claims is checked before any of its
 weights are read: that no two records share bytes, that the tensors fit their storages, and how much memory they take.
 """
 
@@ -13,7 +14,17 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.weights.messages import explain_unreadable, printable, shorten
-from spo_jax.weights.torch_pickle import MAX_BYTES, BadPickle, Dict, Storage, Tensor, interpret, kind_of
+from spo_jax.weights.torch_pickle import (
+    MAX_BYTES,
+    BadPickle,
+    Dict,
+    Other,
+    Storage,
+    Tensor,
+    full_name,
+    interpret,
+    kind_of,
+)
 
 _COPIES = 4  # The tensors may take this many times the size of the file, because several names can share a storage.
 _HEADER = 30  # bytes in front of each record, without its name
@@ -30,8 +41,8 @@ def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
       Contiguous arrays of float32, float16, bfloat16, int64 or int32.
 
     Raises:
-      UserError: the file is not such a zip file, is damaged, holds anything except tensors of these types, names any
-        other Python object (which is never imported, let alone called), or would take far more memory than its size.
+      UserError: the file is not such a zip file, is damaged, has anything except tensors of these types in its state
+        dict (another Python object is never imported, let alone called), or would take far more memory than its size.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -59,11 +70,24 @@ def _state_dict(value: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(value, Dict) and isinstance(value.items.get("state_dict"), Dict):
         value = value.items["state_dict"]
     if not isinstance(value, Dict):
-        raise UserError(f"{path} holds a {kind_of(value)}: expected a state dict")
+        _refuse_name(value, "a state dict")
+        raise UserError(f"{path} holds {kind_of(value)}: expected a state dict")
+    for key, item in value.items.items():
+        _refuse_name(item, f"the tensor {printable(str(key))}")
+    if value.dropped:
+        raise BadPickle(f"it has a key that is {value.dropped}: expected texts")
     others = [str(key) for key, item in value.items.items() if not isinstance(key, str) or not isinstance(item, Tensor)]
     if others:
         raise UserError(f"{path} is not a plain state dict: these entries are not tensors: {shorten(others)}")
     return value.items
+
+
+def _refuse_name(value: Any, expected: str) -> None:
+    """Refuses an object of which only the name is known."""
+    if isinstance(value, Other) and value.module is not None:
+        raise BadPickle(
+            f"it names {full_name(value)} in the place of {expected}, which plain weights do not need; no code was run"
+        )
 
 
 def _read(records: "_Records", tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _START = b"\x80\x02}"  # protocol 2, and the empty dict that will be returned
@@ -27,6 +26,12 @@ def nested_tuples(path: Path, depth: int = 200_000) -> None:
 def tuples_of_twins(path: Path, depth: int = 40) -> None:
     """Takes the hash of pairs of one and the same pair, which takes 2 to the power of ``depth`` steps."""
     _save(path, _START + b")" + b"q\0h\0\x86" * depth + b"K\x01s.")
+
+
+def names_of_long_texts(path: Path, size: int = 100_000, count: int = 10_000) -> None:
+    """Asks for names of two long texts, which would be 200 KB each if they were joined."""
+    text = b"X" + struct.pack("<I", size) + bytes(size)
+    _save(path, _START + text + b"q\0" + text + b"q\1" + b"](" + b"h\0h\1\x93" * count + b"e}.")
 
 
 def overlapping_records(path: Path, records: int = 290, size: int = 2_000_000) -> None:
@@ -66,6 +71,3 @@ def _tensor(name: str, count: int) -> bytes:
     text = b"X" + struct.pack("<I", len(key)) + key
     storage = b"(X\7\0\0\0storagectorch\nFloatStorage\n" + text + b"X\3\0\0\0cpuJ" + struct.pack("<I", count) + b"tQ"
     return text + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0K\1\x85K\1\x85\x89}tR"
-
-
-ATTACKS: Iterable[Callable[[Path], None]] = (memo_of_gigabytes, nested_tuples, tuples_of_twins, overlapping_records)

@@ -12,12 +12,14 @@ from spo_jax.weights.lora.find import find_lora
 from tests.weights.loras import PAIR
 
 
-@pytest.mark.parametrize("names", [["a"], ["a", "lora"], ["lora", "pytorch_lora_weights", "a"]])
+@pytest.mark.parametrize(
+    "names", [["a"], ["a", "adapter_model"], ["adapter_model", "lora"], ["lora", "pytorch_lora_weights", "a"]]
+)
 def test_a_folder_or_a_run_is_searched_for_its_lora(tmp_path: Path, names: list[str]) -> None:
-    """The last file is that of diffusers, if there is one, or else that of a run."""
+    """The last file is that of diffusers, if there is one, or else that of a run, or else PEFT's."""
     for name in names:
         store.write_state(tmp_path / f"{name}.safetensors", PAIR)
-    expected = max(names, key=["a", "lora", "pytorch_lora_weights"].index)
+    expected = max(names, key=["a", "adapter_model", "lora", "pytorch_lora_weights"].index)
     assert find_lora(tmp_path) == tmp_path / f"{expected}.safetensors"
     assert find_lora(tmp_path / "a.safetensors" if "a" in names else tmp_path).is_file()
 

@@ -41,6 +41,7 @@ def _peft_file(tmp_path: Path, unet: Any, config: LoraConfig, with_config: bool)
         (dict(lora_alpha=8), True, 8.0),
         (dict(lora_alpha=8, use_rslora=True), True, 16.0),
         (dict(lora_alpha=8, alpha_pattern={"to_q": 2, "attn2.to_v": 1}), True, None),
+        (dict(lora_alpha=8, alpha_pattern={f"^{SHORT}": 2, "attn2.to_v": 1}), True, None),
         (dict(lora_alpha=8, rank_pattern={"attn1.to_q": 2, "to_k": 6}), True, None),
         (dict(rank_pattern={"attn1.to_q": 2}, alpha_pattern={"attn1.to_q": 2}), True, 4.0),
     ],

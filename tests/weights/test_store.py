@@ -17,6 +17,7 @@ from transformers import CLIPTextModel
 
 from spo_jax.core.errors import UserError
 from spo_jax.weights import store
+from spo_jax.weights.kinds import describe
 from tests import fuzzing
 
 
@@ -263,3 +264,15 @@ def test_safetensors_damaged_at_random_are_read_or_refused(tmp_path: Path) -> No
             text = fuzzing.damaged_json(case, header).encode("utf-8", "surrogatepass")
             path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
         fuzzing.read_or_refused(case, lambda: (store.read_file(path), store.read_metadata(path)))
+
+
+@pytest.mark.parametrize("shape", [[1] * 70, [0, 2**62, 2**62]], ids=["70 axes", "too large"])
+def test_shapes_that_numpy_does_not_have_are_named(tmp_path, shape):
+    size = 4 if 0 not in shape else 0
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
+    for read in (store.read_shapes, store.read_file):
+        with pytest.raises(UserError, match=f"cannot read {path} as safetensors: "):
+            read(path)
+    assert describe(path) == "a damaged safetensors file"

@@ -64,6 +64,54 @@ def test_a_state_dict_inside_a_checkpoint_is_read(tmp_path: Path) -> None:
     assert np.array_equal(read_file(tmp_path / "x.ckpt")["a"], np.ones(2, np.float32))
 
 
+class _Callback:
+    """A class as trainers have them, whose objects and names are entries of a checkpoint."""
+
+    __slots__ = ("best",)
+
+    def __init__(self):
+        self.best = torch.ones(2, dtype=torch.float64)
+
+
+def test_what_trainers_save_beside_a_state_dict_is_not_looked_at(tmp_path: Path) -> None:
+    """Lightning's checkpoints have classes as keys, objects, numpy's scalars, bytes and sets."""
+    marker = tmp_path / "ran"
+    beside = {
+        "callbacks": {_Callback: {"best": np.float64(0.5)}, "x": _Callback()},
+        "global_step": np.int64(7),
+        "seen": {1, 2},
+        "frozen": frozenset("a"),
+        "rng": (torch.get_rng_state(), b"bytes", bytearray(b"more"), 2**64 - 5, 2**3000),
+        "scales": {0.5: 1, None: 2, (1, (2, 3)): [4]},
+        "default": collections.defaultdict(list, a=[1]),
+        "counts": collections.Counter("aab"),
+        "path": Path("x"),
+        "type": torch.float16,
+        "size": torch.Size([2]),
+        "double": torch.nn.Parameter(torch.ones(2).double()),
+        "attack": _Touch(os.system, f"touch {marker}"),
+    }
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        state = collections.OrderedDict(a=torch.arange(3.0))
+        torch.save({**beside, "state_dict": state, **{f"{name} again": beside[name] for name in beside}},
+                   tmp_path / "x.ckpt", pickle, protocol)  # fmt: skip
+        assert read_torch_zip(tmp_path / "x.ckpt")["a"].tolist() == [0, 1, 2]
+    assert not marker.exists()
+
+
+def test_a_pickle_that_names_modules_imports_none(tmp_path: Path) -> None:
+    module = tmp_path / "hostile_module.py"
+    module.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    _save_pickle(tmp_path / "x.bin", b"\x80\x02}X\x01\0\0\0achostile_module\nrun\n)\x81}bs.")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        with pytest.raises(UserError, match="it names hostile_module.run in the place of the tensor a"):
+            read_torch_zip(tmp_path / "x.bin")
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert "hostile_module" not in sys.modules and not (tmp_path / "ran").exists()
+
+
 def test_the_legacy_format_is_refused_and_the_message_says_how_to_convert_it(tmp_path: Path) -> None:
     path = tmp_path / "x.pth"
     torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
@@ -222,6 +270,12 @@ def test_tied_weights_are_read_and_a_thousand_names_of_one_storage_are_refused(t
         ({"a": {"b": torch.ones(2)}}, "not a plain state dict: these entries are not tensors: a"),
         ({7: torch.ones(2)}, "not a plain state dict: these entries are not tensors: 7"),
         ([torch.ones(2)], "holds a list: expected a state dict"),
+        (3, "holds an integer: expected a state dict"),
+        (None, "holds None: expected a state dict"),
+        ({"a": torch.ones(2), None: 3}, "it has a key that is None: expected texts"),
+        ({"a": torch.ones(2), (1, 2): 3}, "it has a key that is a tuple: expected texts"),
+        ({"a": np.float64(3)}, r"it names numpy\.(_core|core)\.multiarray\.scalar in the place of the tensor a"),
+        ({"state_dict": {"a": {1, 2}}, "b": 3}, "it names (builtins|__builtin__).set in the place of the tensor a"),
         (torch.nn.Linear(2, 2), "it names torch.nn.modules.linear.Linear"),
     ],
 )
@@ -272,8 +326,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     ("attack", "message"),
     [
         (hostile_zips.memo_of_gigabytes, "0 tensors"),
-        (hostile_zips.nested_tuples, "it has a key that is tuple: expected texts"),
-        (hostile_zips.tuples_of_twins, "it has a key that is tuple: expected texts"),
+        (hostile_zips.nested_tuples, "it has a key that is a tuple: expected texts"),
+        (hostile_zips.tuples_of_twins, "it has a key that is a tuple: expected texts"),
+        (hostile_zips.names_of_long_texts, "0 tensors"),
         (hostile_zips.overlapping_records, "record a/data/0000000 overlaps the next one"),
     ],
 )
@@ -324,10 +379,11 @@ def test_what_is_read_can_be_changed_without_changing_anything_else(tmp_path: Pa
 
 
 # Opcodes and what they are followed by, from which random programs are made.
-_OPCODES = [bytes([code]) for code in b")}](tsuabR.0N2\x85\x86\x87\x88\x89Q\x93\x94"] + [
+_OPCODES = [bytes([code]) for code in b")}](tsuabR.0N2\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92Q\x93\x94"] + [
     b"K\x01", b"K\x04", b"M\x00\x01", b"J\xff\xff\xff\xff", b"q\x00", b"q\x01", b"h\x00", b"h\x01", b"X\x01\0\0\0a",
     b"X\x01\0\0\0" + b"0", b"X\x07\0\0\0storage", b"X\x03\0\0\0cpu", b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_parameter\n",
+    b"cos\nsystem\n", b"ctorch\nDoubleStorage\n", b"C\x01a",
 ]  # fmt: skip
 
 

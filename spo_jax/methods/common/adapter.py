@@ -23,7 +23,7 @@ from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make, shapes_of, to_host
 from spo_jax.rewards.base import Reward
 from spo_jax.run.loop import Row
-from spo_jax.weights.lora import RUN_FILE
+from spo_jax.weights.kinds import RUN_LORA
 
 
 class AdapterRun:
@@ -112,7 +112,7 @@ class AdapterRun:
         """
         if is_writer():
             metadata = {"base_model": self.settings.model, "method": self.METHOD}
-            write_lora(folder / RUN_FILE, self.settings.lora.adapter(to_host(state.params)), metadata=metadata)
+            write_lora(folder / RUN_LORA, self.settings.lora.adapter(to_host(state.params)), metadata=metadata)
 
     def finish(self, state: TrainState, folder: Path) -> Result:
         """Draws and scores the images after training.
@@ -121,5 +121,5 @@ class AdapterRun:
           UserError: a score is not finite.
         """
         summary, pairs = self._evaluation.finish(state.params)
-        steps = adapter_steps(self.settings, self.pipeline, self._evaluation.prompts[0], folder / RUN_FILE)
+        steps = adapter_steps(self.settings, self.pipeline, self._evaluation.prompts[0], folder / RUN_LORA)
         return Result(summary, pairs, steps=steps)

@@ -10,7 +10,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
 from spo_jax.nn.clip_config import CLIP_H
 from spo_jax.weights import hub
-from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, LORA, NETWORK, describe
+from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, LOHA, LOKR, LORA, NETWORK, describe
 
 # Field of config.json with the kind of pipeline on whose images a model was trained, which shapes do not show.
 TRAINED_ON = "_trained_on"
@@ -76,7 +76,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
     what = describe(path)
     if path.is_dir() and not file.is_file():
         raise UserError(f"{path} is {what}: expected a preference model or a CLIP, with config.json")
-    if path.is_file() and what in (LORA, CHECKPOINT, AUTOENCODER, NETWORK):
+    if path.is_file() and what in (LORA, LOHA, LOKR, CHECKPOINT, AUTOENCODER, NETWORK):
         raise UserError(f"{path} is {what}: expected a preference model or a CLIP")
     # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
     config = read_json_object(file) if file.is_file() or path.is_dir() else CLIP_H

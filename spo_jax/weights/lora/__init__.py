@@ -12,7 +12,6 @@ Kohya's names of modules differ between model families; `spo_jax.models.lora` bi
 from spo_jax.weights.lora.adapter import LoRA as LoRA
 from spo_jax.weights.lora.alphas import METADATA_KEY as METADATA_KEY
 from spo_jax.weights.lora.checks import check_finite as check_finite
-from spo_jax.weights.lora.find import RUN_FILE as RUN_FILE
 from spo_jax.weights.lora.find import find_lora as find_lora
 from spo_jax.weights.lora.names import FindNames as FindNames
 from spo_jax.weights.lora.names import ModuleNames as ModuleNames

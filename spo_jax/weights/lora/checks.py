@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.weights import kinds
 from spo_jax.weights.lora.adapter import LoRA
 from spo_jax.weights.lora.layouts import Module
 from spo_jax.weights.lora.names import FindNames
@@ -23,17 +24,14 @@ _HALVES = "halves without their partner"
 _SHAPES = "of another shape"
 _OTHER_TENSORS = "tensors that are not LoRA weights"
 
-# What files that are often mistaken for a LoRA hold, by a key that each of them has.
-_MODEL = "is a whole model in one file, not a LoRA: name it with --model"
+# What is said of files that are often mistaken for a LoRA.
 _KINDS = {
-    "model.diffusion_model.": _MODEL,
-    "conditioner.embedders.": _MODEL,
-    "down_blocks.": "holds the weights of a whole UNet, not a LoRA: name its pipeline's folder with --model",
-    "decoder.conv_in.": "holds the weights of an autoencoder, not a LoRA: name it with --vae",
-    "vision_model.": "holds the weights of a CLIP, such as a preference model, not a LoRA",
-    "text_model.": "holds the weights of a text encoder, not a LoRA",
-    "hada_": "is a LoHa, which is not supported: only LoRA is",
-    "lokr_": "is a LoKr, which is not supported: only LoRA is",
+    kinds.CHECKPOINT: "is a whole model in one file, not a LoRA: name it with --model",
+    kinds.NETWORK: "holds the weights of a whole UNet, not a LoRA: name its pipeline's folder with --model",
+    kinds.AUTOENCODER: "holds the weights of an autoencoder, not a LoRA: name it with --vae",
+    kinds.CLIP: "holds the weights of a CLIP, such as a preference model or a text encoder, not a LoRA",
+    kinds.LOHA: "is a LoHa, which is not supported: only LoRA is",
+    kinds.LOKR: "is a LoKr, which is not supported: only LoRA is",
 }
 
 
@@ -99,10 +97,8 @@ def check_finite(lora: LoRA, source: str) -> None:
 def _kind(keys: Iterable[str]) -> str:
     """Says what a file is that holds no half of a LoRA layer."""
     keys = list(keys)
-    for part, kind in _KINDS.items():
-        if any(part in key for key in keys):
-            return kind
-    return f"is not a LoRA file: none of its {len(keys)} tensors is half of a LoRA layer"
+    unknown = f"is not a LoRA file: none of its {len(keys)} tensors is half of a LoRA layer"
+    return _KINDS.get(kinds.of_keys(keys), unknown)
 
 
 def _check_architecture(path: Path, names: list[str], targets: Targets | None, find_names: FindNames) -> None:

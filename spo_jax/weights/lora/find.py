@@ -9,22 +9,22 @@ from pathlib import Path
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.weights import hub
+from spo_jax.weights.kinds import DIFFUSERS_LORA, LORA_FILES, RUN_LORA
 from spo_jax.weights.messages import shorten
+from spo_jax.weights.store import TORCH_SUFFIXES
 
-FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers looks for
-RUN_FILE = "lora.safetensors"  # what a run writes
 _CONFIG = "adapter_config.json"  # PEFT's, with alpha
 _ON_HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^/].*\.(?:safetensors|bin|pt)))?")
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def find_lora(source: str | os.PathLike) -> Path:
     """Returns the local path of a LoRA file.
 
     Args:
-      source: the file; a folder with ``pytorch_lora_weights.safetensors``, with the ``lora.safetensors`` of a run, or
-        with one safetensors file of another name; or, if there is no such path, ``owner/name`` or ``owner/name/file``
-        on the hub, of which only the LoRA is fetched.
+      source: the file; a folder with ``pytorch_lora_weights.safetensors``, with the ``lora.safetensors`` of a run, with
+        PEFT's ``adapter_model.safetensors``, or with one safetensors file of another name; or, if there is no such
+        path, ``owner/name`` or ``owner/name/file`` on the hub, of which only the LoRA is fetched.
 
     Raises:
       UserError: there is no such path, or no single LoRA in it; the folder is a whole model, or a run without LoRA; or
@@ -42,7 +42,7 @@ def find_lora(source: str | os.PathLike) -> Path:
         )
     repo, file = match.groups()
     if file is None:
-        return _in_folder(hub.resolve(repo, select=lambda names: _chosen(repo, names), kept=(FILE_NAME, RUN_FILE)))
+        return _in_folder(hub.resolve(repo, select=lambda names: _chosen(repo, names), kept=LORA_FILES))
     return hub.resolve(repo, select=lambda names: _named(repo, file, names), kept=(glob.escape(file),)) / file
 
 
@@ -53,7 +53,7 @@ def _is_meant_locally(source: str) -> bool:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in (FILE_NAME, RUN_FILE):
+    for name in LORA_FILES:
         if (folder / name).is_file():
             return folder / name
     if (folder / "model_index.json").is_file():
@@ -61,13 +61,13 @@ def _in_folder(folder: Path) -> Path:
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     if (run / "checkpoints").is_dir():
         raise UserError(
-            f"{folder} has no {RUN_FILE}, which a run writes at its end: write the LoRA of its last checkpoint with "
+            f"{folder} has no {RUN_LORA}, which a run writes at its end: write the LoRA of its last checkpoint with "
             f"python -m spo_jax.export --run={folder} --out=FILE.safetensors"
         )
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         names = shorten(entry.name for entry in found) or "no safetensors file"
-        raise UserError(f"{folder}: expected {FILE_NAME}, found {names}; name the LoRA file itself")
+        raise UserError(f"{folder}: expected {DIFFUSERS_LORA}, found {names}; name the LoRA file itself")
     return found[0]
 
 
@@ -82,7 +82,7 @@ def _named(repo: str, file: str, names: Sequence[str]) -> list[str]:
 def _chosen(repo: str, names: Sequence[str]) -> list[str]:
     """Selects the LoRA of a repository as `_in_folder` does in a folder."""
     found = [name for name in _weights(names) if "/" not in name and name.endswith(".safetensors")]
-    for name in (FILE_NAME, RUN_FILE):
+    for name in LORA_FILES:
         if name in found:
             return _named(repo, name, names)
     if "model_index.json" in names:

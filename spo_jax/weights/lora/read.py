@@ -18,6 +18,11 @@ from spo_jax.weights.lora.names import FindNames
 from spo_jax.weights.lora.targets import targets_of
 from spo_jax.weights.rules import module_path
 
+_MAX_RANK = 4096  # as `LoRASettings.rank`
+# Padding may make a file this many times as large. Programs that choose a rank for each module write ranks from 1 to
+# some hundreds, with a mean of at least a tenth of the largest.
+_MAX_PADDING = 64
+
 
 def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None, find_names: FindNames) -> LoRA:
     """Reads a LoRA of a diffusion network, in diffusers', PEFT's or kohya's layout.
@@ -36,8 +41,8 @@ def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None, 
     Raises:
       UserError: as `find_lora`; the file is not a LoRA; the LoRA is of SDXL and the model is SD 1.x or 2.x, or the
         reverse; the file has parts of a text encoder, convolutions, modules this model does not have, halves without
-        their partner, or shapes that do not fit; its weights are not finite floating-point numbers; or an alpha is not
-        finite.
+        their partner, or shapes that do not fit; its weights are not finite floating-point numbers; an alpha is not
+        finite; or a rank is too large, alone or in comparison with the others.
     """
     path = find_lora(path)
     state = store.read_file(path)
@@ -51,7 +56,23 @@ def read_lora(path: str | os.PathLike, module_shapes: Mapping[str, Any] | None, 
         modules, unknown = collect_diffusers(state)
         read_alphas(modules, metadata, path)
     check_modules(path, modules, unknown, targets, find_names)
+    _check_rank(path, modules)
     return _unify(modules)
+
+
+def _check_rank(path: os.PathLike, modules: Mapping[str, Module]) -> None:
+    """Refuses ranks with which a small file would take much memory, because all modules get the largest rank."""
+    largest = max(modules, key=lambda name: modules[name].rank)
+    rank = modules[largest].rank
+    if rank > _MAX_RANK:
+        raise UserError(f"{path}: {largest} has rank {rank}, expected at most {_MAX_RANK}")
+    sizes = {name: module.down.size + module.up.size for name, module in modules.items()}
+    padded = sum(rank * size // modules[name].rank for name, size in sizes.items())
+    if padded > _MAX_PADDING * sum(sizes.values()):
+        raise UserError(
+            f"{path}: {largest} has rank {rank}, and the other modules so much less that padding them to it takes over "
+            f"{_MAX_PADDING} times the memory of the file: expected ranks of a similar size"
+        )
 
 
 def _unify(modules: Mapping[str, Module]) -> LoRA:
