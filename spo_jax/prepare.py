@@ -61,6 +61,8 @@ def prepare(
     data_dir = local_path(data_dir)
     if not 0 <= max_bad <= 1:
         raise UserError(f"--max-bad={max_bad:g}: expected a share between 0 and 1")
+    if limit < 0:
+        raise UserError(f"--limit={limit}: expected 0 or more (0: all)")
     check_writable(data_dir)
     module = _find_source(dataset)
     read = _read_options(module, dataset, options)

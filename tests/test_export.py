@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.trees import flatten, unflatten
 from spo_jax.export import export
 from spo_jax.models import open_pipeline
 from spo_jax.models.lora import write_lora
@@ -15,6 +16,7 @@ from spo_jax.models.stable_diffusion.single_file import read_single_file
 from spo_jax.weights.lora import LoRA
 from spo_jax.weights.rules import module_name
 from spo_jax.weights.store import read_file, read_state
+from spo_jax.work import export as work
 from tests.models.helpers import RANK, SCALE, random_adapter
 
 MODULE = "mid_block/attentions_0/transformer_blocks_1/attn2/to_v"
@@ -61,6 +63,15 @@ def test_a_lora_of_sdxl_has_the_names_of_sgm(tiny_sdxl, lora_file, tmp_path):
     assert "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k.alpha" in read_file(out)
     with pytest.raises(UserError, match="kohya.safetensors is a LoRA of SDXL, and this model is SD 1.x or 2.x"):
         export(out, "diffusers", tmp_path / "x.safetensors", model="toy")
+
+
+def test_blocks_of_a_runs_lora_are_numbered_from_the_named_model(adapter, tiny_sdxl, tmp_path, monkeypatch):
+    """A LoRA on some of the attentions does not show by itself which model it is for."""
+    some = {name: leaf for name, leaf in flatten(adapter).items() if "down_blocks_1/" in name and "blocks_0/" in name}
+    lora = LoRA(jax.tree.map(np.asarray, unflatten(some)), RANK, RANK)
+    monkeypatch.setattr(work, "_from_checkpoint", lambda folder, base: (lora, base))
+    work.export(tmp_path, "kohya", tmp_path / "x.safetensors", str(tiny_sdxl), "", False, "", "")
+    assert all(name.startswith("lora_unet_input_blocks_") for name in read_file(tmp_path / "x.safetensors"))
 
 
 def test_arguments_are_checked_before_anything_is_read(tmp_path):

@@ -20,6 +20,8 @@ _NUMBERED = re.compile(r"(?:grid-)?(\d{4,7})\.png")
 class ImageFolder:
     """Writes images as ``0000.png``, ``0001.png`` and so on, each of them whole or not at all.
 
+    A name is taken by an empty file, which stays behind only if the process is killed while it writes this image.
+
     Args:
       folder: the folder, which is created with the first image.
       overwrite: whether to begin with ``0000.png`` and replace images; otherwise names count on from the highest number
@@ -53,7 +55,8 @@ class ImageFolder:
             path = self._folder / f"{self.first + index:04d}.png"
             if self._overwrite or _reserve(path):
                 break
-            self.first = self._next_number() - index  # Another process writes to this folder.
+            # Another process writes to this folder, or the names go beyond the numbers that are counted.
+            self.first = max(self._next_number() - index, self.first + 1)
         _write_png(path, image, fields, reserved=not self._overwrite)
         return path
 

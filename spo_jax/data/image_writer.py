@@ -1,15 +1,18 @@
 """Writes images while they are drawn: a file each, a contact sheet of them, and a line that says how many there are."""
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import to_uint8
 from spo_jax.core.progress import bar, stage
+from spo_jax.core.typing import Float
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.contact_sheet import ContactSheet
 from spo_jax.data.image_folder import ImageFolder
@@ -39,8 +42,16 @@ class ImageWriter:
         self._bad: list[int] = []
         self.files: list[Path] = []
 
-    def write(self, batches: Iterable[np.ndarray]) -> None:
-        """Writes the images of each batch as soon as it is drawn."""
+    def write(self, batches: Iterable[Float[np.ndarray, "b H W 3"]]) -> None:
+        """Writes the images of each batch as soon as it is drawn.
+
+        Args:
+          batches: images in [-1, 1], all of one size, in the order of the prompts; those with values that are not
+            finite are not written, and `check_finite` names them.
+
+        Raises:
+          UserError: a file cannot be written.
+        """
         batches = iter(batches)
         # The first batch waits for the compiler, and the bar would take it for the speed of all.
         with stage("compiling, and drawing the first images"):
@@ -53,13 +64,13 @@ class ImageWriter:
                     shown.set_postfix_str(f"{len(self._bad)} not finite", refresh=False)
                 shown.update(len(batch))
 
-    def _write_batch(self, start: int, batch: np.ndarray) -> int:
+    def _write_batch(self, start: int, batch: Float[np.ndarray, "b H W 3"]) -> int:
         """Writes images from number ``start`` on; returns the number of the next one."""
         for index, image in enumerate(batch, start):
             self._write(index, image)
         return start + len(batch)
 
-    def _write(self, index: int, image: np.ndarray) -> None:
+    def _write(self, index: int, image: Float[np.ndarray, "H W 3"]) -> None:
         if not np.isfinite(image).all():  # It would have black pixels.
             self._bad.append(index)
             return
@@ -70,7 +81,18 @@ class ImageWriter:
         self._sheet.add(file.name, prompt, pixels)
 
     def finish(self, out: str | os.PathLike) -> None:
-        """Writes the contact sheet, if it has more than one image, and prints one line."""
+        """Writes the contact sheet, if it has more than one image, and prints one line.
+
+        After an exception, in a ``finally``, a sheet that cannot be written is only logged: the first error is the one
+        to know.
+
+        Args:
+          out: the folder as the user named it.
+
+        Raises:
+          UserError: the sheet cannot be written, and nothing else went wrong before.
+        """
+        failed_before = sys.exc_info()[0] is not None
         total = len(self._prompts)
         whole = len(self.files) == total
         wrote = counted(total, "image") if whole else f"{len(self.files)} of {counted(total, 'image')}"
@@ -78,6 +100,10 @@ class ImageWriter:
             if len(self._sheet) > 1:
                 sheet = self._folder.write_sheet(self._sheet.image(), self._sheet.prompts)
                 wrote += f" and {sheet.name}"
+        except UserError as error:
+            if not failed_before:
+                raise
+            logging.warning("%s", error)
         finally:
             print(f"wrote {wrote} to {out}")
 

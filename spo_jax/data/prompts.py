@@ -20,6 +20,7 @@ from spo_jax.toy import world
 TOY = {f"{toy.NAME}:train": world.TRAIN_PROMPTS, f"{toy.NAME}:held_out": world.HELD_OUT_PROMPTS}
 SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
 _KEYS = ("caption", "prompt", "text")
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 EXPECTED = f"a non-empty string, or an object with one under {' or '.join(_KEYS)}"
 
 
@@ -129,6 +130,10 @@ def _column(header: list[str], where: str) -> int:
     if len(header) > 1:
         columns = ", ".join(map(excerpt, header))
         raise UserError(f"{where}: expected a header with a column {' or '.join(_KEYS)}, found {columns}")
+    for separator, plural in _OTHER_SEPARATORS.items():
+        parts = [part.strip(' "').lower() for part in header[0].split(separator)]
+        if len(parts) > 1 and any(key in parts for key in _KEYS):
+            raise UserError(f"{where}: columns are separated by {plural}: expected commas")
     logging.warning(
         "%s: %s is taken for the header; if it is a prompt, write prompt above it", where, excerpt(header[0])
     )

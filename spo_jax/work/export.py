@@ -53,7 +53,8 @@ def export(
         lora, base_model = _from_checkpoint(source, given)
         if given.model and form in LORA_FORMATS:
             pipeline = given.open(abstract=True)
-            check_fits(lora.tree, pipeline.params[pipeline.TRAINED], f"--run={source}", f"--model={given.model}")
+            shapes = pipeline.params[pipeline.TRAINED]
+            check_fits(lora.tree, shapes, f"--run={source}", f"--model={given.model}")
     # Write it, alone or merged into the base model.
     if form in LORA_FORMATS:
         write_lora(out, lora, form, module_shapes=shapes)

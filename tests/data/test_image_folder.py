@@ -26,6 +26,13 @@ def test_names_count_on_from_the_highest_number(tmp_path):
     assert image.text == {"prompt": "ein Mond ☾", "lora": "?"} and image.size == (6, 4)
 
 
+def test_numbers_beyond_those_that_are_counted_are_skipped(tmp_path):
+    for name in ("9999999.png", "10000000.png", "10000001.png"):
+        (tmp_path / name).write_text("kept")
+    written = ImageFolder(tmp_path)
+    assert [written.write(index, IMAGE, {}).name for index in (0, 1)] == ["10000002.png", "10000003.png"]
+
+
 def test_two_processes_do_not_replace_each_others_images(tmp_path):
     first = ImageFolder(tmp_path)
     second = ImageFolder(tmp_path)

@@ -93,6 +93,8 @@ def test_the_toy_lists_divide_the_prompts_of_the_toy_world():
         ("p.jsonl", b"", r"p.jsonl holds no prompts"),
         ("p.tsv", b"a red star", r"p.tsv: expected a prompt file that ends in .txt, .csv, .json or .jsonl"),
         ("p.csv", b"id,name\n1,a", r"p.csv, line 1: expected a header with a column caption or .*found 'id', 'name'"),
+        ("p.csv", b"id;Prompt\n1;a star\n", r"p.csv, line 1: columns are separated by semicolons: expected commas"),
+        ("p.csv", b"text\tid\na star\t1\n", r"p.csv, line 1: columns are separated by tabs: expected commas"),
         ("p.csv", b"prompt\na star, red\n", r"p.csv, line 2: 2 fields, and the header has 1: a prompt with a comma"),
         ("p.csv", b'n,prompt\n1,"a\nb"\n\n2,\n', r"p.csv, line 5: expected a non-empty string"),
         ("p.csv", b'prompt\n"a star', r"p.csv, line 2: not CSV: unexpected end of data"),

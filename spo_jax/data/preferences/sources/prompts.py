@@ -120,6 +120,11 @@ def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -
     local = Path(source) if is_url else local_path(source)
     if options.revision and (is_url or local.exists()):
         raise UserError(f"--revision={options.revision} is for hub ids, and --source={source} is none")
+    if not is_url and not local.exists() and not _may_be_on_hub(source):
+        raise UserError(
+            f"no such file or folder: {source} (a data set on the hub is owner/name, and a list in it is "
+            f"owner/name/file, which ends in {', '.join(prompts.SUFFIXES)})"
+        )
     if is_url or local.is_file() or (source.count("/") > 1 and not local.exists()):
         if splits:
             raise UserError(f"--splits={','.join(splits)}: --source={source} is one file, which has no splits")
@@ -133,6 +138,14 @@ def _open(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -
     parquet.import_pyarrow()  # before anything is fetched
     folder = _fetch(fetch, source, options, parquet.patterns(splits))
     return {split: (f"split {split} of {source}", _captions(folder, split, options)) for split in splits}
+
+
+def _may_be_on_hub(source: str) -> bool:
+    """Reports whether a path that does not exist can be a hub id, or a list of prompts in a repository there."""
+    owner, *rest = source.split("/")
+    is_list = PurePosixPath(source).suffix in prompts.SUFFIXES
+    is_path = source.startswith(("/", ".", "~")) or Path(owner).is_dir()
+    return not is_path and len(rest) > 0 and is_list == (len(rest) > 1)
 
 
 def _read(options: Options, fetch: Callable[..., Path]) -> tuple[str, bytes]:

@@ -165,7 +165,11 @@ def test_one_file_of_a_repository_is_fetched(hub, tmp_path):
         (["train"], {"source": "http://127.0.0.1:9/p.json"}, "--splits=train: --source=http.* is one file"),
         ([], {"source": "http://127.0.0.1:9/p.json"}, "cannot fetch http://127.0.0.1:9/p.json: .Errno.*refused"),
         ([], {"source": "http://127.0.0.1:9/p.json", "revision": "v1"}, "--revision=v1 is for hub ids"),
-        ([], {"source": "typo.json"}, "--source=typo.json is not a file"),
+        ([], {"source": "typo.json"}, "no such file or folder: typo.json"),
+        ([], {"source": "/nonexist/b/missing.json"}, "no such file or folder: /nonexist/b/missing.json"),
+        ([], {"source": "tests/data/p.json"}, "no such file or folder: tests/data/p.json"),
+        (["train"], {"source": "data/pick/a_pic"}, "no such file or folder: data/pick/a_pic"),
+        ([], {"source": "typo.json", "limit": -1}, "--limit=-1: expected 0 or more"),
     ],
 )
 def test_wrong_options_are_refused(hub, tmp_path, splits, options, message):
