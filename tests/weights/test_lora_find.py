@@ -104,6 +104,7 @@ def test_only_the_lora_of_a_repository_is_fetched(tmp_path: Path, monkeypatch: p
             ["model_index.json", "a.safetensors"],
             "acme/x on the hub is a whole model, not a LoRA: name it with",
         ),
+        ("acme/x/c.ckpt", ["a.safetensors"], "acme/x on the hub has no c.ckpt: found a.safetensors"),
         ("acme/x/c.safetensors", ["a.safetensors"], "acme/x on the hub has no c.safetensors: found a.safetensors"),
     ],
 )

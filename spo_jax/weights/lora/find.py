@@ -14,8 +14,10 @@ from spo_jax.weights.messages import shorten
 from spo_jax.weights.store import TORCH_SUFFIXES
 
 _CONFIG = "adapter_config.json"  # PEFT's, with alpha
-_ON_HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^/].*\.(?:safetensors|bin|pt)))?")
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+_ON_HUB = re.compile(
+    rf"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^/].*(?:{'|'.join(map(re.escape, _SUFFIXES))})))?"
+)
 
 
 def find_lora(source: str | os.PathLike) -> Path:
