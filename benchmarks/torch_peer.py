@@ -208,7 +208,9 @@ class Peer:
         if stored.keys() != lora.keys():
             raise ValueError(f"{file} and peft name different weights: {sorted(stored.keys() ^ lora.keys())[:4]}")
         for name, parameter in lora.items():
-            parameter.data = stored[name].to(self.device)  # float32; peft would take the dtype of the frozen weights
+            # The file has alpha / r in its up weights, and peft multiplies by it.
+            weight = stored[name] * (rank / alpha) if ".lora.up." in name else stored[name]
+            parameter.data = weight.to(self.device)  # float32; peft would take the dtype of the frozen weights
         return lora
 
     def draw(self, generator: torch.Generator) -> Draws:

@@ -139,7 +139,7 @@ def _memory_advice(batch: int, dtype: str) -> str:
     return f"lower {', '.join(lower)}" + (", or set --dtype=bfloat16" if dtype == "float32" else "")
 
 
-def _check_limits(**numbers: float | None) -> None:
+def _check_limits(**numbers: int | float | None) -> None:
     for name, number in numbers.items():
         least, most = LIMITS[name]
         if number is not None and not least <= number <= most:

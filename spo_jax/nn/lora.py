@@ -92,6 +92,7 @@ def merge(params: Params, lora: Params, scale: float) -> Params:
     # Sorted, so that every process builds the same program: another one would not be found in the compilation cache.
     for path in sorted({name.rsplit("/", 1)[0] for name in deltas}):
         kernel = flat[f"{path}/kernel"]
-        delta = scale * _product(deltas[f"{path}/lora_A"], deltas[f"{path}/lora_B"])
+        a, b = (jnp.asarray(deltas[f"{path}/{half}"]) for half in ("lora_A", "lora_B"))  # those of a file are numpy's
+        delta = scale * _product(a, b)
         flat[f"{path}/kernel"] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
     return unflatten(flat)

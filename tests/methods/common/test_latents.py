@@ -157,7 +157,7 @@ def test_a_pass_that_was_stopped_is_continued(tmp_path, pipeline, pairs, moments
     damaged = noise_pairs(COUNT)
     files = damaged.files[4]
     damaged.files[4] = (b"", files[1])
-    with pytest.raises(UserError, match="pair 4: the first image cannot be decoded"):
+    with pytest.raises(UserError, match="pair 4: the first image is not an image in a known format"):
         latent_cache(tmp_path, damaged, pipeline, **SETTINGS)
     assert json.loads((tmp_path / "latents.json").read_text())["rows_done"] == 4
     assert not (tmp_path / "latents.npy").exists()
