@@ -78,7 +78,7 @@ def check_writable(folder: str | os.PathLike) -> None:
       UserError: ``folder`` is in a bucket, a part of the path is not a folder, or nothing can be written in it.
     """
     if _BUCKET.match(os.fspath(folder)):
-        raise UserError(f"cannot write to {folder}, a bucket: mount the bucket, or use a shared disk")
+        raise UserError(f"cannot write to {folder}, a bucket: use a folder on a disk that all hosts share")
     folder = local_path(folder).absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not nearest.is_dir():

@@ -126,7 +126,7 @@ def test_check_writable_tries_it():
 
 
 def test_buckets_are_not_mistaken_for_folders():
-    with pytest.raises(UserError, match="cannot write to gs://bucket/run, a bucket: mount the"):
+    with pytest.raises(UserError, match="cannot write to gs://bucket/run, a bucket: use a folder"):
         check_writable("gs://bucket/run")
 
 

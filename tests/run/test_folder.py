@@ -39,7 +39,7 @@ def opened(folder, resume=Resume(), settings=SETTINGS, prompts=PROMPTS):  # noqa
 
 
 def test_a_bucket_is_refused_and_not_mistaken_for_a_folder():
-    with pytest.raises(UserError, match="cannot write to gs:/bucket/run, a bucket: mount the bucket"):
+    with pytest.raises(UserError, match="cannot write to gs:/bucket/run, a bucket: use a folder"):
         opened(Path("gs://bucket/run"))
 
 
