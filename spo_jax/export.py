@@ -22,6 +22,7 @@ from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, CLIP, NETWORK, descri
 from spo_jax.weights.lora import LORA_FORMATS
 
 FORMATS = (*LORA_FORMATS, "merged", "single-file")
+DTYPES = ("float32", "float16")
 
 
 def export(
@@ -52,6 +53,9 @@ def export(
       UserError: there is nothing to export at ``source``, or ``out`` exists, is misnamed or cannot be written.
     """
     # Check the arguments.
+    for flag, value, known in (("format", form, FORMATS), ("dtype", dtype, DTYPES)):
+        if value not in known:
+            raise UserError(f"--{flag}={value}: expected {', '.join(known)}")
     source = local_path(source)
     out = local_path(out)
     _check_out(out, form, overwrite)
@@ -87,6 +91,8 @@ def _check_out(out: Path, form: str, overwrite: bool) -> None:
     """Raises a `UserError` if ``out`` cannot be written, before the minutes that reading a model may take."""
     check_writable(out.parent)
     if form == "merged":
+        if out.suffix == ".safetensors":
+            raise UserError(f"--out={out}: 'merged' is a folder; --format=single-file writes one file")
         check_folder(out, overwrite)
         return
     if out.suffix != ".safetensors":
@@ -106,7 +112,7 @@ def run() -> None:
     model = flags.DEFINE_string("model", "", "Use this base model (default: the run's).")
     revision = flags.DEFINE_string("revision", "", "Use this revision of the base model's hub id.")
     base = flags.DEFINE_string("base", "", "Take a single file's tokenizers and scheduler from this folder or hub id.")
-    dtype = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "Write a 'single-file' in this dtype.")
+    dtype = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Write a 'single-file' in this dtype.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace the file, or the pipeline folder, at --out.")
     flags.mark_flags_as_required(["run", "out"])
 

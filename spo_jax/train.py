@@ -20,6 +20,7 @@ from absl import flags
 
 from spo_jax.core.cli import callable_module, define_config, printing, run_command
 from spo_jax.core.config import describe
+from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
 from spo_jax.methods import load_method, read_settings
@@ -49,6 +50,8 @@ def train(
       Preempted: the process received SIGTERM, and the run has been saved.
       Interrupted: Ctrl-C was pressed, and the run has been saved.
     """
+    if not isinstance(settings, RunSettings):
+        raise UserError(f"settings are a {type(settings).__name__}: pass spo_jax.read_settings(config)")
     return _train(settings, out, resume or Resume(), command)
 
 

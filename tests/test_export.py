@@ -81,3 +81,17 @@ def test_arguments_are_checked_before_anything_is_read(tmp_path):
     with pytest.raises(UserError, match="--out=.*model: the name of a checkpoint has to end in .safetensors"):
         export(absent, "single-file", tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("form", "how", "message"),
+    [
+        ("webui", {}, "^--format=webui: expected diffusers, kohya, merged, single-file$"),
+        ("Kohya", {}, "^--format=Kohya: expected diffusers"),
+        ("single-file", {"dtype": "fp16"}, "^--dtype=fp16: expected float32, float16$"),
+        ("merged", {}, "lora.safetensors: 'merged' is a folder; --format=single-file writes one file$"),
+    ],
+)
+def test_arguments_of_the_function_are_checked_as_flags_are(tmp_path, form, how, message):
+    with pytest.raises(UserError, match=message):
+        export("absent", form, tmp_path / "lora.safetensors", **how)

@@ -292,7 +292,7 @@ def _parse_flags(argv: Sequence[str], command: str) -> list[str]:
     except UserError as error:
         stop(str(error))
     except flags.Error as error:
-        stop(f"{_missing(str(error)) or error} (--help lists the flags)")
+        stop(f"{_missing(str(error)) or _without_config(str(error)) or error} (--help lists the flags)")
     except (AttributeError, KeyError) as error:
         stop(_no_such_field(error, argv))
 
@@ -322,6 +322,17 @@ def _missing(message: str) -> str:
     return f"--{name} is missing: {flags.FLAGS[name].help}"
 
 
+def _without_config(message: str) -> str:
+    """Says that ``--config.FIELD`` needs ``--config``, and ``--GROUP.FIELD`` the prefix; empty for other messages."""
+    match = re.search(r"Unknown command line flag '(config\.)?([\w.]+)'", message)
+    if not match or "config" not in flags.FLAGS or not (match[1] or "." in match[2]):
+        return ""
+    parser = flags.FLAGS["config"].parser
+    if match[1]:
+        return f"--config.{match[2]} needs a config, for example --config={parser.example} --config.{match[2]}=VALUE"
+    return f"unknown flag --{match[2]}: did you mean --config.{match[2]}?" if match[2] in parser.fields else ""
+
+
 def _refuse_renamed(argv: Sequence[str]) -> None:
     """Refuses values that were renamed, such as ``--model=embedded``, unless a file has that name."""
     for argument, following in itertools.pairwise([*argv[1:], ""]):
@@ -349,4 +360,5 @@ def _no_such_field(error: BaseException, argv: Sequence[str]) -> str:
     by_end = {field.rsplit(".", 1)[-1]: field for field in known}
     near = difflib.get_close_matches(unknown, known, 1, 0.8)
     near = near or [by_end[end] for end in difflib.get_close_matches(unknown.rsplit(".", 1)[-1], by_end, 1)]
-    return f"--config has no field {unknown}" + (f": did you mean {near[0]}?" if near else "")
+    hint = f"did you mean {near[0]}?" if near else "--help-config lists all fields"
+    return f"--config has no field {unknown}: {hint}"

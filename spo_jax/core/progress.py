@@ -6,6 +6,7 @@ redrawn: a bar is a line now and then, and every line begins with the time of da
 
 import contextlib
 import logging as stdlib_logging
+import re
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 _LINE_EVERY = 10.0  # seconds between two lines of a bar that cannot be redrawn
+_CURSOR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")  # with it, tqdm moves between the lines of inner and outer bars
 _NOTHING = 0.1  # seconds of a stage that is not worth a line
 _LONG = 2.0  # seconds after which a stage is announced where it cannot be redrawn
 _LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -98,10 +100,14 @@ def _redraws() -> bool:
 class _Lines:
     """A file for tqdm that writes each state of a bar as a line of its own."""
 
+    def __init__(self) -> None:
+        self._last = ""
+
     def write(self, text: str) -> None:
-        """Writes what is visible of ``text``."""
-        text = text.strip()
-        if text:
+        """Writes what is visible of ``text``, unless it was the line before."""
+        text = _CURSOR.sub("", text).strip()
+        if text and text != self._last:
+            self._last = text
             say(text)
 
     def flush(self) -> None:

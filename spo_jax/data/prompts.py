@@ -43,8 +43,8 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
         raise UserError(f"{path} is a folder: expected a prompt file that ends in .txt, .json, .jsonl or .csv")
     if not path.is_file():
         raise UserError(
-            f"no prompt file {path}: python -m spo_jax.prepare --dataset=prompts fetches lists, and the toy's are "
-            f"{' and '.join(TOY)}"
+            f"no prompt file {path}: check the path. The head of a config says how its lists are fetched "
+            f"(python -m spo_jax.prepare --dataset=prompts …); the toy's are {' and '.join(TOY)}"
         )
     try:
         content = path.read_bytes()

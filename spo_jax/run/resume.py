@@ -17,7 +17,7 @@ class Resume:
     Attributes:
       required: resume it; it is an error if there is none.
       if_there: resume it if there is one, otherwise start a run.
-      changed: resume even if settings or data have changed.
+      changed: resume even if settings or data have changed; used with one of the others.
     """
 
     required: bool = False
@@ -38,7 +38,10 @@ class Resume:
             folder = out / CHECKPOINTS
             raise UserError(f"--resume: no checkpoint in {folder}; remove --resume to start a run there")
         if holds_run and not (self.required or self.if_there):
-            raise UserError(f"{out} already holds a run: pass --resume to continue it, or choose another --out")
+            raise UserError(
+                f"{out} already holds a run: pass --resume to continue it (in Python Resume(required=True)), or choose "
+                "another --out"
+            )
         check_writable(out)
 
 

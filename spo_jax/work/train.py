@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -119,6 +120,8 @@ def _trained(
         if resuming:
             with stage("reading the checkpoint"):
                 start, state = restore(checkpointer, state, run.total)
+            if start == run.total:
+                logging.info("all %d batches are trained; what follows them is done again", start)
         outputs = held.enter_context(_outputs(settings, out, start if resuming else None))
         if first_row and not resuming:
             outputs.curves.write(0, first_row)
@@ -207,8 +210,16 @@ def _summary(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(mesh),
     }
-    # A method of the user may measure what is not finite, for which JSON has no number.
-    return jax.tree.map(lambda leaf: None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf, summary)
+    return _for_json(summary)
+
+
+def _for_json(value: Any) -> Any:
+    """Replaces numbers that are not finite, which a method of the user may measure and JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _for_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write_results(

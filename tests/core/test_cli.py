@@ -187,7 +187,9 @@ def test_a_fault_and_an_interruption(command):
         (["--config=good.py", "--config.sise=3"], ["--config has no field sise: did you mean size?"]),
         (["--config=good.py", "--config.iner.rate=3"], ["no field iner.rate: did you mean inner.rate?"]),
         (["--config=good.py", "--config.rate=3"], ["--config has no field rate: did you mean inner.rate?"]),
-        (["--config=good.py", "--config.xyzzy=3"], ["--config has no field xyzzy\n"]),
+        (["--config=good.py", "--config.xyzzy=3"], ["--config has no field xyzzy: --help-config lists all fields\n"]),
+        (["--config.size=3"], ["--config.size needs a config, for example --config="]),
+        (["--config=good.py", "--inner.rate=3"], ["unknown flag --inner.rate: did you mean --config.inner.rate?"]),
         (["--config=good.py", "--config.size=big"], ["--config.size=big", "'big'"]),
         (["--config=good.py", "--config.inner=3"], ["--config.inner=3", "not a dict"]),
     ],
@@ -280,7 +282,10 @@ def test_a_config_in_the_installed_package_is_found_too(monkeypatch, tmp_path):
             "--config.spo.warmup_steps is now --config.optimizer.warmup_steps",
         ),
         # The new name is not a field of this config either, so it is not suggested.
-        (["--config=good.py", "--config.log.sample_every=3"], "--config has no field log.sample_every"),
+        (
+            ["--config=good.py", "--config.log.sample_every=3"],
+            "--config has no field log.sample_every: --help-config lists all fields",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -87,7 +87,7 @@ def test_the_toy_lists_divide_the_prompts_of_the_toy_world():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("absent.txt", None, "no prompt file .*absent.txt: python -m .*toy's are toy:train and toy:held_out"),
+        ("absent.txt", None, "no prompt file .*absent.txt: check the path.*toy's are toy:train and toy:held_out"),
         ("p.txt", b"\n \n", r"p.txt holds no prompts: expected at least one"),
         ("p.json", b"[]", r"p.json holds no prompts"),
         ("p.jsonl", b"", r"p.jsonl holds no prompts"),

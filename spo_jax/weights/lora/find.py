@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,15 +63,22 @@ def _in_folder(folder: Path) -> Path:
         raise UserError(f"{folder} is a whole model (a pipeline's folder), not a LoRA: name it with --model")
     run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     if (run / "checkpoints").is_dir():
-        raise UserError(
-            f"{folder} has no {RUN_LORA}, which a run writes at its end: write the LoRA of its last checkpoint with "
-            f"python -m spo_jax.export --run={folder} --out=FILE.safetensors"
-        )
+        raise UserError(_no_lora_in_run(folder, run))
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
         names = shorten(entry.name for entry in found) or "no safetensors file"
         raise UserError(f"{folder}: expected {DIFFUSERS_LORA}, found {names}; name the LoRA file itself")
     return found[0]
+
+
+def _no_lora_in_run(folder: Path, run: Path) -> str:
+    """Says why a run, or one of its checkpoints, holds no LoRA file, and what to do."""
+    if (run / "spm").is_dir():
+        return f"{folder} is of a run that trained a preference model: use it as --config.spm.model={run / 'spm'}"
+    if not any(entry.name.isdigit() for entry in (run / "checkpoints").iterdir()):
+        return f"{folder} is a run without a checkpoint; {RUN_LORA} is written with the first one"
+    command = f"python -m spo_jax.export --run={shlex.quote(str(folder))} --out=exports/lora.safetensors"
+    return f"{folder} has no {RUN_LORA}: write the LoRA of a checkpoint with {command}"
 
 
 def _named(repo: str, file: str, names: Sequence[str]) -> list[str]:

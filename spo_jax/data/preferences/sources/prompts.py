@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path, write_text
+from spo_jax.core.words import counted
 from spo_jax.data import prompts
 from spo_jax.data.preferences import parquet
 from spo_jax.data.preferences.sources import SourceOptions
@@ -60,7 +61,8 @@ class PromptList(NamedTuple):
     def __str__(self) -> str:
         """Returns the line that the command prints."""
         kept = " that were there before" if self.kept else ""
-        counts = f"{self.prompts} prompts{kept}, {self.repeated} of them repeated, {self.left_out} entries left out"
+        count = counted(self.prompts, "prompt")
+        counts = f"{count}{kept}, {self.repeated} of them repeated, {self.left_out} entries left out"
         return f"{self.path}: {counts}; use it as --config.prompts={self.path}"
 
 

@@ -1,0 +1,18 @@
+"""Lists the commands: ``python -m spo_jax``."""
+
+from spo_jax.core.cli import printing
+
+COMMANDS = {
+    "train": "trains by any method, from a config",
+    "sample": "draws images, with a LoRA or without",
+    "export": "writes the LoRA of a run for diffusers and the web UIs, or merges it into its model",
+    "prepare": "fetches prompts, and prepares preference pairs",
+    "evaluate_spm": "measures the accuracy of a preference model against timestep",
+    "convert": "writes a published preference model as a folder",
+}
+
+if __name__ == "__main__":
+    with printing():
+        for name, what in COMMANDS.items():
+            print(f"python -m spo_jax.{name:13s} {what}")
+        print("--help lists the flags of a command; the first run is: python -m spo_jax.train --config=toy")
