@@ -42,10 +42,21 @@ def test_a_whole_model_and_a_run_without_lora_are_named(tmp_path: Path) -> None:
         find_lora(tmp_path / "model")
     (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "4"):
-        with pytest.raises(
-            UserError, match=f"{folder} has no lora.safetensors, which .* spo_jax.export --run={folder}"
-        ):
+        with pytest.raises(UserError, match=f"{folder} has no lora.safetensors: .* spo_jax.export --run={folder} "):
             find_lora(folder)
+
+
+def test_what_a_run_without_a_lora_is_decides_about_the_advice(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"my run is a run without a checkpoint; lora.safetensors is written with the"):
+        find_lora(run)
+    (run / "checkpoints" / "4").mkdir()
+    with pytest.raises(UserError, match=r"spo_jax.export --run='\S+my run' --out=exports/lora.safetensors$"):
+        find_lora(run)
+    (run / "spm").mkdir()
+    with pytest.raises(UserError, match=r"trained a preference model: use it as --config.spm.model=\S+my run/spm$"):
+        find_lora(run)
 
 
 @pytest.mark.parametrize(
