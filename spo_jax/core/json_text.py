@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 MAX_BYTES = 2**26
@@ -89,6 +90,15 @@ def _check(value: Any, check_text: bool) -> None:
         if not level:
             return
     raise BadJSON(_too_deep())
+
+
+def finite_or_null(value: Any) -> Any:
+    """Returns a JSON value in which numbers that are not finite, which JSON does not have, are None."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_characters(text: str) -> None:

@@ -19,9 +19,9 @@ from spo_jax.toy import world
 
 TOY = {f"{toy.NAME}:train": world.TRAIN_PROMPTS, f"{toy.NAME}:held_out": world.HELD_OUT_PROMPTS}
 SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
-_KEYS = ("caption", "prompt", "text")
+KEYS = ("caption", "prompt", "text")
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
-EXPECTED = f"a non-empty string, or an object with one under {' or '.join(_KEYS)}"
+EXPECTED = f"a non-empty string, or an object with one under {' or '.join(KEYS)}"
 
 
 def load_prompts(source: str | os.PathLike) -> list[str]:
@@ -124,15 +124,15 @@ def _rows(content: bytes, name: str) -> Iterator[tuple[str, str]]:
 def _column(header: list[str], where: str) -> int:
     """Returns the number of the column with the prompts."""
     names = [name.strip().lower() for name in header]
-    found = next((names.index(key) for key in _KEYS if key in names), None)
+    found = next((names.index(key) for key in KEYS if key in names), None)
     if found is not None:
         return found
     if len(header) > 1:
         columns = ", ".join(map(excerpt, header))
-        raise UserError(f"{where}: expected a header with a column {' or '.join(_KEYS)}, found {columns}")
+        raise UserError(f"{where}: expected a header with a column {' or '.join(KEYS)}, found {columns}")
     for separator, plural in _OTHER_SEPARATORS.items():
         parts = [part.strip(' "').lower() for part in header[0].split(separator)]
-        if len(parts) > 1 and any(key in parts for key in _KEYS):
+        if len(parts) > 1 and any(key in parts for key in KEYS):
             raise UserError(f"{where}: columns are separated by {plural}: expected commas")
     logging.warning(
         "%s: %s is taken for the header; if it is a prompt, write prompt above it", where, excerpt(header[0])
@@ -143,7 +143,7 @@ def _column(header: list[str], where: str) -> int:
 def prompt_of(entry: Any) -> str | None:
     """Returns the prompt of an entry, which is a string or an object; None if it is not `EXPECTED`."""
     if isinstance(entry, dict):
-        entry = next((entry[key] for key in _KEYS if key in entry), None)
+        entry = next((entry[key] for key in KEYS if key in entry), None)
     if not isinstance(entry, str) or not entry.strip():
         return None
     # JSON can spell half of a character (a lone surrogate), which no file can hold.

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from absl import logging
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_text
+from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.typing import UInt8
 from spo_jax.run.tensorboard import Board
 from spo_jax.run.wandb_log import WandbLog
@@ -162,5 +162,4 @@ def _scalar(value: Any) -> int | float:
 
 
 def _line(row: Mapping[str, int | float | None]) -> str:
-    finite = {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite_or_null(row), allow_nan=False) + "\n"

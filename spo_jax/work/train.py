@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from PIL import Image
 
 from spo_jax.core.cli import printing
 from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import UInt8
@@ -76,18 +76,23 @@ def train(
         jax.set_mesh(mesh),
     ):
         run = load_method(settings.method).setup(settings, mesh, data, out)
-        seconds: dict[str, float] = {}
-        with _trained(settings, out, folder, mesh, run, data, seconds) as (state, wandb):
-            run.export(state, out)
-            result = run.finish(state, out)
-            seconds["wall_seconds"] = time.perf_counter() - begin
+        with _trained(settings, out, folder, mesh, run, data) as trained:
+            run.export(trained.state, out)
+            result = run.finish(trained.state, out)
+            seconds = {"compile_seconds": trained.compile_seconds, "wall_seconds": time.perf_counter() - begin}
             summary = _summary(settings, mesh, run, result, seconds)
             if is_writer():
                 _write_results(settings, out, run, summary, result, command)
-                if wandb is not None:
-                    wandb.write_summary(summary)
+                if trained.wandb is not None:
+                    trained.wandb.write_summary(summary)
                 _print_scores(summary, out)
     return summary
+
+
+class _Trained(NamedTuple):
+    state: State
+    wandb: WandbLog | None
+    compile_seconds: float
 
 
 @contextlib.contextmanager
@@ -98,19 +103,15 @@ def _trained(
     mesh: Mesh,
     run: Run,
     data: Data,
-    seconds: dict[str, float],
-) -> Iterator[tuple[State, WandbLog | None]]:
-    """Trains, and gives the last state and the log of Weights & Biases, which is open until the context ends.
-
-    ``seconds`` receives ``compile_seconds``.
-    """
+) -> Iterator[_Trained]:
+    """Trains, and gives the last state and the log of Weights & Biases, which is open until the context ends."""
     resuming = folder.resuming
     init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = run.init_state(init_key)
 
     # Before training: measure the state, and compile the programs.
     first_row = run.begin(state, resuming)
-    programs, seconds["compile_seconds"] = _compile(run, state)
+    programs, compile_seconds = _compile(run, state)
 
     log = settings.log
     with contextlib.ExitStack() as held:
@@ -148,7 +149,7 @@ def _trained(
         io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every, export)
         state = run_loop(step, state, range(start, run.total), io, run.progress)
 
-        yield state, outputs.wandb
+        yield _Trained(state, outputs.wandb, compile_seconds)
 
 
 def _compile(run: Run, state: State) -> tuple[Programs, float]:
@@ -210,16 +211,7 @@ def _summary(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(mesh),
     }
-    return _for_json(summary)
-
-
-def _for_json(value: Any) -> Any:
-    """Replaces numbers that are not finite, which a method of the user may measure and JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _for_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_for_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite_or_null(summary)  # a method of the user may measure what is not finite
 
 
 def _write_results(

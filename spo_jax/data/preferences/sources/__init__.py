@@ -10,8 +10,9 @@ place of ``open_source``, which writes it; `prompts` is one.
 """
 
 import dataclasses
+from typing import ClassVar
 
-from spo_jax.core.config import Settings
+from spo_jax.core.config import Settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,3 +22,28 @@ class SourceOptions(Settings):
     def locate(self, field: str) -> str:
         """Returns the flag of a field: ``held_out_pairs`` becomes ``--held-out-pairs``."""
         return f"--{field.replace('_', '-')}"
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedOptions(SourceOptions):
+    """Options of a source that reads what the user names.
+
+    Attributes:
+      EXPECTED: what ``source`` may name, for messages.
+    """
+
+    EXPECTED: ClassVar[str]
+
+    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id; prompts: or file, or URL).")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(bool(self.source), "source", self.EXPECTED)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetOptions(NamedOptions):
+    """Options of a source that reads parquet files, which may be on the hub."""
+
+    revision: str = setting("", "Use this revision of the hub id.")
+    partial: bool = setting(False, "Prepare the parquet files that exist even if some are missing.")

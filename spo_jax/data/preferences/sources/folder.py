@@ -8,28 +8,22 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.json_text import BadJSON, parse_json
 from spo_jax.data.lines import read_lines
 from spo_jax.data.preferences.check import ImageFile, RawPair
-from spo_jax.data.preferences.sources import SourceOptions
-
-_PROMPT_KEYS = ("caption", "prompt", "text")
+from spo_jax.data.preferences.sources import NamedOptions
+from spo_jax.data.prompts import KEYS
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(SourceOptions):
+class Options(NamedOptions):
     """Names the folder to read."""
 
-    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id; prompts: or file, or URL).")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(bool(self.source), "source", "a folder")
+    EXPECTED: ClassVar = "a folder"
 
 
 def open_source(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> "PreferenceFolder":
@@ -114,7 +108,7 @@ def _raw(line: bytes, where: str, folder: Path) -> RawPair:
     return RawPair(
         where=where,
         images=(_file(entry.get("image_0"), folder), _file(entry.get("image_1"), folder)),
-        caption=next((entry[key] for key in _PROMPT_KEYS if key in entry), None),
+        caption=next((entry[key] for key in KEYS if key in entry), None),
         labels=(entry.get("label_0"), entry.get("label_1")) if label is None else (1 - label, label),
         names=("image_0", "image_1"),
     )

@@ -4,30 +4,23 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.data.preferences import parquet
 from spo_jax.data.preferences.check import ImageFile, RawPair
-from spo_jax.data.preferences.sources import SourceOptions
+from spo_jax.data.preferences.sources import ParquetOptions
 
 _REQUIRED = ("jpg_0", "jpg_1", "caption", "label_0", "label_1")
 _OPTIONAL = ("has_label", "are_different", "image_0_uid", "image_1_uid", "num_example_per_prompt")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(SourceOptions):
+class Options(ParquetOptions):
     """Names the files to read."""
 
-    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id; prompts: or file, or URL).")
-    revision: str = setting("", "Use this revision of the hub id.")
-    partial: bool = setting(False, "Prepare the parquet files that exist even if some are missing.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(bool(self.source), "source", "a folder or a hub id")
+    EXPECTED: ClassVar = "a folder or a hub id"
 
 
 def open_source(options: Options, splits: Sequence[str], fetch: Callable[..., Path]) -> "PickAPic":

@@ -12,33 +12,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path, write_text
 from spo_jax.core.words import counted
 from spo_jax.data import prompts
 from spo_jax.data.preferences import parquet
-from spo_jax.data.preferences.sources import SourceOptions
+from spo_jax.data.preferences.sources import ParquetOptions
 
 _LARGEST = 64 << 20  # bytes of a list from the web; the list of the reference has 0.6 MB
 _SECONDS = 60  # without an answer from the web
 
 
 @dataclasses.dataclass(frozen=True)
-class Options(SourceOptions):
+class Options(ParquetOptions):
     """Names the list to read."""
 
-    source: str = setting("", "Read the pairs from this folder (pick_a_pic: or hub id; prompts: or file, or URL).")
-    revision: str = setting("", "Use this revision of the hub id.")
-    partial: bool = setting(False, "Prepare the parquet files that exist even if some are missing.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expected = "a file, a URL, a folder of parquet files, a hub id, or a file of one (owner/name/file)"
-        self.require(bool(self.source), "source", expected)
+    EXPECTED: ClassVar = "a file, a URL, a folder of parquet files, a hub id, or a file of one (owner/name/file)"
 
 
 class PromptList(NamedTuple):
@@ -88,12 +80,13 @@ def prepare(
     """
     done = {}
     for name, (where, entries) in _open(options, splits, fetch).items():
-        found = [prompt for entry in entries if (prompt := prompts.prompt_of(entry)) is not None]
+        read = [prompts.prompt_of(entry) for entry in entries]
+        found = [prompt for prompt in read if prompt is not None]
         if not found:
             raise UserError(f"{where} holds no prompts: expected at least one")
         left_out = len(entries) - len(found)
         if left_out > max_bad * len(entries):
-            first = next(number for number, entry in enumerate(entries, 1) if prompts.prompt_of(entry) is None)
+            first = read.index(None) + 1
             raise UserError(
                 f"{where}: {left_out} of {len(entries)} entries are no prompts (the first is entry {first}): expected "
                 f"{prompts.EXPECTED}; to leave them out, raise --max-bad"
