@@ -13,12 +13,12 @@ From Python, as in a notebook:
 Each of these is a command as well: ``python -m spo_jax.train``, and so on.
 """
 
-import importlib
-from typing import Any
+from spo_jax.core.lazy import late
 
 __version__ = "0.1.0"
 
 # Public names and their modules, which are imported when a name is first used, so that ``import spo_jax`` is fast.
+# Commands are modules that can be called.
 _PUBLIC = {
     "train": "spo_jax.train",
     "sample": "spo_jax.sample",
@@ -31,15 +31,4 @@ _PUBLIC = {
     "Resume": "spo_jax.run.resume",
 }
 __all__ = ["__version__", *_PUBLIC]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_PUBLIC[name])
-    # The commands are modules that can be called.
-    return module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = late(__name__, _PUBLIC)

@@ -11,13 +11,14 @@ def late(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
 
     Args:
       package: the package's ``__name__``.
-      homes: module of each late member, by the member's name.
+      homes: module of each late member, by the member's name; a member may also be such a module itself.
     """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(homes[name]), name)
+        module = importlib.import_module(homes[name])
+        return module if module.__name__ == f"{package}.{name}" else getattr(module, name)
 
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *homes})

@@ -22,6 +22,7 @@ from jax._src import distributed  # the store has no public name; orbax takes it
 
 from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.core.signals import INTERRUPTED, last_words
+from spo_jax.core.words import differences
 from spo_jax.parallel.multihost import is_writer
 
 T = TypeVar("T")
@@ -30,7 +31,6 @@ _FAILED = "spo_jax/failed"
 _POLL = 0.3  # seconds between two looks at the failures of others
 _PATIENCE = 20.0  # seconds that a process has to end by itself after another one has failed
 _VISIBLE = 90.0  # seconds after which every process sees a change of another one's files, or never
-_SHOWN = 3  # differences that a message names
 _NAMES_A_PROCESS = re.compile(r"process \d+: ")  # so does the message of one that ended because another one had failed
 _rounds = itertools.count()  # every process meets the others in the same order
 
@@ -79,14 +79,9 @@ def check_equal(facts: Mapping[str, str]) -> None:
         return
     first, *others = gathered(dict(facts))
     for index, other in enumerate(others, 1):
-        differing = [name for name in sorted(first | other) if first.get(name) != other.get(name)]
-        if differing:
-            shown = "; ".join(
-                f"{name} is {first.get(name, 'absent')} in process 0 and {other.get(name, 'absent')} in process {index}"
-                for name in differing[:_SHOWN]
-            )
-            more = f"; {len(differing) - _SHOWN} more differ" if len(differing) > _SHOWN else ""
-            raise UserError(f"the processes of this run are not equal: {shown}{more}")
+        found = differences(first, other, ("in process 0", f"in process {index}"))
+        if found:
+            raise UserError(f"the processes of this run are not equal: {found}")
 
 
 def is_visible(condition: Callable[[], bool]) -> bool:

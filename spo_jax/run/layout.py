@@ -9,6 +9,7 @@ import jax
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import unflatten
 from spo_jax.core.typing import PyTree
+from spo_jax.core.words import differences
 
 Layout = dict[str, str]  # path of a leaf, such as ``to_q/lora_A``, to its dtype and shape, such as ``float32[4,8]``
 _KEYS = ("threefry2x32", "rbg", "unsafe_rbg")  # the kinds of typed PRNG keys that jax has
@@ -35,14 +36,9 @@ def check_layouts(where: Any, saved: Mapping[str, Layout], wanted: Mapping[str, 
     Raises:
       UserError: they differ; the message names up to three leaves.
     """
-    there, here = _flat(saved), _flat(wanted)
-    differing = [path for path in sorted(there | here) if there.get(path) != here.get(path)]
-    if differing:
-        shown = "; ".join(
-            f"{path} is {there.get(path, 'absent')} there and {here.get(path, 'absent')} here" for path in differing[:3]
-        )
-        more = f"; {len(differing) - 3} more differ" if len(differing) > 3 else ""
-        raise UserError(f"checkpoint {where} is of another model or other settings: {shown}{more}")
+    found = differences(_flat(saved), _flat(wanted), ("there", "here"))
+    if found:
+        raise UserError(f"checkpoint {where} is of another model or other settings: {found}")
 
 
 def _layout(tree: PyTree) -> Layout:

@@ -1,6 +1,7 @@
 """How a noisy curve has moved so far: its latest values against its first ones, for the progress bar."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -41,10 +42,10 @@ def trend(rows: Sequence[Mapping[str, int | float | None]], name: str) -> Trend:
     last_of_first = max(first)
     later = ((index, rows[index]) for index in range(len(rows) - 1, last_of_first, -1))
     latest = _some(later, name, LATEST)
-    begin = _mean(first.values())
+    begin = statistics.fmean(first.values())
     if not latest:
         return Trend(begin, None)
-    now = _mean(latest.values())
+    now = statistics.fmean(latest.values())
     return Trend(now, now - begin)
 
 
@@ -56,10 +57,5 @@ def _some(rows: Iterable[tuple[int, Mapping[str, int | float | None]]], name: st
             break
         values = [value for key, value in row.items() if value is not None and key.partition("/")[0] == name]
         if values:
-            found[index] = _mean(values)
+            found[index] = statistics.fmean(values)
     return found
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return sum(values) / len(values)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from statistics import NormalDist
 from typing import Any, Literal
 
-from spo_jax.run.words import listed, readable, with_error
+from spo_jax.core.words import listed, readable, with_error
 
 Score = Mapping[str, Any]
 Outcome = Literal["better", "worse", "unchanged", "unknown"]

@@ -12,7 +12,7 @@ from spo_jax.core.images import image_grid, to_uint8
 from spo_jax.core.progress import stage
 from spo_jax.core.statistics import paired_scores
 from spo_jax.core.typing import Float, Params, UInt8
-from spo_jax.core.words import counted
+from spo_jax.core.words import counted, readable
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.settings import EvalSettings
 from spo_jax.models.base import Pipeline
@@ -21,7 +21,6 @@ from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context, Reward, Scores
 from spo_jax.run.loop import Row
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair
-from spo_jax.run.words import readable
 
 GRID_COLUMNS = 8
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.signal import savgol_filter
 
 from spo_jax.core.typing import Float
-from spo_jax.run.words import readable
+from spo_jax.core.words import readable
 
 MOST_LINES = 5  # more cannot be told apart
 MOST_POINTS = 500  # largest number of points of a line; more are not visible and make the file large

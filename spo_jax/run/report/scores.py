@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from spo_jax.core.config import Settings, describe
+from spo_jax.core.words import readable, with_error
 from spo_jax.run.verdict import outcomes
-from spo_jax.run.words import readable, with_error
 
 # A mark and a word besides the colour, for readers who do not see it and for paper.
 MARKS = {"better": "▲ better", "worse": "▼ worse", "unchanged": "≈ within noise", "unknown": "error unknown"}

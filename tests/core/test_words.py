@@ -2,7 +2,7 @@
 
 import pytest
 
-from spo_jax.run.words import listed, readable, with_error
+from spo_jax.core.words import listed, readable, with_error
 
 
 @pytest.mark.parametrize(
