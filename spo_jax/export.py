@@ -16,8 +16,8 @@ from spo_jax.core.cli import callable_module, printing, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable, local_path
 from spo_jax.core.progress import stage
+from spo_jax.core.run_files import CHECKPOINTS, run_of
 from spo_jax.models import check_folder, check_model
-from spo_jax.run.resume import CHECKPOINTS
 from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, CLIP, NETWORK, describe
 from spo_jax.weights.lora import LORA_FORMATS
 
@@ -80,7 +80,7 @@ def _check_source(source: Path) -> None:
         if what in (CHECKPOINT, CLIP, AUTOENCODER, NETWORK):
             raise UserError(f"--run={source} is {what}: expected a run, one of its checkpoints, or a LoRA file")
         return
-    run = source.parent.parent if source.name.isdigit() and source.parent.name == CHECKPOINTS else source
+    run, _ = run_of(source)
     if not (run / CHECKPOINTS).is_dir():
         what = f", this is {describe(source)}" if source.is_dir() else ""
         expected = "expected a folder with checkpoints/, one of its checkpoints, or a LoRA file"

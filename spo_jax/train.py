@@ -23,10 +23,11 @@ from spo_jax.core.config import describe
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
+from spo_jax.core.run_files import holds_run
 from spo_jax.methods import load_method, read_settings
 from spo_jax.parallel.settings import check_processes
 from spo_jax.run.compilation import keep_compiled_programs
-from spo_jax.run.resume import Resume, holds_run
+from spo_jax.run.resume import Resume
 from spo_jax.run.settings import RunSettings
 from spo_jax.run.wandb_log import check_installed
 

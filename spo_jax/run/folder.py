@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from absl import logging
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.run_files import CHECKPOINTS
 from spo_jax.core.typing import PyTree
 from spo_jax.parallel.agreement import gathered, is_visible
 from spo_jax.parallel.multihost import is_writer
@@ -19,7 +20,7 @@ from spo_jax.run.checkpoint_reader import CheckpointReader
 from spo_jax.run.lock import CARD, RunLock, holds_lock
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import read_metrics
-from spo_jax.run.resume import CHECKPOINTS, Resume
+from spo_jax.run.resume import Resume
 from spo_jax.run.settings import RunSettings
 
 FORMAT = 2  # format of checkpoints; older ones held the whole state in one item and cannot be resumed

@@ -1,13 +1,11 @@
 """What to do with a run that exists already."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
-
-CHECKPOINTS = "checkpoints"  # of a run, in its folder
+from spo_jax.core.run_files import CHECKPOINTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +41,3 @@ class Resume:
                 "another --out"
             )
         check_writable(out)
-
-
-def holds_run(out: Path) -> bool:
-    """Whether a folder seems to hold a checkpoint, by its names alone; `spo_jax.run.folder.open_folder` knows."""
-    try:
-        return any(name.isdigit() for name in os.listdir(out / CHECKPOINTS))
-    except OSError:  # there is none, or whoever opens it says what is wrong
-        return False

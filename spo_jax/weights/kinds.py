@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from spo_jax.core import run_files
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.weights import store
 
 DIFFUSERS_LORA = "pytorch_lora_weights.safetensors"
-RUN_LORA = "lora.safetensors"  # what a run writes
 PEFT_LORA = "adapter_model.safetensors"
-LORA_FILES = (DIFFUSERS_LORA, RUN_LORA, PEFT_LORA)  # in the order in which a folder is searched
+LORA_FILES = (DIFFUSERS_LORA, run_files.LORA, PEFT_LORA)  # in the order in which a folder is searched
 
 LORA = "a LoRA"
 LOHA = "a LoHa"
@@ -42,12 +42,13 @@ def describe(path: Path) -> str:
 
 def _folder(path: Path) -> str:
     lora = next((path / name for name in LORA_FILES if (path / name).is_file()), None)
-    if (path / "checkpoints").is_dir() or (path / "summary.json").is_file():
-        trained = {"LoRA": lora, "preference model": path / "spm"}
+    if (path / run_files.CHECKPOINTS).is_dir() or (path / run_files.SUMMARY).is_file():
+        trained = {"LoRA": lora, "preference model": path / run_files.SPM}
         found = [f", whose {what} is {where}" for what, where in trained.items() if where and where.exists()]
         return "the folder of a run" + "".join(found)
-    if path.parent.name == "checkpoints" and path.name.isdigit():
-        return f"a checkpoint of the run {path.parent.parent}"
+    run, step = run_files.run_of(path)
+    if step is not None:
+        return f"a checkpoint of the run {run}"
     if (path / "model_index.json").is_file():
         return "a diffusion pipeline"
     if lora is not None:

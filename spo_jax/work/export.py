@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
+from spo_jax.core.run_files import CHECKPOINTS, run_of
 from spo_jax.core.typing import Params
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.settings import AdapterSettings
@@ -17,7 +18,6 @@ from spo_jax.models.save import write_merged
 from spo_jax.parallel.sharding import to_host
 from spo_jax.run.checkpoint_reader import CheckpointReader
 from spo_jax.run.folder import check_format
-from spo_jax.run.resume import CHECKPOINTS
 from spo_jax.weights.lora import LORA_FORMATS, LoRA, check_finite
 
 
@@ -91,8 +91,7 @@ def _from_file(path: Path, base: _Base) -> tuple[LoRA, Params | None]:
 
 def _from_checkpoint(folder: Path, base: _Base) -> tuple[LoRA, _Base]:
     """Returns the LoRA of a checkpoint, and the base model that is given or, otherwise, the run's."""
-    step = int(folder.name) if folder.name.isdigit() and folder.parent.name == CHECKPOINTS else None
-    run = folder.parent.parent if step is not None else folder
+    run, step = run_of(folder)
     checkpoints = CheckpointReader(run / CHECKPOINTS)
     if step is None:
         step = checkpoints.latest_step()

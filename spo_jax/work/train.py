@@ -20,6 +20,7 @@ from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
+from spo_jax.core.run_files import CHECKPOINTS, SUMMARY
 from spo_jax.core.typing import UInt8
 from spo_jax.methods import load_method
 from spo_jax.methods.base import Data, Programs, Result, Run
@@ -29,7 +30,7 @@ from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.facts import facts_of
-from spo_jax.run.folder import CHECKPOINTS, RunFolder, State, open_folder, restore, run_meta
+from spo_jax.run.folder import RunFolder, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.memory import memory_advice
@@ -217,7 +218,7 @@ def _summary(
 def _write_results(
     settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result, command: Sequence[str]
 ) -> None:
-    write_json(out / "summary.json", summary)
+    write_json(out / SUMMARY, summary)
     if result.pairs:
         _write_png(out / "before_after.png", sheet(result.pairs))
     model = getattr(settings, "model", "")

@@ -8,6 +8,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from spo_jax.core import run_files
 from spo_jax.core.typing import Key, Params
 from spo_jax.methods.base import Images, Result
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
@@ -23,7 +24,6 @@ from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make, shapes_of, to_host
 from spo_jax.rewards.base import Reward
 from spo_jax.run.loop import Row
-from spo_jax.weights.kinds import RUN_LORA
 
 
 class AdapterRun:
@@ -112,7 +112,7 @@ class AdapterRun:
         """
         if is_writer():
             metadata = {"base_model": self.settings.model, "method": self.METHOD}
-            write_lora(folder / RUN_LORA, self.settings.lora.adapter(to_host(state.params)), metadata=metadata)
+            write_lora(folder / run_files.LORA, self.settings.lora.adapter(to_host(state.params)), metadata=metadata)
 
     def finish(self, state: TrainState, folder: Path) -> Result:
         """Draws and scores the images after training.
@@ -121,5 +121,5 @@ class AdapterRun:
           UserError: a score is not finite.
         """
         summary, pairs = self._evaluation.finish(state.params)
-        steps = adapter_steps(self.settings, self.pipeline, self._evaluation.prompts[0], folder / RUN_LORA)
+        steps = adapter_steps(self.settings, self.pipeline, self._evaluation.prompts[0], folder / run_files.LORA)
         return Result(summary, pairs, steps=steps)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax import toy
+from spo_jax.core import run_files
 from spo_jax.core.files import local_path, write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key
@@ -44,7 +45,6 @@ from spo_jax.run.loop import Progress, Row, run_keys
 from spo_jax.run.report.steps import NextStep, command
 from spo_jax.run.trend import trend
 
-SPM_FOLDER = "spm"  # of the trained preference model, in the run's folder
 SPM_LINE = "step-aware preference model"
 PLAIN_LINE = "plain CLIP on the same images"
 CHARTS = {
@@ -235,7 +235,7 @@ class SPMRun:
         params = to_host(state.params)
         if is_writer():
             write_spm(
-                folder / SPM_FOLDER,
+                folder / run_files.SPM,
                 self._start.clip.config,
                 params,
                 self._start.tokenizer,
@@ -288,7 +288,7 @@ def fresh_state(settings: SPMTrainSettings, start: Start, mesh: Mesh) -> TrainSt
 def _as_judge(kind: str, settings: SPMTrainSettings, folder: Path) -> NextStep:
     """Says how SPO uses the preference model."""
     config = toy.NAME if settings.model == toy.NAME else {"sdxl": "sdxl"}.get(kind, "sd15")
-    flags = [f"--config={config}", f"--config.spm.model={folder / SPM_FOLDER}"]
+    flags = [f"--config={config}", f"--config.spm.model={folder / run_files.SPM}"]
     flags += [] if settings.model == toy.NAME else [f"--config.model={settings.model}"]
     text = "SPO learns from what this preference model prefers, and takes prompts besides it."
     return NextStep("Use it as the judge", text, command("train", *flags, "--out=runs/spo"))

@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from spo_jax.core import run_files
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.weights import hub
-from spo_jax.weights.kinds import DIFFUSERS_LORA, LORA_FILES, RUN_LORA
+from spo_jax.weights.kinds import DIFFUSERS_LORA, LORA_FILES
 from spo_jax.weights.messages import shorten
 from spo_jax.weights.store import TORCH_SUFFIXES
 
@@ -61,8 +62,8 @@ def _in_folder(folder: Path) -> Path:
             return folder / name
     if (folder / "model_index.json").is_file():
         raise UserError(f"{folder} is a whole model (a pipeline's folder), not a LoRA: name it with --model")
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    if (run / "checkpoints").is_dir():
+    run, _ = run_files.run_of(folder)
+    if (run / run_files.CHECKPOINTS).is_dir():
         raise UserError(_no_lora_in_run(folder, run))
     found = sorted(folder.glob("*.safetensors"))
     if len(found) != 1:
@@ -73,12 +74,13 @@ def _in_folder(folder: Path) -> Path:
 
 def _no_lora_in_run(folder: Path, run: Path) -> str:
     """Says why a run, or one of its checkpoints, holds no LoRA file, and what to do."""
-    if (run / "spm").is_dir():
-        return f"{folder} is of a run that trained a preference model: use it as --config.spm.model={run / 'spm'}"
-    if not any(entry.name.isdigit() for entry in (run / "checkpoints").iterdir()):
-        return f"{folder} is a run without a checkpoint; {RUN_LORA} is written with the first one"
+    spm = run / run_files.SPM
+    if spm.is_dir():
+        return f"{folder} is of a run that trained a preference model: use it as --config.spm.model={spm}"
+    if not run_files.holds_run(run):
+        return f"{folder} is a run without a checkpoint; {run_files.LORA} is written with the first one"
     command = f"python -m spo_jax.export --run={shlex.quote(str(folder))} --out=exports/lora.safetensors"
-    return f"{folder} has no {RUN_LORA}: write the LoRA of a checkpoint with {command}"
+    return f"{folder} has no {run_files.LORA}: write the LoRA of a checkpoint with {command}"
 
 
 def _named(repo: str, file: str, names: Sequence[str]) -> list[str]:
