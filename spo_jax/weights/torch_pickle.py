@@ -7,112 +7,34 @@ and what is kept is at most `_DEPTH` deep. Nothing is imported, nothing is calle
 that are not part of a state dict, such as the callbacks in a trainer's checkpoint, only the name of the class is kept.
 """
 
-import dataclasses
-import math
 import pickletools
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from spo_jax.weights.messages import printable
+from spo_jax.weights.torch_values import (
+    BYTES,
+    LIST,
+    LONG,
+    NAMES,
+    ORDERED_DICT,
+    REBUILT_PARAMETER,
+    REBUILT_TENSOR,
+    SET,
+    TUPLE,
+    BadPickle,
+    Dict,
+    Name,
+    Other,
+    holds_tensor,
+    kind_of,
+    storage_of,
+    tensor_of,
+    without_containers,
+)
 
 MAX_BYTES = 2**24  # SDXL with all of its 2,500 tensors takes 400 KB
 _OPCODES = 10**6  # SDXL takes 100,000
 _DEPTH = 50
 _WIDTH = 64  # elements of a tuple; torch's longest are the shapes of tensors
-
-_STORAGE_DTYPES = {
-    "torch.FloatStorage": np.dtype(np.float32),
-    "torch.HalfStorage": np.dtype(np.float16),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch.LongStorage": np.dtype(np.int64),
-    "torch.IntStorage": np.dtype(np.int32),  # counters, such as the one of a checkpoint's moving average
-}
-_DICT = "collections.OrderedDict"
-_TENSOR = "torch._utils._rebuild_tensor_v2"
-_PARAMETER = "torch._utils._rebuild_parameter"
-
-
-class BadPickle(ValueError):
-    """The pickle is damaged, or holds what no state dict needs."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Storage:
-    """A record of numbers.
-
-    Attributes:
-      key: its name in the file.
-      dtype: dtype of its elements.
-      count: number of its elements, as the pickle has it.
-    """
-
-    key: str
-    dtype: np.dtype
-    count: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tensor:
-    """A strided view of a storage, which it fits; offset and strides are counted in elements."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        """Number of elements."""
-        return math.prod(self.size)
-
-
-@dataclasses.dataclass(slots=True)
-class Dict:
-    """A dict of the pickle.
-
-    Attributes:
-      items: texts or integers to tensors, dicts, texts, numbers, None or `Other`.
-      dropped: kind of a key that is no text or integer, whose item was left out; empty if there was none.
-      depth: number of dicts within dicts, this one included.
-      is_placed: whether it is an item of another dict; it can no longer change then, so its depth is final.
-    """
-
-    items: dict[str | int, Any] = dataclasses.field(default_factory=dict)
-    dropped: str = ""
-    depth: int = 1
-    is_placed: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Name:
-    """One of the few global names that a state dict needs, which is never resolved."""
-
-    full: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Other:
-    """A value of which only the kind was kept, because nothing in a state dict depends on the rest.
-
-    Attributes:
-      kind: what it is, in words; or a global name, or the name of the class or function that made it.
-      module: module of the name; None if ``kind`` is in words.
-    """
-
-    kind: str
-    module: str | None = None
-
-
-_LIST = Other("a list")
-_SET = Other("a set")
-_BYTES = Other("bytes")
-_TUPLE = Other("a tuple")
-_LONG = Other("an integer of more than 64 bits")
-# The names that a state dict needs. The parts are not joined to compare them: a memo can hold long texts, and every
-# pair of them would be a new one.
-_NAMES = {tuple(full.rsplit(".", 1)): Name(full) for full in (_DICT, _TENSOR, _PARAMETER, *_STORAGE_DTYPES)}
 
 
 def interpret(pickled: bytes) -> Any:
@@ -193,7 +115,7 @@ class _Machine:
 
     def integer(self, value: int) -> None:
         # A dict compares the hashes of its keys. Those of long integers can be chosen to be equal.
-        self.stack.append(value if -(2**63) <= value < 2**63 else _LONG)
+        self.stack.append(value if -(2**63) <= value < 2**63 else LONG)
 
     def tuple_to_mark(self, _: None) -> None:
         self._push_tuple(self._pop_to_mark())
@@ -204,7 +126,7 @@ class _Machine:
     def _push_tuple(self, values: list[Any]) -> None:
         """Pushes a tuple; it keeps the tuples in it, but not the tuples in those, and no dicts."""
         is_long = len(values) > _WIDTH
-        self.stack.append(_TUPLE if is_long else tuple(map(_without_containers, values)))
+        self.stack.append(TUPLE if is_long else tuple(map(without_containers, values)))
 
     def append(self, _: None) -> None:
         self.pop()
@@ -220,7 +142,7 @@ class _Machine:
 
     def frozen_set(self, _: None) -> None:
         self._pop_to_mark()
-        self.stack.append(_SET)
+        self.stack.append(SET)
 
     def set_item(self, _: None) -> None:
         value = self.pop()
@@ -248,7 +170,7 @@ class _Machine:
                 target.depth = max(target.depth, value.depth + 1)
             if target.depth > _DEPTH:
                 raise BadPickle(f"it is more than {_DEPTH} dicts deep")
-            target.items[key] = _TUPLE if isinstance(value, tuple) else value
+            target.items[key] = TUPLE if isinstance(value, tuple) else value
 
     # Names and what is made of them
 
@@ -263,7 +185,7 @@ class _Machine:
     def _push_name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise BadPickle("its pickle is damaged: a name is no text")
-        self.stack.append(_NAMES.get((module, name)) or Other(name, module))
+        self.stack.append(NAMES.get((module, name)) or Other(name, module))
 
     def reduce(self, _: None) -> None:
         arguments = self.pop()
@@ -271,11 +193,11 @@ class _Machine:
         full = name.full if isinstance(name, Name) else ""
         if isinstance(name, Other):
             self.stack.append(name)
-        elif full == _DICT and arguments == ():
+        elif full == ORDERED_DICT and arguments == ():
             self.stack.append(Dict())
-        elif full == _TENSOR and isinstance(arguments, tuple):
-            self.stack.append(_tensor(arguments))
-        elif full == _PARAMETER and isinstance(arguments, tuple) and _is_tensor(arguments):
+        elif full == REBUILT_TENSOR and isinstance(arguments, tuple):
+            self.stack.append(tensor_of(arguments))
+        elif full == REBUILT_PARAMETER and isinstance(arguments, tuple) and holds_tensor(arguments):
             self.stack.append(arguments[0])
         else:
             raise BadPickle("it calls something that plain weights do not need; no code was run")
@@ -293,82 +215,7 @@ class _Machine:
         self._top("an object")
 
     def storage(self, _: None) -> None:
-        self.stack.append(_storage(self.pop()))
-
-
-def kind_of(value: Any) -> str:
-    """Names the kind of a value for messages, such as ``a tuple``."""
-    if isinstance(value, Other):
-        return value.kind if value.module is None else f"a {full_name(value)}"
-    return _KINDS.get(type(value), "something else")
-
-
-def full_name(value: Other) -> str:
-    """Returns the name of a global, or of what made a value, for messages."""
-    return f"{printable(value.module or '')}.{printable(value.kind)}"
-
-
-_KINDS = {
-    type(None): "None",
-    bool: "a truth value",
-    int: "an integer",
-    float: "a number with a fraction",
-    str: "a text",
-    tuple: "a tuple",
-    Dict: "a dict",
-    Name: "a global name",
-    Storage: "a storage",
-    Tensor: "a tensor",
-}
-_DICT_KIND = Other("a dict")
-
-
-def _without_containers(value: Any) -> Any:
-    if isinstance(value, Dict):
-        return _DICT_KIND
-    return _TUPLE if isinstance(value, tuple) and any(isinstance(item, tuple) for item in value) else value
-
-
-def _is_tensor(arguments: tuple) -> bool:
-    return bool(arguments) and isinstance(arguments[0], Tensor | Other)
-
-
-def _storage(pid: Any) -> Storage | Other:
-    """Returns a storage; for one of a type that no weights have, such as that of a random generator, its name."""
-    kinds = (str, Name | Other, str, str, int)
-    if not isinstance(pid, tuple) or len(pid) != 5 or not all(map(isinstance, pid, kinds)) or pid[0] != "storage":
-        raise BadPickle("its pickle is damaged: found something else, expected the name of a storage")
-    _, name, key, _, count = pid
-    if isinstance(name, Other):
-        return name
-    if name.full not in _STORAGE_DTYPES:
-        raise BadPickle(f"unknown storage {name.full}")
-    return Storage(key, _STORAGE_DTYPES[name.full], count)
-
-
-def _tensor(arguments: tuple) -> Tensor | Other:
-    """Does what ``torch._utils._rebuild_tensor_v2`` does, whose further arguments serve gradients only."""
-    storage, offset, size, stride = arguments[:4] if len(arguments) >= 4 else (None,) * 4
-    if isinstance(storage, Other):
-        return storage
-    are_numbers = (
-        isinstance(storage, Storage)
-        and isinstance(size, tuple)
-        and isinstance(stride, tuple)
-        and all(type(value) is int for value in (offset, *size, *stride))
-    )
-    if not are_numbers:
-        raise BadPickle("a tensor is damaged: its storage, offset, size and strides are of other types")
-    # A view that repeats elements (of stride 0) may be larger than its storage. Files of weights have none.
-    count = math.prod(size)
-    if len(size) != len(stride) or min((offset, *size, *stride)) < 0 or count > max(storage.count, 1):
-        raise BadPickle(
-            f"a tensor of size {size} and strides {stride} does not fit a storage of {storage.count} elements"
-        )
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if count and last >= storage.count:
-        raise BadPickle(f"a tensor reaches element {last} of a storage of {storage.count}")
-    return Tensor(storage, offset, size, stride)
+        self.stack.append(storage_of(self.pop()))
 
 
 def _ignore(machine: _Machine, argument: Any) -> None:
@@ -396,18 +243,18 @@ _ACTIONS = {
     "BINFLOAT": _Machine.push,
     "BINUNICODE": _Machine.push,
     "SHORT_BINUNICODE": _Machine.push,
-    "BINBYTES": lambda machine, _: machine.push(_BYTES),
-    "SHORT_BINBYTES": lambda machine, _: machine.push(_BYTES),
-    "BYTEARRAY8": lambda machine, _: machine.push(_BYTES),
+    "BINBYTES": lambda machine, _: machine.push(BYTES),
+    "SHORT_BINBYTES": lambda machine, _: machine.push(BYTES),
+    "BYTEARRAY8": lambda machine, _: machine.push(BYTES),
     "EMPTY_TUPLE": lambda machine, _: machine.tuple_of(0),
     "TUPLE1": lambda machine, _: machine.tuple_of(1),
     "TUPLE2": lambda machine, _: machine.tuple_of(2),
     "TUPLE3": lambda machine, _: machine.tuple_of(3),
     "TUPLE": _Machine.tuple_to_mark,
-    "EMPTY_LIST": lambda machine, _: machine.push(_LIST),
+    "EMPTY_LIST": lambda machine, _: machine.push(LIST),
     "APPEND": _Machine.append,
     "APPENDS": _Machine.add_all,
-    "EMPTY_SET": lambda machine, _: machine.push(_SET),
+    "EMPTY_SET": lambda machine, _: machine.push(SET),
     "ADDITEMS": _Machine.add_all,
     "FROZENSET": _Machine.frozen_set,
     "EMPTY_DICT": lambda machine, _: machine.push(Dict()),

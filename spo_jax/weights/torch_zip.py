@@ -14,17 +14,8 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.weights.messages import explain_unreadable, printable, shorten
-from spo_jax.weights.torch_pickle import (
-    MAX_BYTES,
-    BadPickle,
-    Dict,
-    Other,
-    Storage,
-    Tensor,
-    full_name,
-    interpret,
-    kind_of,
-)
+from spo_jax.weights.torch_pickle import MAX_BYTES, interpret
+from spo_jax.weights.torch_values import BadPickle, Dict, Other, Storage, Tensor, full_name, kind_of
 
 _COPIES = 4  # The tensors may take this many times the size of the file, because several names can share a storage.
 _HEADER = 30  # bytes in front of each record, without its name
