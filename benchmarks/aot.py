@@ -41,7 +41,8 @@ from ml_collections import config_flags
 from benchmarks.flops import count
 from benchmarks.memory import is_out_of_memory
 from benchmarks.topologies import GIB, Chip, chip_of, find_topology
-from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.cli import run_command
+from spo_jax.core.config_flag import define_config
 from spo_jax.core.files import check_writable, read_json, write_json, write_text
 from spo_jax.core.trees import flatten
 from spo_jax.core.typing import PyTree

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.cli import run_command
+from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float, Int
 from spo_jax.diffusion.process import Process

@@ -10,7 +10,8 @@ import sys
 
 from absl import flags
 
-from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.cli import run_command
+from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable, local_path
 from spo_jax.core.progress import stage

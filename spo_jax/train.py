@@ -18,8 +18,9 @@ from typing import Any
 
 from absl import flags
 
-from spo_jax.core.cli import callable_module, define_config, printing, run_command
+from spo_jax.core.cli import callable_module, printing, run_command
 from spo_jax.core.config import describe
+from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage

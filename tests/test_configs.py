@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spo_jax.core.cli import find_config
 from spo_jax.core.config import to_config
+from spo_jax.core.config_flag import find_config
 from spo_jax.methods import read_settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))

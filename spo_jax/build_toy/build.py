@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 
 from spo_jax.build_toy import autoencoder, base, preference
-from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.cli import run_command
+from spo_jax.core.config_flag import define_config
 from spo_jax.core.files import read_json, write_atomic, write_json
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Params

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.cli import run_command
+from spo_jax.core.config_flag import define_config
 from spo_jax.core.files import write_json
 from spo_jax.core.statistics import standard_error
 from spo_jax.core.typing import Float

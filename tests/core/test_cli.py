@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_jax.core.cli import callable_module, find_config
-from spo_jax.core.errors import UserError
+from spo_jax.core.cli import callable_module
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -23,7 +22,8 @@ COMMAND = """
 import ctypes, signal, sys
 from absl import flags
 from spo_jax.core import signals
-from spo_jax.core.cli import define_config, run_command
+from spo_jax.core.cli import run_command
+from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import Interrupted, Preempted, UserError
 
 config = define_config()
@@ -218,39 +218,6 @@ def test_faulty_config_files(command, tmp_path, line, parts):
     assert last.startswith("error: --config=bad.py: ")
     for part in parts:
         assert part in last
-
-
-# Configs by name
-
-
-def test_a_config_is_a_path_or_a_name(monkeypatch, tmp_path):
-    """A file of the current folder comes first; names are found from anywhere."""
-    monkeypatch.chdir(tmp_path)
-    assert find_config("toy").resolve() == ROOT / "configs" / "toy.py"
-    (tmp_path / "toy").write_text("")
-    assert find_config("toy") == Path("toy")
-    (tmp_path / "mine.py").write_text("")
-    assert find_config("mine.py") == Path("mine.py")
-    with pytest.raises(UserError, match="--config=mine: no such file; expected a file, or a name: .*toy"):
-        find_config("mine")
-
-
-def test_a_config_in_the_installed_package_is_found_too(monkeypatch, tmp_path):
-    """A wheel holds the configs inside of the package; a checkout has them beside it.
-
-    The path that they have in a checkout is a name as well, except where there is another folder ``configs``.
-    """
-    package = tmp_path / "spo_jax"
-    (package / "configs").mkdir(parents=True)
-    (package / "configs" / "installed.py").write_text("")
-    spec = types.SimpleNamespace(origin=str(package / "__init__.py"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-    monkeypatch.chdir(tmp_path)
-    for name in ("installed", "configs/installed.py", "./configs/installed.py"):
-        assert find_config(name) == package / "configs" / "installed.py"
-    (tmp_path / "configs").mkdir()
-    with pytest.raises(UserError, match="--config=configs/installed.py: no such file; expected a file, or a name"):
-        find_config("configs/installed.py")
 
 
 # Names of earlier versions

@@ -6,8 +6,8 @@ import importlib.util
 import pytest
 
 from spo_jax.core import renamed
-from spo_jax.core.cli import find_config
 from spo_jax.core.config import describe
+from spo_jax.core.config_flag import find_config
 from spo_jax.core.renamed import renamed_value
 from spo_jax.methods import load_method
 from spo_jax.methods.common.settings import OptimizerSettings

@@ -5,8 +5,8 @@ import importlib.util
 
 import pytest
 
-from spo_jax.core.cli import find_config
 from spo_jax.core.config import to_config
+from spo_jax.core.config_flag import find_config
 from spo_jax.core.errors import UserError
 from spo_jax.methods import default_config, read_settings
 from spo_jax.methods.common.settings import OptimizerSettings
