@@ -77,7 +77,7 @@ EXTRAS = {
 }
 
 # train_spm is what a command was called once; it says what to use now.
-COMMANDS = ("train", "sample", "export", "prepare", "convert", "evaluate_spm", "train_spm")
+COMMANDS = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "train_spm")
 
 setup(
     name="spo_jax",

@@ -7,6 +7,7 @@ COMMANDS = {
     "sample": "draws images, with a LoRA or without",
     "export": "writes the LoRA of a run for diffusers and the web UIs, or merges it into its model",
     "prepare": "fetches prompts, and prepares preference pairs",
+    "demo": "shows a page to try images and to vote on them",
     "evaluate_spm": "measures the accuracy of a preference model against timestep",
     "convert": "writes a published preference model as a folder",
 }

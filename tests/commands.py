@@ -20,10 +20,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def imported_modules() -> list[str]:
-    """Every module that commands import, but no command itself: runpy would warn that it is run a second time."""
+    """Every module that commands import, but no command itself: runpy would warn that it is run a second time.
+
+    The modules of the page are left out, because gradio starts threads, which forks do not survive.
+    """
     files = [file.relative_to(ROOT).with_suffix("") for file in sorted((ROOT / "spo_jax").glob("*/**/*.py"))]
     names = [".".join(file.parts).removesuffix(".__init__") for file in files]
-    return [name for name in names if not name.startswith("spo_jax.build_toy")]
+    return [name for name in names if not name.startswith(("spo_jax.build_toy", "spo_jax.work.demo"))]
 
 
 def command_line(name: str, *arguments: Any) -> list[str]:

@@ -23,7 +23,7 @@ ASSETS = toy.ASSETS
 SERVER = """
 import json, os, sys, importlib
 
-names = ("train", "sample", "export", "prepare", "convert", "evaluate_spm", "train_spm")
+names = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "train_spm")
 commands = {name: importlib.import_module(f"spo_jax.{name}") for name in names}
 for line in iter(sys.stdin.readline, ""):
     name, *arguments = json.loads(line)
@@ -90,6 +90,7 @@ def refused(script):
         ("sample", ["model", "lora", "prompt", "out"]),
         ("export", ["run", "format", "out"]),
         ("prepare", ["dataset", "source", "data-dir"]),
+        ("demo", ["model", "runs", "out", "port"]),
         ("convert", ["spm", "out", "dtype"]),
         ("evaluate_spm", ["config", "spm", "plain", "out"]),
     ],
@@ -136,6 +137,13 @@ def test_a_script_that_was_renamed(refused):
         (["export", "--run=absent", "--out=lora.bin"], "--out=lora.bin: the name of a LoRA file"),
         (["prepare", "--dataset=absent", "--data-dir=absent"], "--dataset = 'absent'"),
         (["prepare", "--dataset=toy", "--data-dir=/proc/data"], "cannot write to /proc/data"),
+        (["demo", "--port=0"], "--port=0: 0 is not an integer in the range [1, 65535]"),
+        (["demo", "--host=1.2.3.4"], "cannot listen at --host=1.2.3.4 --port=7860"),
+        (["demo", "--judge=absent"], "--judge = 'absent': expected"),
+        (["demo", "--lora=absent"], "no such file or folder: absent"),
+        (["demo", "--prompts=absent.txt"], "no prompt file absent.txt"),
+        (["demo", "--out=/proc/votes"], "cannot write to /proc/votes"),
+        (["demo", f"--runs={ROOT}/README.md"], "README.md is a file: expected a folder of runs"),
         (["convert", "--spm=toy", f"--out={ROOT}"], f"{ROOT} exists already"),
         (["convert", "--spm=toy", "--out=/proc/spm"], "cannot write to /proc"),
         (["evaluate_spm", "--spm=toy"], "--config is missing, for example --config=configs/spm_toy.py"),
@@ -202,6 +210,7 @@ def things(tmp_path_factory):
         (["sample", "--prompt=a", "--model={}/lora.safetensors"], "{}/lora.safetensors is a LoRA"),
         (["sample", "--prompt=a", "--model={}/run"], "{}/run is the folder of a run"),
         (["sample", "--prompt=a", "--model={}/whole.safetensors"], "set base to the folder or hub id"),
+        (["demo", "--model={}/run"], "{}/run is the folder of a run"),
         (["sample", "--prompt=a", "--base=toy"], "has its own tokenizer and scheduler: remove base = 'toy'"),
         (["export", "--run={}/absent", "--out={}/out.safetensors"], "--run={}/absent: no run here (expected"),
         (["export", "--run={}/empty", "--out={}/out.safetensors"], "no run here, this is an empty folder (expected"),

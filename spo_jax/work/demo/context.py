@@ -1,0 +1,114 @@
+"""What the tabs of the page share: the studio, the folders, the LoRAs that may be read, and the device."""
+
+import contextlib
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
+from spo_jax.core.memory import ELSEWHERE, explaining_memory
+from spo_jax.core.run_files import LORA
+from spo_jax.weights.lora import find_lora
+
+BASE_MODEL = ""  # the choice of no LoRA
+DEVICE = "device"  # what events that compute share: gr.Button.click(…, concurrency_id=DEVICE, concurrency_limit=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PageContext:
+    """What the tabs of the page share.
+
+    Attributes:
+      model: name of the model, as ``--model``.
+      studio: the opened model with its judge, as `spo_jax.open_studio` returns it.
+      runs: folder of runs, whose LoRAs the page may read.
+      out: folder to which the page writes.
+      named_loras: LoRAs outside of ``runs`` that were named at the start: paths or ids on the hub.
+      prompts: prompts of the pairs to vote on, and examples to try.
+      device: lock around whatever computes; one thing at a time does. Events that compute also take
+        ``concurrency_id=DEVICE, concurrency_limit=1``, so that those who wait see their place in the queue.
+    """
+
+    model: str
+    studio: Any
+    runs: Path
+    out: Path
+    named_loras: Sequence[str] = ()
+    prompts: Sequence[str] = ()
+    device: Any = dataclasses.field(default_factory=threading.Lock)
+
+    def lora_choices(self) -> list[tuple[str, str]]:
+        """Returns the LoRAs on disk now as a dropdown takes them: what is shown, and the name that `lora` takes.
+
+        The first choice is the model without a LoRA. New runs appear when this is called again.
+        """
+        found = [*self.runs.glob(f"*/{LORA}"), *self.runs.glob(f"*/*/{LORA}")]
+        names = sorted(path.parent.relative_to(self.runs).as_posix() for path in found)
+        names += sorted(path.name for path in self.runs.glob("*.safetensors"))
+        return [("no LoRA", BASE_MODEL), *((name, name) for name in [*self.named_loras, *names])]
+
+    def lora_file(self, name: str) -> Path | None:
+        """Returns the file of a LoRA, or None for no LoRA.
+
+        Args:
+          name: a choice of `lora_choices`; or a path below ``runs``, relative to it or to the current folder.
+
+        Raises:
+          UserError: there is no such LoRA, or the page may not read it.
+        """
+        name = (name or "").strip()
+        if not name:
+            return None
+        if name in self.named_loras:
+            return find_lora(name)
+        allowed = self.runs.resolve()
+        inside = [
+            path
+            for path in (self.runs / name, local_path(name))
+            if path.resolve().is_relative_to(allowed) and path.exists()
+        ]
+        if not inside:
+            raise UserError(
+                f"no LoRA {name!r}: the page reads those below {self.runs}, and those that --lora named at the start"
+            )
+        file = find_lora(inside[0])
+        if not file.resolve().is_relative_to(allowed):
+            raise UserError(f"{name} is a link that leads out of {self.runs}")
+        return file
+
+    def lora(self, name: str) -> Any:
+        """Returns a LoRA as the studio draws with it, or None for no LoRA; a file that has changed is read again.
+
+        Raises:
+          UserError: as `lora_file`, or the LoRA does not fit the model.
+        """
+        file = self.lora_file(name)
+        if file is None:
+            return None
+        return _read(self, file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(page: PageContext, file: Path, changed: int) -> Any:
+    del changed  # part of the key only
+    return page.studio.lora(str(file))
+
+
+@contextlib.contextmanager
+def page_errors() -> Iterator[None]:
+    """Shows a user's mistake, and memory that does not suffice, as a message on the page.
+
+    Raises:
+      gr.Error: in place of a `UserError`, with the same text.
+    """
+    try:
+        with explaining_memory(lambda: f"choose a smaller size; {ELSEWHERE}"):
+            yield
+    except UserError as error:
+        raise gr.Error(str(error), print_exception=False) from error

@@ -1,0 +1,62 @@
+"""The page: its tabs, its looks, and the server that shows it."""
+
+import importlib.util
+import threading
+from pathlib import Path
+
+import gradio as gr
+
+from spo_jax.work.demo.context import PageContext
+
+MAX_UPLOAD = "4mb"
+QUEUE = 16  # events that may wait; further ones are refused with a message
+_HOUR = 3600
+# Fonts of the machine: those of gradio's own themes are fetched from Google.
+_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+_CSS = """
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+footer { display: none !important; }
+"""
+
+
+def build_page(page: PageContext) -> gr.Blocks:
+    """Returns the page with all its tabs, which is not served yet."""
+    with gr.Blocks(title="spo_jax", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as blocks:
+        gr.Markdown(f"# spo_jax\nModel: `{page.model}`")
+        with gr.Tabs():
+            if importlib.util.find_spec("spo_jax.work.demo.try_tab"):
+                from spo_jax.work.demo.try_tab import add_try_tab
+
+                with gr.Tab("Try", id="try"):
+                    add_try_tab(page)
+    return blocks.queue(max_size=QUEUE, default_concurrency_limit=4)
+
+
+def serve(page: PageContext, host: str, port: int, share: bool) -> None:
+    """Shows the page until Ctrl-C.
+
+    Args:
+      page: what the tabs share.
+      host: address to listen at.
+      port: port to listen at.
+      share: whether to make a public address, through a tunnel of gradio.
+    """
+    blocks = build_page(page)
+    _, address, public = blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=share,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=MAX_UPLOAD,
+        allowed_paths=[],
+        blocked_paths=[str(Path.home())],
+        footer_links=[],
+        theme=gr.themes.Default(**_FONTS),
+        css=_CSS,
+    )
+    print(f"open {public or address}", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)
