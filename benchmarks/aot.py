@@ -2,12 +2,14 @@
 
 python -m benchmarks.aot --config=configs/sd15.py --topology=v5e:2x4
 python -m benchmarks.aot --config=configs/spm_sd15.py --topology=v5e:2x4
+python -m benchmarks.aot --config=configs/sd15_one_chip.py --topology=v5e:1x1
 
-The config may be that of any method. The programs are the run's own (`spo_jax.methods.base.Run.trace`). Every chip has
-a fourth of the config's prompts and pairs, because the published batches are those of 4 devices; batches of anything
-else are the config's. The run is an abstract one: no weight is read or made. All numbers are those of one chip.
-Arguments are all arrays in memory while a program runs, also weights that only another of the run's programs reads. The
-total adds the weights that none of them takes (the text encoders), temporaries, results and the program itself.
+The config may be that of any method. The programs are the run's own (`spo_jax.methods.base.Run.trace`). On several
+chips, every chip has a fourth of the config's prompts and pairs, because the published batches are those of 4 devices;
+batches of anything else are the config's. A single chip has the config's batches as they are. The run is an abstract
+one: no weight is read or made. All numbers are those of one chip. Arguments are all arrays in memory while a program
+runs, also weights that only another of the run's programs reads. The total adds the weights that none of them takes
+(the text encoders), temporaries, results and the program itself.
 
 SPO has two programs: ``collect`` is a whole rollout with its judgement, and ``update`` loops over training batches,
 whose number depends on the valid pairs; its operations are those of ONE training batch, with all of its chunks. The
@@ -267,16 +269,17 @@ def with_batch_of_chip(settings: RunSettings, chips: int, given: Mapping[str, in
     """Returns the settings with other batches.
 
     Args:
-      settings: settings for 4 devices, as the published ones are.
+      settings: settings for 4 devices, as the published ones are, or for a single one.
       chips: number of chips.
-      given: size of each chip's batch by unit; None takes a fourth of the batch in the settings. Batches of other units
-        stay as they are.
+      given: size of each chip's batch by unit; None takes a fourth of the batch in the settings, or the whole batch if
+        there is a single chip. Batches of other units stay as they are.
     """
+    devices = 1 if chips == 1 else 4
     sizes = {}
     for field, size in settings.batch_sizes().items():
         unit = settings.BATCHES[field]
         if unit in given:
-            sizes[field] = (given[unit] or -(-size // 4)) * chips
+            sizes[field] = (given[unit] or -(-size // devices)) * chips
     return settings.with_batch_sizes(sizes)
 
 
@@ -284,9 +287,9 @@ def run() -> None:
     """Runs the command."""
     config = define_config()
     topology = flags.DEFINE_string(
-        "topology", "v5e:2x4", "Compile for this TPU generation and shape: v5e:2x4, v6e:2x4, v5p:2x2x1, …"
+        "topology", "v5e:2x4", "Compile for this TPU generation and shape: v5e:1x1, v5e:2x4, v6e:2x4, v5p:2x2x1, …"
     )
-    a_fourth = "by default a fourth of the config's"
+    a_fourth = "by default a fourth of the config's, and on a single chip all of them"
     prompts = flags.DEFINE_integer(
         "prompts-per-device", None, f"Give every chip this number of prompts per rollout; {a_fourth}.", 1
     )

@@ -6,7 +6,9 @@ except that nothing can run on them.
 
 import dataclasses
 import importlib.util
+import math
 import os
+import re
 
 import jax
 from jax.experimental import topologies
@@ -47,7 +49,7 @@ def find_topology(name: str) -> list[jax.Device]:
     """Returns the devices of a TPU topology.
 
     Args:
-      name: generation and shape, such as ``v5e:2x4`` or ``v5p:2x2x1``.
+      name: generation and shape, such as ``v5e:2x4`` or ``v5p:2x2x1``; ``v5e:1x1`` is a single chip.
 
     Raises:
       UserError: there is no TPU compiler here, or it does not know the name.
@@ -59,11 +61,20 @@ def find_topology(name: str) -> list[jax.Device]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # any value works, because the name decides
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Hosts have 2 by 2 chips unless the library is told otherwise, so it would refuse a single chip.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if _chips(name) == 1 else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **host).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--topology={name}: {reason}: expected a name such as v5e:2x4, v6e:2x4, v5p:2x2x1") from error
+        expected = "a name such as v5e:1x1, v5e:2x4, v6e:2x4, v5p:2x2x1"
+        raise UserError(f"--topology={name}: {reason}: expected {expected}") from error
+
+
+def _chips(name: str) -> int:
+    """Returns the number of chips in the name of a topology; 0 if the name has no shape."""
+    shape = re.search(r":(\d+(?:x\d+)*)$", name)
+    return math.prod(int(side) for side in shape[1].split("x")) if shape else 0
 
 
 def chip_of(device: jax.Device) -> Chip:

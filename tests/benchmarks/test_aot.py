@@ -166,10 +166,11 @@ def test_without_the_compiler_the_wheel_is_named(monkeypatch):
 
 @needs_compiler
 def test_topologies():
+    assert [len(find_topology(name)) for name in ("v5e:1x1", "v6e:1x1", "v5p:1x1x1", "v5e:2x4")] == [1, 1, 1, 8]
     chips = {name: chip_of(find_topology(name)[0]) for name in ("v5e:2x4", "v6e:2x4", "v5p:2x2x1")}
     assert [(chip.name, chip.hbm / GIB) for chip in chips.values()] == [("v5e", 16), ("v6e", 32), ("v5p", 95)]
     assert [chip.peak_flops for chip in chips.values()] == [197e12, 918e12, 459e12]
-    with pytest.raises(UserError, match="--topology=v99:2x2: .*expected a name such as v5e:2x4"):
+    with pytest.raises(UserError, match="--topology=v99:2x2: .*expected a name such as v5e:1x1"):
         find_topology("v99:2x2")
 
 
@@ -211,13 +212,15 @@ def test_a_training_step_of_a_preference_model_compiles_for_a_tpu(micro_folder):
 
 
 def test_batches_of_a_chip():
-    """The published batches are those of 4 devices; a batch of evaluation stays as it is."""
+    """The published batches are those of 4 devices; a single chip has all, and a batch of evaluation stays as it is."""
     given = {"prompts": None, "pairs": None}
     spo = SPOTrainSettings(prompts_per_batch=40, spo=SPOSettings(train_batch_size=42))
     sizes = aot.with_batch_of_chip(spo, 8, given).batch_sizes()
     assert sizes == {"prompts_per_batch": 80, "spo.train_batch_size": 88}
     sizes = aot.with_batch_of_chip(spo, 8, given | {"prompts": 3}).batch_sizes()
     assert sizes == {"prompts_per_batch": 24, "spo.train_batch_size": 88}
+    assert aot.with_batch_of_chip(spo, 1, given) == spo
+    assert aot.with_batch_of_chip(spo, 1, given | {"pairs": 7}).batch_sizes()["spo.train_batch_size"] == 7
     sizes = aot.with_batch_of_chip(SPMTrainSettings(), 8, given | {"pairs": 5}).batch_sizes()
     assert sizes == {"batch_size": 40, "eval.batch": 64}
 
