@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints, checks the layers of imports and runs the tests on the CPU: bash launch/test.sh [pytest arguments]
+# Lints, checks the layers of imports, builds the site and runs the tests on the CPU: bash launch/test.sh [arguments]
 #   bash launch/test.sh -k unet      some of the tests
 #   bash launch/test.sh -m full      the tests at the models' real sizes (24 GB of memory)
 set -euo pipefail
@@ -26,6 +26,8 @@ echo "== ruff: style"
 ruff check .
 echo "== import-linter: layers of modules"
 lint-imports
+echo "== mkdocs: the site of the documents"
+NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 echo "== pytest"
 # PASSIVE makes torch's OpenMP threads sleep instead of spin while JAX computes.
 export OMP_WAIT_POLICY=PASSIVE JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"

@@ -10,7 +10,7 @@ import pytest
 from tests.commands import ROOT
 
 DOCUMENTS = sorted(
-    file for pattern in ("*.md", "docs/*.md", "launch/*.md", "benchmarks/**/*.md") for file in ROOT.glob(pattern)
+    file for pattern in ("*.md", "docs/**/*.md", "launch/*.md", "benchmarks/**/*.md") for file in ROOT.glob(pattern)
 )
 FOLDERS = "spo_jax|configs|launch|tests|docs|benchmarks"
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)|src=\"([^\"]+)\"")

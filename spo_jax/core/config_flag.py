@@ -86,6 +86,11 @@ class ConfigFileParser(flags.ArgumentParser):
         self.fields: list[str] = []
 
     def parse(self, path: str) -> Any:
+        """Returns what ``get_config`` of the file returned.
+
+        Raises:
+          UserError: there is no such config, or its file has a fault.
+        """
         given, colon, argument = path.partition(":")
         file = str(find_config(given))
         try:

@@ -118,5 +118,6 @@ class LogHandler(stdlib_logging.Handler):
     """Writes log records above the bars, without the names of threads and files; a warning says that it is one."""
 
     def emit(self, record: stdlib_logging.LogRecord) -> None:
+        """Writes one record."""
         text = self.format(record)
         say(text if record.levelno < stdlib_logging.WARNING else f"{record.levelname.lower()}: {text}")

@@ -17,13 +17,14 @@ class Process(Protocol):
 
     Attributes:
       timesteps: t of each sampling step, descending.
-      num_train_timesteps: number of timesteps that the network was trained on.
     """
 
     timesteps: Int[np.ndarray, " s"]
 
     @property
-    def num_train_timesteps(self) -> int: ...
+    def num_train_timesteps(self) -> int:
+        """The number of timesteps that the network was trained on."""
+        ...
 
     def split(
         self, x: Float[Array, "*b h w c"], prediction: Float[Array, "*b h w c"], t: Int[Array, "*t"]

@@ -231,6 +231,7 @@ class CLIPModel(nn.Module):
     dtype: DType = jnp.float32
 
     def setup(self):
+        """Makes the towers and projections."""
         config = self.config
         self.text_model = CLIPTextTransformer(config.text, self.remat, self.dtype)
         self.vision_model = CLIPVisionTransformer(config.vision, self.remat, self.dtype)

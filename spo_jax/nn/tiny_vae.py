@@ -132,6 +132,7 @@ class AutoencoderTiny(nn.Module):
     dtype: DType = jnp.float32
 
     def setup(self):
+        """Makes encoder and decoder."""
         self.encoder = _Encoder(self.config, self.dtype)
         self.decoder = _Decoder(self.config, self.dtype)
 

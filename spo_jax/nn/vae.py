@@ -159,6 +159,7 @@ class AutoencoderKL(nn.Module):
     dtype: DType = jnp.float32
 
     def setup(self):
+        """Makes encoder and decoder."""
         config = self.config
         self.encoder = _Encoder(config, self.dtype)
         self.decoder = _Decoder(config, self.dtype)

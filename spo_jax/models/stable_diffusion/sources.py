@@ -114,20 +114,25 @@ class FileSource:
 
     @property
     def kind(self) -> str:
+        """The kind of model, ``sd`` or ``sdxl``."""
         return _kind_of(self.file.kind)
 
     def where(self, name: str) -> str:
+        """Returns where a part's config is from, for error messages."""
         return f"{self.path}, {name}"
 
     def config(self, name: str) -> Mapping[str, Any]:
+        """Returns a part's config in its library's form."""
         file = self.base / name / "config.json"
         base_config = read_json_object(file) if file.is_file() else {}
         return self.file.configs[name] | base_config | self.file.shown[name]
 
     def scheduler(self) -> Mapping[str, Any]:
+        """Returns the scheduler's config."""
         return _scheduler(self.base) | self.file.configs["scheduler"]
 
     def weights(self, name: str, shapes: Params, dtype: DType) -> Params:
+        """Reads a part's weights into the tree of ``shapes``; floating-point ones are cast to ``dtype``."""
         state = self.file.components[name]
         return rules.to_tree(state, shapes, self.where(name), ignore=components.IGNORED, dtype=dtype)
 
@@ -148,23 +153,29 @@ class PublishedSource:
 
     @property
     def path(self) -> Path:
+        """The hub id as a path."""
         return Path(self.name)
 
     @property
     def base(self) -> Path:
+        """The hub id as a path, because tokenizers and scheduler are the model's own."""
         return self.path
 
     @property
     def zero_unconditional(self) -> bool:
+        """Whether the unconditional input is zeros."""
         return self.kind == "sdxl"
 
     def where(self, name: str) -> str:
+        """Returns where a part's config is from, for error messages."""
         return f"{self.name}, {name}"
 
     def config(self, name: str) -> Mapping[str, Any]:
+        """Returns a part's config in its library's form."""
         return self.configs[name]
 
     def scheduler(self) -> Mapping[str, Any]:
+        """Returns the scheduler's config."""
         return self.configs["scheduler"]
 
 
@@ -179,12 +190,15 @@ class VAESource:
     path: Path
 
     def where(self, name: str) -> str:
+        """Returns where a part's config is from, for error messages."""
         return str(self.path / "config.json")
 
     def config(self, name: str) -> Mapping[str, Any]:
+        """Returns a part's config in its library's form."""
         return read_json_object(Path(self.where(name)))
 
     def weights(self, name: str, shapes: Params, dtype: DType) -> Params:
+        """Reads a part's weights into the tree of ``shapes``; floating-point ones are cast to ``dtype``."""
         return components.load_vae(self.path, shapes, dtype=dtype)
 
 
