@@ -9,8 +9,9 @@ From Python, as in a notebook:
     spo_jax.sample(model="toy", lora="runs/toy", prompt="a red star", out="samples")
     spo_jax.export("runs/toy", "kohya", "exports/spo.safetensors")
     pipeline = spo_jax.open_pipeline("toy")
+    drawn = spo_jax.open_studio("toy", judge="spm:toy").draw(["a red star"], steps=20)
 
-Each of these is a command as well: ``python -m spo_jax.train``, and so on.
+The first ones are commands as well: ``python -m spo_jax.train``, and so on.
 """
 
 from spo_jax.core.lazy import late
@@ -25,6 +26,8 @@ _PUBLIC = {
     "export": "spo_jax.export",
     "prepare": "spo_jax.prepare",
     "open_pipeline": "spo_jax.models",
+    "open_studio": "spo_jax.work.studio",
+    "to_uint8": "spo_jax.core.images",
     "load_reward": "spo_jax.rewards",
     "default_config": "spo_jax.methods",
     "read_settings": "spo_jax.methods",

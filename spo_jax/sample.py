@@ -15,7 +15,7 @@ from absl import flags, logging
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
-from spo_jax.core.config import MAX_GUIDANCE, MAX_STEPS, SEED_LIMIT
+from spo_jax.core.drawing_limits import LIMITS, check_limits, check_prompt
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.memory import explaining_memory
@@ -29,16 +29,6 @@ from spo_jax.models import check_model
 from spo_jax.toy.tokenizer import unknown_words
 from spo_jax.weights.lora import find_lora
 
-# Ranges of numbers. What is beyond them is a slip, and is refused before anything is read or allocated.
-LIMITS = {
-    "count": (1, 1_000_000),
-    "seed": (0, SEED_LIMIT - 1),
-    "steps": (1, MAX_STEPS),
-    "height": (1, 8192),
-    "width": (1, 8192),
-    "batch": (1, 1024),
-    "guidance": (-MAX_GUIDANCE, MAX_GUIDANCE),
-}
 MAX_IMAGES = 1_000_000
 
 
@@ -79,7 +69,7 @@ def sample(
         are not finite, and then all others are written.
     """
     # Check everything that can be checked before the model is read.
-    _check_limits(count=count, seed=seed, steps=steps, height=height, width=width, batch=batch, guidance=guidance)
+    check_limits(count=count, seed=seed, steps=steps, height=height, width=width, batch=batch, guidance=guidance)
     sizes = {
         "original": _size_pair("--original-size", original_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
         "crop": _size_pair("--crop", crop, 0, "TOPxLEFT in pixels, such as 0x0"),
@@ -139,13 +129,6 @@ def _memory_advice(batch: int, dtype: str) -> str:
     return f"lower {', '.join(lower)}" + (", or set --dtype=bfloat16" if dtype == "float32" else "")
 
 
-def _check_limits(**numbers: int | float | None) -> None:
-    for name, number in numbers.items():
-        least, most = LIMITS[name]
-        if number is not None and not least <= number <= most:
-            raise UserError(f"--{name}={number}: expected a number from {least} to {most}")
-
-
 def _repeated(prompts: list[str], count: int) -> list[str]:
     """Returns the prompt of every image."""
     if len(prompts) * count > MAX_IMAGES:
@@ -159,8 +142,7 @@ def _repeated(prompts: list[str], count: int) -> list[str]:
 def _prompts(prompt: str, prompts: str) -> list[str]:
     if bool(prompt) == bool(prompts):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
-    if prompt != prompt.encode(errors="replace").decode():  # bytes of the command line that are not UTF-8
-        raise UserError(f"--prompt={prompt!r}: expected text that can be written as UTF-8")
+    check_prompt(prompt)
     return [prompt] if prompt else load_prompts(prompts)
 
 

@@ -14,7 +14,7 @@ def guided(
     t: Num[Array, " b"],
     condition: PyTree,
     unconditional: PyTree,
-    scale: float,
+    scale: float | Float[Array, ""],
 ) -> Float[Array, "b h w c"]:
     """Computes ``uncond + scale · (cond - uncond)`` with both halves in one call of the network.
 

@@ -14,16 +14,28 @@ scheduler config; options of the sampler that it names are ignored.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Float, Num
+from spo_jax.core.typing import Array, Float, Num
 from spo_jax.diffusion import SOLVERS
 from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig, alphas_cumprod, check_timesteps, spaced_timesteps
 
 _KARRAS_RHO = 7.0  # arXiv 2206.00364, eq. 5
+
+
+class SolverRow(NamedTuple):
+    """One step of a solver, as programs take it: a row of the columns of `SolverSteps`, which explains them."""
+
+    timestep: Num[Array | np.ndarray, "*s"]
+    signal: Float[Array | np.ndarray, "*s"]
+    noise: Float[Array | np.ndarray, "*s"]
+    next_signal: Float[Array | np.ndarray, "*s"]
+    next_noise: Float[Array | np.ndarray, "*s"]
+    extrapolation: Float[Array | np.ndarray, "*s"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +62,12 @@ class SolverSteps:
     extrapolation: Float[np.ndarray, " s"]
     initial_scale: float
     prediction_type: str
+
+    @property
+    def rows(self) -> SolverRow:
+        """The columns of all steps, each with the axis s."""
+        columns = (self.signal, self.noise, self.next_signal, self.next_noise, self.extrapolation)
+        return SolverRow(self.timesteps, *columns)
 
 
 def solver_steps(config: ScheduleConfig, solver: str, steps: int, karras: bool = False) -> SolverSteps:

@@ -110,7 +110,7 @@ class Pipeline(Protocol):
         x: Float[Array, "b h w c"],
         t: Num[Array, " b"],
         condition: PyTree,
-        lora_scale: float = 1.0,
+        lora_scale: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "b h w c"]:
         """Evaluates the trained network.
 
@@ -172,7 +172,7 @@ class Guidance(NamedTuple):
 
     condition: PyTree
     unconditional: PyTree
-    scale: float
+    scale: float | Float[Array, ""]
 
 
 def repeat_rows(tree: PyTree, copies: int) -> PyTree:
@@ -192,7 +192,7 @@ def denoise(
     guidance: Guidance,
     x: Float[Array, "*k b h w c"],
     t: Num[Array, "*b"],
-    lora_scale: float = 1.0,
+    lora_scale: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "*k b h w c"]:
     """Evaluates the pipeline's network with classifier-free guidance.
 
@@ -221,7 +221,11 @@ def denoise(
 
 
 def bind_denoise(
-    pipeline: Pipeline, params: Params, lora: Params | None, guidance: Guidance, lora_scale: float = 1.0
+    pipeline: Pipeline,
+    params: Params,
+    lora: Params | None,
+    guidance: Guidance,
+    lora_scale: float | Float[Array, ""] = 1.0,
 ) -> Callable[[Array, Array], Array]:
     """Binds all arguments of `denoise` except x and t; samplers and the resampler take such a function."""
 

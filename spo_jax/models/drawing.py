@@ -71,13 +71,13 @@ class Drawing:
     ):
         with stage(f"reading {model}"):
             pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
-        _warn_of_cuts(pipeline, prompts)
-        self._lora, scale = _adapter(pipeline, lora)
+        warn_of_cuts(pipeline, prompts)
+        self._lora, scale = (None, 1.0) if lora is None else read_adapter(pipeline, lora)
         shape = pipeline.latent_shape_of(*size)
         options = _prompt_options(pipeline, shape, conditions)
         batch = min(batch, len(prompts))
         pixels = (shape[0] * pipeline.downscale, shape[1] * pipeline.downscale)
-        _check_pixels(batch, pixels)
+        check_pixels(f"--batch={batch}", batch, pixels)
         if init_latents:
             self._latents = LatentsFile(init_latents, len(prompts), shape)
         else:
@@ -93,7 +93,7 @@ class Drawing:
         return self._sampler.stream(self._prompts, self._latents, self._lora)
 
 
-def _warn_of_cuts(pipeline: Pipeline, prompts: Sequence[str]) -> None:
+def warn_of_cuts(pipeline: Pipeline, prompts: Sequence[str]) -> None:
     """Shows what the text encoders do not read of prompts that are too long."""
     texts = list(dict.fromkeys(prompts))
     cut = [(text, end) for text, end in zip(texts, pipeline.cut_off(texts), strict=True) if end]
@@ -104,10 +104,12 @@ def _warn_of_cuts(pipeline: Pipeline, prompts: Sequence[str]) -> None:
         logging.warning("%s more are longer than %d tokens", counted(len(cut) - _WARNINGS, "prompt"), limit)
 
 
-def _adapter(pipeline: Pipeline, lora: Path | None) -> tuple[Params | None, float]:
-    """Reads the adapter; returns its tree and alpha / r, or None and 1 without an adapter."""
-    if lora is None:
-        return None, 1.0
+def read_adapter(pipeline: Pipeline, lora: Path) -> tuple[Params, float]:
+    """Reads the file of a LoRA; returns its tree and alpha / r.
+
+    Raises:
+      UserError: it is not a LoRA, or one of another model.
+    """
     adapter = read_lora(lora, pipeline.params[pipeline.TRAINED])
     return jax.tree.map(jnp.asarray, adapter.tree), adapter.alpha / adapter.rank
 
@@ -122,14 +124,21 @@ def _prompt_options(
         raise UserError(f"{pipeline.folder} takes no size conditions ({', '.join(conditions)})") from error
 
 
-def _check_pixels(batch: int, size: Size) -> None:
-    """Refuses more pixels at a time than any device holds, before they are allocated."""
+def check_pixels(shown: str, batch: int, size: Size) -> None:
+    """Refuses more pixels at a time than any device holds, before they are allocated.
+
+    Args:
+      shown: the number of images as the user gave it, for the message.
+      batch: number of images at a time.
+      size: (height, width) of an image.
+
+    Raises:
+      UserError: there are too many.
+    """
     height, width = size
     if batch * height * width > MAX_PIXELS:
         fits = MAX_PIXELS // (height * width)
-        raise UserError(
-            f"--batch={batch} images of {height}x{width} pixels at a time are too many: expected {fits} or fewer"
-        )
+        raise UserError(f"{shown} images of {height}x{width} pixels at a time are too many: expected {fits} or fewer")
 
 
 def _size_fields(pixels: Size, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def init_lora(key: Key, params: Params, rank: int, pattern: str = ATTENTION_TARG
     return unflatten(flat)
 
 
-def scaled(lora: Params, scale: float) -> Params:
+def scaled(lora: Params, scale: float | Float[Array, ""]) -> Params:
     """Returns the tree that ``apply`` takes: ``lora_B`` times ``scale`` (alpha / r, times the user's strength)."""
 
     def scale_leaf(path, leaf):

@@ -38,25 +38,25 @@ def check_reward(spec: str, context: Context, judges: bool = False) -> None:
     """
     module, source = _find(spec, context)
     if judges and getattr(module, "ON_HOST", False):
-        raise no_judge(spec, context.field)
+        raise no_judge(spec, context.where)
     if hasattr(module, "check"):
         module.check(source, context)
 
 
-def no_judge(spec: str, field: str) -> UserError:
+def no_judge(spec: str, where: str) -> UserError:
     """Returns the error about a judge of rollouts that is computed on the host."""
     return UserError(
-        f"config field {field} = {spec!r}: this reward is computed on the host and cannot judge inside a rollout; "
+        f"{where} = {spec!r}: this reward is computed on the host and cannot judge inside a rollout; "
         "expected one that is computed on the devices, such as 'spm'"
     )
 
 
 def _find(spec: str, context: Context) -> tuple[ModuleType, str]:
     name, _, source = spec.partition(":")
-    module = find_module(__name__, name, f"config field {context.field}")
+    module = find_module(__name__, name, context.where)
     if not hasattr(module, "load"):
         raise UserError(
-            f"config field {context.field} = {spec!r}: expected a module with a function load(source, context), "
+            f"{context.where} = {spec!r}: expected a module with a function load(source, context), "
             f"but {module.__name__} has none"
         )
     return module, source

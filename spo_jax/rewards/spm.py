@@ -28,7 +28,7 @@ def load(source: str, context: Context) -> Reward:
         mesh=context.mesh,
         judges=context.kind,
         abstract=context.abstract,
-        flags=(f"--config.{context.field}", "") if source else ("--config.spm.model", "--config.spm.tokenizer"),
+        flags=(context.flag, "") if source else ("--config.spm.model", "--config.spm.tokenizer"),
     )
     return SPMReward(model, name)
 
@@ -42,5 +42,5 @@ def check(source: str, context: Context) -> None:
 def _name(source: str, context: Context) -> str:
     name = source or context.options.get("model", "")
     if not name:
-        raise UserError(f"config field {context.field} = 'spm': name the preference model, as in spm:FOLDER_OR_ID")
+        raise UserError(f"{context.where} = 'spm': name the preference model, as in spm:FOLDER_OR_ID")
     return name

@@ -80,7 +80,7 @@ def open_judge(
     with stage(f"reading the judge {spec}"):
         reward = load_reward(spec, context)
     if not isinstance(reward, DeviceReward):
-        raise no_judge(spec, context.field)
+        raise no_judge(spec, context.where)
     if reward.READS == "latents":
         if decoder != "vae":
             raise UserError(

@@ -250,7 +250,7 @@ class StableDiffusion:
         x: Float[Array, "b h w c"],
         t: Num[Array, " b"],
         condition: Conditioning,
-        lora_scale: float = 1.0,
+        lora_scale: float | Float[Array, ""] = 1.0,
     ) -> Float[Array, "b h w c"]:
         """Evaluates the UNet.
 

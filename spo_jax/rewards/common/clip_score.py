@@ -49,8 +49,12 @@ def text_features(clip: CLIPModel, params: Params, ids: Int[Array, "b l"]) -> Fl
 
 def encode_texts(clip: CLIPModel, params: Params, ids: Int[np.ndarray, "b l"]) -> Float[np.ndarray, "b p"]:
     """Computes `text_features` for any number of prompts, on the host."""
-    encode = jax.jit(lambda params, ids: gathered(text_features(clip, params, ids)))
-    return in_chunks(functools.partial(encode, params), ids, _TEXT_CHUNK)
+    return in_chunks(functools.partial(_encode_texts, clip, params), ids, _TEXT_CHUNK)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one function, so that a second call compiles nothing
+def _encode_texts(clip: CLIPModel, params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b p"]:
+    return gathered(text_features(clip, params, ids))
 
 
 def score_images(

@@ -21,7 +21,7 @@ class Context:
       mesh: `jax.sharding.Mesh` on which weights are placed; None places them on the first device.
       options: fields of the group in the settings that is named after the reward.
       abstract: whether to return shapes instead of weights.
-      field: config field that names the reward, for error messages.
+      field: config field that names the reward, or a flag with its dashes; for error messages.
     """
 
     kind: str | None = None
@@ -30,6 +30,16 @@ class Context:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     abstract: bool = False
     field: str = "eval.rewards"
+
+    @property
+    def where(self) -> str:
+        """The flag or config field that names the reward, as messages call it."""
+        return self.field if self.field.startswith("--") else f"config field {self.field}"
+
+    @property
+    def flag(self) -> str:
+        """The flag that sets the reward."""
+        return self.field if self.field.startswith("--") else f"--config.{self.field}"
 
 
 @runtime_checkable
