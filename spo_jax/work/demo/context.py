@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,21 +84,32 @@ class PageContext:
         return file
 
     def lora(self, name: str) -> Any:
-        """Returns a LoRA as the studio draws with it, or None for no LoRA; a file that has changed is read again.
+        """Returns a LoRA as the studio draws with it, or None for no LoRA.
 
         Raises:
           UserError: as `lora_file`, or the LoRA does not fit the model.
         """
         file = self.lora_file(name)
+        return None if file is None else self.studio.lora(file)
+
+    def lora_version(self, name: str) -> str:
+        """Returns a digest of a LoRA's file, which tells it from others of the same name; empty for no LoRA.
+
+        Raises:
+          UserError: as `lora_file`.
+        """
+        file = self.lora_file(name)
         if file is None:
-            return None
-        return _read(self, file, file.stat().st_mtime_ns)
+            return ""
+        status = file.stat()
+        return _digest(file, status.st_mtime_ns, status.st_size)
 
 
-@functools.lru_cache(maxsize=4)
-def _read(page: PageContext, file: Path, changed: int) -> Any:
-    del changed  # part of the key only
-    return page.studio.lora(str(file))
+@functools.lru_cache(maxsize=64)
+def _digest(file: Path, *changes: int) -> str:
+    del changes  # a file that has changed is read again
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
 """The page: its tabs, its looks, and the server that shows it."""
 
 import importlib.util
+import os
+import tempfile
 import threading
-from pathlib import Path
 
 import gradio as gr
 
+from spo_jax.core.errors import UserError
+from spo_jax.work.demo import vote_tab
 from spo_jax.work.demo.context import PageContext
 
 MAX_UPLOAD = "4mb"
@@ -14,7 +17,7 @@ _HOUR = 3600
 # Fonts of the machine: those of gradio's own themes are fetched from Google.
 _FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 _CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1100px !important; width: 100% !important; margin: 0 auto !important; }
 footer { display: none !important; }
 """
 
@@ -24,6 +27,8 @@ def build_page(page: PageContext) -> gr.Blocks:
     with gr.Blocks(title="spo_jax", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as blocks:
         gr.Markdown(f"# spo_jax\nModel: `{page.model}`")
         with gr.Tabs():
+            with gr.Tab("Vote", id="vote"):
+                vote_tab.add_vote_tab(page)
             if importlib.util.find_spec("spo_jax.work.demo.try_tab"):
                 from spo_jax.work.demo.try_tab import add_try_tab
 
@@ -40,23 +45,37 @@ def serve(page: PageContext, host: str, port: int, share: bool) -> None:
       host: address to listen at.
       port: port to listen at.
       share: whether to make a public address, through a tunnel of gradio.
+
+    Raises:
+      UserError: the port was taken in the meantime.
     """
-    blocks = build_page(page)
-    _, address, public = blocks.launch(
-        server_name=host,
-        server_port=port,
-        share=share,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=MAX_UPLOAD,
-        allowed_paths=[],
-        blocked_paths=[str(Path.home())],
-        footer_links=[],
-        theme=gr.themes.Default(**_FONTS),
-        css=_CSS,
-    )
-    print(f"open {public or address}", flush=True)
-    try:
+    # The images that are shown. gradio's own folder for them is that of all users of the machine.
+    with tempfile.TemporaryDirectory(prefix="spo_jax_") as shown:
+        os.environ["GRADIO_TEMP_DIR"] = shown
+        address = launch(build_page(page), host, port, share)
+        print(f"open {address} (Ctrl-C ends the page)", flush=True)
         threading.Event().wait()
-    finally:
-        blocks.close(verbose=False)
+
+
+def launch(blocks: gr.Blocks, host: str, port: int, share: bool = False) -> str:
+    """Starts the server in threads of its own, and returns the page's address.
+
+    Raises:
+      UserError: nothing can listen at the port.
+    """
+    try:
+        _, address, public = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            theme=gr.themes.Default(**_FONTS),
+            css=_CSS + vote_tab.CSS,
+            head=vote_tab.KEYS_SCRIPT,
+        )
+    except OSError as error:
+        raise UserError(f"cannot listen at --host={host} --port={port}: {error}") from error
+    return public or address

@@ -1,0 +1,103 @@
+"""The page as a browser uses it, over loopback: its events by name, and what can be read through it."""
+
+import json
+import re
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from gradio_client import Client
+
+from spo_jax.work.demo.ballot import COLLECT, COMPARE
+from spo_jax.work.demo.page import build_page, launch
+from tests.commands import ROOT
+from tests.work.demo.fakes import fake_page
+
+CHOICES = {"first": "dark", "second": "light", "prompts": "", "steps": 20, "guidance": 5.0, "voter": "Ann"}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A page of made-up LoRAs, its address, and a client."""
+    folder = tmp_path_factory.mktemp("page")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(folder / "shown"))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        page = fake_page(folder)
+        blocks = build_page(page)
+        address = launch(blocks, "127.0.0.1", port)
+        client = Client(address, verbose=False, download_files=False)
+        yield page, address, client
+        client.close()
+        blocks.close(verbose=False)
+
+
+def values(kind):
+    return [kind, *CHOICES.values()]
+
+
+def test_votes_by_the_events_of_the_page(served):
+    page, _, client = served
+    shown = client.predict(*values(COMPARE), api_name="/start_voting")
+    assert re.fullmatch(r"Which is better for \*\*a (red star|blue heart|green circle)\*\*\?", shown[1])
+    for number, choice in enumerate(("left", "tie", "skip", "right", "left"), 1):
+        token = shown[0]
+        shown = client.predict(token, *values(COMPARE), api_name=f"/vote_{choice}")
+        assert shown[0] != token
+        count = number - (number > 2)
+        assert shown[4].startswith(f"{count} vote{'s' * (count != 1)} in")
+    client.predict(token, *values(COMPARE), api_name="/vote_left")  # the same pair again
+    lines = [json.loads(line) for line in (page.out / COMPARE / "train.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines] == [0, 0.5, 1, 0]
+    assert all(line["voter"] == "Ann" and sorted(line["loras"]) == ["dark", "light"] for line in lines)
+    told = client.predict(*values(COMPARE), api_name="/end_voting")
+    assert "| `dark` |" in told and "| `light` |" in told and "| tie | 1 |" in told and "3 decided votes" in told
+
+
+def test_names_are_not_sent_before_the_end(served):
+    _, _, client = served
+    for _ in range(3):
+        shown = client.predict(*values(COMPARE), api_name="/start_voting")
+        # The last of what is sent is what the person chose, in their order.
+        assert "dark" not in json.dumps(shown[:-1]) and "light" not in json.dumps(shown[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first": "/etc/passwd"}, "no LoRA '/etc/passwd': the page reads those below"),
+        ({"second": "dark"}, "both sides are the same"),
+        ({"prompts": "a\n" * 10_001}, "there are 10001 prompts: expected at most 10000"),
+    ],
+)
+def test_a_mistake_is_a_message_on_the_page(served, change, message):
+    _, _, client = served
+    chosen = CHOICES | change
+    with pytest.raises(Exception, match=re.escape(message)):
+        client.predict(COMPARE, *chosen.values(), api_name="/start_voting")
+    assert client.predict(*values(COLLECT), api_name="/start_voting")
+
+
+def status(address, path):
+    try:
+        return urllib.request.urlopen(f"{address}{path}", timeout=10).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_no_file_of_the_machine_can_be_read_through_the_page(served):
+    page, address, _ = served
+    files = ["/etc/passwd", "README.md", ROOT / "README.md", page.runs / "dark" / "lora.safetensors", page.out]
+    for file in files:
+        assert status(address, f"gradio_api/file={file}") == 403, file
+    assert status(address, "gradio_api/file=../README.md") in (403, 404)
+
+
+def test_the_page_loads_nothing_from_elsewhere(served):
+    _, address, _ = served
+    html = urllib.request.urlopen(address, timeout=10).read().decode()
+    loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=[\"'](https?:)?//([^/\"']+)", html)
+    assert {host for _, host in loaded} <= {address.split("/")[2]}
