@@ -4,8 +4,9 @@ From Python, as in a notebook:
 
     import spo_jax
 
-    settings = spo_jax.read_settings(spo_jax.default_config("spo"))
-    spo_jax.train(settings, "runs/toy")
+    settings = spo_jax.read_settings(spo_jax.load_config("toy"))
+    with spo_jax.watch("runs/toy"):  # shows curves and images while it trains
+        spo_jax.train(settings, "runs/toy")
     spo_jax.sample(model="toy", lora="runs/toy", prompt="a red star", out="samples")
     spo_jax.export("runs/toy", "kohya", "exports/spo.safetensors")
     pipeline = spo_jax.open_pipeline("toy")
@@ -30,7 +31,9 @@ _PUBLIC = {
     "to_uint8": "spo_jax.core.images",
     "load_reward": "spo_jax.rewards",
     "default_config": "spo_jax.methods",
+    "load_config": "spo_jax.core.config_flag",
     "read_settings": "spo_jax.methods",
+    "watch": "spo_jax.run.watch",
     "Resume": "spo_jax.run.resume",
 }
 __all__ = ["__version__", *_PUBLIC]

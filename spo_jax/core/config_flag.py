@@ -1,8 +1,9 @@
-"""The flag ``--config``: a file or a shipped config, whose fields are flags too, and what is said of mistakes in it."""
+"""Config files and shipped configs, the flag ``--config``, whose fields are flags too, and what is said of mistakes."""
 
 import difflib
 import importlib.util
 import re
+import runpy
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,28 @@ def find_config(path: str) -> Path:
 def _config_folders() -> list[Path]:
     package = Path(importlib.util.find_spec("spo_jax").origin).parent
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def load_config(path: str) -> ConfigDict:
+    """Reads a config file, as ``--config`` does, for use from Python.
+
+    Args:
+      path: a file with a function ``get_config()``, or the name of a shipped config such as ``toy`` or ``sd15``.
+
+    Returns:
+      The settings, unlocked so that fields can be changed before `spo_jax.read_settings` reads them.
+
+    Raises:
+      UserError: there is no such file, or it fails.
+    """
+    file = str(find_config(path))
+    try:
+        config = runpy.run_path(file)["get_config"]()
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise UserError(f"config {path}: {_explain(error, file)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config {path}: get_config() returned a {type(config).__name__}, expected a ConfigDict")
+    return ConfigDict(config).unlock()
 
 
 class ConfigFileParser(flags.ArgumentParser):

@@ -1,7 +1,7 @@
 """Signs of life on stderr: a line for every stage with its seconds, bars, and log lines that do not cut them.
 
-On a terminal, bars and unfinished stages are redrawn in place. Anywhere else (a file, a cluster's log) nothing can be
-redrawn: a bar is a line now and then, and every line begins with the time of day.
+On a terminal and below the cell of a notebook, bars and unfinished stages are redrawn in place. Anywhere else (a file,
+a cluster's log) nothing can be redrawn: a bar is a line now and then, and every line begins with the time of day.
 """
 
 import contextlib
@@ -15,11 +15,14 @@ from typing import Any
 
 from tqdm import tqdm
 
+from spo_jax.core.notebook import Line, in_notebook
+
 _LINE_EVERY = 10.0  # seconds between two lines of a bar that cannot be redrawn
 _CURSOR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")  # with it, tqdm moves between the lines of inner and outer bars
 _NOTHING = 0.1  # seconds of a stage that is not worth a line
 _LONG = 2.0  # seconds after which a stage is announced where it cannot be redrawn
 _LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_COLUMNS = 110  # width of a bar in a notebook, which has no width of its own
 
 _hidden = False
 
@@ -32,6 +35,9 @@ def hide() -> None:
 
 def say(text: str) -> None:
     """Writes one line to stderr, above the bars; without an effect if nobody reads stderr any more."""
+    if in_notebook():
+        Line().write(text)
+        return
     with contextlib.suppress(OSError, ValueError):  # the terminal was closed, which must not end a run
         line = text if _redraws() else f"{time.strftime('%H:%M:%S')} {text}"
         tqdm.write(line, file=sys.stderr)
@@ -48,7 +54,8 @@ def stage(title: str) -> Iterator[None]:
     """
     begin = time.perf_counter()
     finished = threading.Event()
-    announcer = threading.Thread(target=_announce, args=(title, finished), daemon=True)
+    line = Line()
+    announcer = threading.Thread(target=_announce, args=(title, finished, line), daemon=True)
     announcer.start()
     try:
         yield
@@ -60,12 +67,18 @@ def stage(title: str) -> Iterator[None]:
         announcer.join()
     seconds = time.perf_counter() - begin
     if not _hidden and seconds > _NOTHING:
-        say(f"{title}: {seconds:.1f} s")
+        done = f"{title}: {seconds:.1f} s"
+        line.write(done) if in_notebook() else say(done)
 
 
-def _announce(title: str, finished: threading.Event) -> None:
+def _announce(title: str, finished: threading.Event, line: Line) -> None:
     """Shows an unfinished stage: with a running clock, or by a line if it takes long."""
     if _hidden:
+        return
+    if in_notebook():
+        begin = time.perf_counter()
+        while not finished.wait(1.0):
+            line.write(f"{title} … {time.perf_counter() - begin:.0f} s")
         return
     if not _redraws():
         if not finished.wait(_LONG):
@@ -88,7 +101,9 @@ def bar(title: str, total: int, unit: str, initial: int = 0, over: Iterable[Any]
       over: the units.
     """
     how: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True}
-    if not _redraws():
+    if in_notebook():
+        how = {"file": _InPlace(), "ncols": _COLUMNS, "mininterval": 0.5}
+    elif not _redraws():
         how = {"file": _Lines(), "bar_format": _LINE_FORMAT, "mininterval": _LINE_EVERY, "miniters": 1}
     return tqdm(over, title, total, initial=initial, unit=unit, disable=_hidden, **how)
 
@@ -112,6 +127,24 @@ class _Lines:
 
     def flush(self) -> None:
         """Does nothing, because lines are written as they come."""
+
+
+class _InPlace:
+    """A file for tqdm that shows each state of a bar in the same line of a notebook."""
+
+    encoding = "utf-8"  # by which tqdm decides whether it may draw blocks
+
+    def __init__(self) -> None:
+        self._line = Line()
+
+    def write(self, text: str) -> None:
+        """Shows what is visible of ``text``."""
+        text = _CURSOR.sub("", text).strip()
+        if text:
+            self._line.write(text)
+
+    def flush(self) -> None:
+        """Does nothing, because each state is shown as it comes."""
 
 
 class LogHandler(stdlib_logging.Handler):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from spo_jax.core.config_flag import find_config
+from spo_jax.core.config_flag import find_config, load_config
 from spo_jax.core.errors import UserError
 from tests.commands import ROOT
 
@@ -38,3 +38,19 @@ def test_a_config_in_the_installed_package_is_found_too(monkeypatch, tmp_path):
     (tmp_path / "configs").mkdir()
     with pytest.raises(UserError, match="--config=configs/installed.py: no such file; expected a file, or a name"):
         find_config("configs/installed.py")
+
+
+def test_a_config_is_loaded_from_python(tmp_path):
+    """Unlocked, so that a notebook can change fields; a mistake in the file is named with its line."""
+    config = load_config("toy")
+    config.max_batches = 3
+    config.spo.beta = 5.0
+    assert (load_config("toy").max_batches, load_config(str(ROOT / "configs" / "toy.py")).spo.threshold) == (0, 0.3)
+    for text, message in (
+        ("def get_config():\n    return 1 / 0\n", "config .*mine.py: line 2: ZeroDivisionError: division by zero"),
+        ("def get_config():\n    return {}\n", r"get_config\(\) returned a dict, expected a ConfigDict"),
+        ("x = 1\n", "KeyError: 'get_config'"),
+    ):
+        (tmp_path / "mine.py").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_config(str(tmp_path / "mine.py"))

@@ -51,9 +51,7 @@ def nothing(*_):
     pass
 
 
-def run(
-    folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50, export=nothing, during=nothing
-):
+def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50, export=nothing, during=nothing):
     """Batches ``first`` to ``total``; gives (state, what was evaluated). ``during`` is called in every evaluation."""
     evaluated = []
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.signal import savgol_filter
@@ -73,7 +74,7 @@ def charts_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, tuple[str,
       rows: rows as `spo_jax.run.metrics.read_metrics` returns them; ``group/series`` is a line in the chart ``group``.
       titles: group to (title, hint); charts are drawn in this order, others follow under their own names.
     """
-    curves = _curves(rows)
+    curves = curves_of(rows)
     charts = []
     for group in [*(name for name in titles if name in curves), *sorted(curves.keys() - titles.keys())]:
         title, hint = titles.get(group, (readable(group), ""))
@@ -81,13 +82,16 @@ def charts_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, tuple[str,
         if len(lines) < len(curves[group]):
             hint = f"{hint + '; ' if hint else ''}{len(lines)} of {len(curves[group])} lines"
         label = f"{title}, by batch: {'; '.join(_told(name, line) for name, line in lines.items())}"
-        styles = _styles(list(lines))
-        drawing = inline_svg(_draw(list(lines.values()), styles), label, f"chart-{len(charts)}")
+        styles = styles_of(list(lines))
+        figure = Figure(figsize=(4.4, 2.4), layout="constrained")
+        draw(figure.add_subplot(), list(lines.values()), styles)
+        drawing = inline_svg(figure, label, f"chart-{len(charts)}")
         charts.append(Chart(title, hint, drawing, styles if len(styles) > 1 else ()))
     return charts
 
 
-def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
+def curves_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
+    """Sorts what the rows hold into groups of lines, by the names of both; what is not finite is left out."""
     curves: dict[str, dict[str, Line]] = {}
     for row in rows:
         for name, value in row.items():
@@ -128,7 +132,7 @@ def _told(name: str, line: Line) -> str:
     return f"{readable(name)} from {line.values[0]:.3g} to {line.values[-1]:.3g}".strip()
 
 
-def _styles(names: Sequence[str]) -> list[Style]:
+def styles_of(names: Sequence[str]) -> list[Style]:
     """Chooses colours: an order of them for timesteps, otherwise different ones, which differ in their dashes too."""
     ordered = len(names) > 1 and all(_ORDERED.fullmatch(name) for name in names)
     return [
@@ -137,9 +141,8 @@ def _styles(names: Sequence[str]) -> list[Style]:
     ]
 
 
-def _draw(lines: Sequence[Line], styles: Sequence[Style]) -> Figure:
-    figure = Figure(figsize=(4.4, 2.4), layout="constrained")
-    axes = figure.add_subplot()
+def draw(axes: Axes, lines: Sequence[Line], styles: Sequence[Style]) -> None:
+    """Draws lines in matplotlib's default colours, smoothed if they are noisy."""
     colours = {variable: colour for colour, variable in _THEME.items()}
     for line, style in zip(lines, styles, strict=True):
         values = np.asarray(line.values, np.float64)
@@ -152,7 +155,8 @@ def _draw(lines: Sequence[Line], styles: Sequence[Style]) -> Figure:
             values = smoothed(values)
         dashes = (0, [length / 4 for length in style.dashes]) if style.dashes else "solid"
         marker = "o" if len(values) < SMOOTHED_FROM else ""
-        axes.plot(steps, values[kept], color=colour, linewidth=2, linestyle=dashes, marker=marker, markersize=4)
+        look = {"color": colour, "linewidth": 2, "linestyle": dashes, "marker": marker, "markersize": 4}
+        axes.plot(steps, values[kept], label=style.name, **look)
     axes.set_xlabel("batch", fontsize=9.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -160,7 +164,6 @@ def _draw(lines: Sequence[Line], styles: Sequence[Style]) -> Figure:
     axes.tick_params(labelsize=9.5, length=0)
     axes.grid(axis="y", linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    return figure
 
 
 def inline_svg(figure: Figure, label: str, key: str) -> Markup:
