@@ -1,9 +1,9 @@
 """Prepares data: ``python -m spo_jax.prepare --dataset=pick_a_pic --source=FOLDER_OR_ID --data-dir=DIR``.
 
 Preference pairs: the dataset ``pick_a_pic`` reads parquet files (``--source`` is a folder or a hub id), ``folder``
-reads a user's own JSONL files and images, and ``toy`` draws pairs of the toy world; a dotted path names a source of
-your own. A split is either complete or absent: if the command was killed, start it again, and it continues with the
-first missing split.
+reads a user's own (JSONL or CSV files beside images, or two folders better/ and worse/; ``--hold-out=0.2`` keeps a part
+for measuring), and ``toy`` draws pairs of the toy world; a dotted path names a source of your own. A split is either
+complete or absent: if the command was killed, start it again, and it continues with the first missing split.
 
 Prompts: the dataset ``prompts`` writes a checked list to ``DIR/NAME.json``. ``--source`` is a file, a URL, a file of a
 hub repository (owner/name/file) or, with ``--splits``, a folder or hub id of preference pairs, whose captions it takes.

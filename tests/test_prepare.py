@@ -41,6 +41,18 @@ def test_all_splits_of_a_users_folder_are_prepared_by_default(own, tmp_path):
     assert list(prepare("folder", tmp_path / "a", source=str(own))) == ["mine", "train"]
 
 
+def test_a_part_of_a_users_folder_is_held_out(own, tmp_path):
+    (own / "mine.jsonl").unlink()
+    done = prepare("folder", tmp_path / "out", source=str(own), hold_out=0.5)
+    assert {split: prepared.pairs for split, prepared in done.items()} == {"train": 1, "validation": 1}
+    train, held_out = (open_preferences(tmp_path / "out", split).prompts for split in done)
+    assert sorted(train + held_out) == ["a moon", "a star"]
+    with pytest.raises(UserError, match="validation was prepared with hold_out = 0.5, but now it is 0.3"):
+        prepare("folder", tmp_path / "out", ["validation"], source=str(own), hold_out=0.3)
+    with pytest.raises(UserError, match="--hold-out = 1.0: expected"):
+        prepare("folder", tmp_path / "out", source=str(own), hold_out=1.0)
+
+
 def test_a_source_that_has_changed_is_not_mistaken_for_the_old_one(own, tmp_path):
     prepare("folder", tmp_path / "out", ["train"], source=str(own))
     lines = (own / "train.jsonl").read_text()

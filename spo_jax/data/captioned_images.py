@@ -99,8 +99,18 @@ def _from_metadata(folder: Path) -> Iterator[tuple[Path, str]]:
             raise UserError(f"{file}, line {number}: file_name {error}") from error
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Returns the files of a folder that are images by their names, in order.
+
+    Hidden ones are left out: they are what other systems leave beside images.
+    """
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+    )
+
+
 def _from_text_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    for file in sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES):
+    for file in image_files(folder):
         text = file.with_suffix(".txt")
         if not text.is_file():
             raise UserError(f"{file} has no caption: expected {text.name} beside it, or {METADATA} for all images")

@@ -1,6 +1,5 @@
 """Reads lists of prompts: text, CSV, JSON and JSONL files, and the lists of the toy world."""
 
-import csv
 import io
 import json
 import os
@@ -15,12 +14,12 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.lines import decoded_lines, numbered_lines, text_of
+from spo_jax.data.tables import SEPARATORS, table_rows
 from spo_jax.toy import world
 
 TOY = {f"{toy.NAME}:train": world.TRAIN_PROMPTS, f"{toy.NAME}:held_out": world.HELD_OUT_PROMPTS}
 SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
 KEYS = ("caption", "prompt", "text")
-_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs"}
 EXPECTED = f"a non-empty string, or an object with one under {' or '.join(KEYS)}"
 
 
@@ -98,27 +97,19 @@ def _entries(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
 
 def _rows(content: bytes, name: str) -> Iterator[tuple[str, str]]:
     """Yields the prompts of a CSV file, each with the line in which its row begins."""
-    reader = csv.reader(decoded_lines(content, name), strict=True)
     header = None
-    end = 0
-    try:
-        for row in reader:
-            where = f"line {end + 1}"
-            end = reader.line_num
-            if not any(row):
-                continue
-            if header is None:
-                header = row
-                column = _column(row, f"{name}, {where}")
-            elif len(row) != len(header):
-                raise UserError(
-                    f"{name}, {where}: {counted(len(row), 'field')}, and the header has {len(header)}: a prompt with a "
-                    "comma has to stand in quotes"
-                )
-            else:
-                yield where, row[column].strip()
-    except csv.Error as error:
-        raise UserError(f"{name}, line {end + 1}: not CSV: {error}") from error
+    for number, row in table_rows(content, name):
+        where = f"line {number}"
+        if header is None:
+            header = row
+            column = _column(row, f"{name}, {where}")
+        elif len(row) != len(header):
+            raise UserError(
+                f"{name}, {where}: {counted(len(row), 'field')}, and the header has {len(header)}: a prompt with a "
+                "comma has to stand in quotes"
+            )
+        else:
+            yield where, row[column].strip()
 
 
 def _column(header: list[str], where: str) -> int:
@@ -130,7 +121,7 @@ def _column(header: list[str], where: str) -> int:
     if len(header) > 1:
         columns = ", ".join(map(excerpt, header))
         raise UserError(f"{where}: expected a header with a column {' or '.join(KEYS)}, found {columns}")
-    for separator, plural in _OTHER_SEPARATORS.items():
+    for separator, plural in SEPARATORS.items():
         parts = [part.strip(' "').lower() for part in header[0].split(separator)]
         if len(parts) > 1 and any(key in parts for key in KEYS):
             raise UserError(f"{where}: columns are separated by {plural}: expected commas")

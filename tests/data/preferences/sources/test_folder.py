@@ -1,4 +1,4 @@
-"""A user's JSONL files become rows; an invalid line becomes a row with a reason."""
+"""A user's folder is opened in the form that it has; of JSONL, an invalid line becomes a row with a reason."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.check import check
-from spo_jax.data.preferences.sources.folder import Options, PreferenceFolder, open_source
+from spo_jax.data.preferences.sources.folder import Options, open_form, open_source
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def lines(folder, *entries, split="train"):
     """Writes the lines of a split, and opens the folder."""
     text = "\n".join(entry if isinstance(entry, str) else json.dumps(entry) for entry in entries)
     (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
-    return PreferenceFolder(folder)
+    return open_form(folder)
 
 
 def entry(**changes):
@@ -95,11 +95,29 @@ def test_each_file_is_a_split(folder):
     assert lines(folder, entry()).splits() == ("mine", "train")
 
 
-def test_a_folder_without_files_is_refused(tmp_path):
-    with pytest.raises(UserError, match="absent is not a folder: expected one with a JSONL file per split"):
-        PreferenceFolder(tmp_path / "absent")
-    with pytest.raises(UserError, match="has no JSONL file: expected one per split, such as train.jsonl"):
-        PreferenceFolder(tmp_path)
+def test_fields_that_are_not_named_here_are_nobodys_business(folder):
+    """The page for voting notes who voted, when, and how the images were drawn."""
+    (raw,) = lines(folder, entry(voter="ann", time="2026-01-01T00:00:00+00:00", seed=3, rows=[0, 4])).rows("train")
+    assert check(raw).labels == (1, 0)
+
+
+def test_what_holds_no_preferences_or_several_forms_of_them_is_refused(folder):
+    """A guess between two forms would train on half of somebody's votes, or on the wrong ones."""
+    cases = [(folder / "absent", "absent is not a folder: expected one with JSONL files")]
+    cases += [(folder / "images" / "a.png", "a.png is a file: expected the folder that it is in")]
+    cases += [(folder, "holds no preferences: expected JSONL files .*, CSV files .*, or two folders better and worse")]
+    for where, message in cases:
+        with pytest.raises(UserError, match=message):
+            open_form(where)
+    (folder / "better").mkdir()
+    with pytest.raises(UserError, match="has a folder better and none worse: expected"):
+        open_form(folder)
+    (folder / "worse").mkdir()
+    (folder / "votes.csv").write_text("")
+    with pytest.raises(UserError, match="in several forms, votes.csv and better and worse .folders.: expected one of"):
+        open_form(folder)
+    with pytest.raises(UserError, match="in several forms, train.jsonl, votes.csv and better and worse .folders.: "):
+        lines(folder, entry())
 
 
 def test_the_source_is_a_required_option(folder):
