@@ -18,6 +18,7 @@ validation: {{anchors: warn}}
 README = """# Home
 
 [data](docs/data.md#pairs) [code](code/a.py) [folder](code) [far](https://example.com/a.md) <img src="docs/a.png">
+[![badge](https://example.com/a.svg)](https://example.com/a)
 
 ```
 [kept](code/a.py)
@@ -66,7 +67,7 @@ def test_links_work_on_the_site_as_in_the_repository(build):
     assert warnings == []
     code = "https://github.com/owner/name/blob/main/code/a.py"
     folder = "https://github.com/owner/name/tree/main/code"
-    expected = ["data/#pairs", code, folder, "https://example.com/a.md", "a.png"]
+    expected = ["data/#pairs", code, folder, "https://example.com/a.md", "a.png", "https://example.com/a"]
     assert re.findall(r'(?:href|src)="([^"]+)"', home) == expected
     assert "[kept](code/a.py)" in home
     assert re.findall(r'href="([^"]+)"', data) == ["../", f"{code}#L3", "#pairs"]

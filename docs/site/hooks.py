@@ -2,7 +2,8 @@
 
 Every document stays the file that it is in the repository. `PAGES` are those outside of ``docs/`` that the site shows
 as well. A relative link to another page of the site stays relative, and one to anything else in the repository becomes
-a link to the repository, if the file is there: otherwise it is a warning, which ends a strict build.
+a link to the repository, if the file is there: otherwise it is a warning, which ends a strict build. Badges from other
+hosts become their text, so that reading the site asks no other host for anything.
 """
 
 import logging
@@ -24,6 +25,7 @@ PAGES = {
 }
 _FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?P<before>\]\(|\bsrc=\"|\bhref=\")(?P<path>[^)\s\"#]*)(?P<anchor>#[^)\s\"]*)?(?=[)\s\"])")
+_REMOTE_IMAGE = re.compile(r"!\[(?P<text>[^\]]*)\]\(https?://[^)\s]+\)")  # such as a badge
 _log = logging.getLogger("mkdocs.hooks.links")
 
 
@@ -51,11 +53,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def rewrite(match: re.Match) -> str:
         return match["before"] + _target(match, page, config, files) + (match["anchor"] or "")
 
+    def rewritten(text: str) -> str:
+        return _LINK.sub(rewrite, _REMOTE_IMAGE.sub(r"\g<text>", text))
+
     parts, end = [], 0
     for block in _FENCE.finditer(markdown):
-        parts += [_LINK.sub(rewrite, markdown[end : block.start()]), block[0]]
+        parts += [rewritten(markdown[end : block.start()]), block[0]]
         end = block.end()
-    return "".join([*parts, _LINK.sub(rewrite, markdown[end:])])
+    return "".join([*parts, rewritten(markdown[end:])])
 
 
 def _root(config: MkDocsConfig) -> Path:
