@@ -16,7 +16,8 @@ from spo_jax.models.stable_diffusion.single_file import read_single_file
 from spo_jax.weights.lora import LoRA
 from spo_jax.weights.rules import module_name
 from spo_jax.weights.store import read_file, read_state
-from spo_jax.work import export as work
+from spo_jax.work.export import source as work
+from spo_jax.work.export.files import export as write_files
 from tests.models.helpers import RANK, SCALE, random_adapter
 
 MODULE = "mid_block/attentions_0/transformer_blocks_1/attn2/to_v"
@@ -69,8 +70,8 @@ def test_blocks_of_a_runs_lora_are_numbered_from_the_named_model(adapter, tiny_s
     """A LoRA on some of the attentions does not show by itself which model it is for."""
     some = {name: leaf for name, leaf in flatten(adapter).items() if "down_blocks_1/" in name and "blocks_0/" in name}
     lora = LoRA(jax.tree.map(np.asarray, unflatten(some)), RANK, RANK)
-    monkeypatch.setattr(work, "_from_checkpoint", lambda folder, base: (lora, base))
-    work.export(tmp_path, "kohya", tmp_path / "x.safetensors", str(tiny_sdxl), "", False, "", "")
+    monkeypatch.setattr(work, "_from_checkpoint", lambda folder, base: (lora, base, None))
+    write_files(tmp_path, "kohya", tmp_path / "x.safetensors", work.Base(str(tiny_sdxl)))
     assert all(name.startswith("lora_unet_input_blocks_") for name in read_file(tmp_path / "x.safetensors"))
 
 

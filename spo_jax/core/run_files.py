@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+BEFORE_AFTER = "before_after.png"
 CHECKPOINTS = "checkpoints"
 LORA = "lora.safetensors"
 SPM = "spm"  # the folder of a trained preference model

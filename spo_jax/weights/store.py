@@ -3,6 +3,7 @@
 A state is a ``dict[str, np.ndarray]`` with torch's names and layouts; bfloat16 is ``ml_dtypes.bfloat16``.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from absl import logging
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save, save_file
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object, write_atomic, write_json
@@ -235,11 +236,32 @@ def write_state(
     return {*names, index}
 
 
+def serialized(state: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """Returns the bytes of a safetensors file with these tensors and this metadata, and nothing else in its header."""
+    return save({name: _contiguous(value) for name, value in state.items()}, dict(metadata))
+
+
 def _save(state: State, path: Path, header: Mapping[str, str]) -> None:
     try:
         save_file(state, path, metadata=dict(header))
     except SafetensorError as error:  # a full disk raises it too
         raise OSError(str(error)) from error
+    _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the metadata in the header of a safetensors file in place, so that equal content is equal bytes.
+
+    safetensors (0.8.0) writes its entries in the order of a hash table, which is another one in every process.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # as long as before, but for the spaces that align the tensors
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def _contiguous(value: Any) -> np.ndarray:

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
-from spo_jax.core.run_files import CHECKPOINTS, SUMMARY
+from spo_jax.core.run_files import BEFORE_AFTER, CHECKPOINTS, SUMMARY
 from spo_jax.core.typing import UInt8
 from spo_jax.methods import load_method
 from spo_jax.methods.base import Data, Programs, Result, Run
@@ -36,7 +36,7 @@ from spo_jax.run.loop import run as run_loop
 from spo_jax.run.memory import memory_advice
 from spo_jax.run.metrics import MetricsWriter, read_metrics
 from spo_jax.run.report import write_report
-from spo_jax.run.report.images import sheet
+from spo_jax.run.report.images import write_sheet
 from spo_jax.run.report.steps import longer
 from spo_jax.run.resume import Resume
 from spo_jax.run.settings import RunSettings
@@ -81,7 +81,7 @@ def train(
             run.export(trained.state, out)
             result = run.finish(trained.state, out)
             seconds = {"compile_seconds": trained.compile_seconds, "wall_seconds": time.perf_counter() - begin}
-            summary = _summary(settings, mesh, run, result, seconds)
+            summary = _summary(settings, mesh, run, result, seconds, folder.resuming)
             if is_writer():
                 _write_results(settings, out, run, summary, result, command)
                 if trained.wandb is not None:
@@ -201,18 +201,26 @@ def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
 
 
 def _summary(
-    settings: RunSettings, mesh: Mesh, run: Run, result: Result, seconds: Mapping[str, float]
+    settings: RunSettings, mesh: Mesh, run: Run, result: Result, seconds: Mapping[str, float], resumed: bool
 ) -> dict[str, Any]:
+    finished = datetime.now(UTC)
+    # Of a resumed run only the last part is known.
+    started = {} if resumed else {"started": _moment(finished - timedelta(seconds=seconds["wall_seconds"]))}
     summary = {
         "verdict": verdict(result.summary.get("scores", {})),
         **result.summary,
         "method": settings.method,
         "batches": run.total,
         **{name: round(value, 2) for name, value in seconds.items()},
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **started,
+        "finished": _moment(finished),
         "versions": versions(mesh),
     }
     return finite_or_null(summary)  # a method of the user may measure what is not finite
+
+
+def _moment(when: datetime) -> str:
+    return when.isoformat(timespec="seconds")
 
 
 def _write_results(
@@ -220,7 +228,7 @@ def _write_results(
 ) -> None:
     write_json(out / SUMMARY, summary)
     if result.pairs:
-        _write_png(out / "before_after.png", sheet(result.pairs))
+        write_sheet(out / BEFORE_AFTER, result.pairs)
     model = getattr(settings, "model", "")
     with stage("writing the report"):
         write_report(

@@ -13,7 +13,7 @@ from spo_jax.models import drawing, open_pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.sample import sample
-from spo_jax.work import export as export_module
+from spo_jax.work.export import source as export_module
 
 PROMPTS = ["a red star", "a blue moon"]
 SETTINGS = dict(steps=4, guidance=5.0)

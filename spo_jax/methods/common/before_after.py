@@ -145,8 +145,8 @@ class BeforeAfter:
         """Draws and scores the images after training.
 
         Returns:
-          The entries for ``summary.json`` (number of images; means, paired changes and their standard errors), and the
-          first images before and after.
+          The entries for ``summary.json`` (number of images; means, paired changes and their standard errors, and which
+          reward each score is of), and the first images before and after.
 
         Raises:
           UserError: a score is not finite.
@@ -157,6 +157,9 @@ class BeforeAfter:
         meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
         lower = [name for reward in self.rewards for name in reward.lower_is_better]
         scores = paired_scores(self._scores_before, scores_after, meanings, lower)
+        for spec, reward in zip(self.settings.reward_names, self.rewards, strict=False):
+            for name in reward.meanings.keys() & scores.keys():
+                scores[name]["reward"] = spec
         first = (to_uint8(images[:MOST_PAIRS]) for images in (self.before, after))
         pairs = [ImagePair(*pair) for pair in zip(self.prompts, *first, strict=False)]
         return {"images": len(self.prompts), "scores": scores}, pairs

@@ -6,15 +6,28 @@ made from diffusers' names; for SDXL from those of the SGM code, which the web U
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from spo_jax.models.stable_diffusion import ldm
+from spo_jax.weights.lora import BaseVersion
 
 # Dots in torch's names are underscores in kohya's.
 _FIRST_LEVEL = re.compile(r"down_blocks[._]0[._]attentions[._]|up_blocks[._]3[._]attentions[._]")
 _DEEPER = re.compile(r"transformer_blocks[._][1-9]")
 _SGM = re.compile(r"lora_unet_((in|out)put_blocks|middle_block)_")
 SD, SDXL = "SD 1.x or 2.x", "SDXL"
+
+# What kohya's trainer and the model spec call published models, by the kind of model, the width of its text states,
+# and what the network predicts. The last line of a kind is for a prediction that is not known.
+_SGM_CODE = "https://github.com/Stability-AI/generative-models"
+_VERSIONS = {
+    (SD, 768): {"v_prediction": ("sd_v1_v", "stable-diffusion-v1"), None: ("sd_v1", "stable-diffusion-v1")},
+    (SD, 1024): {
+        "epsilon": ("sd_v2", "stable-diffusion-v2-512"),
+        "v_prediction": ("sd_v2_v", "stable-diffusion-v2-768-v"),
+    },
+    (SDXL, 2048): {None: ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base")},
+}
 
 
 def claims(names: Iterable[str]) -> bool:
@@ -32,6 +45,23 @@ def architecture(names: Iterable[str]) -> str | None:
     if any(_FIRST_LEVEL.search(name) for name in names):
         return SD
     return SDXL if any(_DEEPER.search(name) or _SGM.match(name) for name in names) else None
+
+
+def base_version(widths: Mapping[str, int], prediction: str | None) -> BaseVersion | None:
+    """Returns what other programs call the kind of model that modules of these input widths show.
+
+    Args:
+      widths: input width of each module, by torch's name; the model's cross-attention shows the width of its text.
+      prediction: the scheduler's ``prediction_type``; None if it is not known.
+
+    Returns:
+      None if no published kind has such modules, or if the prediction is needed to tell two kinds apart.
+    """
+    kind = architecture(widths)
+    text = {width for module, width in widths.items() if module.endswith("attn2.to_k")}
+    versions = _VERSIONS.get((kind, *text), {})
+    names = versions.get(prediction) or versions.get(None)
+    return BaseVersion(*names, _SGM_CODE if kind == SDXL else "diffusers") if names else None
 
 
 def kohya_name(module: str) -> str:

@@ -13,6 +13,7 @@ from spo_jax.weights.lora.adapter import LoRA as LoRA
 from spo_jax.weights.lora.alphas import METADATA_KEY as METADATA_KEY
 from spo_jax.weights.lora.checks import check_finite as check_finite
 from spo_jax.weights.lora.find import find_lora as find_lora
+from spo_jax.weights.lora.names import BaseVersion as BaseVersion
 from spo_jax.weights.lora.names import FindNames as FindNames
 from spo_jax.weights.lora.names import ModuleNames as ModuleNames
 from spo_jax.weights.lora.read import read_lora as read_lora

@@ -10,6 +10,7 @@ import numpy as np
 from spo_jax.weights import store
 from spo_jax.weights.lora.adapter import LoRA
 from spo_jax.weights.lora.alphas import METADATA_KEY
+from spo_jax.weights.lora.hashes import kohya_hashes
 from spo_jax.weights.lora.names import FindNames
 from spo_jax.weights.lora.targets import targets_of
 
@@ -33,7 +34,7 @@ def write_lora(
       path: file to write; diffusers looks for ``pytorch_lora_weights.safetensors`` in a folder.
       lora: the updates, which are written in float32.
       format: ``diffusers``, or ``kohya`` for the web UIs (with SGM's block names for SDXL).
-      metadata: additional text for the header.
+      metadata: additional text for the header. A file in kohya's format also gets the hashes of its tensors.
       module_shapes: tree of the LoRA's model, as in `read_lora`. SDXL's blocks are numbered from it in kohya's format;
         it is not needed for a LoRA on all attentions.
       find_names: finds the names of the family that has the modules.
@@ -65,6 +66,8 @@ def write_lora(
     header = dict(metadata or {})
     if format == "diffusers":
         header[METADATA_KEY] = _adapter_metadata(lora)
+    else:
+        header |= kohya_hashes(state, header)
     store.write_state(path, state, header)
 
 

@@ -165,3 +165,28 @@ def test_a_kohya_file_needs_a_model(tmp_path: Path, unet: Any, shape_tree: Any) 
     write_lora(tmp_path / "x.safetensors", random_lora(shape_tree(unet)), "kohya")
     with pytest.raises(UserError, match=r"x.safetensors has kohya's names, which can only be read with a model"):
         read_lora(tmp_path / "x.safetensors")
+
+
+SD, SDXL = "down_blocks.0.attentions.0.transformer_blocks.0", "down_blocks.1.attentions.0.transformer_blocks.1"
+SGM = "https://github.com/Stability-AI/generative-models"
+
+
+@pytest.mark.parametrize(
+    ("block", "text_width", "prediction", "expected"),
+    [
+        (SD, 768, "epsilon", ("sd_v1", "stable-diffusion-v1", "diffusers")),
+        (SD, 768, None, ("sd_v1", "stable-diffusion-v1", "diffusers")),
+        (SD, 768, "v_prediction", ("sd_v1_v", "stable-diffusion-v1", "diffusers")),
+        (SD, 1024, "epsilon", ("sd_v2", "stable-diffusion-v2-512", "diffusers")),
+        (SD, 1024, "v_prediction", ("sd_v2_v", "stable-diffusion-v2-768-v", "diffusers")),
+        (SD, 1024, None, None),
+        (SDXL, 2048, None, ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base", SGM)),
+        (SD, 64, "epsilon", None),
+    ],
+)
+def test_the_kind_of_base_model_has_the_names_of_kohya_and_of_the_model_spec(
+    block: str, text_width: int, prediction: str | None, expected: tuple | None
+) -> None:
+    """As sd-scripts writes them: get_model_version_str_for_sd1_sd2, MODEL_VERSION_SDXL_BASE_V1_0, sai_model_spec.py."""
+    widths = {f"{block}.attn1.to_k": 320, f"{block}.attn2.to_q": 320, f"{block}.attn2.to_k": text_width}
+    assert kohya.base_version(widths, prediction) == expected

@@ -4,9 +4,11 @@ import base64
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from spo_jax.run.report.images import ImagePair, sheet, shown
+from spo_jax.core.errors import UserError
+from spo_jax.run.report.images import ImagePair, read_sheet, sheet, shown, write_sheet
 
 
 def pairs(count, side):
@@ -54,3 +56,22 @@ def test_the_sheet_has_the_images_before_above_those_after():
         for image, start in ((pair.before, top), (pair.after, top + 2 * row - 2 + 16)):
             np.testing.assert_array_equal(grid[start : start + side : 3, left : left + side : 3], image)
     assert sheet(pairs(2, 512)).shape == sheet(pairs(2, 1024)).shape == (2 * 512 + 16, 8 * 514 - 2, 3)
+
+
+@pytest.mark.parametrize(("count", "side", "factor"), [(20, 32, 3), (3, 100, 1), (9, 17, 5), (1, 96, 1)])
+def test_pairs_are_read_back_from_the_sheet(tmp_path, count, side, factor):
+    given = pairs(count, side)
+    write_sheet(tmp_path / "sheet.png", given)
+    read = read_sheet(tmp_path / "sheet.png")
+    assert [pair.prompt for pair in read] == [pair.prompt for pair in given[:16]]
+    for ours, theirs in zip(read, given, strict=False):
+        for one, other in ((ours.before, theirs.before), (ours.after, theirs.after)):
+            np.testing.assert_array_equal(one, other.repeat(factor, 0).repeat(factor, 1))
+
+
+def test_a_sheet_without_prompts_holds_no_pairs(tmp_path):
+    Image.fromarray(sheet(pairs(2, 32))).save(tmp_path / "sheet.png")
+    assert read_sheet(tmp_path / "sheet.png") == read_sheet(tmp_path / "absent.png") == []
+    (tmp_path / "sheet.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="cannot read images before and after training from .*sheet.png"):
+        read_sheet(tmp_path / "sheet.png")
