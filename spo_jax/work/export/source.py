@@ -31,6 +31,7 @@ class Base(NamedTuple):
     base: str = ""
 
     def open(self, **options: Any) -> Pipeline:
+        """Opens the model with further options of `spo_jax.models.open_pipeline`."""
         return open_pipeline(self.model, revision=self.revision or None, base=self.base, **options)
 
 
