@@ -30,6 +30,7 @@ _PUBLIC = {
     "open_studio": "spo_jax.work.studio",
     "to_uint8": "spo_jax.core.images",
     "load_reward": "spo_jax.rewards",
+    "inspect_rollout": "spo_jax.methods.spo.inspect",
     "default_config": "spo_jax.methods",
     "load_config": "spo_jax.core.config_flag",
     "read_settings": "spo_jax.methods",

@@ -9,12 +9,12 @@ from spo_jax.models import open_pipeline
 from spo_jax.models.base import Pipeline
 
 
-def open_model(settings: ModelSettings, mesh: Mesh, abstract: bool = False, trained: bool = True) -> Pipeline:
+def open_model(settings: ModelSettings, mesh: Mesh | None, abstract: bool = False, trained: bool = True) -> Pipeline:
     """Opens the model of the settings.
 
     Args:
       settings: settings that name the model, its dtype and its parts.
-      mesh: mesh on which the weights are placed.
+      mesh: mesh on which the weights are placed; None places them on the first device.
       abstract: whether to return a pipeline with shapes instead of weights.
       trained: whether gradients flow through the model; otherwise ``settings.remat`` is ignored.
 

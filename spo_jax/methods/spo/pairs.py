@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
 from spo_jax.methods.common.policy import Pairs
@@ -36,8 +37,13 @@ def rank(scores: Float[Array, "s k b"], threshold: float) -> Verdict:
     lose = k - 1 - jnp.argmin(jnp.flip(scores, axis=1), axis=1)
     # [s k b] -> [s b]
     best, worst = (jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0] for index in (win, lose))
+    return Verdict(win, lose, certainty(best, worst) > threshold)
+
+
+def certainty(best: Float[Array | np.ndarray, "*s"], worst: Float[Array | np.ndarray, "*s"]) -> Float[Array, "*s"]:
+    """Computes the difference of the two probabilities in the softmax over two scores: 0 if they are equal, below 1."""
     probability = jax.nn.softmax(jnp.stack([best, worst]).astype(jnp.float32), axis=0)
-    return Verdict(win, lose, probability[0] - probability[1] > threshold)
+    return probability[0] - probability[1]
 
 
 def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:

@@ -18,9 +18,9 @@ from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.policy import Pairs, Policy
 from spo_jax.methods.common.state import TrainState
-from spo_jax.methods.spo.resampler import draw
-from spo_jax.methods.spo.settings import SPOTrainSettings
-from spo_jax.methods.spo.update import collect, update
+from spo_jax.methods.spo.resampler import Denoise, Draws, Score, draw
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
+from spo_jax.methods.spo.update import JudgedRollout, collect, judged_rollout, update
 from spo_jax.models.base import Pipeline, count_rows
 from spo_jax.parallel.mesh import gathered, over_batch, replicated
 from spo_jax.parallel.sharding import place, shapes_of
@@ -131,6 +131,19 @@ class SPO:
         self, lora: Params, frozen: FrozenParams, inputs: PromptFeatures, key: Key
     ) -> tuple[Pairs, dict[str, Array]]:
         """Runs a rollout of the policy and makes pairs of it; see `spo_jax.methods.spo.update.collect`."""
+        return collect(*self._rollout_inputs(lora, frozen, inputs, key))
+
+    def judged_rollout(
+        self, lora: Params, frozen: FrozenParams, inputs: PromptFeatures, key: Key
+    ) -> tuple[JudgedRollout, Draws]:
+        """Runs the rollout of `collect`, and returns all of it with its randomness."""
+        rollout_inputs = self._rollout_inputs(lora, frozen, inputs, key)
+        return judged_rollout(*rollout_inputs), rollout_inputs[-1]
+
+    def _rollout_inputs(
+        self, lora: Params, frozen: FrozenParams, inputs: PromptFeatures, key: Key
+    ) -> tuple[Denoise, Score, SPOSettings, Process, Draws]:
+        """Binds what `spo_jax.methods.spo.update.collect` takes to models and prompts."""
         settings = self.settings.spo
         network, lora = self.policy.at_rest(frozen.network, lora)
         denoise = self.policy.sampler(network, lora, inputs.condition, frozen.unconditional)
@@ -141,7 +154,7 @@ class SPO:
             return self.judge.score(frozen.judge, latents, take_rows(inputs.judge, row), t)
 
         draws = draw(key, settings, count_rows(inputs.condition), self.pipeline.latent_shape)
-        return collect(denoise, score, settings, self.process, draws)
+        return denoise, score, settings, self.process, draws
 
     def update(
         self, state: TrainState, frozen: FrozenParams, inputs: PromptFeatures, pairs: Pairs, key: Key

@@ -1,6 +1,7 @@
 """The two halves of an SPO batch, one compiled program each: collect pairs with the policy, then update the policy."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,17 @@ from spo_jax.methods.common.gradients import chunked_gradients
 from spo_jax.methods.common.policy import Pairs, Predict, pair_log_probs
 from spo_jax.methods.common.state import TrainState, apply_gradients
 from spo_jax.methods.spo.objective import spo_loss
-from spo_jax.methods.spo.pairs import make_pairs, rank, shuffled_order
-from spo_jax.methods.spo.resampler import Denoise, Draws, Score, judge, make_plan, recorded_timesteps, rollout
+from spo_jax.methods.spo.pairs import Verdict, make_pairs, rank, shuffled_order
+from spo_jax.methods.spo.resampler import (
+    Denoise,
+    Draws,
+    Score,
+    Trajectory,
+    judge,
+    make_plan,
+    recorded_timesteps,
+    rollout,
+)
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
@@ -26,6 +36,29 @@ TIMESTEP_METRICS = ("ratio_at", "clip_fraction_at")
 # How far the likelihood ratio of the first training batch is from 1: the largest mean |ratio - 1| of a timestep.
 FIRST_ERROR = "first_ratio_error"
 UPDATE_METRICS = (*_BATCH_METRICS, *TIMESTEP_METRICS, FIRST_ERROR)
+
+
+class JudgedRollout(NamedTuple):
+    """A rollout and what the judge says of its pools.
+
+    Attributes:
+      trajectory: the rollout.
+      scores: score of every candidate.
+      verdict: winner, loser and validity of every pool.
+    """
+
+    trajectory: Trajectory
+    scores: Float[Array, "s k b"]
+    verdict: Verdict
+
+
+def judged_rollout(
+    denoise: Denoise, score: Score, settings: SPOSettings, process: Process, draws: Draws
+) -> JudgedRollout:  # fmt: skip
+    """Rolls the policy out and judges the pools; the arguments are those of `collect`."""
+    trajectory = rollout(denoise, settings, process, draws)
+    scores = judge(score, trajectory, settings.decode_chunk)
+    return JudgedRollout(trajectory, scores, rank(scores, settings.threshold))
 
 
 def collect(
@@ -44,9 +77,7 @@ def collect(
       The pairs of all transitions and prompts, valid or not, and metrics: share and number of valid pairs as scalars;
       mean score, mean gap between winner and loser, and share of valid pairs as vectors over the judgements.
     """
-    trajectory = rollout(denoise, settings, process, draws)
-    scores = judge(score, trajectory, settings.decode_chunk)
-    verdict = rank(scores, settings.threshold)
+    trajectory, scores, verdict = judged_rollout(denoise, score, settings, process, draws)
     # The valid pairs of all devices are shuffled together: every device gets all pairs and takes its part of a batch.
     pairs = gathered(make_pairs(trajectory, verdict, make_plan(settings)))
     metrics = {
