@@ -24,6 +24,7 @@ BASE = [
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12",
+    "packaging>=23",  # reads requirements, for spo_jax.doctor
     "pillow>=11.0",
     "safetensors>=0.5",
     "scipy>=1.13",
@@ -77,7 +78,7 @@ EXTRAS = {
 }
 
 # train_spm is what a command was called once; it says what to use now.
-COMMANDS = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "train_spm")
+COMMANDS = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "doctor", "train_spm")
 
 setup(
     name="spo_jax",

@@ -10,6 +10,7 @@ COMMANDS = {
     "demo": "shows a page to try images and to vote on them",
     "evaluate_spm": "measures the accuracy of a preference model against timestep",
     "convert": "writes a published preference model as a folder",
+    "doctor": "looks at the machine, at how a run goes, or at a model, and says what is wrong",
 }
 
 if __name__ == "__main__":

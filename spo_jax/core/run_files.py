@@ -8,6 +8,7 @@ CHECKPOINTS = "checkpoints"
 LORA = "lora.safetensors"
 SPM = "spm"  # the folder of a trained preference model
 SUMMARY = "summary.json"
+START = "run.json"  # how the run was started: its command, settings and number of batches
 
 
 def run_of(path: Path) -> tuple[Path, int | None]:

@@ -6,11 +6,42 @@ from collections.abc import Mapping, Sequence
 
 _SHOWN = 3  # differences that a message names
 _TIMESTEP = re.compile(r"t0*(\d+)")
+_SIZES = ("KiB", "MiB", "GiB", "TiB")
+_UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))  # of durations, with their seconds
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number and its noun, which takes an s unless there is one of it: ``1 image``, ``8 images``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """Returns a number and its noun, in the plural unless there is one of it: ``1 image``, ``8 batches``."""
+    plural = "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
+
+
+def size(count: float) -> str:
+    """Writes a number of bytes for people: "312 bytes", "4.3 GiB", "17 MiB"."""
+    if abs(count) < 2**10:
+        return counted(round(count), "byte")
+    unit = min(int(math.log2(abs(count)) // 10), len(_SIZES))
+    number = count / 2 ** (10 * unit)
+    if abs(number) >= 1023.5 and unit < len(_SIZES):  # would be written as 1024
+        unit, number = unit + 1, number / 2**10
+    return f"{number:.1f} {_SIZES[unit - 1]}" if abs(number) < 9.95 else f"{number:.0f} {_SIZES[unit - 1]}"
+
+
+def duration(seconds: float) -> str:
+    """Writes a duration for people: "0.4 s", "42 s", "5 min 3 s", "1 h 12 min", "2 d 5 h"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    left = round(seconds)
+    if left >= 3600:
+        left = round(seconds / 60) * 60
+    if left >= 86400:
+        left = round(seconds / 3600) * 3600
+    parts = []
+    for unit, length in _UNITS:
+        count, left = divmod(left, length)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts)
 
 
 def excerpt(text: str, length: int = 60) -> str:

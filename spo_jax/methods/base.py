@@ -66,6 +66,8 @@ class Run(Protocol):
     It may also have a true attribute ``exports_at_checkpoints``, if `export` is quick and replaces its file in one
     step: then it is also called beside every checkpoint.
 
+    And ``lower_is_better``, the names of scores in its rows and results that improve by falling.
+
     Attributes:
       total: number of batches of the whole run.
       progress: what to show for each batch, and which metrics have to stay finite.
@@ -165,7 +167,8 @@ class Method(Protocol):
 
     `spo_jax.methods.load_method` finds it by its name in `spo_jax.methods`, or by a dotted path. A method may also have
     a function ``check(settings)``, which refuses settings that name files or models that cannot be used. The trainer
-    calls it first: like ``Settings`` and ``read_data``, it should need neither jax nor the network.
+    calls it first: like ``Settings`` and ``read_data``, it should need neither jax nor the network. With ``RULES``,
+    which are rules as in `spo_jax.run.diagnosis.rule`, it says what its curves should look like.
 
     Attributes:
       Settings: a subclass of `spo_jax.run.settings.RunSettings` whose fields all have defaults.

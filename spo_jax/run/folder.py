@@ -13,6 +13,7 @@ from absl import logging
 from spo_jax.core.errors import UserError
 from spo_jax.core.run_files import CHECKPOINTS
 from spo_jax.core.typing import PyTree
+from spo_jax.core.words import counted
 from spo_jax.parallel.agreement import gathered, is_visible
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.checkpoint import Checkpointer
@@ -131,8 +132,8 @@ def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, 
     """
     done, items, _ = checkpointer.restore_latest(state_items(state))
     if done > total:
-        batches = "1 batch" if total == 1 else f"{total} batches"
-        raise UserError(f"--resume: {checkpointer.folder / str(done)} is beyond the requested {batches}")
+        found = checkpointer.folder / str(done)
+        raise UserError(f"--resume: {found} is beyond the requested {counted(total, 'batch')}")
     logging.info("resuming after batch %d", done)
     return done, items["rest"]._replace(params=items["params"])
 

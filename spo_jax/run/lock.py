@@ -181,6 +181,23 @@ class RunLock:
                     os.utime(self._path)
 
 
+def user_of(folder: str | os.PathLike) -> str:
+    """Returns in words which run is writing in a folder now; empty if none is. Nothing is waited for or changed."""
+    path = Path(folder) / CARD
+    card = _read(path)
+    if card is None or not (Path(folder) / LOCK).exists():
+        return ""
+    free = None
+    if card.get("system") == _system():
+        with contextlib.suppress(OSError, UserError):
+            hold = try_lock(Path(folder) / LOCK)
+            hold.file.close()
+            free = hold.mine
+    seen = _time_of(path)
+    lives = seen is not None and time.time() - seen < STALE if free is None else not free
+    return _holder(card) if lives else ""
+
+
 def holds_lock(folder: str | os.PathLike, lock_id: str) -> bool:
     """Whether the folder, as this process sees it, holds the card of that lock."""
     return (_read(Path(folder) / CARD) or {}).get("id") == lock_id

@@ -99,7 +99,9 @@ def run(
     with PreemptionNotice() as notice, bar(progress.title, total, "batch", batches.start) as shown:
         for done in range(batches.start + 1, total + 1):
             state, row = step(done - 1, state)
-            _stop_if_not_finite(row, done, progress, io.checkpointer)
+            if bad := _not_finite(row, progress):
+                io.writer.write(done, row)  # where the curves end, they show why
+                raise UserError(f"batch {done}: {bad} is {row[bad]}; {_last_good(io.checkpointer)}. {progress.hint}")
             stop = notice.came(done)
             # Who wants to stop, or whose machine is about to be taken away, has no time for an evaluation.
             if not stop and _is_due(io.eval_every, done, total):
@@ -141,12 +143,10 @@ def _is_due(every: int, done: int, total: int) -> bool:
     return done == total or (every > 0 and done % every == 0)
 
 
-def _stop_if_not_finite(row: Row, done: int, progress: Progress, checkpointer: Checkpointer) -> None:
+def _not_finite(row: Row, progress: Progress) -> str | None:
+    """Returns the name of the first watched metric that is not finite, if there is one."""
     watched = tuple(progress.watched)
-    bad = [name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)]
-    if not bad:
-        return
-    raise UserError(f"batch {done}: {bad[0]} is {row[bad[0]]}; {_last_good(checkpointer)}. {progress.hint}")
+    return next((name for name, value in row.items() if name.startswith(watched) and not math.isfinite(value)), None)
 
 
 def _last_good(checkpointer: Checkpointer) -> str:

@@ -2,8 +2,7 @@
 
 import importlib.metadata
 import platform
-
-from jax.sharding import Mesh
+from typing import Any
 
 _NAMES = ("spo_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -19,7 +18,7 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def versions(mesh: Mesh) -> dict[str, str]:
+def versions(mesh: Any) -> dict[str, str]:
     """Adds the devices of the mesh to `library_versions`."""
     device = mesh.devices.flat[0]
     return library_versions() | {"device": f"{mesh.size} x {device.device_kind}"}

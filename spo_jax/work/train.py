@@ -29,6 +29,7 @@ from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
 from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.diagnosis.record import write_start
 from spo_jax.run.facts import facts_of
 from spo_jax.run.folder import RunFolder, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
@@ -77,7 +78,7 @@ def train(
         jax.set_mesh(mesh),
     ):
         run = load_method(settings.method).setup(settings, mesh, data, out)
-        with _trained(settings, out, folder, mesh, run, data) as trained:
+        with _trained(settings, out, folder, mesh, run, data, command) as trained:
             run.export(trained.state, out)
             result = run.finish(trained.state, out)
             seconds = {"compile_seconds": trained.compile_seconds, "wall_seconds": time.perf_counter() - begin}
@@ -104,6 +105,7 @@ def _trained(
     mesh: Mesh,
     run: Run,
     data: Data,
+    command: Sequence[str],
 ) -> Iterator[_Trained]:
     """Trains, and gives the last state and the log of Weights & Biases, which is open until the context ends."""
     resuming = folder.resuming
@@ -125,6 +127,8 @@ def _trained(
             if start == run.total:
                 logging.info("all %d batches are trained; what follows them is done again", start)
         outputs = held.enter_context(_outputs(settings, out, start if resuming else None))
+        if is_writer():
+            write_start(out, settings, run.total, command, getattr(run, "lower_is_better", ()))
         if first_row and not resuming:
             outputs.curves.write(0, first_row)
 

@@ -66,6 +66,11 @@ class AdapterRun:
             self.charts = {**self._evaluation.charts, **self.charts}
 
     @property
+    def lower_is_better(self) -> Sequence[str]:
+        """Names of the scores of the images that improve by falling."""
+        return [name for reward in self._evaluation.rewards for name in reward.lower_is_better]
+
+    @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer that the settings describe, for a run that trains once on each of its batches."""
         return make_optimizer(self.settings.optimizer, self.total)

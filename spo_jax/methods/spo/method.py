@@ -135,9 +135,10 @@ class SPORun(AdapterRun):
         fresh = not int(state.step)
         key = _fold_in(key, np.int32(number))
         state, row = run_batch(programs, self._frozen, inputs, self._timesteps, state, key)
-        first_error = row.pop(FIRST_ERROR, 0.0)
-        if fresh and is_writer():
-            warn_of_rounding(first_error, self.settings.spo.eps)
+        if not fresh:  # later, the policy is no longer the reference
+            row.pop(FIRST_ERROR, None)
+        elif is_writer():
+            warn_of_rounding(row.get(FIRST_ERROR, 0.0), self.settings.spo.eps)
         return state, row
 
     def export(self, state: TrainState, folder: Path) -> None:

@@ -76,7 +76,10 @@ def charts_of(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, tuple[str,
     """
     curves = curves_of(rows)
     charts = []
+    longest = max((len(line.steps) for lines in curves.values() for line in lines.values()), default=0)
     for group in [*(name for name in titles if name in curves), *sorted(curves.keys() - titles.keys())]:
+        if longest > 1 and all(len(line.steps) == 1 for line in curves[group].values()):
+            continue  # what is measured once is no curve
         title, hint = titles.get(group, (readable(group), ""))
         lines = chosen(curves[group])
         if len(lines) < len(curves[group]):

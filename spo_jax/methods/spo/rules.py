@@ -1,0 +1,213 @@
+"""What the curves of SPO should look like, as rules; docs/guide.md shows healthy and sick ones."""
+
+import math
+
+from spo_jax.core.words import listed, readable, with_error
+from spo_jax.run.diagnosis.curves import FEW, Curve, Curves
+from spo_jax.run.diagnosis.rule import Finding, Rule
+from spo_jax.run.diagnosis.shared import ENOUGH
+
+# A tenth of the published clip range: with more, rounding decides what is clipped.
+MOST_FIRST_ERROR = 0.01
+# Published runs clip a few pairs in a hundred. Where every fifth gives no gradient, the steps are too long.
+MUCH_CLIPPED = 0.2
+# Beyond this, hardly any pair is trained on.
+ALL_CLIPPED = 0.8
+# A pair a batch: with fewer, many batches train on nothing at all.
+FEW_PAIRS = 1.0
+# Of a batch's pools. Published runs train on tens of per cent; below this nearly all of a rollout is thrown away.
+FEW_VALID = 0.02
+# Above this timestep candidates that share a parent hardly differ, and nobody can tell nearly all of them apart.
+EARLY = 600
+SURE = 0.9
+# Half of a rise that was reported and has gone again is not noise of a few images, which stay the same.
+LOST = 0.5
+_EXPECTED_THRESHOLD = 0.3  # the published one, whose pairs any useful judge finds
+
+
+def first_ratio(curves: Curves) -> Finding | None:
+    """Before the first update the policy is the reference, so that the likelihood ratio is 1."""
+    curve = curves.curve("first_ratio_error")
+    if not len(curve):
+        return None
+    error = curve.values[0]
+    if error <= MOST_FIRST_ERROR:
+        return Finding("good", f"Before the first update the likelihood ratio is 1 (to {max(error, 1e-7):.0e}).")
+    eps = curves.setting("spo.eps", 0.1)
+    return Finding(
+        "problem",
+        f"Before the first update the likelihood ratio should be 1, and it is {error:.3f} away from it (spo.eps is "
+        f"{eps:g}): policy and reference are rounded differently.",
+        "Set dtype to float32, or see whether SPO_JAX_ATTENTION=plain helps.",
+    )
+
+
+def clipped(curves: Curves) -> Finding | None:
+    """Ratios that leave the trust region give no gradient; many of them mean that steps are too long."""
+    curve = curves.mean("clip_fraction")
+    if not len(curve):
+        return None
+    share = curve.latest
+    ratios = [curves.curve(f"ratio/{which}").latest for which in ("win", "lose")]
+    where = f"the ratios of winners and losers are {ratios[0]:.4g} and {ratios[1]:.4g} on average"
+    if share > MUCH_CLIPPED:
+        rate = curves.setting("optimizer.learning_rate", None)
+        now = "" if rate is None else f" (now {rate:g}) to {rate / 5:.2g}"
+        what = "so hardly anything is trained any more" if share > ALL_CLIPPED else "which gives no gradient"
+        return Finding(
+            "problem",
+            f"{share:.0%} of the ratios are clipped, {what}; {where}.",
+            f"The steps are too long: start again with a lower optimizer.learning_rate{now}.",
+            learns=False if share > ALL_CLIPPED else None,
+        )
+    return Finding("good", f"{share:.1%} of the ratios are clipped; {where}.")
+
+
+def valid_pairs(curves: Curves) -> Finding | None:
+    """A pair is valid if the judge prefers its winner clearly enough; nothing else is trained on."""
+    count, share = curves.curve("valid_pairs"), curves.curve("valid_share")
+    if not len(count) or not len(share):
+        return None
+    if count.latest >= FEW_PAIRS and share.latest >= FEW_VALID:
+        return Finding(
+            "good",
+            f"{count.latest:.0f} pairs of a batch are valid, {share.latest:.0%} of its pools; they were "
+            f"{share.first:.0%} at first.",
+        )
+    threshold = curves.setting("spo.threshold", _EXPECTED_THRESHOLD)
+    gap, needed = _gap_and_need(curves, threshold)
+    found = (
+        f"Only {count.latest:.1f} pairs of a batch are valid, {share.latest:.1%} of its pools: winner and loser differ "
+        f"by {gap:.2g} on average, and a threshold of {threshold:g} asks for {needed:.2g}."
+    )
+    few_at_first = share.first < FEW_VALID or count.first < FEW_PAIRS
+    if not few_at_first:
+        advice = (
+            "There were enough at first, so the judge sees no difference any more: stop here, or lower spo.threshold."
+        )
+        return Finding("note", found, advice)
+    if threshold > _EXPECTED_THRESHOLD:
+        advice = f"Lower spo.threshold; the published one is {_EXPECTED_THRESHOLD:g}."
+    else:
+        advice = (
+            "The judge hardly tells candidates apart: measure it with spo_jax.evaluate_spm, or let candidates differ "
+            "more (a higher spo.num_inner_step or spo.eta)."
+        )
+    return Finding("problem", found, advice)
+
+
+def _gap_and_need(curves: Curves, threshold: float) -> tuple[float, float]:
+    """Returns the mean difference of the scores of a pool's best and worst, and the one that makes a pair valid."""
+    # The probabilities of a softmax over two scores differ by tanh of half the scores' difference.
+    return curves.mean("spm_gap").latest, 2 * math.atanh(min(threshold, 1 - 1e-9))
+
+
+def sure_too_early(curves: Curves) -> Finding | None:
+    """At high timesteps candidates hardly differ, so a judge that is sure of nearly all pairs reads noise."""
+    early = {t: curve for t, curve in curves.timesteps("valid_share_at").items() if t >= EARLY and len(curve)}
+    if not early:
+        return None
+    sure = [t for t, curve in early.items() if curve.mean > SURE]
+    if not sure:
+        return None
+    return Finding(
+        "problem",
+        f"At t ≥ {min(sure)} the judge is sure of more than {SURE:.0%} of the pairs, although candidates hardly differ "
+        "there: it answers to noise.",
+        "Branch later (a higher spo.divert_start_step), or train the preference model at these timesteps.",
+    )
+
+
+def judge_score(curves: Curves) -> Finding | None:
+    """The judge's mean score of the candidates, which should rise."""
+    curve = curves.mean("spm_score")
+    if len(curve) < FEW:
+        return None
+    change = curve.change()
+    moved = f"from {curve.first:.3g} to {curve.latest:.3g} (by the fitted line {change})"
+    if change.rises:
+        return Finding("good", f"The judge's score of the candidates rises, {moved}.", learns=True)
+    if change.falls:
+        return Finding(
+            "problem",
+            f"The judge's score of the candidates falls, {moved}: the policy moves away from what it should learn.",
+            "Lower optimizer.learning_rate; if it falls from the first batches on, check that the judge belongs to "
+            "this model.",
+            learns=False,
+        )
+    return Finding(
+        "note" if curves.batches < 2 * ENOUGH else "problem",
+        f"The judge's score of the candidates does not rise by more than its noise, {moved}.",
+        "Train longer; if pairs are valid and ratios stay at 1, raise optimizer.learning_rate.",
+        learns=False,
+    )
+
+
+def margin(curves: Curves) -> Finding | None:
+    """How much likelier than the reference the policy makes winners than losers; 0 at first, and then above."""
+    curve = curves.curve("margin")
+    if len(curve) < FEW:
+        return None
+    late = curve.half()
+    shown = f"{with_error(late.mean, late.mean_error, digits=1, sign='+')} over the second half of the batches"
+    if late.mean > 2 * late.mean_error:
+        return Finding("good", f"The margin is above 0: {shown}.", learns=True)
+    below = late.mean < -2 * late.mean_error
+    return Finding(
+        "problem" if below else "note",
+        f"The margin is {'below' if below else 'not above'} 0 by more than its noise: {shown}.",
+        "The policy makes losers likelier than winners: lower optimizer.learning_rate."
+        if below
+        else "Few valid pairs or a low optimizer.learning_rate make it grow slowly.",
+        learns=False,
+    )
+
+
+def judge_against_others(curves: Curves) -> Finding | None:
+    """Other scores that fall while the judge's rises: its errors are learnt, and no longer what it is right about."""
+    if not curves.mean("spm_score").change().rises:
+        return None
+    fallen = _fallen_scores(curves)
+    if not fallen:
+        return None
+    return Finding(
+        "problem",
+        f"The judge's score rises, but {listed(fallen)}: the run is past its best, and learns the judge's errors.",
+        "Take an earlier checkpoint (log.keep_every keeps more of them), train for fewer batches, lower "
+        "optimizer.learning_rate, or use a better judge.",
+    )
+
+
+def _fallen_scores(curves: Curves) -> list[str]:
+    """Describes the reported scores, other than the judge's own, that became worse, or lost half of what they won."""
+    fallen = []
+    for name in curves.names("eval_"):
+        score, curve = name.removeprefix("eval_"), curves.curve(name)
+        if score.startswith("spm_score"):
+            continue
+        lower = score in curves.lower_is_better or bool(curves.scores.get(score, {}).get("lower_is_better"))
+        sign = -1 if lower else 1
+        told = _lost(Curve(curve.steps, [sign * value for value in curve.values]), sign)
+        if told:
+            fallen.append(f"{readable(score)} {told}")
+    return fallen
+
+
+def _lost(curve: Curve, sign: int) -> str:
+    """Describes the loss of a score that should rise; empty if there is none to speak of."""
+    if len(curve) < 3:
+        return ""
+    first, last = curve.values[0], curve.values[-1]
+    peak = max(curve.values)
+    # The noise of these few images: the smallest steps between evaluations are mostly it.
+    steps = sorted(abs(b - a) for a, b in zip(curve.values, curve.values[1:], strict=False))
+    noise = 2 * steps[len(steps) // 4] if len(steps) >= 4 else 0.05 * abs(first)
+    best_at = curve.steps[curve.values.index(peak)]
+    if peak - last > max(noise, LOST * (peak - first)):
+        return f"went from {sign * peak:.3g} in batch {best_at} to {sign * last:.3g}"
+    return ""
+
+
+RULES: tuple[Rule, ...] = (
+    first_ratio, clipped, valid_pairs, sure_too_early, judge_score, margin, judge_against_others,
+)  # fmt: skip
