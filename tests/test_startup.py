@@ -23,7 +23,7 @@ ASSETS = toy.ASSETS
 SERVER = """
 import json, os, sys, importlib
 
-names = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "train_spm")
+names = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "doctor", "train_spm")
 commands = {name: importlib.import_module(f"spo_jax.{name}") for name in names}
 for line in iter(sys.stdin.readline, ""):
     name, *arguments = json.loads(line)
@@ -93,6 +93,7 @@ def refused(script):
         ("demo", ["model", "runs", "out", "port"]),
         ("convert", ["spm", "out", "dtype"]),
         ("evaluate_spm", ["config", "spm", "plain", "out"]),
+        ("doctor", ["run", "model", "json"]),
     ],
 )
 def test_help_of_a_script_is_that_of_the_command(script, name, flags):

@@ -16,7 +16,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{plural}"
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """Writes a number of bytes for people: "312 bytes", "4.3 GiB", "17 MiB"."""
     if abs(count) < 2**10:
         return counted(round(count), "byte")
@@ -27,7 +27,7 @@ def size(count: float) -> str:
     return f"{number:.1f} {_SIZES[unit - 1]}" if abs(number) < 9.95 else f"{number:.0f} {_SIZES[unit - 1]}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Writes a duration for people: "0.4 s", "42 s", "5 min 3 s", "1 h 12 min", "2 d 5 h"."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"

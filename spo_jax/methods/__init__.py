@@ -11,6 +11,8 @@ from spo_jax.core.config import describe, from_config, to_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import find_module, module_names
 from spo_jax.core.renamed import renamed_value
+from spo_jax.run.diagnosis import shared
+from spo_jax.run.diagnosis.rule import Rule
 from spo_jax.run.settings import RunSettings
 
 _PARTS = ("Settings", "read_data", "setup")
@@ -30,6 +32,15 @@ def load_method(name: str) -> ModuleType:
     if missing:
         raise UserError(f"config field method = {name!r}: {module.__name__} has no {', '.join(missing)}")
     return module
+
+
+def rules_of(name: str) -> list[Rule]:
+    """Returns the rules that say what the curves of a method's runs should look like.
+
+    Raises:
+      UserError: as in `load_method`.
+    """
+    return [*shared.RULES, *getattr(load_method(name), "RULES", ())]
 
 
 def default_config(name: str) -> ConfigDict:

@@ -22,19 +22,23 @@ from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
 from spo_jax.core.run_files import BEFORE_AFTER, CHECKPOINTS, SUMMARY
 from spo_jax.core.typing import UInt8
-from spo_jax.methods import load_method
+from spo_jax.methods import load_method, rules_of
 from spo_jax.methods.base import Data, Programs, Result, Run
 from spo_jax.parallel.agreement import check_equal, ending_together
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
 from spo_jax.run.checkpoint import Checkpointer
+from spo_jax.run.diagnosis.curves import Curves
 from spo_jax.run.diagnosis.record import write_start
+from spo_jax.run.diagnosis.rule import diagnose
+from spo_jax.run.diagnosis.shared import scores
 from spo_jax.run.facts import facts_of
 from spo_jax.run.folder import RunFolder, State, open_folder, restore, run_meta
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.memory import memory_advice
+from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import MetricsWriter, read_metrics
 from spo_jax.run.report import write_report
 from spo_jax.run.report.images import write_sheet
@@ -234,17 +238,21 @@ def _write_results(
     if result.pairs:
         write_sheet(out / BEFORE_AFTER, result.pairs)
     model = getattr(settings, "model", "")
+    rows = read_metrics(out / METRICS)
+    curves = Curves(rows, dataclasses.asdict(settings), result.summary.get("scores", {}))
+    rules = [rule for rule in rules_of(settings.method) if rule is not scores]  # the verdict tells these
     with stage("writing the report"):
         write_report(
             out / "report.html",
             title=run.progress.title + (f" on {Path(model).name if Path(model).exists() else model}" if model else ""),
             settings=settings,
-            rows=read_metrics(out / "metrics.jsonl"),
+            rows=rows,
             summary=summary,
             pairs=result.pairs,
             figures=result.figures,
             charts=run.charts,
             steps=[*result.steps, *longer(settings, command, out)],
+            findings=diagnose(curves, rules),
         )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spo_jax.core.words import listed, readable, with_error
+from spo_jax.core.words import counted, duration, listed, readable, size, with_error
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,46 @@ def test_a_value_is_written_to_the_place_of_its_error(value, error, digits, text
 
 def test_a_sign_is_written_where_it_is_asked_for():
     assert with_error(0.5, 0.1, sign="+") == "+0.50 ± 0.10" and with_error(0.5, None, sign="+") == "+0.5"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (1023, "1023 bytes"),
+        (1024, "1.0 KiB"),
+        (10239, "10 KiB"),
+        (2**20 - 1, "1.0 MiB"),
+        (4.3 * 2**30, "4.3 GiB"),
+        (17 * 2**30, "17 GiB"),
+        (3 * 2**40, "3.0 TiB"),
+        (2**53, "8192 TiB"),
+        (-(2**31), "-2.0 GiB"),
+    ],
+)
+def test_sizes(count, text):
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (0.42, "0.4 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min"),
+        (303, "5 min 3 s"),
+        (4321, "1 h 12 min"),
+        (3599.7, "1 h"),
+        (2 * 86400 + 5 * 3600 + 1700, "2 d 5 h"),
+        (86399, "1 d"),
+    ],
+)
+def test_durations(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_counted_nouns():
+    counts = [counted(1, "batch"), counted(2, "batch"), counted(0, "image"), counted(3, "mesh"), counted(2, "box")]
+    assert counts == ["1 batch", "2 batches", "0 images", "3 meshes", "2 boxes"]

@@ -7,7 +7,7 @@ import pytest
 from spo_jax.core.config import describe
 from spo_jax.methods import default_config, read_settings
 
-COMMANDS = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "build_toy.toy_sdxl")
+COMMANDS = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "doctor", "build_toy.toy_sdxl")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

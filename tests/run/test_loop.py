@@ -129,7 +129,9 @@ def test_values_that_are_not_finite_stop_the_run_and_the_last_good_checkpoint_is
     with pytest.raises(UserError, match=message):
         run(tmp_path, Steps(bad), 6, checkpoint_every=2)
     assert checkpoints_in(tmp_path) == [2]
-    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1][name.partition(" ")[0]] is None  # the curves show why they end
 
 
 def test_there_may_be_no_checkpoint_to_name(tmp_path):

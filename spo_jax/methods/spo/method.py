@@ -32,6 +32,7 @@ CHARTS = {
     "loss": ("Loss", "mean over the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
     "margin": ("Margin", "log ratio of the winner minus that of the loser; above 0: it came to prefer winners"),
     "ratio": ("Likelihood ratio to the reference", "above 1: the policy makes this step more likely than before"),
+    FIRST_ERROR: ("Distance of the likelihood ratio from 1 before the first update", "rounding alone"),
     "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
     "ratio_at": ("Likelihood ratio by timestep", "mean of winners and losers; near 1 unless rounding moves it"),
     "clip_fraction_at": ("Share of clipped ratios by timestep", "winners and losers together"),

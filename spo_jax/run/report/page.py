@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from spo_jax.core.config import Settings
 from spo_jax.core.files import write_text
 from spo_jax.core.trees import flatten
+from spo_jax.run.diagnosis.rule import Finding
 from spo_jax.run.report.charts import Chart, charts_of, inline_svg
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair, shown
 from spo_jax.run.report.scores import facts, score_rows, setting_rows
@@ -33,6 +34,7 @@ def write_report(
     figures: Sequence[tuple[str, str, Figure]] = (),
     charts: Mapping[str, tuple[str, str]] = types.MappingProxyType({}),
     steps: Sequence[NextStep] = (),
+    findings: Sequence[Finding] = (),
 ) -> None:
     """Writes ``report.html``, which can be read without a network and without any other file.
 
@@ -48,6 +50,7 @@ def write_report(
       charts: maps a chart to (title, what to look for). A metric ``group/series`` is a curve in the chart ``group``;
         charts that are not named here follow under their own names.
       steps: what can be done with the results.
+      findings: what the curves say; what is well is not shown.
 
     Raises:
       UserError: the file cannot be written.
@@ -71,6 +74,7 @@ def write_report(
         charts=charts_of(rows, charts),
         open_charts=OPEN_CHARTS,
         steps=steps,
+        findings=[finding for finding in findings if finding.level != "good"],
         changed=changed,
         unchanged=unchanged,
         rest=_rest(summary),

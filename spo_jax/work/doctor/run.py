@@ -19,7 +19,7 @@ def examine_run(folder: Path) -> Section:
     """
     record = read_record(folder)
     stopped = unfinished(record)
-    findings = [*([stopped] if stopped else []), *diagnose(record.curves, [*RULES, *_rules(record)])]
+    findings = [*([stopped] if stopped else []), *diagnose(record.curves, _rules(record))]
     data = {
         "folder": str(record.folder),
         "state": record.state,
@@ -32,8 +32,8 @@ def examine_run(folder: Path) -> Section:
 
 
 def _rules(record: Record) -> Sequence[Rule]:
-    """Returns the rules of the run's method; a user's own method may have none, or not be importable from here."""
+    """Returns the rules of the run's method; of a user's own method that cannot be imported here, those of all runs."""
     try:
-        return getattr(methods.load_method(record.method), "RULES", ()) if record.method else ()
+        return methods.rules_of(record.method) if record.method else RULES
     except UserError:
-        return ()
+        return RULES

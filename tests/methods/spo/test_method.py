@@ -141,7 +141,7 @@ def test_only_the_first_update_is_checked_for_rounding(run, monkeypatch):
     recorder = Recorder(run, first_error=0.25)
     _, rows = steps(run, recorder, 0, 3)
     assert seen == [(0.25, run.settings.spo.eps)]
-    assert not any("first_ratio_error" in row for row in rows)
+    assert ["first_ratio_error" in row for row in rows] == [True, False, False]
     # A rollout without valid pairs leaves the adapter fresh.
     late = Recorder(run, {("valid_pairs", 0.0): 0}, first_error=0.5)
     late.trains = False

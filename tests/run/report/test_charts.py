@@ -34,11 +34,17 @@ def strokes(svg):
 
 
 def test_charts_come_in_the_order_of_their_titles_and_others_follow():
-    rows = rows_of(loss=[1.0, 0.5], other_thing=[1.0], ratio__win=[1.0, 2.0], empty=[float("nan"), None])
+    rows = rows_of(loss=[1.0, 0.5], other_thing=[1.0, 2.0], ratio__win=[1.0, 2.0], empty=[float("nan"), None])
     charts = charts_of(rows, {"ratio": ("Ratio", "above 1"), "missing": ("", ""), "loss": ("Loss", "")})
     assert [(chart.title, chart.hint) for chart in charts] == [
         ("Ratio", "above 1"), ("Loss", ""), ("other thing", "")
     ]  # fmt: skip
+
+
+def test_what_is_measured_once_is_no_curve_unless_nothing_is_measured_twice():
+    rows = rows_of(first_ratio_error=[0.1], loss=[1.0, 0.5])
+    assert [chart.title for chart in charts_of(rows, {})] == ["loss"]
+    assert [chart.title for chart in charts_of(rows[:1], {})] == ["first ratio error", "loss"]
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 20])

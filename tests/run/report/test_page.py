@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.statistics import paired_scores
+from spo_jax.run.diagnosis.rule import Finding
 from spo_jax.run.report import write_report
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair
 from spo_jax.run.report.steps import NextStep
@@ -294,3 +295,14 @@ def contrast(one, other):
 
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def test_findings_stand_beside_the_curves_and_what_is_well_does_not(tmp_path):
+    findings = [
+        Finding("problem", f"Ratios {HOSTILE} explode.", "Lower it.", rule="clipped"),
+        Finding("good", "All is well.", rule="speed"),
+    ]
+    page = report(tmp_path, rows=[{"step": 1, "loss": 0.5}], findings=findings)
+    assert "clipped" in page.words and HOSTILE in page.text and "Lower it." in page.text
+    assert "All is well." not in page.text
+    assert 'class="findings"' not in report(tmp_path, rows=[{"step": 1, "loss": 0.5}], findings=findings[1:]).source

@@ -1,0 +1,121 @@
+"""The rules of SPO, each on a healthy and on a sick curve that was made up."""
+
+import numpy as np
+import pytest
+
+from spo_jax.methods.spo import rules
+from spo_jax.methods.spo.row import MOST_FIRST_ERROR
+from tests.curves import curves_of, every, line
+
+RATE = {"optimizer": {"learning_rate": 0.001}}
+ONES = np.ones(40)
+
+
+def test_the_first_ratio():
+    assert rules.MOST_FIRST_ERROR == MOST_FIRST_ERROR
+    assert rules.first_ratio(curves_of(loss=ONES)) is None
+    assert rules.first_ratio(curves_of(first_ratio_error=[2e-5])).level == "good"
+    found = rules.first_ratio(curves_of(first_ratio_error=[0.05]))
+    assert found.level == "problem" and "it is 0.050 away from it (spo.eps is 0.1)" in found.text
+
+
+@pytest.mark.parametrize(
+    ("share", "level", "learns", "text"),
+    [
+        (0.01, "good", None, "1.0% of the ratios are clipped; the ratios of winners and losers are 1.02 and 0.98"),
+        (0.4, "problem", None, "40% of the ratios are clipped, which gives no gradient"),
+        (0.95, "problem", False, "95% of the ratios are clipped, so hardly anything is trained any more"),
+    ],
+)
+def test_clipped(share, level, learns, text):
+    """The latest batches count: a run that explodes begins like a healthy one."""
+    shares = [*np.zeros(30), *np.full(10, share)]
+    series = {"clip_fraction__win": shares, "clip_fraction__lose": shares}
+    found = rules.clipped(curves_of(RATE, ratio__win=1.02 * ONES, ratio__lose=0.98 * ONES, **series))
+    assert (found.level, found.learns) == (level, learns) and text in found.text
+    assert ("(now 0.001) to 0.0002" in found.advice) == (level == "problem")
+
+
+def valid(count, share, gap, threshold):
+    series = {"valid_pairs": count, "valid_share": share, "spm_gap__t0001": gap}
+    return rules.valid_pairs(curves_of({"spo": {"threshold": threshold}}, **series))
+
+
+def test_enough_valid_pairs():
+    found = valid(20 * ONES, 0.25 * ONES, ONES, 0.3)
+    assert found.level == "good" and "20 pairs of a batch are valid, 25% of its pools" in found.text
+
+
+def test_a_threshold_that_is_too_high():
+    found = valid(0 * ONES, 0 * ONES, 0.5 * ONES, 0.9)
+    assert found.level == "problem" and "Lower spo.threshold; the published one is 0.3" in found.advice
+    assert "differ by 0.5 on average, and a threshold of 0.9 asks for 2.9" in found.text
+
+
+def test_the_gap_that_a_threshold_asks_for_is_that_of_the_softmax():
+    probabilities = np.exp([2.944, 0]) / np.exp([2.944, 0]).sum()
+    assert probabilities[0] - probabilities[1] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_judge_that_is_too_weak():
+    found = valid(0.2 * ONES, 0.003 * ONES, 0.05 * ONES, 0.3)
+    assert found.level == "problem" and "The judge hardly tells candidates apart" in found.advice
+
+
+def test_pairs_that_have_been_used_up():
+    found = valid(line(20, 0), line(0.25, 0), line(1, 0.1), 0.3)
+    assert found.level == "good"  # five of the last ten batches have some
+    found = valid([*line(20, 1), *np.zeros(20)], [*line(0.25, 0), *np.zeros(20)], ONES, 0.3)
+    assert found.level == "note" and "There were enough at first" in found.advice
+
+
+def test_a_judge_that_is_sure_too_early():
+    healthy = {"valid_share_at__t0951": 0.1 * ONES, "valid_share_at__t0001": ONES}
+    assert rules.sure_too_early(curves_of(**healthy)) is None
+    sick = {**healthy, "valid_share_at__t0751": 0.95 * ONES, "valid_share_at__t0951": ONES}
+    found = rules.sure_too_early(curves_of(**sick))
+    assert found.level == "problem" and "At t ≥ 751 the judge is sure" in found.text
+
+
+@pytest.mark.parametrize(
+    ("last", "count", "level", "learns"),
+    [(5, 40, "good", True), (3, 40, "problem", False), (4, 40, "problem", False), (4, 20, "note", False)],
+)
+def test_the_score_of_the_judge(last, count, level, learns):
+    found = rules.judge_score(curves_of(spm_score__t0001=line(4, last, count, noise=0.3)))
+    assert (found.level, found.learns) == (level, learns)
+
+
+@pytest.mark.parametrize(("mean", "level"), [(1e-3, "good"), (0, "note"), (-1e-3, "problem")])
+def test_the_margin(mean, level):
+    found = rules.margin(curves_of(margin=mean + line(0, 0, noise=5e-4)))
+    assert found.level == level and found.learns == (level == "good")
+
+
+RISING = line(4, 6, noise=0.3)
+
+
+def against(judge, truth, before, lower=()):
+    return rules.judge_against_others(
+        curves_of(lower=lower, before={"eval_aesthetic": before}, spm_score__t1=judge, eval_aesthetic=every(10, truth))
+    )
+
+
+def test_the_judge_and_the_other_scores_rise_together():
+    assert against(RISING, [0.4, 0.45, 0.46, 0.455], 0.3) is None
+    assert against(RISING, [0.2, 0.1, 0.05, 0.05], 0.3, lower=["aesthetic"]) is None
+
+
+def test_other_scores_fall_while_the_judge_rises():
+    found = against(RISING, [0.42, 0.4, 0.3, 0.25], 0.3)
+    assert found.level == "problem" and "aesthetic went from 0.42 in batch 10 to 0.25" in found.text
+    assert "went from 0.1 in batch 10 to 0.3" in against(RISING, [0.1, 0.2, 0.3, 0.3], 0.2, ["aesthetic"]).text
+
+
+def test_the_judges_own_score_is_no_other():
+    curves = curves_of(spm_score__t1=RISING, eval_spm_score=every(10, [4, 3, 2, 1]))
+    assert rules.judge_against_others(curves) is None
+
+
+def test_a_judge_that_does_not_rise_is_not_hacked():
+    assert against(-RISING, [0.42, 0.4, 0.3, 0.25], 0.3) is None

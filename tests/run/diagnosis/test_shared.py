@@ -1,0 +1,90 @@
+"""Rules for every method, each on a healthy and on a sick curve that was made up."""
+
+import numpy as np
+import pytest
+
+from spo_jax.run.diagnosis import shared
+from spo_jax.run.diagnosis.rule import diagnose, headline
+from tests.curves import curves_of, line
+
+NORMS = line(0.1, 0.12, noise=0.02)
+
+
+def score(change, error, lower=False):
+    return {"change": change, "change_se": error, "lower_is_better": lower}
+
+
+def test_a_metric_that_is_not_finite():
+    assert shared.not_finite(curves_of(loss=[0.7, 0.6])) is None
+    found = shared.not_finite(curves_of({"optimizer": {"learning_rate": 0.5}}, loss=[0.7, np.nan, np.inf]))
+    assert found.level == "problem" and found.text == "loss is not finite in batch 2."
+    assert "learning_rate (now 0.5)" in found.advice
+
+
+def test_few_batches():
+    assert shared.few_batches(curves_of(loss=np.ones(15))) is None
+    assert "only 1 batch," in shared.few_batches(curves_of(loss=[1.0])).text
+
+
+@pytest.mark.parametrize(
+    ("scores", "level", "learns", "text"),
+    [
+        ({"aesthetic": score(0.1, 0.01)}, "good", True, "Better after training: aesthetic +0.100 ± 0.010."),
+        ({"a": score(0.1, 0.01), "b": score(-0.1, 0.01)}, "problem", True, "Worse after training than before: b -0.1"),
+        ({"b": score(0.1, 0.01, lower=True)}, "problem", False, "Worse after training"),
+        ({"a": score(0.01, 0.01)}, "note", False, "No score changed"),
+    ],
+)
+def test_scores(scores, level, learns, text):
+    found = shared.scores(curves_of(scores=scores))
+    assert (found.level, found.learns) == (level, learns) and text.replace("0.100 ± 0.010", "0.10 ± 0.01") in found.text
+
+
+def test_no_scores():
+    assert shared.scores(curves_of()) is None
+
+
+@pytest.mark.parametrize(
+    ("norms", "level", "text"),
+    [
+        (NORMS, "good", "without zeros or spikes"),
+        ([*NORMS, 5.0], "note", "1 batch above 10 times, the first is 41"),
+        ([*NORMS, 5.0, 4.0, 6.0], "problem", "3 batches above 10 times"),
+        ([*NORMS, 0.0], "note", "exactly 0 in 1 of 41 batches"),
+        ([*NORMS[:10], *np.zeros(30)], "problem", "exactly 0 in 30 of 40 batches"),
+    ],
+)
+def test_gradient_norm(norms, level, text):
+    found = shared.gradient_norm(curves_of(grad_norm=norms))
+    assert found.level == level and text in found.text
+
+
+def test_speed():
+    """The first batch is slow because it warms up; a batch in the middle may be."""
+    steady = [30.0, *np.full(30, 2.0)]
+    assert shared.speed(curves_of(seconds__rollout=steady, seconds__update=steady)).text == "A batch takes 4.0 s."
+    slow = shared.speed(curves_of(seconds__rollout=[*steady, *np.full(10, 90.0)]))
+    assert slow.level == "note" and slow.text == "A batch takes 1 min 30 s now and took 2.0 s before."
+    assert shared.speed(curves_of(seconds__rollout=[2.0] * 5)) is None
+
+
+def test_problems_come_first_and_rules_are_named():
+    curves = curves_of(grad_norm=NORMS, loss=[0.7, np.nan])
+    found = diagnose(curves, shared.RULES)
+    assert [(finding.rule, finding.level) for finding in found] == [
+        ("not finite", "problem"),
+        ("gradient norm", "good"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("curves", "text"),
+    [
+        (curves_of(scores={"aesthetic": score(0.1, 0.01)}), "Better on aesthetic by 0.10 ± 0.01. Nothing looks wrong."),
+        (curves_of(scores={"a": score(-0.1, 0.01)}), "Worse on a by 0.10 ± 0.01. 1 thing looks wrong."),
+        (curves_of(loss=[1.0]), "Too early to say whether it learns."),
+        (curves_of(loss=[np.nan]), "It is not learning. 1 thing looks wrong."),
+    ],
+)
+def test_the_headline(curves, text):
+    assert headline(diagnose(curves, shared.RULES), curves) == text
