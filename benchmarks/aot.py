@@ -45,6 +45,7 @@ from benchmarks.memory import is_out_of_memory
 from benchmarks.topologies import GIB, Chip, chip_of, find_topology
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
+from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, read_json, write_json, write_text
 from spo_jax.core.trees import flatten
 from spo_jax.core.typing import PyTree
@@ -61,20 +62,23 @@ _USABLE = 0.98  # share of the memory: the compiler can use 15.75 of a v5e's 16 
 _CHUNKS = {"train_chunk": padded_chunk, "chunk": even_chunk}
 
 
-def measure(settings: RunSettings, topology: str, effort: float = 0.0) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(
+    settings: RunSettings, topology: str, effort: float = 0.0, programs: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compiles the programs of a run for a topology, one after the other.
 
     Args:
       settings: settings of any method.
       topology: as in `benchmarks.topologies.find_topology`.
       effort: how hard the compiler tries to make programs fast, -1 to 1.
+      programs: names of the programs to compile; empty for all.
 
     Yields:
       The program's name and its numbers for one chip: bytes, operations, seconds; ``error`` if it does not fit.
 
     Raises:
       UserError: there is no such topology, or no TPU compiler here; a model is not known; the chips do not divide a
-        batch.
+        batch; there is no such program.
     """
     devices = find_topology(topology)
     mesh = make_mesh(settings.mesh, devices)
@@ -83,7 +87,13 @@ def measure(settings: RunSettings, topology: str, effort: float = 0.0) -> Iterat
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         run = abstract_run(settings, mesh)
         idle = idle_bytes(run)
-        for name, traced in run.trace(run.state_shapes(), keep_unused=True).items():
+        traced_programs = run.trace(run.state_shapes(), keep_unused=True)
+        for name in programs:
+            if name not in traced_programs:
+                raise UserError(f"--programs={name}: expected one of {', '.join(traced_programs)}")
+        for name, traced in traced_programs.items():
+            if programs and name not in programs:
+                continue
             flops = count(traced, while_trips=loop_trips(run, name)) / mesh.size
             logging.info("compiling %s for %d chips %s; up to an hour at full size", name, mesh.size, chip.name)
             numbers = _compiled(traced.lower(), chip, idle, effort)
@@ -246,9 +256,16 @@ def _cells(program: dict[str, Any], chip: dict[str, Any]) -> tuple[str, ...]:
     return *memory, *work, moved, f"{program['compile_seconds']:.0f}", f"{program['effort']:g}"
 
 
-def save(folder: Path, found: dict[str, Any]) -> Path:
-    """Writes a record, and the table of all records in the folder as ``aot.md``."""
-    path = folder / f"aot-{found['config']}-{found['topology'].replace(':', '-')}.json"
+def save(folder: Path, found: dict[str, Any], label: str = "") -> Path:
+    """Writes a record, and the table of all records in the folder as ``aot.md``.
+
+    Args:
+      folder: folder of the results.
+      found: the record.
+      label: what distinguishes its file from another one of its config and topology.
+    """
+    parts = ("aot", found["config"], found["topology"].replace(":", "-"), *([label] if label else []))
+    path = folder / f"{'-'.join(parts)}.json"
     write_json(path, found)
     records = [read_json(file) for file in sorted(folder.glob("aot-*.json"))]
     write_text(folder / "aot.md", f"{_ABOUT}\n{table(records)}")
@@ -297,6 +314,10 @@ def run() -> None:
         "pairs-per-device", None, f"Give every chip this number of pairs per training batch; {a_fourth}.", 1
     )
     effort = flags.DEFINE_float("effort", 0.0, "Set the compiler's effort; less than 0 is quicker.", -1.0, 1.0)
+    programs = flags.DEFINE_list("programs", [], "Compile only these programs, such as collect (default: all).")
+    label = flags.DEFINE_string(
+        "label", "", "Add this to the name of the results file, to keep another one of the config and the topology."
+    )
     out = flags.DEFINE_string("out", RESULTS, "Write the results to this folder.")
 
     def main(_: Sequence[str]) -> None:
@@ -308,9 +329,9 @@ def run() -> None:
         settings = with_batch_of_chip(settings, chips, {"prompts": prompts.value, "pairs": pairs.value})
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
         found = record(settings, name, topology.value)
-        for program, numbers in measure(settings, topology.value, effort.value):
+        for program, numbers in measure(settings, topology.value, effort.value, programs.value):
             found["programs"][program] = numbers
-            path = save(Path(out.value), found)
+            path = save(Path(out.value), found, label.value)
         print(table([found]), end="")
         print(f"written to {path}")
 

@@ -201,7 +201,9 @@ def test_a_training_step_of_a_preference_model_compiles_for_a_tpu(micro_folder):
         chunk=1,
         mesh=MeshSettings(1, 8),
     )
-    (name, program), *others = aot.measure(settings, "v5e:2x4", effort=-1.0)
+    with pytest.raises(UserError, match="--programs=update: expected one of step"):
+        next(aot.measure(settings, "v5e:2x4", programs=["update"]))
+    (name, program), *others = aot.measure(settings, "v5e:2x4", effort=-1.0, programs=["step"])
     assert name == "step" and not others and program["fits"]
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_run(settings).state_shapes()))
     assert 0 < program["alias_bytes"] < state  # the state is donated, and a chip holds less than the whole with padding
@@ -275,6 +277,7 @@ def test_results_are_kept_and_tabled(tmp_path):
     second = found | {"config": "other", "programs": {"collect": program(6 * GIB)}}
     assert aot.save(tmp_path, first).name == "aot-sd15-v5e-2x4.json"
     aot.save(tmp_path, second)
+    assert aot.save(tmp_path / "labelled", first, "chunk5").name == "aot-sd15-v5e-2x4-chunk5.json"
     rows = [row for row in (tmp_path / "aot.md").read_text().splitlines() if row.startswith("|")]
     start = f"v5e:2x4 | {batch}"
     assert rows[2:] == [
