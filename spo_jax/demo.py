@@ -94,7 +94,14 @@ def demo(
 
     studio = spo_jax.open_studio(model, judge=judge, revision=revision, base=base, vae=vae, dtype=dtype)
     page = PageContext(
-        model=model, studio=studio, runs=runs, out=local_path(out), named_loras=tuple(lora), prompts=tuple(texts)
+        model=model,
+        studio=studio,
+        runs=runs,
+        out=local_path(out),
+        named_loras=tuple(lora),
+        prompts=tuple(texts),
+        prompts_file=prompts,
+        model_fields={"model": model, "revision": revision, "base": base, "vae": vae},
     )
     serve(page, host, port, share)
 

@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from spo_jax.core.files import local_path
 from spo_jax.core.memory import ELSEWHERE, explaining_memory
 from spo_jax.core.run_files import LORA
 from spo_jax.weights.lora import find_lora
+from spo_jax.work.demo.device import Device
 
 BASE_MODEL = ""  # the choice of no LoRA
 DEVICE = "device"  # what events that compute share: gr.Button.click(…, concurrency_id=DEVICE, concurrency_limit=1)
@@ -32,8 +32,10 @@ class PageContext:
       out: folder to which the page writes.
       named_loras: LoRAs outside of ``runs`` that were named at the start: paths or ids on the hub.
       prompts: prompts of the pairs to vote on, and examples to try.
-      device: lock around whatever computes; one thing at a time does. Events that compute also take
-        ``concurrency_id=DEVICE, concurrency_limit=1``, so that those who wait see their place in the queue.
+      prompts_file: the file that they were read from; empty if it was none that a person named.
+      model_fields: config fields of a run on the same model, such as ``model`` and ``revision``.
+      device: lock around whatever computes (``with page.device:``); one thing at a time does. Events that compute also
+        take ``concurrency_id=DEVICE, concurrency_limit=1``, so that those who wait see their place in the queue.
     """
 
     model: str
@@ -42,7 +44,9 @@ class PageContext:
     out: Path
     named_loras: Sequence[str] = ()
     prompts: Sequence[str] = ()
-    device: Any = dataclasses.field(default_factory=threading.Lock)
+    prompts_file: str = ""
+    model_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    device: Device = dataclasses.field(default_factory=Device)
 
     def lora_choices(self) -> list[tuple[str, str]]:
         """Returns the LoRAs on disk now as a dropdown takes them: what is shown, and the name that `lora` takes.

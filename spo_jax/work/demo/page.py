@@ -8,8 +8,9 @@ import threading
 import gradio as gr
 
 from spo_jax.core.errors import UserError
-from spo_jax.work.demo import vote_tab
+from spo_jax.work.demo import taste_tab, vote_tab
 from spo_jax.work.demo.context import PageContext
+from spo_jax.work.demo.jobs import Jobs
 
 MAX_UPLOAD = "4mb"
 QUEUE = 16  # events that may wait; further ones are refused with a message
@@ -22,13 +23,15 @@ footer { display: none !important; }
 """
 
 
-def build_page(page: PageContext) -> gr.Blocks:
+def build_page(page: PageContext, jobs: Jobs) -> gr.Blocks:
     """Returns the page with all its tabs, which is not served yet."""
     with gr.Blocks(title="spo_jax", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as blocks:
         gr.Markdown(f"# spo_jax\nModel: `{page.model}`")
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Vote", id="vote"):
-                vote_tab.add_vote_tab(page)
+                vote = vote_tab.add_vote_tab(page)
+            with gr.Tab("My taste", id="taste"):
+                taste_tab.add_taste_tab(page, jobs, vote, tabs)
             if importlib.util.find_spec("spo_jax.work.demo.try_tab"):
                 from spo_jax.work.demo.try_tab import add_try_tab
 
@@ -52,9 +55,14 @@ def serve(page: PageContext, host: str, port: int, share: bool) -> None:
     # The images that are shown. gradio's own folder for them is that of all users of the machine.
     with tempfile.TemporaryDirectory(prefix="spo_jax_") as shown:
         os.environ["GRADIO_TEMP_DIR"] = shown
-        address = launch(build_page(page), host, port, share)
+        jobs = Jobs(page.device)
+        address = launch(build_page(page, jobs), host, port, share)
         print(f"open {address} (Ctrl-C ends the page)", flush=True)
-        threading.Event().wait()
+        try:
+            threading.Event().wait()
+        finally:
+            if jobs.stop():
+                print("the command that the page started saves and ends", flush=True)
 
 
 def launch(blocks: gr.Blocks, host: str, port: int, share: bool = False) -> str:
@@ -73,7 +81,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, share: bool = False) -> str:
             max_file_size=MAX_UPLOAD,
             footer_links=[],
             theme=gr.themes.Default(**_FONTS),
-            css=_CSS + vote_tab.CSS,
+            css=_CSS + vote_tab.CSS + taste_tab.CSS,
             head=vote_tab.KEYS_SCRIPT,
         )
     except OSError as error:

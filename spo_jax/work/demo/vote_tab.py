@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -61,12 +62,14 @@ class VoteTab(NamedTuple):
     Attributes:
       ballot: where pairs come from and votes go.
       fields: the components of a `Setup`, in the order of its fields.
-      start: starts voting with what the fields say; an event listener's ``fn``, ``inputs`` and ``outputs``.
+      choose: fills the first three fields from the kind of ballot and the names of two LoRAs.
+      starting: starts voting with what the fields say; an event listener's ``fn``, ``inputs`` and ``outputs``.
     """
 
     ballot: Ballot
     fields: list[gr.components.Component]
-    start: dict[str, Any]
+    choose: Callable[[str, str, str], list[Any]]
+    starting: dict[str, Any]
 
 
 def add_vote_tab(page: PageContext) -> VoteTab:
@@ -148,7 +151,7 @@ def add_vote_tab(page: PageContext) -> VoteTab:
     gr.context.Context.root_block.load(
         restore, chosen, [*fields, *shown], show_progress="hidden", api_visibility="private"
     )
-    return VoteTab(ballot, fields, starting)
+    return VoteTab(ballot, fields, functools.partial(_chosen, page), starting)
 
 
 def _add_fields(page: PageContext) -> list[gr.components.Component]:
@@ -219,18 +222,23 @@ def _setup(values: Sequence[Any]) -> Setup:
         given[name] = given[name] or ""
     if given["kind"] not in (COLLECT, COMPARE):
         raise UserError(f"kind: expected {COLLECT} or {COMPARE}")
-    for name in ("steps", "guidance"):  # the studio checks their ranges
-        if not isinstance(given[name], int | float):
+    for name, number in (("steps", int), ("guidance", float)):  # the studio checks their ranges
+        if not isinstance(given[name], int | float) or not math.isfinite(given[name]):
             raise UserError(f"{name}: expected a number")
+        given[name] = number(given[name])
     return Setup(**given)
 
 
 def _restored(page: PageContext, setup: Setup) -> list[Any]:
     """Returns the fields with what was chosen before; a dropdown has to know its choice."""
-    values = dataclasses.asdict(setup)
-    looks = zip(("first", "second"), _looks(setup.kind), strict=True)
-    values |= {name: gr.Dropdown(page.lora_choices(), value=values[name], **look) for name, look in looks}
-    return [values[name] for name in _FIELDS]
+    others = dataclasses.asdict(setup)
+    return [*_chosen(page, *(others.pop(name) for name in ("kind", "first", "second"))), *others.values()]
+
+
+def _chosen(page: PageContext, kind: str, first: str, second: str) -> list[Any]:
+    choices = page.lora_choices()
+    sides = zip((first, second), _looks(kind), strict=True)
+    return [kind, *(gr.Dropdown(choices, value=name, **look) for name, look in sides)]
 
 
 def _status(ballot: Ballot, setup: Setup) -> str:

@@ -2,37 +2,28 @@
 
 import json
 import re
-import socket
+import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 from gradio_client import Client
 
 from spo_jax.work.demo.ballot import COLLECT, COMPARE
-from spo_jax.work.demo.page import build_page, launch
+from spo_jax.work.demo.votes import Vote, VoteFolder
 from tests.commands import ROOT
-from tests.work.demo.fakes import fake_page
+from tests.work.demo.serving import serving
 
 CHOICES = {"first": "dark", "second": "light", "prompts": "", "steps": 20, "guidance": 5.0, "voter": "Ann"}
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A page of made-up LoRAs, its address, and a client."""
-    folder = tmp_path_factory.mktemp("page")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(folder / "shown"))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        page = fake_page(folder)
-        blocks = build_page(page)
-        address = launch(blocks, "127.0.0.1", port)
+    with serving(tmp_path_factory.mktemp("page")) as (page, address):
         client = Client(address, verbose=False, download_files=False)
         yield page, address, client
         client.close()
-        blocks.close(verbose=False)
 
 
 def values(kind):
@@ -79,6 +70,24 @@ def test_a_mistake_is_a_message_on_the_page(served, change, message):
     with pytest.raises(Exception, match=re.escape(message)):
         client.predict(COMPARE, *chosen.values(), api_name="/start_voting")
     assert client.predict(*values(COLLECT), api_name="/start_voting")
+
+
+def test_a_step_of_the_taste_runs_its_command(served):
+    """The first of them, with votes that were written elsewhere in the meantime."""
+    page, _, client = served
+    with pytest.raises(Exception, match="'Prepare the votes' cannot be started now"):
+        client.predict("1", api_name="/taste_1")
+    images = (np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8))
+    for number in range(40):
+        VoteFolder(page.out / COLLECT).add(Vote(f"prompt {number}", images, number % 2))
+    shown = client.predict("1", api_name="/taste_1")
+    assert "40 votes so far" in shown[0] and "*Running.*" in shown[1]
+    end = time.monotonic() + 60
+    while "*Done.*" not in (shown := client.predict("1", api_name="/taste_look"))[1]:
+        assert time.monotonic() < end, shown
+        time.sleep(0.2)
+    assert "*Ready.*" in " ".join(map(str, shown))
+    assert {path.name for path in (page.out / "data1").iterdir()} >= {"train", "validation"}
 
 
 def status(address, path):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.check import Pair, check
-from spo_jax.data.preferences.sources.folder import PreferenceFolder
+from spo_jax.data.preferences.sources.folder import Options, open_source
 from spo_jax.work.demo import votes
 from spo_jax.work.demo.votes import LEFT, RIGHT, TIE, Vote, VoteFolder
 
@@ -23,7 +24,7 @@ def vote(number: int, label: int | float = LEFT, voter: str = "") -> Vote:
 
 def prepared(folder) -> list[Pair]:
     """What `prepare` makes of a folder; every row has to be a pair."""
-    pairs = [check(raw) for raw in PreferenceFolder(folder).rows("train")]
+    pairs = [check(raw) for raw in open_source(Options(source=str(folder)), (), Path).rows("train")]
     assert all(isinstance(pair, Pair) for pair in pairs), pairs
     return pairs
 

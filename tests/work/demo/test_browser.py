@@ -1,0 +1,133 @@
+"""The page in a browser: votes by keys, a reload in the middle, two people at once, narrow and dark."""
+
+import json
+import shutil
+
+import pytest
+
+from spo_jax.work.demo.ballot import COLLECT, COMPARE
+from tests.work.demo.serving import serving
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt install chromium")]
+WAIT = 30_000  # milliseconds; a page that is loaded for the first time is slow where others compute
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("page")) as page_and_address:
+        yield page_and_address
+
+
+@pytest.fixture
+def visit(browser, served):
+    """Opens the page as one more person; what it asked of other hosts, and its errors, are none."""
+    contexts, wrong = [], []
+
+    def open_page(**how):
+        contexts.append(browser.new_context(**how))
+        tab = contexts[-1].new_page()
+        tab.set_default_timeout(WAIT)
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("request", lambda request: request.url.startswith((served[1], "data:")) or wrong.append(request.url))
+        tab.goto(served[1])
+        tab.wait_for_selector("#start-voting")
+        return tab
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def lines(served, kind):
+    file = served[0].out / kind / "train.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def press(tab, key, seen):
+    """Presses a key, and waits until the status counts ``seen`` votes and there is another pair."""
+    images = "[...document.querySelectorAll('.pair img')].map((image) => image.src).join()"
+    before = tab.evaluate(images)
+    tab.keyboard.press(key)
+    tab.wait_for_function(f"{images} !== {json.dumps(before)}")
+    tab.wait_for_function(f"document.querySelector('#vote-status').innerText.startsWith('{seen} vote')")
+    tab.wait_for_timeout(250)  # bounces of a key are no votes
+
+
+def test_votes_by_keys_a_reload_and_two_people(visit, served):
+    first = visit()
+    first.click("#start-voting")
+    first.wait_for_selector("#vote-left")
+    for number, key in enumerate(["1", "2", "0", " "], 1):
+        press(first, key, min(number, 3))
+    assert [line["label"] for line in lines(served, COLLECT)] == [0, 1, 0.5]
+    first.keyboard.press("1")
+    first.keyboard.press("1")  # nobody has seen the next pair
+    first.wait_for_timeout(1000)
+    assert len(lines(served, COLLECT)) == 4
+
+    # After a reload the voting goes on; a second person votes in between.
+    first.reload()
+    first.wait_for_selector("#vote-left")
+    second = visit()
+    second.click("#start-voting")
+    second.wait_for_selector("#vote-left")
+    press(second, "2", 5)
+    press(first, "2", 6)
+    assert [line["label"] for line in lines(served, COLLECT)] == [0, 1, 0.5, 0, 1, 1]
+
+
+def test_names_are_hidden_until_the_end(visit, served):
+    tab = visit()
+    tab.get_by_label("Two LoRAs, without their names").check()
+    for name, lora in (("first", "dark"), ("second", "light")):
+        tab.locator(f"#vote-{name} input").fill(lora)
+        tab.locator(f"#vote-{name} input").press("Enter")
+    tab.click("#start-voting")
+    tab.wait_for_selector("#vote-left")
+    booth = tab.locator("#vote-prompt, .pair, #vote-status")
+    for number in range(1, 4):
+        assert not any(
+            "dark" in html or "light" in html for html in booth.evaluate_all("all => all.map(e => e.outerHTML)")
+        )
+        press(tab, "1", number)
+    tab.click("#vote-end")
+    tab.wait_for_function("document.querySelector('#vote-outcome').innerText.includes('3 decided votes')")
+    assert len(lines(served, COMPARE)) == 3
+
+
+def test_keys_in_a_field_are_no_votes(visit, served):
+    tab = visit()
+    tab.click("#start-voting")
+    tab.wait_for_selector("#vote-left")
+    tab.get_by_text("What to vote on").click()
+    tab.get_by_text("Prompts and settings").click()
+    before = len(lines(served, COLLECT))
+    tab.get_by_label("Your name").fill("")
+    tab.get_by_label("Your name").press_sequentially("Ann 1 2 0")
+    tab.get_by_role("tab", name="My taste").click()
+    tab.keyboard.press("1")  # the buttons are hidden
+    tab.wait_for_timeout(500)
+    assert len(lines(served, COLLECT)) == before
+
+
+def test_the_page_fits_a_telephone(visit):
+    tab = visit(viewport={"width": 390, "height": 844}, color_scheme="dark")
+    tab.click("#start-voting")
+    tab.wait_for_selector("#vote-left")
+    for name in ("Vote", "My taste"):
+        tab.get_by_role("tab", name=name).click()
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+    tab.get_by_role("tab", name="Vote").click()
+    left, right = (tab.locator(f"#image-{side}").bounding_box() for side in ("left", "right"))
+    assert left["y"] == right["y"] and left["width"] > 140
