@@ -17,6 +17,8 @@ cd "$(dirname "$0")/.."
 source launch/environment.sh
 source launch/command_line.sh
 
+# Other flags of spo_jax.train, which are checked here because installing takes minutes.
+TRAIN_FLAGS="resume|auto-resume|resume-with-changes|help-config|multihost|coordinator-address|num-processes|process-id"
 config=configs/toy.py
 resume=
 fields=
@@ -30,6 +32,10 @@ for flag in "$@"; do
     --config=?*) config=${flag#*=} ;;
     --out | --config | --out= | --config=) refuse "$flag: expected ${flag%=}=VALUE" ;;
     *)
+      name=${flag#--}
+      if [[ $flag == --* && ! ${name%%=*} =~ ^(config\..+|$TRAIN_FLAGS)$ ]]; then
+        refuse "unknown flag ${flag%%=*}: expected --out, --config, --config.FIELD, --${TRAIN_FLAGS//|/, --}"
+      fi
       if [[ $flag == --help-config ]]; then fields=yes; fi
       if [[ $flag =~ ^--(auto-)?resume ]]; then resume=yes; fi
       train_flags+=("$flag")

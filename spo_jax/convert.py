@@ -1,4 +1,4 @@
-"""Writes a preference model as safetensors: ``python -m spo_jax.convert --spm=published.bin --out=exports/spm``.
+"""Writes a preference model as safetensors: ``python -m spo_jax.convert --spm=toy --out=exports/spm``.
 
 The model may be anything that ``--config.spm.model`` accepts: a folder, a ``.bin`` or ``.safetensors`` file, a hub id,
 or one file of a hub repository. Weights keep the names of the published checkpoints. Torch is not needed, and no pickle

@@ -1,8 +1,8 @@
-"""Measures a preference model: ``python -m spo_jax.evaluate_spm --config=configs/spm_toy.py --spm=runs/spm/spm``.
+"""Measures a preference model: ``python -m spo_jax.evaluate_spm --config=spm_toy --spm=toy``.
 
 Reports pair accuracies on the config's evaluation split, at the config's timesteps and with standard errors; with
 ``--plain`` also those of a plain CLIP on the same images. Writes ``accuracy.json``, ``accuracy.svg`` and
-``accuracy.png`` to ``--out``.
+``accuracy.png`` to ``--out``. The example reads the pairs that the example of ``spo_jax.prepare`` writes.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Writes a run's LoRA for other programs: ``python -m spo_jax.export --run=runs/toy --format=kohya --out=FILE``.
+"""Writes a LoRA for other programs: ``python -m spo_jax.export --run=runs/toy --out=exports/toy.safetensors``.
 
 The formats ``diffusers`` and ``kohya`` (for web UIs) are LoRA files. The other two hold the whole model, with the LoRA
 merged into its weights: ``merged`` is a pipeline folder, and ``single-file`` is one checkpoint for the web UIs.

@@ -1,4 +1,4 @@
-"""Prepares data: ``python -m spo_jax.prepare --dataset=pick_a_pic --source=FOLDER_OR_ID --data-dir=DIR``.
+"""Prepares data: ``python -m spo_jax.prepare --dataset=toy --pairs=2000 --data-dir=data/toy``.
 
 Preference pairs: the dataset ``pick_a_pic`` reads parquet files (``--source`` is a folder or a hub id), ``folder``
 reads a user's own (JSONL or CSV files beside images, or two folders better/ and worse/; ``--hold-out=0.2`` keeps a part

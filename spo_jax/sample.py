@@ -1,4 +1,4 @@
-"""Draws images: ``python -m spo_jax.sample --model=toy --lora=LORA.safetensors --prompt="a red star"``.
+"""Draws images: ``python -m spo_jax.sample --model=toy --prompt="a red star" --count=8``.
 
 Writes PNGs to ``--out``, with the prompt and the settings in their text fields, batch by batch, so that what is drawn
 stays whatever happens later; and a contact sheet of them. No safety checker is applied.
@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -30,14 +31,15 @@ from spo_jax.toy.tokenizer import unknown_words
 from spo_jax.weights.lora import find_lora
 
 MAX_IMAGES = 1_000_000
+OUT = "samples"
 
 
 def sample(
     *,
-    model: str,
+    model: str = toy.NAME,
     prompt: str = "",
-    prompts: str = "",
-    out: str | os.PathLike,
+    prompts: str | os.PathLike | Sequence[str] = "",
+    out: str | os.PathLike = OUT,
     lora: str = "",
     lora_scale: float = 1.0,
     revision: str = "",
@@ -60,6 +62,8 @@ def sample(
     overwrite: bool = False,
 ) -> list[Path]:
     """Draws images and writes a PNG for each; ``python -m spo_jax.sample --help`` explains the arguments.
+
+    ``prompts`` may also be a list of prompts instead of a file.
 
     Returns:
       The files of the images, ordered by prompt and then by the number of the image.
@@ -139,11 +143,20 @@ def _repeated(prompts: list[str], count: int) -> list[str]:
     return [text for text in prompts for _ in range(count)]
 
 
-def _prompts(prompt: str, prompts: str) -> list[str]:
+def _prompts(prompt: str, prompts: str | os.PathLike | Sequence[str]) -> list[str]:
+    is_list = not isinstance(prompts, str | os.PathLike)
+    if is_list and not len(prompts):
+        raise UserError("prompts is an empty list: expected texts")
     if bool(prompt) == bool(prompts):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
-    check_prompt(prompt)
-    return [prompt] if prompt else load_prompts(prompts)
+    if not is_list:
+        check_prompt(prompt)
+        return [prompt] if prompt else load_prompts(prompts)
+    for number, text in enumerate(prompts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"prompts[{number}] = {text!r}: expected a text")
+        check_prompt(text)
+    return list(prompts)
 
 
 def _hint_at_vocabulary(prompts: list[str]) -> None:
@@ -223,7 +236,7 @@ def run() -> None:
             "dtype", "float32", ["float32", "bfloat16"], "Compute weights and activations in this dtype."
         ),
         "out": flags.DEFINE_string(
-            "out", "samples", "Write the PNGs to this folder; names count on from the highest number in it."
+            "out", OUT, "Write the PNGs to this folder; names count on from the highest number in it."
         ),
         "overwrite": flags.DEFINE_bool(
             "overwrite", False, "Begin with 0000.png in any case, and replace PNGs with the same names in --out."

@@ -1,4 +1,4 @@
-"""Trains by any method: ``python -m spo_jax.train --config=configs/toy.py --out=runs/toy``.
+"""Trains by any method: ``python -m spo_jax.train --config=toy --out=runs/toy``.
 
 The config names the method. SPO and its rivals tune a text-to-image model and write ``lora.safetensors`` to ``--out``;
 ``spm`` trains a preference model and writes the folder ``spm/``. Every run also writes ``report.html``,

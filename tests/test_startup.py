@@ -98,8 +98,10 @@ def refused(script):
 )
 def test_help_of_a_script_is_that_of_the_command(script, name, flags):
     status, output = script(name, "--help")
-    module = importlib.import_module(f"spo_jax.{name}")
-    assert status == 0 and output.startswith(module.__doc__)
+    first, _, *rest = output.split("\n")
+    assert status == 0 and first.startswith(f"Example: python -m spo_jax.{name}")
+    doc = importlib.import_module(f"spo_jax.{name}").__doc__.replace("``", "")
+    assert "\n".join(rest).split("\n\nFlags:")[0] == doc.strip().replace(f": {first.removeprefix('Example: ')}.", ".")
     for flag in flags:
         assert f"--{flag}: " in output or f"--[no]{flag}: " in output
     assert "--logtostderr" not in output

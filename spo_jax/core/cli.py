@@ -1,6 +1,7 @@
 """Runs the commands: parses flags and configs, and reports a user's mistake in one line, without a traceback."""
 
 import contextlib
+import difflib
 import errno
 import functools
 import itertools
@@ -30,6 +31,11 @@ _QUIET = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_VERBOSITY": "error",
 }
+
+
+# The command in the first line of a command's docstring, and the colon before it.
+_EXAMPLE = re.compile(r":\s+``(python -m [^`]+)``\.?")
+_NO_DEFAULT = re.compile(r"\s*\(default: '(None|false|)'\)")
 
 
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -173,23 +179,52 @@ def _parse_flags(argv: Sequence[str], command: str) -> list[str]:
             return flags.FLAGS(argv)
     except UserError as error:
         stop(str(error))
+    except flags.UnrecognizedFlagError as error:
+        hint = config_flag.without_config(str(error))
+        stop(f"{hint or _unknown(error.flagname, command)} (--help lists the flags)")
     except flags.Error as error:
-        stop(f"{_missing(str(error)) or config_flag.without_config(str(error)) or error} (--help lists the flags)")
+        stop(f"{_missing(str(error)) or error} (--help lists the flags)")
     except (AttributeError, KeyError) as error:
         stop(config_flag.no_such_field(error, argv))
 
 
 def _print_help(command: str) -> None:
-    """Prints what a command does, and its flags.
-
-    What pip installs as a command is a script without a docstring, which imports the command's module.
-    """
-    main = sys.modules["__main__"]
-    is_script = main.__doc__ is None
-    doc = (sys.modules[command] if is_script else main).__doc__
-    home = sys.argv[0] if command == "__main__" or not is_script else command  # absl calls __main__ by its path
+    """Prints an example of a command, what the command does, and its flags."""
+    doc = _docstring(command)
+    summary, _, rest = doc.partition("\n")
+    example = _EXAMPLE.search(summary)
+    if example:
+        summary = f"Example: {example[1]}\n\n{summary[: example.start()]}."
+    listed = "\n".join(_help_of(name) for name in _homes(command))
     with printing():
-        print(doc or "", *(flags.FLAGS.module_help(name) for name in (home, config_flag.__name__)), sep="\n")
+        print(f"{summary}\n{rest.rstrip()}".replace("``", ""), "Flags:", listed, sep="\n\n")
+
+
+def _docstring(command: str) -> str:
+    """Returns the docstring of a command's module; what pip installs is a script without one that imports it."""
+    return sys.modules["__main__"].__doc__ or sys.modules[command].__doc__ or ""
+
+
+def _homes(command: str) -> tuple[str, str]:
+    """Returns the names under which absl keeps a command's flags: the command's module, and that of ``--config``."""
+    is_script = sys.modules["__main__"].__doc__ is None
+    home = sys.argv[0] if command == "__main__" or not is_script else command  # absl calls __main__ by its path
+    return home, config_flag.__name__
+
+
+def _help_of(home: str) -> str:
+    """Returns absl's help for the flags of a module, without its name and without defaults that mean nothing."""
+    lines = flags.FLAGS.module_help(home).strip("\n").split("\n")
+    return "\n".join(line for line in lines[1:] if not _NO_DEFAULT.fullmatch(line))
+
+
+def _unknown(name: str, command: str) -> str:
+    """Says that there is no such flag, and which one the user may have meant."""
+    known = [flag.name for home in _homes(command) for flag in flags.FLAGS.get_key_flags_for_module(home)]
+    if "config" in known:
+        known += [f"config.{field}" for field in getattr(flags.FLAGS["config"].parser, "fields", ())]
+    near = difflib.get_close_matches(name, known, 1)
+    return f"unknown flag --{name}" + (f": did you mean --{near[0]}?" if near else "")
 
 
 def _missing(message: str) -> str:

@@ -30,8 +30,9 @@ def define_config(default: str | None = None, example: str = "configs/toy.py") -
     Returns:
       The flag; its value is what the file's ``get_config()`` returns.
     """
+    name = Path(example).stem
     holder = config_flags.DEFINE_config_file(
-        "config", default, "Read the settings from this file, or from the shipped config of this name, such as sd15."
+        "config", default, f"Read the settings from this file, or from the shipped config of this name, such as {name}."
     )
     flag = flags.FLAGS["config"]
     flag.parser = ConfigFileParser(flag.parser, example)

@@ -15,6 +15,7 @@ from filelock import lock_descriptor
 from spo_jax.core import json_text
 from spo_jax.core.errors import UserError
 from spo_jax.core.json_text import parse_json
+from spo_jax.core.words import size
 
 _BUCKET = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # gs://…, also after Path has taken a slash, but not C:/…
 
@@ -185,7 +186,7 @@ def read_json(path: str | os.PathLike) -> Any:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot read {path} as JSON: it is not a file")
         if path.stat().st_size > json_text.MAX_BYTES:
-            raise UserError(f"cannot read {path} as JSON: it is larger than {json_text.MAX_BYTES // 2**20} MiB")
+            raise UserError(f"cannot read {path} as JSON: it is larger than {size(json_text.MAX_BYTES)}")
         return parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"missing file: {path}") from error

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.words import size
 
 _UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "pib": 2**50}
 _AMOUNT = re.compile(r"allocat\w*\s+(?:of\s+)?([\d.]+)\s*(bytes|[KMGTP]iB|B)\b", re.IGNORECASE)
@@ -58,4 +59,4 @@ def _asked_for(text: str) -> str:
     if not (asked := _AMOUNT.search(text)):
         return ""
     amount = float(asked[1]) * _UNITS[asked[2].lower()]
-    return f" ({amount / 2**30:,.1f} GiB more were asked for)"
+    return f" ({size(amount)} more were asked for)"

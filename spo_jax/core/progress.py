@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from spo_jax.core.notebook import Line, in_notebook
+from spo_jax.core.words import duration
 
 _LINE_EVERY = 10.0  # seconds between two lines of a bar that cannot be redrawn
 _CURSOR = re.compile(r"\x1b\[[\d;]*[A-Za-z]")  # with it, tqdm moves between the lines of inner and outer bars
@@ -67,7 +68,7 @@ def stage(title: str) -> Iterator[None]:
         announcer.join()
     seconds = time.perf_counter() - begin
     if not _hidden and seconds > _NOTHING:
-        done = f"{title}: {seconds:.1f} s"
+        done = f"{title}: {duration(seconds)}"
         line.write(done) if in_notebook() else say(done)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 _SHOWN = 3  # differences that a message names
 _TIMESTEP = re.compile(r"t0*(\d+)")
-_SIZES = ("KiB", "MiB", "GiB", "TiB")
+_SIZES = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _UNITS = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))  # of durations, with their seconds
 
 
@@ -24,7 +24,8 @@ def size(count: int | float) -> str:
     number = count / 2 ** (10 * unit)
     if abs(number) >= 1023.5 and unit < len(_SIZES):  # would be written as 1024
         unit, number = unit + 1, number / 2**10
-    return f"{number:.1f} {_SIZES[unit - 1]}" if abs(number) < 9.95 else f"{number:.0f} {_SIZES[unit - 1]}"
+    places = 0 if abs(number) >= 9.95 or number == round(number) else 1
+    return f"{number:.{places}f} {_SIZES[unit - 1]}"
 
 
 def duration(seconds: int | float) -> str:

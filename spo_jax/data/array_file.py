@@ -24,6 +24,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, lock, read_json_object, write_json
 from spo_jax.core.trees import flatten
 from spo_jax.core.typing import Num
+from spo_jax.core.words import size
 
 _SHOWN = 16  # characters of a value in a message, enough to distinguish digests
 
@@ -179,8 +180,8 @@ class Writer:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise UserError(
-                f"{folder}: not enough space: {self.file.path.name} needs {needed / 2**30:.1f} GiB, but only "
-                f"{free / 2**30:.1f} GiB are free"
+                f"{folder}: not enough space: {self.file.path.name} needs {size(needed)}, but only "
+                f"{size(free)} are free"
             )
 
         if not self.done:

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
+from spo_jax.core import words
+
 MAX_PIXELS = 2**26  # 8192 x 8192; decoding takes 4 bytes for each
 MAX_BYTES = 2**28
 # Limit of the longer side relative to the shorter one: loading resizes the shorter side to the model's size, and the
@@ -74,7 +76,7 @@ def _check_file(path: Path) -> None:
     if not path.is_file():  # a pipe or a device could keep whoever reads it waiting for ever
         raise BadImage(f"is not a regular file: {ascii(str(path)[:300])[1:-1]}")
     if size > MAX_BYTES:
-        raise BadImage(f"takes {size} bytes: expected at most {MAX_BYTES // 2**20} MiB")
+        raise BadImage(f"takes {words.size(size)}: expected at most {words.size(MAX_BYTES)}")
 
 
 def _boundary(folder: Path) -> Path:

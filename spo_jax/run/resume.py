@@ -6,6 +6,7 @@ from pathlib import Path
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.core.run_files import CHECKPOINTS
+from spo_jax.run.lock import user_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Resume:
         """
         if self.required and not holds_run:
             folder = out / CHECKPOINTS
+            if user := user_of(out):
+                raise UserError(
+                    f"--resume: {out} is in use by {user}, which has saved no checkpoint yet: wait for it, stop it, or "
+                    "choose another --out"
+                )
             raise UserError(f"--resume: no checkpoint in {folder}; remove --resume to start a run there")
         if holds_run and not (self.required or self.if_there):
             raise UserError(

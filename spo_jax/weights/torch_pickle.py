@@ -10,6 +10,7 @@ that are not part of a state dict, such as the callbacks in a trainer's checkpoi
 import pickletools
 from typing import Any
 
+from spo_jax.core.words import size
 from spo_jax.weights.torch_values import (
     BYTES,
     LIST,
@@ -37,6 +38,11 @@ _DEPTH = 50
 _WIDTH = 64  # elements of a tuple; torch's longest are the shapes of tensors
 
 
+def too_large(count: int) -> BadPickle:
+    """Returns the error for a pickle of this number of bytes."""
+    return BadPickle(f"its pickle takes {size(count)}, more than any state dict (at most {size(MAX_BYTES)})")
+
+
 def interpret(pickled: bytes) -> Any:
     """Returns the object that a pickle describes: a `Dict`, a `Tensor`, or something that is not a state dict.
 
@@ -44,7 +50,7 @@ def interpret(pickled: bytes) -> Any:
       BadPickle: the pickle is damaged, has an opcode that no state dict needs, or has too many of them.
     """
     if len(pickled) > MAX_BYTES:
-        raise BadPickle(f"its pickle takes {len(pickled)} bytes, more than any state dict (at most {MAX_BYTES})")
+        raise too_large(len(pickled))
     machine = _Machine()
     try:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):

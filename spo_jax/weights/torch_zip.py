@@ -14,7 +14,7 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.weights.messages import explain_unreadable, printable, shorten
-from spo_jax.weights.torch_pickle import MAX_BYTES, interpret
+from spo_jax.weights.torch_pickle import MAX_BYTES, interpret, too_large
 from spo_jax.weights.torch_values import BadPickle, Dict, Other, Storage, Tensor, full_name, kind_of
 
 _COPIES = 4  # The tensors may take this many times the size of the file, because several names can share a storage.
@@ -128,7 +128,7 @@ class _Records:
     def read_pickle(self) -> bytes:
         info = self._infos[f"{self._root}data.pkl"]
         if info.file_size > MAX_BYTES:
-            raise BadPickle(f"its pickle takes {info.file_size} bytes, more than any state dict (at most {MAX_BYTES})")
+            raise too_large(info.file_size)
         return self._archive.read(info)
 
     def read(self, storage: Storage) -> np.ndarray:

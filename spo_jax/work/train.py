@@ -22,6 +22,7 @@ from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
 from spo_jax.core.run_files import BEFORE_AFTER, CHECKPOINTS, SUMMARY
 from spo_jax.core.typing import UInt8
+from spo_jax.core.words import duration
 from spo_jax.methods import load_method, rules_of
 from spo_jax.methods.base import Data, Programs, Result, Run
 from spo_jax.parallel.agreement import check_equal, ending_together
@@ -266,7 +267,7 @@ def _print_scores(summary: dict[str, Any], out: Path) -> None:
             error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
             print(f"  {name:20s} {before} -> {after}   change {_fixed(score['change'], '+.4f')}{error}")
         print(f"\n{summary['verdict']}")
-        print(f"{summary['wall_seconds']:.0f} s in all; see {out / 'report.html'}")
+        print(f"{duration(summary['wall_seconds'])} in all; see {out / 'report.html'}")
 
 
 def _fixed(value: float | None, form: str) -> str:

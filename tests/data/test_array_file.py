@@ -167,7 +167,7 @@ def test_a_stop_before_the_first_row_is_not_an_obstacle(tmp_path, monkeypatch):
 
 def test_too_little_space_is_reported_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 0, 7 * 24 - 1))
-    with pytest.raises(UserError, match="not enough space: rows.npy needs 0.0 GiB, but only 0.0 GiB are free"):
+    with pytest.raises(UserError, match="not enough space: rows.npy needs 168 bytes, but only 167 bytes are free"):
         Writer(file_of(tmp_path))
 
 

@@ -77,7 +77,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(encoded_images, "MAX_BYTES", 2**20)
     with open(tmp_path / "a.png", "wb") as file:
         file.truncate(2**20 + 1)
-    with pytest.raises(BadImage, match="takes 1048577 bytes: expected at most 1 MiB"):
+    with pytest.raises(BadImage, match="takes 1.0 MiB: expected at most 1 MiB"):
         file_below(tmp_path, "a.png")
 
 

@@ -1,6 +1,7 @@
 """What a newcomer tries first: configs by name, from any folder, and the lists of flags and fields."""
 
 import re
+import shlex
 
 import pytest
 
@@ -16,6 +17,33 @@ def test_help_explains_every_flag(succeed, name):
     assert f"python -m spo_jax.{name}" in shown
     listed = re.findall(r"^  --(\S+):\s*(\S*)", shown, re.M)
     assert len(listed) >= 2 and all(text for _, text in listed)
+
+
+def example(succeed, name):
+    """The flags of the example that the help of a command begins with."""
+    first = succeed(name, "--help").stdout.split("\n")[0]
+    program = f"Example: python -m spo_jax.{name}"
+    assert first.startswith(program)
+    return shlex.split(first.removeprefix(program))
+
+
+@pytest.mark.parametrize(("name", "made"), [("convert", "exports/spm/config.json"), ("doctor", "")])
+def test_examples_work_as_they_stand(succeed, tmp_path, name, made):
+    done = succeed(name, *example(succeed, name), cwd=tmp_path)
+    assert (tmp_path / made).exists() and "\x1b" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_examples_work_one_after_the_other(succeed, tmp_path):
+    """Those of export and evaluate_spm read what those of train and prepare write."""
+    for name in ("train", "export", "sample", "prepare", "evaluate_spm"):
+        succeed(name, *example(succeed, name), cwd=tmp_path)
+    assert len(list((tmp_path / "samples").glob("0*.png"))) == 8
+
+
+def test_a_pipe_gets_the_result_alone(succeed, tmp_path):
+    done = succeed("convert", "--spm=toy", f"--out={tmp_path}/spm")
+    assert done.stdout == f"wrote {tmp_path}/spm\n" and "reading toy" in done.stderr
 
 
 @pytest.mark.parametrize(("config", "method"), [("toy", "spo"), ("spm_toy", "spm")])

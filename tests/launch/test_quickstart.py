@@ -1,10 +1,13 @@
 """The quickstart gives the right commands to a stand-in for Python, which installs and trains nothing."""
 
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from tests.commands import ROOT
 
 TRAIN = "python -m spo_jax.train"
 
@@ -132,3 +135,18 @@ def _make_run(checkout: Path, name: str = "quickstart") -> Path:
     run.mkdir(parents=True)
     (run / "summary.json").touch()
     return run
+
+
+@pytest.mark.parametrize("flag", ["--resum", "--ouT=runs/x", "--prompt=a"])
+def test_a_flag_that_does_not_exist_is_refused_before_anything_is_installed(quickstart, play, flag):
+    done = quickstart.try_to(flag)
+    assert done.returncode == 2 and not play.calls() and not done.stdout
+    assert done.stderr.startswith(
+        f"error: unknown flag {flag.partition('=')[0]}: expected --out, --config, --config.FIELD,"
+    )
+
+
+def test_it_knows_all_flags_of_the_command():
+    script = (ROOT / "launch" / "quickstart.sh").read_text()
+    known = {*re.search(r'^TRAIN_FLAGS="(.*)"$', script, re.M)[1].split("|"), "out"}
+    assert known == set(re.findall(r'flags\.DEFINE_\w+\(\s*"([\w-]+)"', (ROOT / "spo_jax" / "train.py").read_text()))

@@ -154,7 +154,8 @@ def test_too_little_memory_ends_a_run_with_the_fields_to_lower(house, model):
     config.spo.reward = "my_rewards.redness"
     config.eval.rewards = "my_rewards.hungry"
 
-    message = r"^out of memory on a device while scoring the images \([\d,.]+ GiB more were asked for\): in the config"
+    amount = r"\([\d.]+ [GT]iB more were asked for\)"
+    message = rf"^out of memory on a device while scoring the images {amount}: in the config"
     with pytest.raises(UserError, match=message) as caught:
         spo_jax.train(spo_jax.read_settings(config), "runs/hungry")
 

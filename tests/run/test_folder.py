@@ -65,6 +65,13 @@ def test_a_folder_is_opened_by_one_run_at_a_time(held):
         assert sorted(held.rglob("*")) == before
 
 
+def test_a_run_without_a_checkpoint_that_is_still_going_is_waited_for(tmp_path):
+    """Starting a new run there, which would be the advice otherwise, would be refused."""
+    with open_folder(tmp_path, Resume(), SETTINGS, PROMPTS):
+        with pytest.raises(UserError, match="is in use by process .*, which has saved no checkpoint yet: wait for it"):
+            opened(tmp_path, Resume(required=True))
+
+
 def test_a_run_that_was_refused_leaves_nothing_behind(tmp_path, held):
     before = sorted(tmp_path.rglob("*"))
     for folder, resume in ((tmp_path / "new", Resume(required=True)), (held, Resume())):

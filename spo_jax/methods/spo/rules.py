@@ -17,12 +17,12 @@ ALL_CLIPPED = 0.8
 FEW_PAIRS = 1.0
 # Of a batch's pools. Published runs train on tens of per cent; below this nearly all of a rollout is thrown away.
 FEW_VALID = 0.02
+PUBLISHED_THRESHOLD = 0.3  # whose pairs any useful judge finds
 # Above this timestep candidates that share a parent hardly differ, and nobody can tell nearly all of them apart.
 EARLY = 600
 SURE = 0.9
 # Half of a rise that was reported and has gone again is not noise of a few images, which stay the same.
 LOST = 0.5
-_EXPECTED_THRESHOLD = 0.3  # the published one, whose pairs any useful judge finds
 
 
 def first_ratio(curves: Curves) -> Finding | None:
@@ -74,32 +74,24 @@ def valid_pairs(curves: Curves) -> Finding | None:
             f"{count.latest:.0f} pairs of a batch are valid, {share.latest:.0%} of its pools; they were "
             f"{share.first:.0%} at first.",
         )
-    threshold = curves.setting("spo.threshold", _EXPECTED_THRESHOLD)
-    gap, needed = _gap_and_need(curves, threshold)
+    threshold = curves.setting("spo.threshold", None)
+    # The probabilities of a softmax over two scores differ by tanh of half the scores' difference.
+    needs = "" if threshold is None else f"; spo.threshold = {threshold:g} asks for {2 * math.atanh(threshold):.2g}"
     found = (
         f"Only {count.latest:.1f} pairs of a batch are valid, {share.latest:.1%} of its pools: winner and loser differ "
-        f"by {gap:.2g} on average, and a threshold of {threshold:g} asks for {needed:.2g}."
+        f"by {curves.mean('spm_gap').latest:.2g} on average{needs}."
     )
-    few_at_first = share.first < FEW_VALID or count.first < FEW_PAIRS
-    if not few_at_first:
-        advice = (
-            "There were enough at first, so the judge sees no difference any more: stop here, or lower spo.threshold."
-        )
+    if threshold is not None and threshold > PUBLISHED_THRESHOLD:
+        return Finding("problem", found, f"Lower spo.threshold; the published one is {PUBLISHED_THRESHOLD:g}.")
+    if share.first >= FEW_VALID and count.first >= FEW_PAIRS:
+        advice = "There were enough at first, so the judge hardly sees a difference any more: stop here."
         return Finding("note", found, advice)
-    if threshold > _EXPECTED_THRESHOLD:
-        advice = f"Lower spo.threshold; the published one is {_EXPECTED_THRESHOLD:g}."
-    else:
-        advice = (
-            "The judge hardly tells candidates apart: measure it with spo_jax.evaluate_spm, or let candidates differ "
-            "more (a higher spo.num_inner_step or spo.eta)."
-        )
-    return Finding("problem", found, advice)
-
-
-def _gap_and_need(curves: Curves, threshold: float) -> tuple[float, float]:
-    """Returns the mean difference of the scores of a pool's best and worst, and the one that makes a pair valid."""
-    # The probabilities of a softmax over two scores differ by tanh of half the scores' difference.
-    return curves.mean("spm_gap").latest, 2 * math.atanh(min(threshold, 1 - 1e-9))
+    return Finding(
+        "problem",
+        found,
+        "The judge hardly tells candidates apart: measure it with spo_jax.evaluate_spm, or let candidates differ more "
+        "(a higher spo.num_inner_step or spo.eta).",
+    )
 
 
 def sure_too_early(curves: Curves) -> Finding | None:
@@ -153,14 +145,13 @@ def margin(curves: Curves) -> Finding | None:
     if late.mean > 2 * late.mean_error:
         return Finding("good", f"The margin is above 0: {shown}.", learns=True)
     below = late.mean < -2 * late.mean_error
-    return Finding(
-        "problem" if below else "note",
-        f"The margin is {'below' if below else 'not above'} 0 by more than its noise: {shown}.",
-        "The policy makes losers likelier than winners: lower optimizer.learning_rate."
-        if below
-        else "Few valid pairs or a low optimizer.learning_rate make it grow slowly.",
-        learns=False,
-    )
+    advice = "Few valid pairs or a low optimizer.learning_rate make it grow slowly."
+    if below:
+        advice = "The policy makes losers likelier than winners: lower optimizer.learning_rate."
+    elif curves.mean("clip_fraction").latest > MUCH_CLIPPED:
+        advice = "The clipped ratios explain it."
+    found = f"The margin is {'below' if below else 'not above'} 0 by more than its noise: {shown}."
+    return Finding("problem" if below else "note", found, advice, learns=False)
 
 
 def judge_against_others(curves: Curves) -> Finding | None:

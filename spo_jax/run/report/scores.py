@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from spo_jax.core.config import Settings, describe
-from spo_jax.core.words import readable, with_error
+from spo_jax.core.words import duration, readable, with_error
 from spo_jax.run.verdict import outcomes
 
 # A mark and a word besides the colour, for readers who do not see it and for paper.
@@ -70,10 +70,3 @@ def day(moment: str) -> str:
     """Writes the date of an ISO time: "25 November 2026"."""
     date = datetime.fromisoformat(moment)
     return f"{date.day} {date:%B %Y}"
-
-
-def duration(seconds: float) -> str:
-    """Writes a duration for people: "42 s", "5.0 minutes", "3.2 hours"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"

@@ -49,7 +49,7 @@ def test_enough_valid_pairs():
 def test_a_threshold_that_is_too_high():
     found = valid(0 * ONES, 0 * ONES, 0.5 * ONES, 0.9)
     assert found.level == "problem" and "Lower spo.threshold; the published one is 0.3" in found.advice
-    assert "differ by 0.5 on average, and a threshold of 0.9 asks for 2.9" in found.text
+    assert "differ by 0.5 on average; spo.threshold = 0.9 asks for 2.9." in found.text
 
 
 def test_the_gap_that_a_threshold_asks_for_is_that_of_the_softmax():
@@ -67,6 +67,8 @@ def test_pairs_that_have_been_used_up():
     assert found.level == "good"  # five of the last ten batches have some
     found = valid([*line(20, 1), *np.zeros(20)], [*line(0.25, 0), *np.zeros(20)], ONES, 0.3)
     assert found.level == "note" and "There were enough at first" in found.advice
+    found = valid([*line(20, 1), *np.zeros(20)], [*line(0.25, 0), *np.zeros(20)], ONES, 0.6)
+    assert found.level == "problem" and "Lower spo.threshold" in found.advice
 
 
 def test_a_judge_that_is_sure_too_early():
@@ -90,6 +92,11 @@ def test_the_score_of_the_judge(last, count, level, learns):
 def test_the_margin(mean, level):
     found = rules.margin(curves_of(margin=mean + line(0, 0, noise=5e-4)))
     assert found.level == level and found.learns == (level == "good")
+
+
+def test_a_margin_without_gradients():
+    clipped = {"clip_fraction__win": ONES}
+    assert rules.margin(curves_of(margin=line(0, 0, noise=1e-3), **clipped)).advice == "The clipped ratios explain it."
 
 
 RISING = line(4, 6, noise=0.3)

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path, write_text
-from spo_jax.core.words import counted
+from spo_jax.core.words import counted, size
 from spo_jax.data import prompts
 from spo_jax.data.preferences import parquet
 from spo_jax.data.preferences.sources import ParquetOptions
@@ -189,7 +189,7 @@ def _download(url: str) -> tuple[str, bytes]:
     if kind == "text/html":
         raise UserError(f"{url} is a web page: expected the address of the file itself (on GitHub: of its button Raw)")
     if len(content) > _LARGEST:
-        raise UserError(f"{url} has more than {_LARGEST >> 20} MiB: expected a list of prompts")
+        raise UserError(f"{url} has more than {size(_LARGEST)}: expected a list of prompts")
     if len(content) < expected:
         raise UserError(f"cannot fetch {url}: only {len(content)} of {expected} bytes arrived; try again")
     return PurePosixPath(unquote(urlsplit(url).path)).name, content
