@@ -1,0 +1,149 @@
+"""How much memory a run of SPO takes on each device: a formula that needs neither jax nor weights.
+
+The weights, the state and the pairs are counted. What the programs need beside them was fitted to the programs that
+`benchmarks.aot` compiled for TPUs (`benchmarks/results/aot.md`), with bfloat16 and `remat`: a test holds the formula to
+these, and `benchmarks.machines` prints how far it is off. For GPUs and for float32 it is an extrapolation.
+"""
+
+import dataclasses
+import math
+
+from spo_jax.methods.spo.settings import SPOTrainSettings
+
+_FLOAT32 = 4
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What the formula knows of the models of one architecture.
+
+    Attributes:
+      network: parameters of the UNet, which is trained through its adapter.
+      vae: parameters of the autoencoder.
+      text: parameters of the text encoders.
+      judge: parameters of the preference model, CLIP-H.
+      adapter: parameters of an adapter for every unit of its rank.
+      latent: numbers in the latents of an image.
+      guided: bytes of temporaries for every candidate in a pool, with and without its prompt, in the UNet.
+      decoded: bytes of temporaries for every image that is decoded and judged at a time.
+      distilled: the same with a distilled decoder.
+      trained: bytes of temporaries for every latent of a pair that is trained on at a time.
+    """
+
+    network: int
+    vae: int
+    text: int
+    judge: int
+    adapter: int
+    latent: int
+    guided: float
+    decoded: float
+    distilled: float
+    trained: float
+
+
+SD15 = Sizes(
+    network=859_520_964,
+    vae=83_653_863,
+    text=123_060_480,
+    judge=1_306_176_001,
+    adapter=199_296,
+    latent=64 * 64 * 4,
+    guided=0.123 * GIB,
+    decoded=1.0 * GIB,
+    distilled=0.15 * GIB,
+    trained=0.63 * GIB,
+)
+SDXL = Sizes(
+    network=2_567_463_684,
+    vae=83_653_863,
+    text=817_720_320,
+    judge=1_306_176_001,
+    adapter=1_451_520,
+    latent=128 * 128 * 4,
+    guided=0.5 * GIB,
+    decoded=3.5 * GIB,
+    distilled=0.6 * GIB,
+    trained=1.5 * GIB,
+)
+DISTILLED = 2_445_063  # parameters of a distilled decoder, TAESD or TAESDXL
+# An update for a single chip was compiled to 1.4 times the temporaries of the same update on one of several chips.
+_ALONE = 1.4
+_GATHERED = 0.2  # share of the UNet's weights that a device holds for a moment if they are cut over devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device.
+
+    Attributes:
+      weights: frozen weights that the programs take.
+      idle: frozen weights that none of them takes: text encoders, and the autoencoder beside a distilled decoder.
+      state: adapter and optimizer.
+      pairs: pairs of a rollout, those of all devices.
+      rollout: temporaries of the program that makes pairs.
+      update: temporaries of the program that trains on them.
+    """
+
+    weights: int
+    idle: int
+    state: int
+    pairs: int
+    rollout: int
+    update: int
+
+    @property
+    def of_rollout(self) -> int:
+        """All memory while pairs are made."""
+        return self._resident + self.rollout
+
+    @property
+    def of_update(self) -> int:
+        """All memory while the policy is trained on pairs, of which the program makes two copies."""
+        return self._resident + 2 * self.pairs + self.update
+
+    @property
+    def peak(self) -> int:
+        """The larger of the two."""
+        return max(self.of_rollout, self.of_update)
+
+    @property
+    def _resident(self) -> int:
+        return self.weights + self.idle + self.state + self.pairs
+
+
+def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memory:
+    """Estimates the memory of a run.
+
+    Args:
+      settings: settings of the run. Its model and judge are not looked at; ``sizes`` says what they are.
+      sizes: sizes of the model, `SD15` or `SDXL`, or one of these with other counts.
+      devices: number of devices.
+    """
+    spo = settings.spo
+    bytes_each = 2 if settings.dtype == "bfloat16" else 4
+    share = settings.mesh.fsdp if settings.mesh.fsdp != -1 else devices // settings.mesh.data
+    distilled = spo.decoder != "vae"
+    taken = sizes.network + sizes.judge + (DISTILLED if distilled else sizes.vae)
+    idle = sizes.text + (sizes.vae if distilled else 0)
+    # The adapter, Adam's two moments and, with accumulation, the mean gradient.
+    copies = 3 + (settings.optimizer.gradient_accumulation_steps > 1)
+    state = _FLOAT32 * copies * sizes.adapter * settings.lora.rank
+
+    # With inner steps winner and loser have parents of their own.
+    parents = 2 if spo.num_inner_step else 1
+    records = spo.num_steps - spo.divert_start_step
+    pairs = _FLOAT32 * settings.prompts_per_batch * records * (2 + parents) * sizes.latent
+
+    prompts = math.ceil(settings.prompts_per_batch / devices)
+    judgements = math.ceil(records / (spo.num_inner_step + 1))
+    decoded = min(spo.decode_chunk, prompts * spo.num_candidates * judgements)
+    judged = decoded * (sizes.distilled if distilled else sizes.decoded)
+    rollout = max(prompts * spo.num_candidates * sizes.guided, judged) * bytes_each / 2
+    trained = spo.chunk(devices) / devices * parents
+    update = trained * sizes.trained * (_ALONE if devices == 1 else 1) * bytes_each / 2
+    if share > 1:
+        rollout += _GATHERED * bytes_each * sizes.network
+        update += _GATHERED * bytes_each * sizes.network
+    return Memory(*map(int, (bytes_each * taken / share, bytes_each * idle / share, state, pairs, rollout, update)))

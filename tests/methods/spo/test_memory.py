@@ -1,0 +1,89 @@
+"""The formula of memory: what it counts, and what changes it."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from spo_jax.methods.spo.memory import DISTILLED, GIB, SD15, SDXL, estimate
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
+from spo_jax.parallel.settings import MeshSettings
+
+SETTINGS = SPOTrainSettings(dtype="bfloat16", remat=True)
+
+
+def changed(**fields):
+    """The settings of SD 1.5 for one device, with other fields of `spo`."""
+    return dataclasses.replace(SETTINGS, spo=dataclasses.replace(SETTINGS.spo, **fields))
+
+
+def test_weights_and_state_are_counted():
+    """UNet, preference model and autoencoder are taken by programs, and text encoders are not."""
+    memory = estimate(SETTINGS, SD15)
+    assert memory.weights == 2 * (SD15.network + SD15.judge + SD15.vae) and memory.idle == 2 * SD15.text
+    assert memory.state == 4 * 3 * SD15.adapter * 4
+    accumulating = dataclasses.replace(SETTINGS.optimizer, gradient_accumulation_steps=4)
+    assert estimate(dataclasses.replace(SETTINGS, optimizer=accumulating), SD15).state == 4 * 4 * SD15.adapter * 4
+    assert memory.pairs == 4 * 10 * 16 * 3 * SD15.latent
+    resident = memory.weights + memory.idle + memory.state + memory.pairs
+    assert memory.of_rollout == resident + memory.rollout
+    assert memory.of_update == resident + 2 * memory.pairs + memory.update
+    assert memory.peak == max(memory.of_rollout, memory.of_update)
+
+
+def test_a_distilled_decoder_leaves_the_autoencoder_idle():
+    memory, exact = estimate(changed(decoder="madebyollin/taesd"), SD15), estimate(SETTINGS, SD15)
+    assert exact.weights - memory.weights == 2 * (SD15.vae - DISTILLED) and memory.idle - exact.idle == 2 * SD15.vae
+    one = {"num_candidates": 2, "divert_start_step": 18, "decode_chunk": 8}
+    images = 2 * 2  # there are no more: one prompt has two pools of two candidates
+    for decoder, each in (("vae", SD15.decoded), ("madebyollin/taesd", SD15.distilled)):
+        settings = dataclasses.replace(changed(**one, decoder=decoder), prompts_per_batch=1)
+        assert estimate(settings, SD15).rollout == int(max(images * each, 2 * SD15.guided))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "program"),
+    [("train_chunk", 5, "of_update"), ("num_candidates", 2, "of_rollout"), ("decode_chunk", 4, "of_rollout")],
+)
+def test_smaller_pieces_take_less(field, value, program):
+    settings = changed(decode_chunk=8 if field == "decode_chunk" else 1)
+    smaller = dataclasses.replace(settings, spo=dataclasses.replace(settings.spo, **{field: value}))
+    assert getattr(estimate(smaller, SD15), program) < getattr(estimate(settings, SD15), program)
+
+
+def test_devices_share_batches_and_cut_weights():
+    """Every device has all pairs; `mesh.fsdp` cuts the weights, and -1 is all devices."""
+    settings = dataclasses.replace(
+        SETTINGS, prompts_per_batch=80, spo=SPOSettings(train_batch_size=80), mesh=MeshSettings(-1, 1)
+    )
+    whole, alone = estimate(settings, SD15, 8), estimate(SETTINGS, SD15)
+    assert whole.rollout == alone.rollout and whole.pairs == 8 * alone.pairs and whole.weights == alone.weights
+    assert whole.update < alone.update
+    for mesh in (MeshSettings(1, 8), MeshSettings(1, -1)):
+        cut = estimate(dataclasses.replace(settings, mesh=mesh), SDXL, 8)
+        assert cut.weights == pytest.approx(estimate(settings, SDXL, 8).weights / 8, abs=1)
+
+
+def test_float32_takes_twice_as_much():
+    wide = estimate(dataclasses.replace(SETTINGS, dtype="float32"), SD15)
+    narrow = estimate(SETTINGS, SD15)
+    assert wide.weights == 2 * narrow.weights and wide.update == pytest.approx(2 * narrow.update, abs=2)
+    assert wide.state == narrow.state
+
+
+def test_inner_steps_give_every_candidate_a_parent():
+    inner = estimate(changed(num_inner_step=3), SDXL)
+    assert (
+        inner.pairs * 3 == estimate(SETTINGS, SDXL).pairs * 4 and inner.update > 1.9 * estimate(SETTINGS, SDXL).update
+    )
+
+
+def test_sdxl_does_not_fit_what_sd15_fits():
+    """One chip of 16 GiB holds the published batch of SD 1.5."""
+    assert estimate(SETTINGS, SD15).peak < 15.7 * GIB < estimate(SETTINGS, SDXL).peak
+
+
+def test_it_needs_no_jax():
+    code = "import sys, spo_jax.methods.spo.memory; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
