@@ -35,6 +35,7 @@ _PUBLIC = {
     "load_config": "spo_jax.core.config_flag",
     "read_settings": "spo_jax.methods",
     "watch": "spo_jax.run.watch",
+    "keep_copy": "spo_jax.run.kept_copy",
     "Resume": "spo_jax.run.resume",
 }
 __all__ = ["__version__", *_PUBLIC]
