@@ -37,7 +37,8 @@ def install():
         constraints.write("".join(f"{name}=={version}\n" for name, version in here.items()))
     package = f"spo_jax[{extra}] @ {SOURCE}" if extra else f"spo_jax @ {SOURCE}"
     before = installed(LOADED)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", constraints.name, package], check=True)
+    if subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", constraints.name, package]).returncode:
+        raise SystemExit(f"pip could not install {package}: the lines above say why")
     importlib.invalidate_caches()
     after = installed(LOADED)
     stale = [name for name, module in LOADED.items() if module in sys.modules and before.get(name) != after.get(name)]

@@ -94,7 +94,7 @@ def picture(folder: Path) -> Figure | None:
     """
     rows = read_metrics(folder / FILE_NAME) if (folder / FILE_NAME).exists() else []
     curves = {group: lines for group, lines in curves_of(rows).items() if _moves(lines)}
-    groups = sorted(curves, key=lambda group: not group.startswith("eval_"))[:MOST_CHARTS]  # otherwise in their order
+    groups = sorted(curves, key=_rank)[:MOST_CHARTS]
     grid = _newest_grid(folder)
     images = None if grid is None else np.asarray(Image.open(grid).convert("RGB"))
     if not groups and images is None:
@@ -109,6 +109,11 @@ def picture(folder: Path) -> Figure | None:
     if images is not None:
         _grid(figure.add_subplot(places[lines, :]), images, f"images after batch {int(grid.stem)}")
     return figure
+
+
+def _rank(group: str) -> int:
+    """Orders charts: what is evaluated, what a judge says, everything else, and last what is split up by timesteps."""
+    return 0 if group.startswith("eval_") else 1 if "score" in group else 3 if group.endswith("_at") else 2
 
 
 def _moves(lines: Mapping[str, Sequence[Any]]) -> bool:
