@@ -1,7 +1,15 @@
 """Exceptions that end a command without being a fault of the program."""
 
 
-class UserError(Exception):
+class _Told(BaseException):
+    """An exception whose message says everything: in a notebook it is shown without a traceback, as by a command."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Returns the lines that IPython shows."""
+        return [f"{'error: ' if isinstance(self, UserError) else ''}{self}"]
+
+
+class UserError(_Told, Exception):
     """A mistake in a flag, a config field or a file.
 
     The message is one line: what is wrong, where (file, field or key), what was expected, and what to do next.
@@ -9,11 +17,11 @@ class UserError(Exception):
     """
 
 
-class Preempted(Exception):
+class Preempted(_Told, Exception):
     """The machine is about to be taken away and the run has been saved; commands exit with status 75."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(_Told, KeyboardInterrupt):
     """Ctrl-C came and the run has been saved; commands exit with status 130, so that no script restarts them."""
 
 

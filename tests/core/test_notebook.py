@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from spo_jax.core import notebook, progress
+from spo_jax.core.errors import Interrupted, UserError
 
 
 class Cells:
@@ -77,3 +79,12 @@ def test_only_the_latest_lines_stay(cells):
 
 def test_what_runs_outside_of_a_kernel_is_no_notebook():
     assert not notebook.in_notebook()
+
+
+@pytest.mark.parametrize("kind, shown", [(UserError, "error: no such file\n"), (Interrupted, "no such file\n")])
+def test_what_a_user_can_correct_is_shown_in_one_line(kind, shown, capsys):
+    """Below a cell, a traceback of fifty lines would hide the one that says what to do."""
+    shell = InteractiveShell()
+    shell.user_ns["error"] = kind("no such file")
+    shell.run_cell("raise error")
+    assert capsys.readouterr().out == shown

@@ -15,6 +15,7 @@ from notebooks import refresh
 from tests.commands import ROOT
 
 FOLDER = ROOT / "notebooks"
+CACHE = str(ROOT / ".pytest_cache" / "jax")  # as for all tests, of which a kernel knows nothing
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 QUICK = "quickstart"  # the one that the default tests run; the others take as long and are marked slow
 RUN = [pytest.param(file, id=file.stem, marks=() if file.stem == QUICK else pytest.mark.slow) for file in NOTEBOOKS]
@@ -98,6 +99,7 @@ def test_all_notebooks_are_listed_with_their_badges():
 def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
     """As on a machine of somebody else: in an empty folder, with sizes that are as small as they can be."""
     environment = {"SPO_JAX_QUICK": "1", "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE)}
     client = nbclient.NotebookClient(
         nbformat.read(file, 4), timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )
