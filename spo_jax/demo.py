@@ -8,12 +8,13 @@ or ``--share`` say otherwise; there is no password.
 
 import contextlib
 import importlib.util
+import ipaddress
 import os
 import socket
 import sys
 from collections.abc import Sequence
 
-from absl import flags
+from absl import flags, logging
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
@@ -82,7 +83,8 @@ def demo(
     if runs.exists() and not runs.is_dir():
         raise UserError(f"--runs={runs} is a file: expected a folder of runs")
     check_writable(out)
-    _check_address(host, port)
+    if _listens_to_others(host, port):
+        logging.warning("--host=%s: everybody who reaches this machine can use the page; there is no password", host)
 
     # Read the model.
     for name, value in _ENVIRONMENT.items():
@@ -119,13 +121,14 @@ def _check_judge(judge: str) -> None:
         raise UserError(str(error).replace("config field judge", "--judge")) from error
 
 
-def _check_address(host: str, port: int) -> None:
-    """Refuses an address at which nothing can listen, before the model is read."""
+def _listens_to_others(host: str, port: int) -> bool:
+    """Says whether other machines can reach an address; refuses one at which nothing can listen."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with contextlib.closing(socket.socket(family, kind, protocol)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+        return not ipaddress.ip_address(address[0]).is_loopback
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(

@@ -27,16 +27,17 @@ def build_page(page: PageContext, jobs: Jobs) -> gr.Blocks:
     """Returns the page with all its tabs, which is not served yet."""
     with gr.Blocks(title="spo_jax", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as blocks:
         gr.Markdown(f"# spo_jax\nModel: `{page.model}`")
+        chosen = vote_tab.remembering()
         with gr.Tabs() as tabs:
-            with gr.Tab("Vote", id="vote"):
-                vote = vote_tab.add_vote_tab(page)
-            with gr.Tab("My taste", id="taste"):
-                taste_tab.add_taste_tab(page, jobs, vote, tabs)
             if importlib.util.find_spec("spo_jax.work.demo.try_tab"):
                 from spo_jax.work.demo.try_tab import add_try_tab
 
                 with gr.Tab("Try", id="try"):
                     add_try_tab(page)
+            with gr.Tab("Vote", id="vote"):
+                vote = vote_tab.add_vote_tab(page, tabs, chosen)
+            with gr.Tab("My taste", id="taste"):
+                taste_tab.add_taste_tab(page, jobs, vote, tabs)
     return blocks.queue(max_size=QUEUE, default_concurrency_limit=4)
 
 
@@ -80,6 +81,7 @@ def launch(blocks: gr.Blocks, host: str, port: int, share: bool = False) -> str:
             prevent_thread_lock=True,
             max_file_size=MAX_UPLOAD,
             footer_links=[],
+            run_history=False,  # it fills the browser's storage with all inputs and outputs
             theme=gr.themes.Default(**_FONTS),
             css=_CSS + vote_tab.CSS + taste_tab.CSS,
             head=vote_tab.KEYS_SCRIPT,

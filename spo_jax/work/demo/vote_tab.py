@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,7 @@ CSS = """
 _KINDS = [("Images of one model, to collect what I like", COLLECT), ("Two LoRAs, without their names", COMPARE)]
 # After a click the keys belong to the buttons of the pair.
 _LEAVE_FIELD = "() => { document.activeElement?.blur(); return []; }"
+_JUST_BEFORE = 1800  # seconds
 _FIELDS = tuple(field.name for field in dataclasses.fields(Setup))
 
 
@@ -72,10 +74,20 @@ class VoteTab(NamedTuple):
     starting: dict[str, Any]
 
 
-def add_vote_tab(page: PageContext) -> VoteTab:
-    """Adds the content of the tab to the tab in context."""
+def remembering() -> gr.BrowserState:
+    """Returns what a browser remembers of the voting; it has to be outside of tabs, which exist only once opened."""
+    return gr.BrowserState(None, storage_key="spo_jax_vote", secret="votes")
+
+
+def add_vote_tab(page: PageContext, tabs: gr.Tabs, chosen: gr.BrowserState) -> VoteTab:
+    """Adds the content of the tab to the tab in context.
+
+    Args:
+      page: what the tabs share.
+      tabs: the tabs, of which this one has the id ``vote``.
+      chosen: what the browser remembers of it.
+    """
     ballot = Ballot(page)
-    chosen = gr.BrowserState(None, storage_key="spo_jax_vote", secret="votes")
     token = gr.Textbox(visible=False)
     with gr.Accordion("What to vote on") as choices:
         fields = _add_fields(page)
@@ -96,7 +108,7 @@ def add_vote_tab(page: PageContext) -> VoteTab:
         reveal = gr.Button("End, and show the names", elem_id="vote-end", visible=False)
         outcome = gr.Markdown(elem_id="vote-outcome")
     shown = [token, prompt, left, right, status, choices, booth, reveal, outcome, chosen]
-    nothing = [gr.skip()] * (len(fields) + len(shown))
+    nothing = [gr.skip()] * (1 + len(fields) + len(shown))
 
     def show(setup: Setup) -> list[Any]:
         pair = ballot.next_pair(setup)
@@ -109,7 +121,7 @@ def add_vote_tab(page: PageContext) -> VoteTab:
             gr.Column(visible=True),
             gr.Button(visible=setup.kind == COMPARE),
             "",
-            dataclasses.asdict(setup),
+            {**dataclasses.asdict(setup), "at": time.time()},
         ]
 
     def start(*values: Any) -> list[Any]:
@@ -129,10 +141,12 @@ def add_vote_tab(page: PageContext) -> VoteTab:
             return result(matchup.loras, ballot.tally(matchup))
 
     def restore(saved: Any) -> list[Any]:
-        """Shows a new pair to whoever was voting before the page was loaded again."""
+        """Shows a new pair to whoever was voting just before the page was loaded again."""
         try:
+            if time.time() - saved["at"] > _JUST_BEFORE:
+                return nothing
             setup = _setup([saved[name] for name in _FIELDS])
-            return [*_restored(page, setup), *show(setup)]
+            return [gr.Tabs(selected="vote"), *_restored(page, setup), *show(setup)]
         except (UserError, KeyError, TypeError):  # nothing was started here; a LoRA is gone; an older version kept it
             return nothing
 
@@ -149,7 +163,7 @@ def add_vote_tab(page: PageContext) -> VoteTab:
         )
     reveal.click(end, fields, outcome, api_name="end_voting")
     gr.context.Context.root_block.load(
-        restore, chosen, [*fields, *shown], show_progress="hidden", api_visibility="private"
+        restore, chosen, [tabs, *fields, *shown], show_progress="hidden", api_visibility="private"
     )
     return VoteTab(ballot, fields, functools.partial(_chosen, page), starting)
 
