@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ _LINE_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{p
 _COLUMNS = 110  # width of a bar in a notebook, which has no width of its own
 
 _hidden = False
+if in_notebook():
+    # A warning of tqdm.auto, which other libraries import, about widgets that our bars do without.
+    warnings.filterwarnings("ignore", "IProgress not found")
 
 
 def hide() -> None:

@@ -106,3 +106,4 @@ def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
     client.execute(env=os.environ | environment)
     shown = [output for cell in client.nb.cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", {}) for output in shown)
+    assert not any("IProgress" in output.get("text", "") for output in shown)  # a warning where widgets are missing
