@@ -1,7 +1,10 @@
 """The site of the documents: its links, and what its pages of the Python face name. ``launch/test.sh`` builds it."""
 
+import json
 import logging
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +88,20 @@ def test_every_public_name_has_a_place_in_the_api_pages():
     text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
     named = re.findall(r"^::: \S+\n    options: \{heading: spo_jax\.(\w+),", text, re.MULTILINE)
     assert sorted(named) == sorted(set(spo_jax.__all__) - {"__version__"})
+
+
+def test_the_figures_of_the_guide_are_drawn_from_the_curves_of_runs(tmp_path):
+    """Of a run that has only begun as well, in which no pair was valid and nothing was evaluated."""
+    row = {"spm_score/t0001": 3.0, "spm_score/t0000": 4.0, "valid_share_at/t0001": 0.5, "clip_fraction/win": 0.0}
+    rows = [{"step": 0, "eval_aesthetic": 0.3}, *({"step": step} | row for step in range(1, 8))]
+    begun = [{"step": 1, "spm_score/t0000": 4.0, "valid_share_at/t0001": 0.0}]
+    names = ["lr_too_high", "weak_judge", "threshold_too_high", "too_long"]
+    for name in ["healthy", *names]:
+        (tmp_path / name).mkdir()
+        lines = [json.dumps(row) for row in (begun if name == "too_long" else rows)]
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
+    script = [sys.executable, ROOT / "docs/site/curves.py", f"--runs={tmp_path}", f"--out={tmp_path}"]
+    subprocess.run(script, check=True, capture_output=True)
+    for name in names:
+        assert "share of valid pairs" in (tmp_path / f"curves_{name}.svg").read_text()
+        assert f"(images/curves_{name}.svg)" in (ROOT / "docs/guide.md").read_text(encoding="utf-8")

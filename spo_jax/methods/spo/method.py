@@ -1,7 +1,8 @@
 """A run of SPO: its data and models, and its batches, each of which is a rollout followed by an update."""
 
+import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,17 @@ CHARTS = {
     "seconds": ("Seconds per batch", "where the time goes"),
     "pairs_per_second": ("Pairs per second", ""),
 }
+
+
+def _shown_margin(rows: Sequence[Row]) -> str:
+    """Shows the latest margin for the bar; there is none before the first valid pair."""
+    now = trend(rows, "margin").now
+    return "no valid pair yet" if math.isnan(now) else f"{now:+.4f}"
+
+
 _PROGRESS = Progress(
     title="SPO",
-    shown=lambda rows: {"judge": trend(rows, "spm_score").shown(".2f"), "margin": f"{trend(rows, 'margin').now:+.4f}"},
+    shown=lambda rows: {"judge": trend(rows, "spm_score").shown(".2f"), "margin": _shown_margin(rows)},
     watched=("loss", "grad_norm", "spm_score"),
     hint="Lower optimizer.learning_rate, or use float32",
 )
@@ -155,7 +164,8 @@ class SPORun(AdapterRun):
         """
         if not int(state.step):
             raise UserError(
-                f"no pair was valid in {self.total} batches, so nothing was learned: lower config field spo.threshold"
+                f"no pair was valid in {self.total} batches, so nothing was learned: lower config field spo.threshold, "
+                "or use a judge that tells candidates apart (curve spm_gap)"
             )
         return super().finish(state, folder)
 

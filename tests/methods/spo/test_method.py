@@ -156,6 +156,7 @@ def test_a_batch_without_valid_pairs_has_no_loss_to_show(run):
     assert ["loss" in row for row in rows] == [True, False, True]
     assert rows[1]["valid_pairs"] == 0 and "grad_norm" not in rows[1] and "spm_score/t0000" in rows[1]
     assert run.progress.shown(rows)["judge"] == "2.00"
+    assert run.progress.shown(rows[1:2])["margin"] == "no valid pair yet"
 
 
 def test_a_run_without_any_valid_pair_is_not_a_success(run, fresh, tmp_path):
