@@ -1,6 +1,5 @@
 """The page: its tabs, its looks, and the server that shows it."""
 
-import importlib.util
 import os
 import tempfile
 import threading
@@ -11,6 +10,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.work.demo import taste_tab, vote_tab
 from spo_jax.work.demo.context import PageContext
 from spo_jax.work.demo.jobs import Jobs
+from spo_jax.work.demo.try_tab import add_try_tab
 
 MAX_UPLOAD = "4mb"
 QUEUE = 16  # events that may wait; further ones are refused with a message
@@ -27,17 +27,14 @@ def build_page(page: PageContext, jobs: Jobs) -> gr.Blocks:
     """Returns the page with all its tabs, which is not served yet."""
     with gr.Blocks(title="spo_jax", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as blocks:
         gr.Markdown(f"# spo_jax\nModel: `{page.model}`")
-        chosen = vote_tab.remembering()
+        remembered = vote_tab.remembering()
         with gr.Tabs() as tabs:
-            if importlib.util.find_spec("spo_jax.work.demo.try_tab"):
-                from spo_jax.work.demo.try_tab import add_try_tab
-
-                with gr.Tab("Try", id="try"):
-                    add_try_tab(page)
+            with gr.Tab("Try", id="try"):
+                add_try_tab(page)
             with gr.Tab("Vote", id="vote"):
-                vote = vote_tab.add_vote_tab(page, tabs, chosen)
-            with gr.Tab("My taste", id="taste"):
-                taste_tab.add_taste_tab(page, jobs, vote, tabs)
+                vote = vote_tab.add_vote_tab(page, tabs, remembered)
+            with gr.Tab("My taste", id="taste") as tab:
+                taste_tab.add_taste_tab(page, jobs, vote, tabs, tab)
     return blocks.queue(max_size=QUEUE, default_concurrency_limit=4)
 
 

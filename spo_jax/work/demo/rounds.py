@@ -35,6 +35,7 @@ class Step:
 
     Attributes:
       name: what it is called.
+      job: what it is called while it runs, which says of which round it is.
       meaning: what it does, in a sentence.
       arguments: module and flags, for ``python -m``.
       output: file with what it prints.
@@ -43,6 +44,7 @@ class Step:
     """
 
     name: str
+    job: str
     meaning: str
     arguments: tuple[str, ...]
     output: Path
@@ -95,7 +97,7 @@ class Round:
         """Returns how far each step has come.
 
         Args:
-          running: name of the step that is running; empty if none is.
+          running: `Step.job` of the step that is running, of whichever round; empty if none is.
           votes: number of votes.
         """
         states = []
@@ -143,7 +145,7 @@ class Round:
         if run is not None:
             arguments += [f"--out={run}", "--auto-resume"]
         output = self._page.out / "logs" / f"{self.number}_{name.lower().replace(' ', '_')}.txt"
-        return Step(name, meaning, tuple(arguments), output, results, run)
+        return Step(name, f"{name} (round {self.number})", meaning, tuple(arguments), output, results, run)
 
     def _config(self, kind: str) -> str:
         return f"{kind}_{'toy' if self._page.model == toy.NAME else 'sd15'}"
@@ -157,7 +159,7 @@ class Round:
 
 def _state(step: Step, before: bool, running: str) -> State:
     """Returns the state of a step; ``before`` says whether the one before it is done."""
-    if running == step.name:
+    if running == step.job:
         return State.RUNNING
     if step.is_done:
         return State.DONE

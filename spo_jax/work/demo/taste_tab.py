@@ -1,13 +1,15 @@
 """The tab My taste: from votes to a LoRA of one's own, a button and the command behind it for each step."""
 
 import functools
+import re
 from typing import Any
 
 import gradio as gr
 import jax
 
+from spo_jax.core.errors import UserError
 from spo_jax.core.words import counted
-from spo_jax.work.demo.ballot import COLLECT, COMPARE
+from spo_jax.work.demo.ballot import COLLECT, COMPARE, Ballot
 from spo_jax.work.demo.context import BASE_MODEL, PageContext, page_errors
 from spo_jax.work.demo.jobs import Jobs, last_lines
 from spo_jax.work.demo.rounds import ENOUGH_VOTES, Round, State, Step, latest
@@ -17,6 +19,7 @@ CSS = """
 .taste-step { align-items: center; border-top: 1px solid var(--border-color-primary); padding-top: 14px; }
 .taste-command, .taste-command .cm-editor { border: none !important; outline: none !important; }
 """
+_QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 _EVERY = 1.5  # seconds between two looks at what a command prints
 _INTRODUCTION = f"""
 Vote on {ENOUGH_VOTES} pairs or more, and let the model learn from it. A button starts the command that is shown
@@ -38,7 +41,80 @@ _PRESS = {
 _CAN_START = (State.READY, State.STOPPED, State.FAILED)
 
 
-def add_taste_tab(page: PageContext, jobs: Jobs, vote: VoteTab, tabs: gr.Tabs) -> None:
+class TasteTab:
+    """The listeners of the tab; what they show is read from the disk and of the command that runs.
+
+    Args:
+      page: what the tabs share.
+      jobs: what runs the commands.
+      ballot: where votes are counted.
+    """
+
+    def __init__(self, page: PageContext, jobs: Jobs, ballot: Ballot):
+        self._page = page
+        self._jobs = jobs
+        self._ballot = ballot
+        self._on_tpu = jax.default_backend() == "tpu"
+        self.introduction = _ON_TPU if self._on_tpu else _INTRODUCTION
+
+    def show(self, chosen: str) -> list[Any]:
+        """Returns what there is to say of a round: all outputs of the tab."""
+        with page_errors():
+            round_ = self.round(chosen)
+            votes = self._ballot.count(COLLECT)
+        running = self._jobs.running
+        states = round_.states(running, votes)
+        parts = [
+            part
+            for place, (step, state) in enumerate(zip(round_.steps(), states, strict=True), 2)
+            for part in _step_parts(place, step, state, enabled=not (running or self._on_tpu))
+        ]
+        current = _current(round_.steps(), states)
+        text = "\n".join(last_lines(current.output)) if current else ""
+        counts = counted(votes, "vote") if votes >= ENOUGH_VOTES else f"{votes} of {ENOUGH_VOTES} votes"
+        return [
+            _title(1, "Vote", f"{counts} so far."),
+            *parts,
+            gr.Button(interactive=states[-1] is State.DONE),
+            gr.Button(visible=bool(running)),
+            gr.Textbox(text, label=f"Output of {current.name!r}" if current else None, visible=bool(text)),
+            gr.Timer(active=bool(running)),
+        ]
+
+    def start(self, place: int, chosen: str) -> list[Any]:
+        """Starts the command of a step."""
+        with page_errors():
+            round_ = self.round(chosen)
+            step = round_.steps()[place]
+            state = round_.states(self._jobs.running, self._ballot.count(COLLECT))[place]
+            if self._on_tpu or state not in _CAN_START:
+                raise UserError(f"{step.name!r} cannot be started now: {state.value}")
+            self._jobs.start(step.job, step.arguments, step.output)
+        return self.show(chosen)
+
+    def stop(self, chosen: str) -> list[Any]:
+        """Asks the command that runs to end."""
+        if self._jobs.stop():
+            gr.Info("The command finishes its batch, saves and ends.")
+        return self.show(chosen)
+
+    def look(self) -> list[Any]:
+        """Returns the rounds, and what `show` says of the latest."""
+        rounds = _rounds(self._page)
+        return [gr.Dropdown(**rounds), *self.show(rounds["value"])]
+
+    def round(self, chosen: str) -> Round:
+        """Returns the round of this number.
+
+        Raises:
+          UserError: it is no number of a round.
+        """
+        if not re.fullmatch(r"[1-9][0-9]{0,3}", str(chosen)):
+            raise UserError(f"there is no round {str(chosen)[:20]!r}: expected a number from 1 to 9999")
+        return Round(self._page, int(chosen))
+
+
+def add_taste_tab(page: PageContext, jobs: Jobs, vote: VoteTab, tabs: gr.Tabs, tab: gr.Tab) -> None:
     """Adds the content of the tab to the tab in context.
 
     Args:
@@ -46,10 +122,11 @@ def add_taste_tab(page: PageContext, jobs: Jobs, vote: VoteTab, tabs: gr.Tabs) -
       jobs: what runs the commands.
       vote: the tab for voting, which this one opens.
       tabs: the tabs, of which the one for voting has the id ``vote``.
+      tab: this tab.
     """
-    on_tpu = jax.default_backend() == "tpu"
-    gr.Markdown(_ON_TPU if on_tpu else _INTRODUCTION)
-    number = gr.Dropdown(label="Round", elem_id="taste-round", **_rounds(page))
+    taste = TasteTab(page, jobs, vote.booth.ballot)
+    gr.Markdown(taste.introduction)
+    number = gr.Dropdown(label="Round", allow_custom_value=True, elem_id="taste-round", **_rounds(page))
     with gr.Row(elem_classes="taste-step"):
         votes = gr.Markdown(elem_id="taste-votes")
         collect = _button("Vote", "taste-collect")
@@ -62,66 +139,22 @@ def add_taste_tab(page: PageContext, jobs: Jobs, vote: VoteTab, tabs: gr.Tabs) -
     timer = gr.Timer(_EVERY, active=False)
     shown = [votes, *(part for row in rows for part in row), compare, stop, output, timer]
 
-    def show(chosen: str) -> list[Any]:
-        """Returns what the disk and the running command say of a round."""
-        round_ = Round(page, int(chosen))
-        count = vote.ballot.count(COLLECT)
-        states = round_.states(jobs.running, count)
-        parts = [
-            part
-            for place, (step, state) in enumerate(zip(round_.steps(), states, strict=True), 2)
-            for part in _step_parts(place, step, state, enabled=not (jobs.running or on_tpu))
-        ]
-        output_of = _current(round_.steps(), states)
-        text = "\n".join(last_lines(output_of.output)) if output_of else ""
-        enough = "" if count >= ENOUGH_VOTES else f" of {ENOUGH_VOTES}"
-        return [
-            _title(1, "Vote", f"{counted(count, 'vote') if not enough else f'{count}{enough} votes'} so far."),
-            *parts,
-            gr.Button(interactive=states[-1] is State.DONE),
-            gr.Button(visible=bool(jobs.running)),
-            gr.Textbox(text, label=f"Output of {output_of.name!r}" if output_of else None, visible=bool(text)),
-            gr.Timer(active=bool(jobs.running)),
-        ]
+    gr.context.Context.root_block.load(taste.look, None, [number, *shown], **_QUIET)
+    gr.on([tab.select, number.change], taste.show, number, shown, **_QUIET)
+    timer.tick(taste.show, number, shown, api_name="taste_look", show_progress="hidden")
+    number.focus(lambda: gr.Dropdown(choices=_rounds(page)["choices"]), None, number, **_QUIET)
+    for place, (*_, button) in enumerate(rows):
+        starting = functools.partial(taste.start, place)
+        button.click(starting, number, shown, api_name=f"taste_{place + 1}", show_progress="hidden")
+    stop.click(taste.stop, number, shown, api_name="taste_stop", show_progress="hidden")
 
-    def start(place: int, chosen: str) -> list[Any]:
-        with page_errors():
-            round_ = Round(page, int(chosen))
-            step = round_.steps()[place]
-            if on_tpu or round_.states(jobs.running, vote.ballot.count(COLLECT))[place] not in _CAN_START:
-                raise gr.Error(f"{step.name!r} cannot be started now.", print_exception=False)
-            jobs.start(step.name, step.arguments, step.output)
-            return show(chosen)
+    def to_vote(kind: str, chosen: str) -> list[Any]:
+        second = taste.round(chosen).lora if kind == COMPARE else BASE_MODEL
+        return [gr.Tabs(selected="vote"), *vote.booth.choose(kind, BASE_MODEL, second)]
 
-    def interrupt(chosen: str) -> list[Any]:
-        if jobs.stop():
-            gr.Info("The command finishes its batch, saves and ends.")
-        return show(chosen)
-
-    def look() -> list[Any]:
-        """Returns the rounds and the latest of them, as the page was loaded anew."""
-        rounds = _rounds(page)
-        return [gr.Dropdown(**rounds), *show(rounds["value"])]
-
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    seen = {"show_progress": "hidden"}
-    gr.context.Context.root_block.load(look, None, [number, *shown], **quiet)
-    timer.tick(show, number, shown, api_name="taste_look", **seen)
-    number.change(show, number, shown, **quiet)
-    number.focus(lambda: gr.Dropdown(choices=_rounds(page)["choices"]), None, number, **quiet)
-    for place, row in enumerate(rows):
-        row[-1].click(functools.partial(start, place), number, shown, api_name=f"taste_{place + 1}", **seen)
-    stop.click(interrupt, number, shown, api_name="taste_stop", **seen)
-
-    def collecting() -> list[Any]:
-        return [gr.Tabs(selected="vote"), *vote.choose(COLLECT, BASE_MODEL, BASE_MODEL)]
-
-    def comparing(chosen: str) -> list[Any]:
-        return [gr.Tabs(selected="vote"), *vote.choose(COMPARE, BASE_MODEL, Round(page, int(chosen)).lora)]
-
-    sides = [tabs, *vote.fields[:3]]
-    for button, choose, inputs in ((collect, collecting, None), (compare, comparing, number)):
-        button.click(choose, inputs, sides, **quiet).then(**vote.starting, **quiet)
+    for kind, button in ((COLLECT, collect), (COMPARE, compare)):
+        opened = button.click(functools.partial(to_vote, kind), number, [tabs, *vote.fields[:3]], **_QUIET)
+        opened.then(**vote.starting, **_QUIET)
 
 
 def _rounds(page: PageContext) -> dict[str, Any]:

@@ -1,20 +1,15 @@
 """The tab Vote: two images, and which of them is better."""
 
-import dataclasses
 import functools
-import math
-import re
-import time
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from spo_jax.core.config import MAX_GUIDANCE, MAX_STEPS
-from spo_jax.core.errors import UserError
 from spo_jax.core.words import counted
-from spo_jax.work.demo.ballot import COLLECT, COMPARE, Ballot, Setup, result
-from spo_jax.work.demo.context import BASE_MODEL, PageContext, page_errors
+from spo_jax.work.demo.ballot import COLLECT, COMPARE, Setup
+from spo_jax.work.demo.booth import Booth, looks
+from spo_jax.work.demo.context import BASE_MODEL, PageContext
 
 # Keys press the buttons. No vote are a key that is typed into a field, a second press for the same images, which would
 # be a vote on images that nobody has seen, and a bounce of the key.
@@ -52,25 +47,22 @@ CSS = """
 .choices button { min-width: 60px !important; }
 """
 _KINDS = [("Images of one model, to collect what I like", COLLECT), ("Two LoRAs, without their names", COMPARE)]
+_QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 # After a click the keys belong to the buttons of the pair.
 _LEAVE_FIELD = "() => { document.activeElement?.blur(); return []; }"
-_JUST_BEFORE = 1800  # seconds
-_FIELDS = tuple(field.name for field in dataclasses.fields(Setup))
 
 
 class VoteTab(NamedTuple):
     """Parts of the tab that others use.
 
     Attributes:
-      ballot: where pairs come from and votes go.
+      booth: what the tab does.
       fields: the components of a `Setup`, in the order of its fields.
-      choose: fills the first three fields from the kind of ballot and the names of two LoRAs.
       starting: starts voting with what the fields say; an event listener's ``fn``, ``inputs`` and ``outputs``.
     """
 
-    ballot: Ballot
+    booth: Booth
     fields: list[gr.components.Component]
-    choose: Callable[[str, str, str], list[Any]]
     starting: dict[str, Any]
 
 
@@ -79,93 +71,40 @@ def remembering() -> gr.BrowserState:
     return gr.BrowserState(None, storage_key="spo_jax_vote", secret="votes")
 
 
-def add_vote_tab(page: PageContext, tabs: gr.Tabs, chosen: gr.BrowserState) -> VoteTab:
+def add_vote_tab(page: PageContext, tabs: gr.Tabs, remembered: gr.BrowserState) -> VoteTab:
     """Adds the content of the tab to the tab in context.
 
     Args:
       page: what the tabs share.
       tabs: the tabs, of which this one has the id ``vote``.
-      chosen: what the browser remembers of it.
+      remembered: what the browser remembers of it.
     """
-    ballot = Ballot(page)
-    token = gr.Textbox(visible=False)
+    booth = Booth(page)
     with gr.Accordion("What to vote on") as choices:
         fields = _add_fields(page)
         begin = _begin(busy=False)
-    kind, first, second = fields[:3]
-    with gr.Column(visible=False) as booth:
+    with gr.Column(visible=False) as column:
+        token = gr.Textbox(visible=False)
         prompt = gr.Markdown(elem_id="vote-prompt")
         with gr.Row(elem_classes="pair"):
-            left, right = (_add_image(side) for side in ("left", "right"))
+            images = [_add_image(side) for side in ("left", "right")]
         with gr.Row(elem_classes="choices"):
-            buttons = {
-                "left": gr.Button("Left (1)", elem_id="vote-left", variant="primary"),
-                "tie": gr.Button("Tie (0)", elem_id="vote-tie"),
-                "right": gr.Button("Right (2)", elem_id="vote-right", variant="primary"),
-                "skip": gr.Button("Skip (space)", elem_id="vote-skip"),
-            }
+            buttons = _add_buttons()
         status = gr.Markdown(elem_id="vote-status")
         reveal = gr.Button("End, and show the names", elem_id="vote-end", visible=False)
         outcome = gr.Markdown(elem_id="vote-outcome")
-    shown = [token, prompt, left, right, status, choices, booth, reveal, outcome, chosen]
-    nothing = [gr.skip()] * (1 + len(fields) + len(shown))
+    shown = [token, prompt, *images, status, choices, column, reveal, outcome, remembered]
 
-    def show(setup: Setup) -> list[Any]:
-        pair = ballot.next_pair(setup)
-        return [
-            pair.token,
-            f"Which is better for **{_escaped(pair.prompt)}**?",
-            *pair.images,
-            _status(ballot, setup),
-            gr.Accordion(open=False),
-            gr.Column(visible=True),
-            gr.Button(visible=setup.kind == COMPARE),
-            "",
-            {**dataclasses.asdict(setup), "at": time.time()},
-        ]
-
-    def start(*values: Any) -> list[Any]:
-        with page_errors():
-            return show(_setup(values))
-
-    def vote(choice: str, seen: str, *values: Any) -> list[Any]:
-        with page_errors():
-            setup = _setup(values)
-            if not ballot.vote(seen, choice, setup.voter):
-                gr.Info("That pair was voted on already, or the page was started again. Here is a new one.")
-            return show(setup)
-
-    def end(*values: Any) -> str:
-        with page_errors():
-            matchup = ballot.matchup(_setup(values))
-            return result(matchup.loras, ballot.tally(matchup))
-
-    def restore(saved: Any) -> list[Any]:
-        """Shows a new pair to whoever was voting just before the page was loaded again."""
-        try:
-            if time.time() - saved["at"] > _JUST_BEFORE:
-                return nothing
-            setup = _setup([saved[name] for name in _FIELDS])
-            return [gr.Tabs(selected="vote"), *_restored(page, setup), *show(setup)]
-        except (UserError, KeyError, TypeError):  # nothing was started here; a LoRA is gone; an older version kept it
-            return nothing
-
-    kind.change(_named_sides, kind, [first, second], show_progress="hidden", api_visibility="private")
-    for dropdown in (first, second):
-        dropdown.focus(lambda: gr.Dropdown(choices=page.lora_choices()), None, dropdown, api_visibility="private")
-    starting = {"fn": start, "inputs": fields, "outputs": shown}
-    waits = begin.click(lambda: _begin(busy=True), None, begin, js=_LEAVE_FIELD, queue=False, api_visibility="private")
+    starting = {"fn": booth.start, "inputs": fields, "outputs": shown}
+    waits = begin.click(lambda: _begin(busy=True), None, begin, js=_LEAVE_FIELD, queue=False, **_QUIET)
     started = waits.then(**starting, api_name="start_voting")
-    started.then(lambda: _begin(busy=False), None, begin, queue=False, api_visibility="private")
+    started.then(lambda: _begin(busy=False), None, begin, queue=False, **_QUIET)
     for choice, button in buttons.items():
-        button.click(
-            functools.partial(vote, choice), [token, *fields], shown, api_name=f"vote_{choice}", show_progress="hidden"
-        )
-    reveal.click(end, fields, outcome, api_name="end_voting")
-    gr.context.Context.root_block.load(
-        restore, chosen, [tabs, *fields, *shown], show_progress="hidden", api_visibility="private"
-    )
-    return VoteTab(ballot, fields, functools.partial(_chosen, page), starting)
+        voting = functools.partial(booth.vote, choice)
+        button.click(voting, [token, *fields], shown, api_name=f"vote_{choice}", show_progress="hidden")
+    reveal.click(booth.end, fields, outcome, api_name="end_voting")
+    gr.context.Context.root_block.load(booth.restore, remembered, [tabs, *fields, *shown], **_QUIET)
+    return VoteTab(booth, fields, starting)
 
 
 def _add_fields(page: PageContext) -> list[gr.components.Component]:
@@ -178,7 +117,7 @@ def _add_fields(page: PageContext) -> list[gr.components.Component]:
         how = {"choices": choices, "value": BASE_MODEL, "allow_custom_value": True}
         first, second = (
             gr.Dropdown(**how, **look, elem_id=f"vote-{name}")
-            for name, look in zip(("first", "second"), _looks(usual.kind), strict=True)
+            for name, look in zip(("first", "second"), looks(usual.kind), strict=True)
         )
     with gr.Accordion("Prompts and settings", open=False):
         prompts = gr.Textbox(
@@ -192,6 +131,9 @@ def _add_fields(page: PageContext) -> list[gr.components.Component]:
             steps = gr.Slider(1, min(100, MAX_STEPS), value=usual.steps, step=1, label="Steps")
             guidance = gr.Slider(1, min(20, MAX_GUIDANCE), value=usual.guidance, step=0.5, label="Guidance")
         voter = gr.Textbox(label="Your name", max_length=100, info="Kept with each vote; may stay empty.")
+    kind.change(lambda chosen: [gr.Dropdown(**look) for look in looks(chosen)], kind, [first, second], **_QUIET)
+    for dropdown in (first, second):
+        dropdown.focus(lambda: gr.Dropdown(choices=page.lora_choices()), None, dropdown, **_QUIET)
     return [kind, first, second, prompts, steps, guidance, voter]
 
 
@@ -199,6 +141,17 @@ def _begin(busy: bool) -> gr.Button:
     """Returns the button that starts, whose first press waits for the compiler."""
     text = "Drawing the first images, which takes longest …" if busy else "Start voting"
     return gr.Button(text, interactive=not busy, variant="primary", elem_id="start-voting")
+
+
+def _add_buttons() -> dict[str, gr.Button]:
+    """Adds the buttons of the choices, whose names the script of the keys knows."""
+    best = {"variant": "primary"}
+    return {
+        "left": gr.Button("Left (1)", elem_id="vote-left", **best),
+        "tie": gr.Button("Tie (0)", elem_id="vote-tie"),
+        "right": gr.Button("Right (2)", elem_id="vote-right", **best),
+        "skip": gr.Button("Skip (space)", elem_id="vote-skip"),
+    }
 
 
 def _add_image(side: str) -> gr.Image:
@@ -211,55 +164,3 @@ def _add_image(side: str) -> gr.Image:
         elem_id=f"image-{side}",
         alt_text=f"the image on the {side}",
     )
-
-
-def _named_sides(kind: str) -> list[gr.Dropdown]:
-    return [gr.Dropdown(**look) for look in _looks(kind)]
-
-
-def _looks(kind: str) -> list[dict[str, Any]]:
-    """Returns how the dropdowns of the two sides look."""
-    compares = kind == COMPARE
-    return [{"label": "First LoRA" if compares else "LoRA"}, {"label": "Second LoRA", "visible": compares}]
-
-
-def _setup(values: Sequence[Any]) -> Setup:
-    """Checks what a browser sends; the names of LoRAs are checked where they are read.
-
-    Raises:
-      UserError: a field holds what the page does not let anybody choose.
-    """
-    given = dict(zip(_FIELDS, values, strict=True))
-    for name in ("first", "second", "prompts", "voter"):
-        if not isinstance(given[name] or "", str):
-            raise UserError(f"{name}: expected text")
-        given[name] = given[name] or ""
-    if given["kind"] not in (COLLECT, COMPARE):
-        raise UserError(f"kind: expected {COLLECT} or {COMPARE}")
-    for name, number in (("steps", int), ("guidance", float)):  # the studio checks their ranges
-        if not isinstance(given[name], int | float) or not math.isfinite(given[name]):
-            raise UserError(f"{name}: expected a number")
-        given[name] = number(given[name])
-    return Setup(**given)
-
-
-def _restored(page: PageContext, setup: Setup) -> list[Any]:
-    """Returns the fields with what was chosen before; a dropdown has to know its choice."""
-    others = dataclasses.asdict(setup)
-    return [*_chosen(page, *(others.pop(name) for name in ("kind", "first", "second"))), *others.values()]
-
-
-def _chosen(page: PageContext, kind: str, first: str, second: str) -> list[Any]:
-    choices = page.lora_choices()
-    sides = zip((first, second), _looks(kind), strict=True)
-    return [kind, *(gr.Dropdown(choices, value=name, **look) for name, look in sides)]
-
-
-def _status(ballot: Ballot, setup: Setup) -> str:
-    count = ballot.count(setup.kind)
-    return f"{counted(count, 'vote')} in `{ballot.folder(setup.kind)}`"
-
-
-def _escaped(text: str) -> str:
-    """Returns a prompt as Markdown that shows it and does nothing else."""
-    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$-])", r"\\\1", " ".join(text.split()))

@@ -75,8 +75,10 @@ def test_a_mistake_is_a_message_on_the_page(served, change, message):
 def test_a_step_of_the_taste_runs_its_command(served):
     """The first of them, with votes that were written elsewhere in the meantime."""
     page, _, client = served
-    with pytest.raises(Exception, match="'Prepare the votes' cannot be started now"):
+    with pytest.raises(Exception, match="'Prepare the votes' cannot be started now: waits for"):
         client.predict("1", api_name="/taste_1")
+    with pytest.raises(Exception, match=r"there is no round '\.\./x': expected a number"):
+        client.predict("../x", api_name="/taste_look")
     images = (np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8))
     for number in range(40):
         VoteFolder(page.out / COLLECT).add(Vote(f"prompt {number}", images, number % 2))

@@ -33,7 +33,8 @@ def test_states_follow_from_the_disk(page):
 
     assert states(votes=ENOUGH_VOTES - 1) == [WAITING, WAITING, WAITING]
     assert states() == [READY, WAITING, WAITING]
-    assert states(running=prepare.name) == [RUNNING, WAITING, WAITING]
+    assert states(running=prepare.job) == [RUNNING, WAITING, WAITING]
+    assert states(running=Round(page, 2).steps()[0].job) == [READY, WAITING, WAITING]
     prepare.output.parent.mkdir(parents=True)
     prepare.output.write_text("error: …")
     assert states() == [FAILED, WAITING, WAITING]
