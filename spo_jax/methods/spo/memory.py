@@ -29,6 +29,7 @@ class Sizes:
       decoded: bytes of temporaries for every image that is decoded and judged at a time.
       distilled: the same with a distilled decoder.
       trained: bytes of temporaries for every latent of a pair that is trained on at a time.
+      kept: the same without `remat`, by what `benchmarks.activations` counts.
     """
 
     network: int
@@ -41,6 +42,7 @@ class Sizes:
     decoded: float
     distilled: float
     trained: float
+    kept: float
 
 
 SD15 = Sizes(
@@ -54,6 +56,7 @@ SD15 = Sizes(
     decoded=1.0 * GIB,
     distilled=0.15 * GIB,
     trained=0.63 * GIB,
+    kept=5.2 * GIB,
 )
 SDXL = Sizes(
     network=2_567_463_684,
@@ -66,6 +69,7 @@ SDXL = Sizes(
     decoded=3.5 * GIB,
     distilled=0.6 * GIB,
     trained=1.5 * GIB,
+    kept=32.0 * GIB,
 )
 DISTILLED = 2_445_063  # parameters of a distilled decoder, TAESD or TAESDXL
 # An update for a single chip was compiled to 1.4 times the temporaries of the same update on one of several chips.
@@ -142,7 +146,8 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
     judged = decoded * (sizes.distilled if distilled else sizes.decoded)
     rollout = max(prompts * spo.num_candidates * sizes.guided, judged) * bytes_each / 2
     trained = spo.chunk(devices) / devices * parents
-    update = trained * sizes.trained * (_ALONE if devices == 1 else 1) * bytes_each / 2
+    latent = sizes.trained if settings.remat else sizes.kept
+    update = trained * latent * (_ALONE if devices == 1 else 1) * bytes_each / 2
     if share > 1:
         rollout += _GATHERED * bytes_each * sizes.network
         update += _GATHERED * bytes_each * sizes.network

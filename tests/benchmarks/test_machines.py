@@ -1,0 +1,155 @@
+"""Memory and hours by machine: the formula agrees with what was compiled, and the documents hold its tables."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import print_saved_residuals
+
+from benchmarks import aot, compiled, machines, recipes
+from benchmarks.activations import kept_bytes, sum_of
+from benchmarks.blueprints import blueprint, write_configs
+from benchmarks.flops import PEAKS
+from benchmarks.recipes import MACHINES, RECIPES, Machine
+from spo_jax.core.config_flag import load_config
+from spo_jax.core.files import read_json
+from spo_jax.core.trees import flatten
+from spo_jax.methods import read_settings
+from spo_jax.methods.spo.memory import GIB, SD15, SDXL, estimate
+from spo_jax.methods.spo.settings import JudgeSettings, SPOSettings, SPOTrainSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = compiled.records()
+SD, XL = RECIPES
+BY_NAME = {machine.name: machine for machine in MACHINES}
+
+
+@pytest.mark.parametrize("row", compiled.errors(RECORDS), ids=lambda row: " ".join(row[:3]))
+def test_the_formula_agrees_with_what_was_compiled(row):
+    """It is within 8 %, the number that the documents give."""
+    measured, formula = row[3:]
+    np.testing.assert_allclose(formula, measured, rtol=0.08)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: f"{record['config']} {record['topology']}")
+def test_weights_and_state_are_those_of_the_compiled_programs(record):
+    """Arguments of `collect` are weights, adapter and a little input; some small weights are not cut."""
+    if "argument_bytes" not in record["programs"].get("collect", {}):
+        pytest.skip("only the update was compiled")
+    settings, sizes = compiled.settings_of_record(record), compiled.sizes_of_record(record)
+    memory = estimate(settings, sizes, record["chips"])
+    adapter = 4 * sizes.adapter * settings.lora.rank
+    program = record["programs"]["collect"]
+    np.testing.assert_allclose(memory.weights + adapter, program["argument_bytes"], rtol=0.01)
+    np.testing.assert_allclose(memory.idle, program["beside_bytes"], rtol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sizes"), [("sd15", SD15), ("sdxl", SDXL)])
+def test_sizes_are_those_of_the_networks(name, sizes):
+    settings = dataclasses.replace(read_settings(load_config(name)), prompts_per_batch=1)
+    settings = dataclasses.replace(settings, spo=dataclasses.replace(settings.spo, train_batch_size=1))
+    mesh = aot.make_mesh(settings.mesh, aot.jax.devices()[:1])
+    with aot.jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        run = aot.abstract_run(settings, mesh)
+        counts = {part: sum(x.size for x in flatten(tree).values()) for part, tree in run.pipeline.params.items()}
+        texts = sum(count for part, count in counts.items() if part.startswith("text"))
+        judge = sum(x.size for x in flatten(run.spo.judge.params["reward"]).values())
+        adapter = sum(x.size for x in flatten(run.state_shapes().params).values())
+    assert (counts["unet"], counts["vae"], texts, judge) == (sizes.network, sizes.vae, sizes.text, sizes.judge)
+    assert adapter == sizes.adapter * settings.lora.rank
+    assert np.prod(run.pipeline.latent_shape) == sizes.latent
+
+
+def test_work_is_what_the_layers_of_the_compiled_programs_count():
+    """Within 1 %: of a rollout per prompt, and of a training batch per pair."""
+    for record in RECORDS:
+        recipe = XL if compiled.sizes_of_record(record) is SDXL else SD
+        settings, chips = compiled.settings_of_record(record), record["chips"]
+        programs = record["programs"]
+        if "collect" in programs:
+            flops = programs["collect"]["flops_layers"] / (settings.prompts_per_batch / chips) / 1e12
+            np.testing.assert_allclose(recipes.work(recipe, settings, valid=0), flops, rtol=0.01)
+        if "update" in programs:
+            flops = programs["update"]["flops_layers"] / (settings.spo.train_batch_size / chips) / 1e12
+            update = recipes.work(recipe, settings) - recipes.work(recipe, settings, valid=0)
+            np.testing.assert_allclose(update / 16, flops, rtol=0.01)
+
+
+def test_hours_are_those_of_the_cost_model():
+    """356 TFLOP a prompt, as in launch/README.md."""
+    tflop = recipes.work(SD, read_settings(load_config("sd15")))
+    assert round(tflop) == 356
+    least, most = recipes.hours(BY_NAME["TPU v5e, 8 chips"], tflop, 40_000)
+    assert f"{least:.1f} to {most:.1f}" == "6.3 to 12.6"
+    assert machines.span(0.625, 1.25) == "38–75 min" and machines.span(5, 10.02) == "5.0–10 h"
+
+
+def test_peaks_are_the_same_everywhere():
+    peaks = dict(PEAKS)
+    for machine in MACHINES:
+        for name in (machine.name.partition(",")[0], machine.name.partition(" (")[0]):
+            if name in peaks:
+                assert machine.peak * 1e12 == peaks[name], machine.name
+
+
+def test_the_largest_batch_that_fits_is_taken():
+    """Weights are cut last, and what does not fit is said to."""
+
+    def fitted(recipe, machine):
+        settings, memory, fits = recipes.fit(recipe, machine)
+        assert fits == (memory.peak <= machine.usable)
+        return settings.prompts_per_batch // machine.devices, settings.mesh.fsdp, fits
+
+    assert fitted(SD, Machine("large", 80, 100)) == (10, 1, True)
+    assert fitted(SD, Machine("small", 12, 100)) == (5, 1, True)
+    assert fitted(SD, Machine("tiny", 6, 100)) == (1, 1, True)
+    assert fitted(SD, Machine("none", 5, 100)) == (1, 1, False)
+    assert fitted(XL, Machine("many", 10, 100, 8)) == (1, 8, True)
+
+
+def test_compiled_numbers_take_the_place_of_computed_ones():
+    """Only if both programs were compiled for this very machine, and with the exact decoder."""
+    machine = BY_NAME["TPU v5e, 8 chips"]
+    found = [record for record in RECORDS if record["topology"] == "v5e:2x4" and record["config"] == "sd15"]
+    row = machines._row(SD, machine, found)
+    assert row["exact"]["known"] == "compiled" and row["distilled"]["known"] == "computed"
+    assert row["exact"]["gib"]["update"] == found[0]["programs"]["update"]["total_bytes"] / GIB
+    half = {**found[0], "programs": {"collect": found[0]["programs"]["collect"]}}
+    assert machines._row(SD, machine, [half])["exact"]["known"] == "computed"
+    assert machines._row(XL, machine, found)["exact"]["known"] == "computed"
+
+
+def test_results_and_documents_hold_what_the_command_writes():
+    """If this fails, run `python -m benchmarks.machines` and copy the tables."""
+    numbers, text = machines.report(RECORDS)
+    assert (ROOT / "benchmarks/results/machines.md").read_text() == machines._ABOUT + text
+    kept = read_json(ROOT / "benchmarks/results/machines.json")
+    assert [row["exact"]["batch"] for row in kept["rows"]] == [row["exact"]["batch"] for row in numbers["rows"]]
+    document = (ROOT / "docs/machines.md").read_text()
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 4
+    for table in tables:
+        assert table in document
+
+
+def test_residuals_are_summed_as_jax_prints_them(capsys):
+    """The sine and its cosine are kept; the argument is not counted."""
+
+    def function(x, kernel):
+        return jnp.sum(jnp.sin(jnp.sin(x @ kernel)))
+
+    print_saved_residuals(function, jnp.ones((4, 8)), jnp.ones((8, 16)))
+    assert sum_of(capsys.readouterr().out) == 2 * 4 * 4 * 16
+
+
+@pytest.mark.slow
+def test_a_backward_pass_keeps_more_without_checkpointing(tmp_path):
+    write_configs(blueprint("micro"), tmp_path)
+    judge = JudgeSettings(model=str(tmp_path / "spm"))
+    settings = SPOTrainSettings(model=str(tmp_path), remat=True, spm=judge, spo=SPOSettings(train_chunk=1))
+    less = kept_bytes(settings, aot.jax.devices()[:1])
+    assert 10**5 < 1.5 * less < kept_bytes(dataclasses.replace(settings, remat=False), aot.jax.devices()[:1]) < 10**8
