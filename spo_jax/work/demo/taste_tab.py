@@ -194,8 +194,12 @@ def _button(text: str, name: str) -> gr.Button:
 
 def _step_parts(place: int, step: Step, state: State, enabled: bool) -> list[Any]:
     startable = state in _CAN_START
+    title = f"{_title(place, step.name, step.meaning)} *{state.value.capitalize()}.*"
+    if state is State.RUNNING:
+        latest_line = "".join(last_lines(step.output, 1)).replace("`", "'")
+        title += f"<br>`{latest_line or 'starting'}`"
     return [
-        f"{_title(place, step.name, step.meaning)} *{state.value.capitalize()}.*",
+        title,
         step.command,
         gr.Button(
             _PRESS[state],
