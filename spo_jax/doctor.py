@@ -15,11 +15,12 @@ from typing import Any
 
 from absl import flags
 
+from spo_jax import toy
 from spo_jax.core.cli import callable_module, printing, run_command
 from spo_jax.core.files import local_path
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.run_files import run_of
-from spo_jax.models import check_model
+from spo_jax.weights import hub
 
 
 def doctor(
@@ -53,8 +54,8 @@ def doctor(
 
         sections.append(examine_run(run_of(local_path(run))[0]))
     if model:
-        if not local_path(model).is_file():
-            check_model(str(model))
+        if str(model) != toy.NAME:
+            hub.local(str(model))  # refuses what can be neither here nor on the hub
         from spo_jax.work.doctor.model import examine_model
 
         sections.append(examine_model(str(model), revision, config, compile))

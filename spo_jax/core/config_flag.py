@@ -66,9 +66,14 @@ def find_config(path: str) -> Path:
         for folder in folders:
             if (folder / f"{name}.py").is_file():
                 return folder / f"{name}.py"
-    known = sorted({file.stem for folder in folders for file in folder.glob("[!_]*.py")})
+    known = shipped_configs()
     what = "a folder" if Path(path).is_dir() else "no such file"
     raise UserError(f"--config={path}: {what}; expected a file, or a name: {', '.join(known)}")
+
+
+def shipped_configs() -> list[str]:
+    """Lists the names of the configs that the package ships."""
+    return sorted({file.stem for folder in _config_folders() for file in folder.glob("[!_]*.py")})
 
 
 def _config_folders() -> list[Path]:

@@ -78,6 +78,13 @@ class StableDiffusion:
         """The kind of model: ``sdxl``, or ``sd`` for SD 1.x and 2.x."""
         return "sd" if self.text_encoder_2 is None else "sdxl"
 
+    def facts(self) -> dict[str, str]:
+        """Returns what tells models of the family apart, in words by name."""
+        names = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
+        width = self.unet.config.cross_attention_dim
+        kind = "SDXL" if self.kind == "sdxl" else names.get(width, f"Stable Diffusion, {width} wide")
+        return {"architecture": kind, "prediction": self.scheduler.prediction_type}
+
     @property
     def dtype(self) -> DType:
         """The dtype of the UNet's activations and frozen weights."""
