@@ -1,6 +1,8 @@
 """What the curves of SPO should look like, as rules; docs/guide.md shows healthy and sick ones."""
 
+import itertools
 import math
+import statistics
 
 from spo_jax.core.words import listed, readable, with_error
 from spo_jax.run.diagnosis.curves import FEW, Curve, Curves
@@ -154,29 +156,32 @@ def margin(curves: Curves) -> Finding | None:
     return Finding("problem" if below else "note", found, advice, learns=False)
 
 
-def judge_against_others(curves: Curves) -> Finding | None:
-    """Other scores that fall while the judge's rises: its errors are learnt, and no longer what it is right about."""
-    if not curves.mean("spm_score").change().rises:
-        return None
+def past_its_best(curves: Curves) -> Finding | None:
+    """Scores besides the judge's that fall again; if the judge's rises meanwhile, its errors are what is learnt."""
     fallen = _fallen_scores(curves)
     if not fallen:
         return None
+    why = "the steps are too long, or there are too many of them"
+    if curves.mean("spm_score").change().rises:
+        why = "the judge's score rises meanwhile, so its errors are what is learnt"
     return Finding(
         "problem",
-        f"The judge's score rises, but {listed(fallen)}: the run is past its best, and learns the judge's errors.",
-        "Take an earlier checkpoint (log.keep_every keeps more of them), train for fewer batches, lower "
+        f"The run is past its best: {listed(fallen)}; {why}.",
+        "Take a checkpoint from then (log.keep_every keeps more of them); next time train for fewer batches, lower "
         "optimizer.learning_rate, or use a better judge.",
     )
 
 
 def _fallen_scores(curves: Curves) -> list[str]:
     """Describes the reported scores, other than the judge's own, that became worse, or lost half of what they won."""
+    if curves.lower_is_better is None and not curves.scores:
+        return []  # nothing says in which direction a score improves
     fallen = []
     for name in curves.names("eval_"):
         score, curve = name.removeprefix("eval_"), curves.curve(name)
         if score.startswith("spm_score"):
             continue
-        lower = score in curves.lower_is_better or bool(curves.scores.get(score, {}).get("lower_is_better"))
+        lower = score in (curves.lower_is_better or ()) or bool(curves.scores.get(score, {}).get("lower_is_better"))
         sign = -1 if lower else 1
         told = _lost(Curve(curve.steps, [sign * value for value in curve.values]), sign)
         if told:
@@ -190,15 +195,17 @@ def _lost(curve: Curve, sign: int) -> str:
         return ""
     first, last = curve.values[0], curve.values[-1]
     peak = max(curve.values)
-    # The noise of these few images: the smallest steps between evaluations are mostly it.
-    steps = sorted(abs(b - a) for a, b in zip(curve.values, curve.values[1:], strict=False))
-    noise = 2 * steps[len(steps) // 4] if len(steps) >= 4 else 0.05 * abs(first)
+    # The noise of these few images is how far an evaluation is off the line through its neighbours, as a trend is none.
+    steps = [after - before for before, after in itertools.pairwise(curve.values)]
+    bends = [abs(after - before) for before, after in itertools.pairwise(steps)]
+    noise = statistics.median(bends) if len(bends) >= 3 else 0.1 * abs(first)
     best_at = curve.steps[curve.values.index(peak)]
     if peak - last > max(noise, LOST * (peak - first)):
-        return f"went from {sign * peak:.3g} in batch {best_at} to {sign * last:.3g}"
+        when = f"in batch {best_at}" if best_at else "before training"
+        return f"went from {sign * peak:.3g} {when} to {sign * last:.3g}"
     return ""
 
 
 RULES: tuple[Rule, ...] = (
-    first_ratio, clipped, valid_pairs, sure_too_early, judge_score, margin, judge_against_others,
+    first_ratio, clipped, valid_pairs, sure_too_early, judge_score, margin, past_its_best,
 )  # fmt: skip

@@ -102,13 +102,13 @@ class Curves:
       rows: rows as `spo_jax.run.metrics.read_metrics` returns them.
       settings: the settings as nested dicts; empty if they are not known.
       scores: the entry ``scores`` of ``summary.json``, once the run is finished.
-      lower_is_better: names of scores that improve by falling.
+      lower_is_better: names of scores that improve by falling; None if that is not known.
     """
 
     rows: Sequence[Row]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
-    lower_is_better: Sequence[str] = ()
+    lower_is_better: Sequence[str] | None = None
 
     @property
     def batches(self) -> int:

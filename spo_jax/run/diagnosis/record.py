@@ -104,7 +104,7 @@ def read_record(folder: Path) -> Record:
         rows,
         start.get("settings") or {},
         (summary.get("scores") or {}) if finished else {},
-        start.get("lower_is_better") or (),
+        start.get("lower_is_better"),
     )
     seconds = summary.get("wall_seconds") if finished else None
     started_in = start.get("folder") or ""
@@ -122,6 +122,9 @@ def unfinished(record: Record) -> Finding | None:
     if last is None:
         advice = f"There is no checkpoint: start it again{_how(record, '')}."
         return Finding("problem", found, advice, rule="unfinished")
+    if record.done == record.total:
+        text = f"All {record.done} batches are trained, but what follows them did not finish, as its last lines say."
+        return Finding("problem", text, f"Do that again{_how(record, '--resume')}.", rule="unfinished")
     lost = record.done - last
     again = f" ({counted(lost, 'batch')} after its last checkpoint will be done again)" if lost > 0 else ""
     return Finding(

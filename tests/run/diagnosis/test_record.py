@@ -58,6 +58,11 @@ def test_a_run_that_died_before_its_first_checkpoint(tmp_path):
     assert "--resume" not in found.advice
 
 
+def test_a_run_that_died_after_its_last_batch(tmp_path):
+    found = unfinished(read_record(run_folder(tmp_path, 10, checkpoint=10)))
+    assert found.text.startswith("All 10 batches are trained") and found.advice.endswith("--resume.")
+
+
 def test_a_run_that_python_started(tmp_path):
     found = unfinished(read_record(run_folder(tmp_path, 7, checkpoint=5, flags=[])))
     assert "spo_jax.Resume(required=True)" in found.advice
