@@ -77,7 +77,7 @@ class Jobs:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 return False
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(_stopping())
             return True
 
     def _wait(self, process: subprocess.Popen) -> None:
@@ -89,6 +89,16 @@ class Jobs:
             self._process = None
             self._name = ""
         self._device.take_back()
+
+
+def _stopping() -> signal.Signals:
+    """Returns the signal that makes a command save and end: Ctrl-C's, unless nobody would hear it.
+
+    A page that a script started in the background ignores it, and so do the commands that the page starts; Windows
+    sends it to no single process.
+    """
+    unheard = os.name == "nt" or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return signal.SIGTERM if unheard else signal.SIGINT
 
 
 def last_lines(output: Path, count: int = 14) -> list[str]:

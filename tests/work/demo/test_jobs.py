@@ -1,5 +1,6 @@
 """Commands that the page starts: one at a time, alone on the device, and stopped as by Ctrl-C."""
 
+import signal
 import threading
 import time
 
@@ -37,6 +38,19 @@ def test_a_command_has_the_device_until_it_is_stopped(tmp_path):
     assert "Keyboard interrupt received" in last_lines(output)[-1]
     with device:
         pass
+
+
+def test_a_command_of_a_page_in_the_background_can_be_stopped(tmp_path):
+    """Such a page ignores Ctrl-C, and what it starts does as well."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        jobs = Jobs(Device())
+        jobs.start("Train the LoRA", LONG, tmp_path / "out.txt")
+        wait_until(lambda: last_lines(tmp_path / "out.txt"))
+        assert jobs.stop()
+        wait_until(lambda: not jobs.running)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_command_that_fails_leaves_its_words_and_frees_the_device(tmp_path):
