@@ -8,9 +8,9 @@ export XLA_CLIENT_MEM_FRACTION=0.92               # of the GPU's memory; jax tak
 python -m spo_jax.train --config=configs/sd15_24gb.py --out=runs/sd15 --auto-resume
 
 By the cost model (launch/README.md, 20 to 40 % of the peak, all pairs valid) the 10 epochs of 4,000 prompts take 60 to
-120 hours on an RTX 4090 (165 TFLOP/s) and 140 to 280 hours on an RTX 3090 (71 TFLOP/s); configs/sd15_overnight.py ends
-in a night. docs/machines.md has the memory. It was computed, and compiled for a TPU with more memory; nothing was run
-on a GPU, so no score is promised.
+120 hours on an RTX 4090 (165 TFLOP/s) and 139 to 278 hours on an RTX 3090 (71 TFLOP/s); configs/sd15_overnight.py ends
+in a night. A rollout takes 13.8 GiB, compiled for a TPU that has 32, and an update 13.4 GiB by the formula of
+docs/machines.md; nothing was run on a GPU, so no score is promised.
 
 The recipe is the published one but for this: a rollout has 20 prompts instead of 40, and the same 40 pairs of an
 optimizer step are two training batches of 20. The policy is therefore updated after every 20 prompts.

@@ -12,8 +12,9 @@ The machine may be taken away: the last command again continues from the latest 
 with --config.max_batches=50 (500 prompts) and, also afterwards, for more with --config.num_epochs=10 (the published
 length). By the cost model (launch/README.md, 20 to 40 % of the chip's peak, all pairs valid) a batch takes 45 to 90 s,
 500 prompts 0.6 to 1.3 hours, this epoch of 4,000 prompts 5 to 10 hours, and the published ten 50 to 100 hours. With the
-distilled decoder (--config.spo.decoder=madebyollin/taesd) it is 64 % of that. docs/machines.md has the memory, which
-comes from compiling for the chip. No run with these settings has been made, so no score is promised.
+distilled decoder (--config.spo.decoder=madebyollin/taesd) it is 64 % of that. Compiled for the chip, a rollout takes
+9.6 GiB, and an update 13.6 GiB with 10 pairs at a time; 5 at a time, as here, take less (docs/machines.md). No run with
+these settings has been made, so no score is promised.
 
 The recipe is the published one but for this: a rollout has 10 prompts instead of 40, and the same 40 pairs of an
 optimizer step are four training batches of 10. The policy is therefore updated after every 10 prompts, and rollouts
@@ -39,10 +40,10 @@ def get_config():
 
     config.spo.decode_chunk = 4
     config.spo.train_batch_size = 10
-    config.spo.train_chunk = 5  # with 10 the update takes 13.6 of 16 GiB
+    config.spo.train_chunk = 5  # pairs at a time; 10 would take 13.6 of 16 GiB
     config.optimizer.gradient_accumulation_steps = 4
 
-    config.log.checkpoint_every = 5  # 4 to 8 minutes by the cost model; a checkpoint is about 10 MB
+    config.log.checkpoint_every = 5  # 4 to 8 minutes by the cost model; a checkpoint is 13 MB
     config.log.eval_every = 50
 
     config.eval.prompts = "data/prompts/validation_unique.json"  # 500 others of Pick-a-Pic v1, as in the paper

@@ -8,9 +8,10 @@ export XLA_CLIENT_MEM_FRACTION=0.92               # of the GPU's memory; jax tak
 python -m spo_jax.train --config=configs/sd15_overnight.py --out=runs/overnight --auto-resume
 
 Prompts of your own are a text file with one in each line: --config.prompts=FILE. By the cost model (launch/README.md,
-20 to 40 % of the peak, all pairs valid) the 4 epochs take 1.9 to 3.8 hours on an RTX 4090 (165 TFLOP/s), 4.5 to 8.9
-hours on an RTX 3090 (71 TFLOP/s) and 2.6 to 5.2 hours on an L4 (121 TFLOP/s, at its full clock). docs/machines.md has
-the memory. It was computed, and compiled for a TPU with more memory; nothing was run on a GPU, so no score is promised.
+20 to 40 % of the peak, all pairs valid) the 4 epochs take 1.9 to 3.8 hours on an RTX 4090 (165 TFLOP/s), 4.4 to 8.9
+hours on an RTX 3090 (71 TFLOP/s) and 2.6 to 5.2 hours on an L4 (121 TFLOP/s, at its full clock). Memory is 9.4 GiB for
+a rollout and 13.3 GiB for an update, by the formula of docs/machines.md; nothing was run on a GPU, so no score is
+promised.
 
 LoRA, optimizer and objective are the published ones. These things differ: 2,000 rollouts instead of 40,000, of 500
 prompts; 10 prompts and four training batches of 10 instead of 40 and one of 40; and the images that are judged come

@@ -88,6 +88,33 @@ def test_hours_are_those_of_the_cost_model():
     assert machines.span(0.625, 1.25) == "38–75 min" and machines.span(5, 10.02) == "5.0–10 h"
 
 
+def test_configs_and_the_page_give_the_hours_of_the_cost_model():
+    """Seconds of a batch and hours of the whole run, for 40 and 20 % of the peak."""
+
+    def hours(config, machine, prompts):
+        settings = read_settings(load_config(config))
+        least, most = recipes.hours(BY_NAME[machine], recipes.work(SD, settings), prompts)
+        return least, most, (ROOT / f"configs/{config}.py").read_text()
+
+    page = (ROOT / "docs/machines.md").read_text()
+    batch, longer, head = hours("sd15_one_chip", "TPU v5e, 1 chip", 10)
+    assert f"{3600 * batch:.0f} to {3600 * longer:.0f} s" in head.replace("\n", " ")
+    for prompts, digits in ((500, 1), (4000, 0), (40_000, 0)):
+        least, most, _ = hours("sd15_one_chip", "TPU v5e, 1 chip", prompts)
+        assert f"{least:.{digits}f} to {most:.{digits}f} hours" in head.replace("\n", " ")
+    for config, prompts, name in (
+        ("sd15_overnight", 2000, "RTX 4090, 24 GB"),
+        ("sd15_overnight", 2000, "RTX 3090, 24 GB"),
+        ("sd15_overnight", 2000, "L4, 24 GB"),
+        ("sd15_24gb", 40_000, "RTX 4090, 24 GB"),
+        ("sd15_24gb", 40_000, "RTX 3090, 24 GB"),
+    ):
+        least, most, head = hours(config, name, prompts)
+        digits = 1 if most < 10 else 0
+        assert f"{least:.{digits}f} to {most:.{digits}f} hours on" in head.replace("\n", " "), (config, name)
+        assert name.startswith("L4") or f"{least:.{digits}f}–{most:.{digits}f} h" in page
+
+
 def test_peaks_are_the_same_everywhere():
     peaks = dict(PEAKS)
     for machine in MACHINES:

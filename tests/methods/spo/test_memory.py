@@ -84,6 +84,11 @@ def test_sdxl_does_not_fit_what_sd15_fits():
     assert estimate(SETTINGS, SD15).peak < 15.7 * GIB < estimate(SETTINGS, SDXL).peak
 
 
+def test_without_checkpointing_activations_are_kept():
+    kept = estimate(dataclasses.replace(SETTINGS, remat=False), SD15)
+    assert kept.update > 8 * estimate(SETTINGS, SD15).update and kept.rollout == estimate(SETTINGS, SD15).rollout
+
+
 def test_it_needs_no_jax():
     code = "import sys, spo_jax.methods.spo.memory; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
