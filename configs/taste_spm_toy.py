@@ -25,7 +25,7 @@ def get_config():
     config.batch_size = 16
     config.chunk = 16
     config.train_steps = 80
-    config.optimizer.learning_rate = 2e-4
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 8
     config.optimizer.weight_decay = 0.05
     config.optimizer.adam_beta2 = 0.99  # averages over hundreds of steps only, because there are few
@@ -34,6 +34,6 @@ def get_config():
 
     config.log.checkpoint_every = 1000
     config.log.eval_every = 1000
-    config.eval.timesteps = (0, 201, 401, 601, 801)
+    config.eval.timesteps = (0, 201, 401, 601)
     config.eval.batch = 20
     return config.lock()

@@ -15,7 +15,7 @@ def get_config():
     config.model = "toy"
     config.prompts = "toy:train"
     config.prompts_per_batch = 8
-    config.num_epochs = 5  # 28 batches of the 46 prompts; far more would make the policy exploit the judge's errors
+    config.num_epochs = 3  # 17 batches of the 46 prompts; far more would make the policy exploit the judge's errors
 
     config.spm.model = "runs/taste_spm/spm"  # --config.spm.model=FOLDER
 
