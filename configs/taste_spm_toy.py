@@ -35,5 +35,5 @@ def get_config():
     config.log.checkpoint_every = 1000
     config.log.eval_every = 1000
     config.eval.timesteps = (0, 201, 401, 601)
-    config.eval.batch = 20
+    config.eval.batch = 60
     return config.lock()

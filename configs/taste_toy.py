@@ -15,7 +15,7 @@ def get_config():
     config.model = "toy"
     config.prompts = "toy:train"
     config.prompts_per_batch = 8
-    config.num_epochs = 3  # 17 batches of the 46 prompts; far more would make the policy exploit the judge's errors
+    config.num_epochs = 2  # 11 batches of the 46 prompts; far more would make the policy exploit the judge's errors
 
     config.spm.model = "runs/taste_spm/spm"  # --config.spm.model=FOLDER
 
@@ -27,8 +27,8 @@ def get_config():
     config.optimizer.learning_rate = 3e-4  # for a small model and few steps; the published 6e-5 is for thousands
     config.lora.rank = 8
 
-    config.log.eval_every = 10
-    config.log.checkpoint_every = 10
+    config.log.eval_every = 4
+    config.log.checkpoint_every = 4
 
     config.eval.grid_images = 16
     config.eval.prompts = "toy:held_out"

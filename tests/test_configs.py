@@ -10,6 +10,7 @@ from spo_jax.core.config_flag import find_config
 from spo_jax.methods import read_settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
+CONFIGS_BY_NAME = {path.stem: path for path in CONFIGS}
 
 
 def read(path):
@@ -32,3 +33,27 @@ def test_every_config_can_be_read_and_names_its_command(path):
 def test_every_config_is_found_by_its_name(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert find_config(path.stem).resolve() == path
+
+
+def differing(first, second):
+    """Returns the names of the fields in which two configs differ; a group's field is ``group.field``."""
+    flat = [
+        {
+            f"{name}.{field}" if hasattr(value, "items") else name: inner
+            for name, value in read(CONFIGS_BY_NAME[config])[1].items()
+            for field, inner in (value.items() if hasattr(value, "items") else [(name, value)])
+        }
+        for config in (first, second)
+    ]
+    return {name for name in flat[0] if flat[0][name] != flat[1][name]}
+
+
+def test_a_taste_changes_what_it_says_of_the_recipes():
+    """Their docstrings say that they are the published settings but for the judge, and for the few pairs."""
+    assert differing("taste_sd15", "sd15_overnight") == {"spm.model", "spm.tokenizer"}
+    fewer = {"batch_size", "chunk", "train_steps", "optimizer.warmup_steps", "eval.batch"}
+    data = {"init", "data_dir", "eval_split", "flip", "log.checkpoint_every", "log.eval_every"}
+    assert differing("taste_spm_sd15", "spm_sd15") == fewer | data
+    assert differing("taste_toy", "toy") == {
+        "num_epochs", "spm.model", "spo.divert_start_step", "log.eval_every", "log.checkpoint_every"
+    }  # fmt: skip
