@@ -10,7 +10,6 @@ The module is also a reward, so that a run reports how far it moved what the vot
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -127,7 +126,13 @@ def vote(
     # Every prompt has its turn before one comes again.
     order = np.concatenate([rng.permutation(len(known)) for _ in range(-(-votes // len(known)))])[:votes]
     chosen = [known[row] for row in order]
-    pair = [_draw(out / "images" / f"{seed}_{side}", chosen, model, 2 * seed + side) for side in (0, 1)]
+    pair = [
+        spo_jax.sample(
+            model=model, prompts=chosen, out=out / "images" / f"{seed}_{side}", seed=2 * seed + side, batch=20,
+            overwrite=True,
+        )
+        for side in (0, 1)
+    ]  # fmt: skip
     values = np.stack([TASTES[taste](_read(files)) for files in pair], axis=1)  # [n 2]
     slips = rng.random(votes) < at_random
     labels = np.where(slips, rng.integers(0, 2, votes), values.argmax(1))
@@ -139,13 +144,6 @@ def vote(
     ]
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path
-
-
-def _draw(out: Path, prompts: Sequence[str], model: str, seed: int) -> list[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "prompts.json"
-        write_text(file, json.dumps(list(prompts)))
-        return spo_jax.sample(model=model, prompts=str(file), out=out, seed=seed, batch=20, overwrite=True)
 
 
 def _read(files: Sequence[Path]) -> Float[np.ndarray, "b h w 3"]:
