@@ -9,6 +9,7 @@ from pathlib import Path
 from spo_jax import toy
 from spo_jax.core.run_files import LORA, SPM, SUMMARY, holds_run
 from spo_jax.data.preferences.format import RECORD
+from spo_jax.run.lock import user_of
 from spo_jax.work.demo.ballot import COLLECT
 from spo_jax.work.demo.context import PageContext
 
@@ -24,6 +25,7 @@ class State(enum.Enum):
     WAITING = "waits for the step before"
     READY = "ready"
     RUNNING = "running"
+    ELSEWHERE = "running, started in a terminal or by a page that has ended"
     STOPPED = "stopped, and continues where it was"
     FAILED = "failed: the last lines say why"
     DONE = "done"
@@ -161,6 +163,8 @@ def _state(step: Step, before: bool, running: str) -> State:
     """Returns the state of a step; ``before`` says whether the one before it is done."""
     if running == step.job:
         return State.RUNNING
+    if step.run is not None and user_of(step.run):
+        return State.ELSEWHERE
     if step.is_done:
         return State.DONE
     if not before:

@@ -34,10 +34,12 @@ _PRESS = {
     State.WAITING: "Run",
     State.READY: "Run",
     State.RUNNING: "Running …",
+    State.ELSEWHERE: "Running …",
     State.STOPPED: "Continue",
     State.FAILED: "Run again",
     State.DONE: "Done",
 }
+_GOES_ON = (State.RUNNING, State.ELSEWHERE)
 _CAN_START = (State.READY, State.STOPPED, State.FAILED)
 
 
@@ -78,7 +80,7 @@ class TasteTab:
             gr.Button(interactive=states[-1] is State.DONE),
             gr.Button(visible=bool(running)),
             gr.Textbox(text, label=f"Output of {current.name!r}" if current else None, visible=bool(text)),
-            gr.Timer(active=bool(running)),
+            gr.Timer(active=bool(running) or State.ELSEWHERE in states),
         ]
 
     def start(self, place: int, chosen: str) -> list[Any]:
@@ -195,7 +197,7 @@ def _button(text: str, name: str) -> gr.Button:
 def _step_parts(place: int, step: Step, state: State, enabled: bool) -> list[Any]:
     startable = state in _CAN_START
     title = f"{_title(place, step.name, step.meaning)} *{state.value.capitalize()}.*"
-    if state is State.RUNNING:
+    if state in _GOES_ON:
         latest_line = "".join(last_lines(step.output, 1)).replace("`", "'")
         title += f"<br>`{latest_line or 'starting'}`"
     return [
@@ -211,6 +213,6 @@ def _step_parts(place: int, step: Step, state: State, enabled: bool) -> list[Any
 
 def _current(steps: tuple[Step, ...], states: list[State]) -> Step | None:
     """Returns the step whose output is shown: the one that runs, or the last that has run."""
-    running = [step for step, state in zip(steps, states, strict=True) if state is State.RUNNING]
+    running = [step for step, state in zip(steps, states, strict=True) if state in _GOES_ON]
     seen = [step for step in steps if step.output.exists()]
     return (running or seen[-1:] or [None])[0]

@@ -5,11 +5,12 @@ import shlex
 
 import pytest
 
+from spo_jax.run.lock import RunLock
 from spo_jax.work.demo.rounds import ENOUGH_VOTES, Round, State, latest
 from tests.commands import ROOT
 from tests.work.demo.fakes import fake_page
 
-WAITING, READY, RUNNING, STOPPED, FAILED, DONE = State
+WAITING, READY, RUNNING, ELSEWHERE, STOPPED, FAILED, DONE = State
 
 
 @pytest.fixture
@@ -41,6 +42,9 @@ def test_states_follow_from_the_disk(page):
     finish(prepare)
     assert states() == [DONE, READY, WAITING]
     (round_.judge / "checkpoints" / "40").mkdir(parents=True)
+    assert states() == [DONE, STOPPED, WAITING]
+    with RunLock(round_.judge):  # as a run holds it that a page started which was killed
+        assert states() == [DONE, ELSEWHERE, WAITING]
     assert states() == [DONE, STOPPED, WAITING]
     finish(judge)
     finish(tune)
