@@ -29,9 +29,9 @@ BY_NAME = {machine.name: machine for machine in MACHINES}
 
 @pytest.mark.parametrize("row", compiled.errors(RECORDS), ids=lambda row: " ".join(row[:3]))
 def test_the_formula_agrees_with_what_was_compiled(row):
-    """It is within 8 %, the number that the documents give."""
+    """It is at most 8 % below and 12 % above, the numbers that the documents give."""
     measured, formula = row[3:]
-    np.testing.assert_allclose(formula, measured, rtol=0.08)
+    assert 0.92 < formula / measured < 1.12
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: f"{record['config']} {record['topology']}")

@@ -73,7 +73,8 @@ SDXL = Sizes(
     kept=32.0 * GIB,
 )
 DISTILLED = 2_445_063  # parameters of a distilled decoder, TAESD or TAESDXL
-# An update for a single chip was compiled to 1.4 times the temporaries of the same update on one of several chips.
+# An update for a single chip was compiled to 1.4 times the temporaries of the same update on one of several chips; with
+# half the pairs at a time it was only 1.1 times. The formula takes the larger factor, so that it rather says too much.
 _ALONE = 1.4
 _GATHERED = 0.2  # share of the UNet's weights that a device holds for a moment if they are cut over devices
 
