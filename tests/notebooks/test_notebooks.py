@@ -100,6 +100,7 @@ def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
     """As on a machine of somebody else: in an empty folder, with sizes that are as small as they can be."""
     environment = {"SPO_JAX_QUICK": "1", "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
     environment |= {"JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", CACHE)}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     client = nbclient.NotebookClient(
         nbformat.read(file, 4), timeout=600, resources={"metadata": {"path": str(tmp_path)}}
     )
