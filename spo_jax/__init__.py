@@ -26,6 +26,7 @@ _PUBLIC = {
     "sample": "spo_jax.sample",
     "export": "spo_jax.export",
     "prepare": "spo_jax.prepare",
+    "evaluate_spm": "spo_jax.evaluate_spm",
     "open_pipeline": "spo_jax.models",
     "open_studio": "spo_jax.work.studio",
     "to_uint8": "spo_jax.core.images",

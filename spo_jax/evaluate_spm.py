@@ -10,7 +10,7 @@ import sys
 
 from absl import flags
 
-from spo_jax.core.cli import run_command
+from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable, local_path
@@ -79,6 +79,8 @@ def run() -> None:
 
     run_command(main)
 
+
+callable_module(__name__, evaluate_spm)
 
 if __name__ == "__main__":
     sys.exit(run())

@@ -1,7 +1,7 @@
 """The score of a step-aware preference model, which is a CLIP with the diffusion timestep as an input."""
 
 from spo_jax.core.errors import UserError
-from spo_jax.rewards.common.preference_files import check_files
+from spo_jax.rewards.common.preference_files import check_files, tokenizer_of
 from spo_jax.rewards.common.protocol import Context, Reward
 
 
@@ -10,7 +10,7 @@ def load(source: str, context: Context) -> Reward:
 
     Args:
       source: folder, file, hub id, one file of a hub repository, or ``toy``; if empty, the fields ``model`` and
-        ``tokenizer`` of ``context.options``.
+        ``tokenizer`` of ``context.options``. The authors' files get their tokenizer from the hub.
       context: where and how to load it.
 
     Raises:
@@ -20,7 +20,7 @@ def load(source: str, context: Context) -> Reward:
     from spo_jax.rewards.common.spm_reward import SPMReward
 
     name = _name(source, context)
-    tokenizer = "" if source else context.options.get("tokenizer", "")
+    tokenizer = tokenizer_of(source) if source else context.options.get("tokenizer", "")
     model = load_spm(
         name,
         tokenizer=tokenizer or None,
@@ -35,7 +35,7 @@ def load(source: str, context: Context) -> Reward:
 
 def check(source: str, context: Context) -> None:
     """Refuses a preference model that is missing or something else, as far as that shows without the network."""
-    tokenizer = "" if source else context.options.get("tokenizer", "")
+    tokenizer = tokenizer_of(source) if source else context.options.get("tokenizer", "")
     check_files(_name(source, context), tokenizer, "" if source else "--config.spm.tokenizer")
 
 

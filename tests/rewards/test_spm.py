@@ -56,3 +56,16 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
     published.write_bytes(b"")
     with pytest.raises(UserError, match="trained on clean predictions of Stable Diffusion 1.x or 2.x, but .* is SDXL"):
         load_reward(f"spm:{published}", Context(kind="sdxl"))
+
+
+def test_a_published_file_gets_its_tokenizer_from_the_hub(monkeypatch, reward):
+    """It has none beside it, and ``spm:SOURCE`` has no field to name one."""
+    from spo_jax.rewards.common import preference_model
+
+    asked = []
+    monkeypatch.setattr(preference_model, "load_spm", lambda *given, **how: asked.append(how["tokenizer"]))
+    monkeypatch.setattr("spo_jax.rewards.common.spm_reward.SPMReward", lambda model, name: reward)
+    load_reward("spm:authors/models/sd-v1-5_step-aware_preference_model.bin", Context())
+    load_reward("spm:runs/spm/spm", Context())
+    load_reward("spm", Context(options={"model": "a.bin", "tokenizer": "mine"}))
+    assert asked == ["laion/CLIP-ViT-H-14-laion2B-s32B-b79K", None, "mine"]

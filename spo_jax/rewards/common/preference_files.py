@@ -18,6 +18,7 @@ _PUBLISHED = {
     "sd-v1-5_step-aware_preference_model.bin": "sd",
     "sdxl_step-aware_preference_model.bin": "sdxl",
 }
+_PUBLISHED_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _KIND_NAMES = {"sd": "Stable Diffusion 1.x or 2.x", "sdxl": "SDXL"}
 
 
@@ -47,6 +48,11 @@ def local_model(model: str) -> Path | None:
     if hub.local("/".join(parts[:2])) is not None:
         raise UserError(f"no such file: {model}")
     return None
+
+
+def tokenizer_of(model: str) -> str:
+    """Returns the hub id of the tokenizer of a published file, which has none beside it; empty for other models."""
+    return _PUBLISHED_TOKENIZER if Path(model).name in _PUBLISHED else ""
 
 
 def check_files(model: str, tokenizer: str, flag: str) -> None:
