@@ -25,6 +25,8 @@ _PUBLIC = {
     "train": "spo_jax.train",
     "sample": "spo_jax.sample",
     "export": "spo_jax.export",
+    "export_card": "spo_jax.export",
+    "compare_strengths": "spo_jax.export",
     "prepare": "spo_jax.prepare",
     "evaluate_spm": "spo_jax.evaluate_spm",
     "open_pipeline": "spo_jax.models",

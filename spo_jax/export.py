@@ -10,25 +10,38 @@ are written without reading the base model.
 that one can be picked, and ``--scale=0.75`` folds it into what is exported.
 """
 
-import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from spo_jax.core.cli import callable_module, printing, run_command
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_free, check_writable, local_path
+from spo_jax.core.files import local_path
+from spo_jax.core.lookup import find_module
+from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
-from spo_jax.core.run_files import CHECKPOINTS, run_of
-from spo_jax.models import check_folder, check_model
-from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, CLIP, NETWORK, describe
-from spo_jax.weights.lora import LORA_FORMATS
+from spo_jax.data.prompts import load_prompts
+from spo_jax.models import check_model
+from spo_jax.weights.upload import check_upload, upload
+from spo_jax.work.export.checks import (
+    FORMATS,
+    STRENGTHS_SHEET,
+    STRENGTHS_TABLE,
+    check_card_folder,
+    check_comparison_folder,
+    check_out,
+    check_scale,
+    check_source,
+    checked_name,
+    checked_scales,
+)
 
-FORMATS = (*LORA_FORMATS, "merged", "single-file")
 DTYPES = ("float32", "float16")
-MAX_SCALE = 100.0  # what is beyond it is a slip
+MAX_COUNT = 50_000  # images at each strength
 
 
 def export(
@@ -41,7 +54,7 @@ def export(
     base: str = "",
     dtype: str = "float32",
     *,
-    scale: float = 1.0,
+    scale: float | int = 1.0,
     author: str = "",
     license: str = "",
 ) -> None:
@@ -75,11 +88,11 @@ def export(
             raise UserError(f"--{flag}={value}: only --format=kohya and --card have a place for it")
     source = local_path(source)
     out = local_path(out)
-    _check_scale(scale)
-    _check_out(out, form, overwrite)
+    check_scale(scale)
+    check_out(out, form, overwrite)
     if dtype != "float32" and form != "single-file":
         raise UserError(f"--dtype={dtype}: only --format=single-file has a choice; {form} is written in float32")
-    _check_source(source)
+    check_source(source)
     if model:
         check_model(model, base)
     # Imported here because it takes seconds, and the mistakes above are found in one.
@@ -94,65 +107,205 @@ def export(
             print(f"wrote {path}")
 
 
-def _check_source(source: Path) -> None:
-    """Raises a `UserError` if there is neither a run nor a LoRA at ``source``, as far as that shows without jax."""
-    if source.is_file():
-        what = describe(source)
-        if what in (CHECKPOINT, CLIP, AUTOENCODER, NETWORK):
-            raise UserError(f"--run={source} is {what}: expected a run, one of its checkpoints, or a LoRA file")
-        return
-    run, _ = run_of(source)
-    if not (run / CHECKPOINTS).is_dir():
-        what = f", this is {describe(source)}" if source.is_dir() else ""
-        expected = "expected a folder with checkpoints/, one of its checkpoints, or a LoRA file"
-        raise UserError(f"--run={source}: no run here{what} ({expected})")
+def export_card(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    name: str = "",
+    author: str = "",
+    license: str = "",
+    scale: float | int = 1.0,
+    push_to: str = "",
+    private: bool = False,
+    model: str = "",
+    revision: str = "",
+    base: str = "",
+    overwrite: bool = False,
+) -> Path:
+    """Writes everything that is published of a LoRA into a folder, and uploads it if it is asked to.
+
+    The folder has a page (``README.md``) that says what the LoRA is and, for a run, how it was trained and what it was
+    worth; ``pytorch_lora_weights.safetensors`` for diffusers; ``NAME.safetensors`` and ``NAME.preview.png`` for the web
+    UIs; and images.
+
+    Args:
+      source: run folder, checkpoint folder or LoRA file. The page of a file says what is not known.
+      out: the folder.
+      name: name of the LoRA; empty takes that of the repository or, otherwise, of the folder.
+      author: its author; empty takes the owner of the repository, if there is one.
+      license: its licence by the hub's name, such as ``openrail++``; empty takes that of a base model that is known.
+      scale: strength that is folded into the files, as in `export`.
+      push_to: ``user/name`` of the repository on the hub; empty uploads nothing.
+      private: whether a repository that is made for it is private.
+      model: base model, of which only configs are read; empty takes the run's.
+      revision: revision of ``model`` on the hub.
+      base: folder or hub id from which a model in one file takes its tokenizers and scheduler.
+      overwrite: whether to replace files of the same names in a folder that exists; its other files stay.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: there is no LoRA at ``source``, a name cannot be used, the folder exists or cannot be written, or it
+        cannot be uploaded, and then it stays.
+    """
+    source, out = local_path(source), local_path(out)
+    if private and not push_to:
+        raise UserError("--private goes with --push-to=USER/NAME only")
+    if push_to:
+        check_upload(push_to)
+    name = checked_name(name, push_to.rpartition("/")[2] or out.absolute().name)
+    check_scale(scale)
+    check_card_folder(out, overwrite)
+    check_source(source)
+    if model:
+        check_model(model, base)
+    with stage("importing JAX"):
+        from spo_jax.work.export.card import write_card
+        from spo_jax.work.export.page import Naming
+        from spo_jax.work.export.source import Base, read_source
+
+    read = read_source(source, Base(model, revision, base), scale)
+    names = write_card(read, out, Naming(name, author or push_to.partition("/")[0], license, push_to))
+    with printing():
+        print(f"wrote {out}: {', '.join(names)}")
+    if push_to:
+        address = upload(out, push_to, names, f"{name}, by spo_jax", private)
+        with printing():
+            print(f"uploaded to {address}")
+    return out
 
 
-def _check_scale(scale: float) -> None:
-    if not (math.isfinite(scale) and 0 < abs(scale) <= MAX_SCALE):
-        raise UserError(f"--scale={scale:g}: expected a strength other than 0, of at most {MAX_SCALE:g}")
+def compare_strengths(
+    source: str | os.PathLike,
+    scales: Sequence[float | int],
+    out: str | os.PathLike,
+    *,
+    rewards: str = "",
+    prompts: str = "",
+    count: int | None = None,
+    model: str = "",
+    revision: str = "",
+    base: str = "",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Draws the same images at several strengths of a LoRA, so that one can be picked.
 
+    Args:
+      source: run folder, checkpoint folder or LoRA file.
+      scales: the strengths; 0, which is the base model, is added.
+      out: folder for ``strengths.png``, a grid of the first 16 prompts, and ``strengths.json``, the scores.
+      rewards: rewards that score the images, separated by commas; empty scores nothing.
+      prompts: file of prompts, or ``toy:held_out``; empty takes the prompts of the run's evaluation, whose seed, steps
+        and guidance are taken as well.
+      count: number of images at each strength; None takes that of the run's evaluation.
+      model: base model; empty takes the run's. A LoRA file needs one.
+      revision: revision of ``model`` on the hub.
+      base: folder or hub id from which a model in one file takes its tokenizers and scheduler.
+      overwrite: whether to replace the files of an earlier comparison in ``out``.
 
-def _check_out(out: Path, form: str, overwrite: bool) -> None:
-    """Raises a `UserError` if ``out`` cannot be written, before the minutes that reading a model may take."""
-    check_writable(out.parent)
-    if form == "merged":
-        if out.suffix == ".safetensors":
-            raise UserError(f"--out={out}: 'merged' is a folder; --format=single-file writes one file")
-        check_folder(out, overwrite)
-        return
-    if out.suffix != ".safetensors":
-        kind = "checkpoint" if form == "single-file" else "LoRA file"
-        raise UserError(f"--out={out}: the name of a {kind} has to end in .safetensors, or nothing will read it")
-    check_free(out, overwrite)
-    if form == "kohya":
-        check_free(out.with_name(f"{out.stem}.preview.png"), overwrite)
+    Returns:
+      The content of ``strengths.json``: for each strength its scores, compared pair by pair with those at strength 0.
+
+    Raises:
+      UserError: there is no LoRA at ``source``, its base model is not known, a strength, reward or prompt cannot be
+        used, or ``out`` cannot be written.
+    """
+    source, out = local_path(source), local_path(out)
+    scales = checked_scales(scales)
+    if count is not None and not 1 <= count <= MAX_COUNT:
+        raise UserError(f"--count={count}: expected a number from 1 to {MAX_COUNT}")
+    check_comparison_folder(out, overwrite)
+    check_source(source)
+    for spec in filter(None, rewards.split(",")):
+        find_module("spo_jax.rewards", spec.partition(":")[0].strip(), "--rewards")
+    if prompts:
+        load_prompts(prompts)
+    if model:
+        check_model(model, base)
+    with stage("importing JAX"):
+        from spo_jax.work.export import strengths
+        from spo_jax.work.export.source import Base
+
+    given = Base(model, revision, base)
+    with explaining_memory(lambda: "lower --count"):
+        chosen = {"rewards": rewards, "prompts": prompts, "count": count}
+        result = strengths.compare_strengths(source, scales, out, given, **chosen)
+    with printing():
+        if rewards:
+            print(f"\n{strengths.text_table(result)}\n")
+        print(f"wrote {out / STRENGTHS_SHEET} and {out / STRENGTHS_TABLE}")
+    return result
 
 
 # The command
 
+# What each kind of export takes besides the flags that all of them take.
+_OF_EXPORT = ("format", "dtype", "scale", "author", "license")
+_OF_CARD = ("card", "scale", "author", "license", "name", "push-to", "private")
+_OF_SCALES = ("scales", "rewards", "prompts", "count")
+
 
 def run() -> None:
     """Runs the command."""
-    source = flags.DEFINE_string("run", None, "Export this run folder, checkpoint folder, or LoRA file.")
-    form = flags.DEFINE_enum("format", "diffusers", list(FORMATS), "Write this format.")
-    out = flags.DEFINE_string("out", None, "Write this file, ending in .safetensors, or this folder for 'merged'.")
-    model = flags.DEFINE_string("model", "", "Use this base model (default: the run's).")
-    revision = flags.DEFINE_string("revision", "", "Use this revision of the base model's hub id.")
-    base = flags.DEFINE_string("base", "", "Take a single file's tokenizers and scheduler from this folder or hub id.")
-    dtype = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Write a 'single-file' in this dtype.")
-    scale = flags.DEFINE_float("scale", 1.0, "Fold this strength into what is written.")
-    author = flags.DEFINE_string("author", "", "Name this author in the file's metadata and in the card.")
-    license = flags.DEFINE_string("license", "", "Name this licence there (default: that of a known base model).")
-    overwrite = flags.DEFINE_bool("overwrite", False, "Replace the file, or the pipeline folder, at --out.")
+    named = {
+        "run": flags.DEFINE_string("run", None, "Export this run folder, checkpoint folder, or LoRA file."),
+        "out": flags.DEFINE_string(
+            "out", None, "Write this file, ending in .safetensors; or this folder, for 'merged', --card and --scales."
+        ),
+        "format": flags.DEFINE_enum("format", "diffusers", list(FORMATS), "Write this format."),
+        "scale": flags.DEFINE_float("scale", 1.0, "Fold this strength into what is written."),
+        "dtype": flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Write a 'single-file' in this dtype."),
+        "model": flags.DEFINE_string("model", "", "Use this base model (default: the run's)."),
+        "revision": flags.DEFINE_string("revision", "", "Use this revision of the base model's hub id."),
+        "base": flags.DEFINE_string(
+            "base", "", "Take a single file's tokenizers and scheduler from this folder or hub id."
+        ),
+        "overwrite": flags.DEFINE_bool("overwrite", False, "Replace what was written to --out before."),
+        "card": flags.DEFINE_bool("card", False, "Write all that is published of a LoRA, with a page for the hub."),
+        "name": flags.DEFINE_string("name", "", "Call the LoRA by this name (default: that of --push-to or --out)."),
+        "author": flags.DEFINE_string("author", "", "Name this author in the metadata and on the page."),
+        "license": flags.DEFINE_string("license", "", "Name this licence there (default: that of a known base model)."),
+        "push-to": flags.DEFINE_string("push-to", "", "Upload what --card wrote to USER/NAME on the hub."),
+        "private": flags.DEFINE_bool("private", False, "Let nobody else see the repository that is made for it."),
+        "scales": flags.DEFINE_string("scales", "", "Draw images at these strengths and at 0, such as 0.5,0.75,1."),
+        "rewards": flags.DEFINE_string("rewards", "", "Score them by these rewards, such as toy,spm:toy."),
+        "prompts": flags.DEFINE_string("prompts", "", "Draw these prompts (default: those of the run's evaluation)."),
+        "count": flags.DEFINE_integer("count", None, "Draw this number of images (default: as the run's evaluation)."),
+    }
     flags.mark_flags_as_required(["run", "out"])
 
     def main(_) -> None:
-        lent = {"base": base.value, "dtype": dtype.value}
-        lent |= {"scale": scale.value, "author": author.value, "license": license.value}
-        export(source.value, form.value, out.value, model.value, revision.value, overwrite.value, **lent)
+        value = {name: flag.value for name, flag in named.items()}
+        common = {name: value[name] for name in ("model", "revision", "base", "overwrite")}
+        if value["card"]:
+            _refuse_others(_OF_CARD, "--card")
+            chosen = {name.replace("-", "_"): value[name] for name in _OF_CARD[1:]}
+            export_card(value["run"], value["out"], **chosen, **common)
+        elif value["scales"]:
+            _refuse_others(_OF_SCALES, "--scales")
+            chosen = {name: value[name] for name in _OF_SCALES[1:]}
+            compare_strengths(value["run"], _numbers(value["scales"]), value["out"], **chosen, **common)
+        else:
+            _refuse_others(_OF_EXPORT, "--card or --scales", goes=True)
+            chosen = {name: value[name] for name in _OF_EXPORT[1:]}
+            export(value["run"], value["format"], value["out"], **chosen, **common)
 
     run_command(main)
+
+
+def _refuse_others(taken: Sequence[str], kind: str, goes: bool = False) -> None:
+    """Refuses flags of another kind of export, which would be ignored."""
+    for name in sorted({*_OF_EXPORT, *_OF_CARD, *_OF_SCALES} - set(taken)):
+        if flags.FLAGS[name].present and flags.FLAGS[name].value not in (False, ""):
+            raise UserError(f"--{name} goes with {kind} only" if goes else f"--{name} does not go with {kind}")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--scales={text}: expected numbers separated by commas, such as 0.5,0.75,1") from error
 
 
 callable_module(__name__, export)

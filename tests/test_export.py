@@ -11,7 +11,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.export import export
 from spo_jax.models import open_pipeline
-from spo_jax.models.lora import write_lora
+from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.models.stable_diffusion.single_file import read_single_file
 from spo_jax.weights.lora import LoRA
 from spo_jax.weights.rules import module_name
@@ -75,6 +75,24 @@ def test_blocks_of_a_runs_lora_are_numbered_from_the_named_model(adapter, tiny_s
     assert all(name.startswith("lora_unet_input_blocks_") for name in read_file(tmp_path / "x.safetensors"))
 
 
+@pytest.mark.parametrize("form", ["diffusers", "single-file"])
+def test_a_strength_is_folded_into_what_is_written(adapter, tiny_sdxl, lora_file, tmp_path, form):
+    """At strength 1, the file does what the LoRA does at a quarter."""
+    out = tmp_path / "quarter.safetensors"
+    export(lora_file, form, out, model=str(tiny_sdxl), scale=0.25)
+    halves = {name: np.asarray(half) for name, half in take(adapter, MODULE).items()}
+    name = module_name(MODULE.split("/"))
+    expected = halves["lora_A"] @ halves["lora_B"] * np.float32(SCALE / 4)
+    if form == "diffusers":
+        lora_a, lora_b = read_lora(out).modules()[name]
+        found = lora_a @ lora_b
+    else:
+        plain = read_state(tiny_sdxl / "unet", "diffusers")[f"{name}.weight"]
+        found = (read_single_file(out).components["unet"][f"{name}.weight"] - plain).T
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert np.abs(expected).max() > 1e-2
+
+
 def test_arguments_are_checked_before_anything_is_read(tmp_path):
     absent = tmp_path / "absent"
     with pytest.raises(UserError, match="--dtype=float16: only --format=single-file has a choice"):
@@ -89,6 +107,7 @@ def test_arguments_are_checked_before_anything_is_read(tmp_path):
     [
         ("webui", {}, "^--format=webui: expected diffusers, kohya, merged, single-file$"),
         ("Kohya", {}, "^--format=Kohya: expected diffusers"),
+        ("kohya", {"scale": 0.0}, "^--scale=0: expected a strength other than 0, of at most 100$"),
         ("single-file", {"dtype": "fp16"}, "^--dtype=fp16: expected float32, float16$"),
         ("merged", {}, "lora.safetensors: 'merged' is a folder; --format=single-file writes one file$"),
     ],

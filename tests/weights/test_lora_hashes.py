@@ -42,17 +42,17 @@ def test_hashes_are_those_of_kohyas_trainer(tmp_path: Path, width: int) -> None:
 
 
 def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
-    """Python and safetensors order hash tables anew in every process, so two other processes write it again."""
-    write = (
-        "import sys; from tests.weights.test_lora_hashes import METADATA, a_lora; "
-        "from spo_jax.models.lora import write_lora; "
-        "write_lora(sys.argv[1], a_lora(8), 'kohya', {**METADATA, **{f'ss_{i}': str(i) for i in range(20)}})"
+    """Python and safetensors order hash tables anew in every process, so another process writes the same again."""
+    metadata = METADATA | {f"ss_{number}": str(number) for number in range(20)}
+    mine, other = tmp_path / "mine.safetensors", tmp_path / "other.safetensors"
+    write_lora(mine, a_lora(8), "kohya", metadata)
+    rewrite = (
+        "import sys; from spo_jax.weights import store; "
+        "store.write_state(sys.argv[2], store.read_file(sys.argv[1]), store.read_metadata(sys.argv[1]))"
     )
-    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for file in files:
-        subprocess.run([sys.executable, "-c", write, file], check=True, cwd=Path(__file__).parents[2])
-    assert files[0].read_bytes() == files[1].read_bytes()
-    assert read_metadata(files[0])["note"] == METADATA["note"]
+    subprocess.run([sys.executable, "-c", rewrite, mine, other], check=True, cwd=Path(__file__).parents[2])
+    assert mine.read_bytes() == other.read_bytes()
+    assert read_metadata(mine)["note"] == METADATA["note"]
 
 
 def test_a_file_for_diffusers_has_no_hashes(tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ class BeforeAfter:
                 raise UserError(f"{name} of the evaluation images is not finite: check eval.guidance_scale and dtype")
         return scores
 
+    def compare(self, before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
+        """Compares two measurements of all prompts as `paired_scores`, and adds the name of each score's ``reward``."""
+        meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
+        lower = [name for reward in self.rewards for name in reward.lower_is_better]
+        scores = paired_scores(before, after, meanings, lower)
+        for spec, reward in zip(self.settings.reward_names, self.rewards, strict=False):
+            for name in reward.meanings.keys() & scores.keys():
+                scores[name]["reward"] = spec
+        return scores
+
     def _scores(self, images: ImageArray) -> Scores:
         scores = {}
         for reward in self.rewards:
@@ -154,12 +164,7 @@ class BeforeAfter:
         after = self.images(lora, title="images after training")
         with stage("scoring the images"):
             scores_after = self.measure(after)
-        meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
-        lower = [name for reward in self.rewards for name in reward.lower_is_better]
-        scores = paired_scores(self._scores_before, scores_after, meanings, lower)
-        for spec, reward in zip(self.settings.reward_names, self.rewards, strict=False):
-            for name in reward.meanings.keys() & scores.keys():
-                scores[name]["reward"] = spec
+        scores = self.compare(self._scores_before, scores_after)
         first = (to_uint8(images[:MOST_PAIRS]) for images in (self.before, after))
         pairs = [ImagePair(*pair) for pair in zip(self.prompts, *first, strict=False)]
         return {"images": len(self.prompts), "scores": scores}, pairs

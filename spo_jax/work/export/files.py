@@ -25,7 +25,7 @@ def export(
     *,
     overwrite: bool = False,
     dtype: str = "float32",
-    scale: float = 1.0,
+    scale: float | int = 1.0,
     author: str = "",
     license: str = "",
 ) -> list[Path]:

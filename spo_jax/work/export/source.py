@@ -85,7 +85,7 @@ class Source(NamedTuple):
     record: RunRecord | None
 
 
-def read_source(place: Path, given: Base, strength: float = 1.0, needs_shapes: bool = True) -> Source:
+def read_source(place: Path, given: Base, strength: float | int = 1.0, needs_shapes: bool = True) -> Source:
     """Reads a LoRA.
 
     Args:

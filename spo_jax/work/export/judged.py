@@ -1,0 +1,40 @@
+"""Whether a score is that of the very judge that a LoRA was trained to please."""
+
+import dataclasses
+from pathlib import Path
+
+from spo_jax.methods.common.checks import reward_options
+from spo_jax.methods.common.settings import AdapterSettings
+
+
+def is_judge(spec: str, settings: AdapterSettings) -> bool:
+    """Says whether a reward is one that judged while a run trained.
+
+    A method names its judge in a group's field ``reward``, as SPO does in ``spo.reward``.
+
+    Args:
+      spec: name of the reward, as `spo_jax.rewards.load_reward` takes it.
+      settings: settings of the run.
+    """
+    return _resolved(spec, settings) in [_resolved(judge, settings) for judge in _judges(settings)]
+
+
+def judges(settings: AdapterSettings) -> list[tuple[str, str]]:
+    """Returns name and source of each judge of a run; the source is empty for a judge without weights."""
+    return [_named(spec, settings) for spec in _judges(settings)]
+
+
+def _judges(settings: AdapterSettings) -> list[str]:
+    groups = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
+    return [group.reward for group in groups if isinstance(getattr(group, "reward", None), str)]
+
+
+def _named(spec: str, settings: AdapterSettings) -> tuple[str, str]:
+    name, _, source = spec.partition(":")
+    return name, source or str(reward_options(settings, spec).get("model", ""))
+
+
+def _resolved(spec: str, settings: AdapterSettings) -> tuple[str, str]:
+    """Returns a reward's module and the place of its weights, which its group of the settings names by default."""
+    name, source = _named(spec, settings)
+    return name, str(Path(source).resolve()) if source and Path(source).exists() else source
