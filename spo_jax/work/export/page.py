@@ -12,10 +12,10 @@ import jinja2
 
 from spo_jax import toy
 from spo_jax.core.trees import flatten
-from spo_jax.core.words import listed, readable
+from spo_jax.core.words import duration, listed, readable
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.models.lora import names_of
-from spo_jax.run.report.scores import day, duration, score_rows, setting_rows
+from spo_jax.run.report.scores import day, score_rows, setting_rows
 from spo_jax.run.report.steps import command
 from spo_jax.run.verdict import noise_limit
 from spo_jax.work.export.judged import is_judge, judges

@@ -89,7 +89,7 @@ def test_the_judges_own_score_is_marked(tmp_path, run):
     assert "**spm score** is the score of the very judge that this LoRA was trained to please." in text
     assert f"> {run.summary['verdict'].replace('|', chr(92) + '|')}" in text
     assert "over 32 pairs of images of the same prompt and noise, drawn by DDIM in 30 steps with guidance 5." in text
-    assert "| length | 3 batches, 2.0 hours on 4 x TPU v5e |" in text and "spo_jax) 9.9 |" in text
+    assert "| length | 3 batches, 2 h on 4 x TPU v5e |" in text and "spo_jax) 9.9 |" in text
     others = {name: score | {"reward": "my.own"} for name, score in run.summary["scores"].items()}
     (tmp_path / "again").mkdir()
     _, text, _ = written(tmp_path / "again", run._replace(summary={**run.summary, "scores": others}))
