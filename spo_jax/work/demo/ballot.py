@@ -127,7 +127,7 @@ def _facts(pair: Pair, voter: str) -> dict[str, Any]:
     """Returns how the images of a pair were drawn, each list left first."""
     matchup = pair.matchup
     return {
-        "voter": voter[:100],
+        "voter": voter[:100].encode(errors="replace").decode(),  # JSON can spell halves of characters
         "loras": [matchup.loras[side] for side in pair.order],
         "versions": [matchup.versions[side] for side in pair.order],
         "seed": pair.seed,

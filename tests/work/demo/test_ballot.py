@@ -77,12 +77,12 @@ def test_a_tally_knows_which_side_was_which(page):
 def test_a_vote_counts_once_and_a_skip_leaves_nothing(page):
     ballot = Ballot(page)
     pair = ballot.next_pair(Setup())
-    assert ballot.vote(pair.token, "right", "Ann") and not ballot.vote(pair.token, "left", "Ann")
+    assert ballot.vote(pair.token, "right", "Ann\ud800") and not ballot.vote(pair.token, "left", "Ann")
     skipped = ballot.next_pair(Setup())
     assert ballot.vote(skipped.token, "skip") and not ballot.vote(skipped.token, "left")
     assert not ballot.vote("unknown", "left")
     (kept,) = VoteFolder(ballot.folder(COLLECT)).read()
-    assert (kept["label"], kept["prompt"], kept["voter"]) == (1, pair.prompt, "Ann")
+    assert (kept["label"], kept["prompt"], kept["voter"]) == (1, pair.prompt, "Ann?")
     assert ballot.count(COLLECT) == 1 and ballot.count(COMPARE) == 0
     with pytest.raises(UserError, match="a vote is one of left, right, tie, skip, not 'up'"):
         ballot.vote(ballot.next_pair(Setup()).token, "up")
