@@ -14,6 +14,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
 from spo_jax.core.words import counted, size
 from spo_jax.methods import read_settings
+from spo_jax.methods.spo.memory import Sizes
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.models import family_of, open_pipeline
 from spo_jax.parallel.mesh import check_divides, make_mesh
@@ -21,7 +22,7 @@ from spo_jax.rewards.common.preference_files import read_config, trained_on_kind
 from spo_jax.run.diagnosis.rule import Finding
 from spo_jax.weights import hub, kinds
 from spo_jax.work.doctor.machine import device_memory, host_memory
-from spo_jax.work.doctor.memory import Need, Subject, compiled, estimate, open_subject
+from spo_jax.work.doctor.memory import Need, compiled, estimated, sizes_of
 from spo_jax.work.doctor.section import Section
 from spo_jax.work.doctor.weights_file import SUFFIXES, weights_files, weights_of
 
@@ -110,10 +111,10 @@ def _trainings(
     """Says of each config whether it fits; also returns its numbers."""
     memory, of = _memory()
     findings, numbers = [], []
-    subjects: dict[tuple[str, int], Subject] = {}  # by the judge and the rank of the LoRA
+    sizes: dict[str, Sizes] = {}  # by the judge
     for name, shipped in _configs(model, kind, config).items():
         settings = dataclasses.replace(shipped, model=model, revision=revision)
-        parts = settings.spm.model, settings.lora.rank
+        judge = settings.spm.model
         try:
             mesh = make_mesh(settings.mesh, jax.local_devices())
             for field, count in settings.batch_sizes().items():
@@ -122,8 +123,8 @@ def _trainings(
                 with stage(f"compiling {name}"):
                     need = compiled(settings)
             else:
-                subjects[parts] = subjects.get(parts) or open_subject(settings)
-                need = estimate(settings, subjects[parts], mesh.size)
+                sizes[judge] = sizes.get(judge) or sizes_of(settings)
+                need = estimated(settings, sizes[judge], mesh.size, mesh.devices.flat[0].platform)
         except UserError as error:
             findings.append(Finding("note", f"{error}.", rule=name))
             continue
@@ -131,8 +132,8 @@ def _trainings(
         numbers.append({"config": name, **need._asdict(), "memory": memory, "fits": need.fits(memory)})
     if numbers and not compile_it:
         text = (
-            "These are estimates: weights are counted, and activations are not. They follow what compilers for TPUs "
-            "need; --compile asks the one here."
+            "These are estimates by a formula that follows the compilers for TPUs (docs/machines.md). --compile asks "
+            "the compiler of the devices here."
         )
         findings.append(Finding("note", text))
     return findings, numbers
@@ -171,7 +172,7 @@ def _memory() -> tuple[int, str]:
 def _finding(name: str, need: Need, memory: int, of: str, is_exact: bool) -> Finding:
     ends = dict.fromkeys((size(need.least), size(need.most)))
     takes = ("" if is_exact else "about ") + " to ".join(ends)
-    text = f"takes {takes} of {size(memory)} ({of}), of which {size(need.weights)} are weights"
+    text = f"takes {takes} of {size(memory)} ({of})"
     fits = need.fits(memory)
     if fits:
         return Finding("good", f"fits: {text}.", rule=name)
