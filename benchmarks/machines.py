@@ -90,9 +90,9 @@ def table(found: Sequence[dict[str, Any]]) -> str:
         "machine",
         "a device has at a time",
         "memory, exact decoder",
-        f"{passes} prompts once",
+        f"{passes} prompts once, exact",
         "memory, distilled decoder",
-        f"{passes} prompts once",
+        f"{passes} prompts once, distilled",
     )
     lines = [head, ("---",) * len(head)]
     for row in found:
