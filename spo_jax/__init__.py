@@ -29,6 +29,7 @@ _PUBLIC = {
     "compare_strengths": "spo_jax.export",
     "prepare": "spo_jax.prepare",
     "evaluate_spm": "spo_jax.evaluate_spm",
+    "doctor": "spo_jax.doctor",
     "open_pipeline": "spo_jax.models",
     "open_studio": "spo_jax.work.studio",
     "to_uint8": "spo_jax.core.images",

@@ -18,3 +18,4 @@ if __name__ == "__main__":
         for name, what in COMMANDS.items():
             print(f"python -m spo_jax.{name:13s} {what}")
         print("--help lists the flags of a command; the first run is: python -m spo_jax.train --config=toy")
+        print("what this machine has, and what is missing: python -m spo_jax.doctor")

@@ -91,8 +91,9 @@ def valid_pairs(curves: Curves) -> Finding | None:
     return Finding(
         "problem",
         found,
-        "The judge hardly tells candidates apart: measure it with spo_jax.evaluate_spm, or let candidates differ more "
-        "(a higher spo.num_inner_step or spo.eta).",
+        "The judge hardly tells candidates apart, and a lower threshold would train on noise: measure it with "
+        "spo_jax.evaluate_spm, train it for longer or on more pairs, and leave out timesteps at which it is at chance "
+        "(a higher spo.divert_start_step).",
     )
 
 

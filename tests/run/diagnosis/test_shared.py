@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
+from spo_jax.core.words import readable
+from spo_jax.methods import rules_of
 from spo_jax.run.diagnosis import shared
 from spo_jax.run.diagnosis.rule import diagnose, headline
+from tests.commands import ROOT
 from tests.curves import curves_of, line
 
 NORMS = line(0.1, 0.12, noise=0.02)
@@ -88,3 +91,11 @@ def test_problems_come_first_and_rules_are_named():
 )
 def test_the_headline(curves, text):
     assert headline(diagnose(curves, shared.RULES), curves) == text
+
+
+def test_every_rule_is_in_the_documents():
+    """With its name as the doctor prints it; a method's rules have the method beside them."""
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    for method in ("spo", "spm", "finetune"):
+        for rule in rules_of(method):
+            assert f"| {readable(rule.__name__)} " in text, rule.__name__
