@@ -35,7 +35,7 @@ def test_a_run_that_stopped(command, tmp_path):
     done = command("doctor", f"--run={tmp_path}")
     shown = " ".join(done.stdout.split())  # lines are as wide as the terminal
     assert done.returncode == 1 and "stopped before its end, 7 of 10 batches" in shown
-    assert "spo_jax.train --config=x --resume" in shown
+    assert "\n           python -m spo_jax.train --config=x --resume\n" in done.stdout  # in one line, to be copied
     assert command("doctor", f"--run={tmp_path}/checkpoints/5").stdout == done.stdout  # that of its run
 
 

@@ -120,28 +120,29 @@ def unfinished(record: Record) -> Finding | None:
     of = "" if record.total is None else f" of {record.total}"
     found = f"It stopped after batch {record.done}{of}, and no process is writing in its folder."
     if last is None:
-        advice = f"There is no checkpoint: start it again{_how(record, '')}."
+        advice = f"There is no checkpoint: start it again{_how(record, '')}"
         return Finding("problem", found, advice, rule="unfinished")
     if record.done == record.total:
         text = f"All {record.done} batches are trained, but what follows them did not finish, as its last lines say."
-        return Finding("problem", text, f"Do that again{_how(record, '--resume')}.", rule="unfinished")
+        return Finding("problem", text, f"Do that again{_how(record, '--resume')}", rule="unfinished")
     lost = record.done - last
     again = f" ({counted(lost, 'batch')} after its last checkpoint will be done again)" if lost > 0 else ""
     return Finding(
         "problem",
         f"{found[:-1]}; its last checkpoint is of batch {last}.",
-        f"Continue it{again}{_how(record, '--resume')}.",
+        f"Continue it{again}{_how(record, '--resume')}",
         rule="unfinished",
     )
 
 
 def _how(record: Record, flag: str) -> str:
+    """Says by which command, which has a line of its own, so that it can be copied."""
     if not record.command:
-        return " by its command" + (f" with {flag}, or in Python with spo_jax.Resume(required=True)" if flag else "")
+        return " by its command" + (f" with {flag}, or in Python with spo_jax.Resume(required=True)." if flag else ".")
     given = shlex.split(record.command)
     has_it = any(part.lstrip("-").partition("=")[0] in ("resume", "auto-resume") for part in given)
     place = f"cd {shlex.quote(record.started_in)} && " if record.started_in not in ("", os.getcwd()) else ""
-    return f": {place}{shlex.join([*given, flag] if flag and not has_it else given)}"
+    return f":\n{place}{shlex.join([*given, flag] if flag and not has_it else given)}"
 
 
 def _last_checkpoint(folder: Path) -> int | None:

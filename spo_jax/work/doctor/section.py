@@ -54,6 +54,7 @@ class Section(NamedTuple):
 
 
 def _hanging(first: str, text: str, width: int) -> list[str]:
-    """Wraps text below the place where it begins; words, such as commands and paths, are not cut."""
-    wrapped = textwrap.wrap(text, max(width - len(first), 20), break_long_words=False, break_on_hyphens=False)
-    return [(first if number == 0 else " " * len(first)) + line for number, line in enumerate(wrapped or [""])]
+    """Wraps text below the place where it begins; what follows a line break is a command, and stays in one line."""
+    sentence, *commands = text.split("\n")
+    wrapped = textwrap.wrap(sentence, max(width - len(first), 20), break_long_words=False, break_on_hyphens=False)
+    return [(first if number == 0 else " " * len(first)) + line for number, line in enumerate([*wrapped, *commands])]

@@ -40,7 +40,7 @@ def test_a_run_that_died(tmp_path):
     assert record.state == "stopped" and found.level == "problem"
     assert found.text.startswith("It stopped after batch 7 of 10") and "its last checkpoint is of batch 5" in found.text
     assert "(2 batches after its last checkpoint will be done again)" in found.advice
-    assert found.advice.endswith("python -m spo_jax.train --config=toy '--out=runs/a b' --resume.")
+    assert found.advice.endswith("python -m spo_jax.train --config=toy '--out=runs/a b' --resume")
 
 
 def test_the_command_of_another_folder_and_of_a_resumed_run(tmp_path, monkeypatch):
@@ -48,19 +48,19 @@ def test_the_command_of_another_folder_and_of_a_resumed_run(tmp_path, monkeypatc
     here = os.getcwd()
     monkeypatch.chdir(tmp_path)
     assert unfinished(read_record(folder)).advice.endswith(
-        f"cd {here} && python -m spo_jax.train --config=toy '--out=runs/a b' --auto-resume."
+        f":\ncd {here} && python -m spo_jax.train --config=toy '--out=runs/a b' --auto-resume"
     )
 
 
 def test_a_run_that_died_before_its_first_checkpoint(tmp_path):
     found = unfinished(read_record(run_folder(tmp_path, 3)))
-    assert found.advice.startswith("There is no checkpoint: start it again: python -m spo_jax.train")
+    assert found.advice.startswith("There is no checkpoint: start it again:\npython -m spo_jax.train")
     assert "--resume" not in found.advice
 
 
 def test_a_run_that_died_after_its_last_batch(tmp_path):
     found = unfinished(read_record(run_folder(tmp_path, 10, checkpoint=10)))
-    assert found.text.startswith("All 10 batches are trained") and found.advice.endswith("--resume.")
+    assert found.text.startswith("All 10 batches are trained") and found.advice.endswith("--resume")
 
 
 def test_a_run_that_python_started(tmp_path):
