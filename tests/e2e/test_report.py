@@ -33,7 +33,8 @@ def arguments(code):
 def test_the_commands_are_for_this_run(advice, succeed):
     run, steps = advice
     assert list(steps) == [
-        "Draw with it", "Load it in diffusers", "Export it for the web UIs", "Merge it into the model", "Train longer"
+        "Draw with it", "Load it in diffusers", "Export it for the web UIs", "Publish it", "Merge it into the model",
+        "Train longer",
     ]  # fmt: skip
     assert all(str(run) in code for code in steps.values())
     succeed(*arguments(steps["Export it for the web UIs"]))
@@ -45,6 +46,8 @@ def test_everything_that_the_report_says_works(advice, succeed):
     run, steps = advice
     succeed(*arguments(steps["Draw with it"]))
     assert len(list((run / "drawn").glob("*.png"))) == 8
+    succeed(*arguments(steps["Publish it"]))
+    assert (run / "card" / "README.md").is_file()
     succeed(*arguments(steps["Merge it into the model"]))
     assert (run / "merged" / "model_index.json").is_file()
     succeed(*arguments(steps["Train longer"]))

@@ -25,10 +25,12 @@ def adapter_steps(settings: AdapterSettings, pipeline: Pipeline, prompt: str, lo
         "sample", *model, f"--lora={lora}", f"--prompt={prompt}", *how, "--count=8", f"--out={run / 'drawn'}"
     )
     kohya = command("export", f"--run={run}", "--format=kohya", f"--out={run / 'kohya.safetensors'}")
+    card = command("export", f"--run={run}", "--card", f"--out={run / 'card'}")
     merged = command("export", f"--run={run}", "--format=merged", f"--out={run / 'merged'}")
     steps = [
         NextStep("Draw with it", "As the evaluation does; --lora-scale makes it weaker or stronger.", draw),
         NextStep("Export it for the web UIs", "A LoRA file with the names that they read.", kohya),
+        NextStep("Publish it", "A folder for the hub, with a page; --push-to=USER/NAME uploads it.", card),
         NextStep("Merge it into the model", "A whole diffusers folder, which needs no LoRA.", merged),
     ]
     if pipeline.folder.is_dir():  # diffusers reads a checkpoint in one file by another class for each family

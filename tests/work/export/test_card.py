@@ -123,6 +123,7 @@ def test_what_a_file_does_not_say_is_called_unknown(tmp_path):
     assert front["tags"] == ["text-to-image", "diffusers", "lora", "spo_jax"]
     for sentence in (
         "| base model | not known |",
+        "| trigger words | not known |",
         "| method, data and settings | not known: this page was made from a LoRA file alone |",
         "Not known: a LoRA file does not say how it was evaluated.",
         "Not known. The terms of the base model pass on to what is made from it",
