@@ -30,6 +30,7 @@ def doctor(
     config: str = "",
     compile: bool = False,
     as_json: bool = False,
+    base: str = "",
 ) -> int:
     """Looks at a run, at a model or, if neither is given, at the machine, and prints what it finds.
 
@@ -40,6 +41,7 @@ def doctor(
       config: config whose training the model should fit; by default the shipped one for this kind of model.
       compile: compile the programs of that training for their memory, instead of estimating it.
       as_json: print JSON.
+      base: folder or hub id that lends a model in one file its tokenizers and scheduler.
 
     Returns:
       The number of problems.
@@ -58,7 +60,7 @@ def doctor(
             hub.local(str(model))  # refuses what can be neither here nor on the hub
         from spo_jax.work.doctor.model import examine_model
 
-        sections.append(examine_model(str(model), revision, config, compile))
+        sections.append(examine_model(str(model), revision, config, compile, base))
     if not sections:
         from spo_jax.work.doctor.machine import examine_machine
 
@@ -84,6 +86,7 @@ def run() -> None:
     folder = flags.DEFINE_string("run", "", "Read the curves of this run's folder.")
     model = flags.DEFINE_string("model", "", "Look at this model: folder, file, hub id, or 'toy'.")
     revision = flags.DEFINE_string("revision", "", "Use this revision of the model's hub id.")
+    base = flags.DEFINE_string("base", "", "Take a single file's tokenizers and scheduler from this folder or hub id.")
     config = flags.DEFINE_string(
         "config", "", "See whether this training fits: a config (default: the shipped one for this kind of model)."
     )
@@ -93,7 +96,8 @@ def run() -> None:
     as_json = flags.DEFINE_bool("json", False, "Print JSON.")
 
     def main(_) -> None:
-        if doctor(folder.value, model.value, revision.value, config.value, compile_it.value, as_json.value):
+        looked_at = (folder.value, model.value, revision.value, config.value)
+        if doctor(*looked_at, compile_it.value, as_json.value, base.value):
             sys.exit(1)
 
     run_command(main)

@@ -38,7 +38,7 @@ _USES = {
 }
 
 
-def examine_model(model: str, revision: str, config: str, compile_it: bool) -> Section:
+def examine_model(model: str, revision: str, config: str, compile_it: bool, base: str = "") -> Section:
     """Says what a model is and, if it is a text-to-image model, which trainings of it fit the devices here.
 
     Args:
@@ -46,6 +46,7 @@ def examine_model(model: str, revision: str, config: str, compile_it: bool) -> S
       revision: revision of the hub id.
       config: the training that it should fit; empty for all shipped ones of its kind.
       compile_it: whether to compile that training instead of estimating its memory.
+      base: folder or hub id that lends a single file its tokenizers and scheduler.
 
     Raises:
       UserError: there is no such model, or it is damaged; or the config is none of SPO.
@@ -61,15 +62,19 @@ def examine_model(model: str, revision: str, config: str, compile_it: bool) -> S
             data = {"what": what, **weights._asdict()}
             return Section("model", f"{model} is {what}", facts, [Finding("note", uses)], data)
     with stage(f"reading the configs of {model}"):
-        pipeline = open_pipeline(model, revision=revision or None, abstract=True)
+        pipeline = open_pipeline(model, revision=revision or None, base=base, abstract=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(pipeline.params))
     trained = sum(leaf.size for leaf in jax.tree.leaves(pipeline.params[pipeline.TRAINED]))
     facts |= {"parameters": f"{count / 1e6:,.1f} million, of which {trained / 1e6:,.1f} in its {pipeline.TRAINED}"}
     facts |= {"image size": "{} x {} pixels".format(*pipeline.image_size)}
     facts |= pipeline.facts() if hasattr(pipeline, "facts") else {}
     form = "on the hub" if path is None else "one file" if path.is_file() else "a folder"
-    findings, needs = _trainings(model, revision, pipeline.kind, config, compile_it)
-    data = {"kind": pipeline.kind, "parameters": count, **facts, "trainings": needs}
+    findings, needs = _trainings(
+        {"model": model, "revision": revision, "base": base}, pipeline.kind, config, compile_it
+    )
+    numbers = weights._asdict() if path is not None else {}
+    numbers |= {"kind": pipeline.kind, "parameters": count, "trained_parameters": trained}
+    data = {**numbers, "image_size": pipeline.image_size, "trainings": needs}
     return Section("model", f"{model} is a text-to-image model, {form}", facts, findings, data)
 
 
@@ -106,14 +111,14 @@ def _judges(path: Path) -> str:
 
 
 def _trainings(
-    model: str, revision: str, kind: str, config: str, compile_it: bool
+    names: Mapping[str, str], kind: str, config: str, compile_it: bool
 ) -> tuple[list[Finding], list[Mapping[str, Any]]]:
     """Says of each config whether it fits; also returns its numbers."""
     memory, of = _memory()
     findings, numbers = [], []
     sizes: dict[str, Sizes] = {}  # by the judge
-    for name, shipped in _configs(model, kind, config).items():
-        settings = dataclasses.replace(shipped, model=model, revision=revision)
+    for name, shipped in _configs(names["model"], kind, config).items():
+        settings = dataclasses.replace(shipped, **names)
         judge = settings.spm.model
         try:
             mesh = make_mesh(settings.mesh, jax.local_devices())

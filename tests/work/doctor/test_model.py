@@ -59,3 +59,8 @@ def test_what_is_damaged_or_no_model_is_a_mistake(tmp_path):
 def test_a_config_of_another_method_is_refused():
     with pytest.raises(UserError, match="--config=spm_toy: expected one of method 'spo', found 'spm'"):
         examine_model("toy", "", "spm_toy", False)
+
+
+def test_json_has_plain_numbers():
+    data = examine_model("toy", "", "", False).data
+    assert data["parameters"] == 3_334_515 and data["image_size"] == (32, 32) and data["bytes"] > 10**6
