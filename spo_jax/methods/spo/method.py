@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ CHARTS = {
 }
 
 
-def _shown_margin(rows: Sequence[Row]) -> str:
+def _shown_margin(rows: Sequence[Mapping[str, int | float | None]]) -> str:
     """Shows the latest margin for the bar; there is none before the first valid pair."""
     now = trend(rows, "margin").now
     return "no valid pair yet" if math.isnan(now) else f"{now:+.4f}"

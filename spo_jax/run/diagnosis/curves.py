@@ -52,7 +52,7 @@ class Curve:
     """
 
     steps: Sequence[int]
-    values: Sequence[float]
+    values: Sequence[int | float]
 
     def __len__(self) -> int:
         return len(self.values)
@@ -154,5 +154,5 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[int | float]) -> float:
     return sum(values) / len(values) if values else math.nan
