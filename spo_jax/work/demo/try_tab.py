@@ -79,28 +79,26 @@ class Drawer:
     def __init__(self, page: PageContext):
         self._page = page
         self._base: tuple[Any, list[Frame]] = (None, [])
-        self._stops: dict[str, float] = {}
 
-    def stop(self, now: float, request: gr.Request) -> None:
-        """Ends the drawings that this browser began before ``now``, a time by its own clock, also those that wait."""
-        self._stops[request.session_hash] = now
+    def stop(self, now: int | float, session: dict[str, int | float]) -> None:
+        """Ends the drawings that a browser began before ``now``, a time by its own clock, also those that wait."""
+        session["stopped"] = now
 
-    def draw(self, request: gr.Request, *fields: Any) -> Iterator[list[Any]]:
+    def draw(self, *fields: Any) -> Iterator[list[Any]]:
         """Yields the values of the tab's outputs after every denoising step.
 
         Args:
-          request: who asks for it.
-          *fields: those of `Wish.of`, and when the drawing was begun, as in `stop`.
+          *fields: those of `Wish.of`, when the drawing was begun, and the browser's session, as in `stop`.
 
         Raises:
           gr.Error: a field, the LoRA or memory does not do.
         """
-        *fields, begun = fields
+        *fields, begun, session = fields
         try:
             with page_errors():
                 for outputs in self._draw(Wish.of(*fields)):
                     yield outputs
-                    if self._stops.get(request.session_hash, 0) >= (begun or 0) > 0:
+                    if session.get("stopped", 0) >= (begun or 0) > 0:
                         yield _outputs(_said("Stopped."))
                         return
         except gr.Error as error:
@@ -188,6 +186,7 @@ def add_try_tab(page: PageContext) -> None:
     """Adds the content of the tab to the tab in context."""
     drawer = Drawer(page)
     clock = gr.Number(0, visible=False)  # the browser's, when a button is pressed
+    session = gr.State({})
     with gr.Row():
         with gr.Column(scale=2, min_width=290):
             fields, draw, stop = _add_fields(page)
@@ -205,18 +204,20 @@ def add_try_tab(page: PageContext) -> None:
     over_time = gr.HTML(elem_id="try-strip", css_template=_STRIP_CSS, apply_default_css=False)
     gr.on(
         [draw.click, fields[0].submit],
-        drawer.draw,
-        [*fields, clock],
+        lambda *values: (yield from drawer.draw(*values)),  # a generator even where a type checker wraps methods
+        [*fields, clock, session],
         [status, base, tuned, apart, legend, over_time],
         concurrency_id=DEVICE,
         concurrency_limit=1,
         show_progress="minimal",
         show_progress_on=status,
         trigger_mode="once",
-        js="(...fields) => [...fields.slice(0, -1), Date.now()]",
+        js="(...values) => [...values.slice(0, -2), Date.now(), null]",
         api_name="draw",
     )
-    stop.click(drawer.stop, clock, None, queue=False, js="() => [Date.now()]", api_visibility="private")
+    stop.click(
+        drawer.stop, [clock, session], None, queue=False, js="() => [Date.now(), null]", api_visibility="private"
+    )
 
 
 def _add_fields(page: PageContext) -> tuple[list[gr.components.Component], gr.Button, gr.Button]:

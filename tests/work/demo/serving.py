@@ -14,13 +14,13 @@ from tests.work.demo.fakes import fake_page
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[tuple[PageContext, str]]:
+def serving(folder: Path, page: PageContext | None = None) -> Iterator[tuple[PageContext, str]]:
     """Serves the page while the context is open; gives what its tabs share, and its address."""
     with mock.patch.dict(os.environ, {"GRADIO_TEMP_DIR": str(folder / "shown")}):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        page = fake_page(folder)
+        page = page or fake_page(folder)
         jobs = Jobs(page.device)
         blocks = build_page(page, jobs)
         try:

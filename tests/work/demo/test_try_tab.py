@@ -16,28 +16,30 @@ from spo_jax.work.studio import Studio
 from tests.models.helpers import RANK, random_adapter
 from tests.networks import small_pipeline, small_spm
 
-ANN = gr.Request(session_hash="ann")
-BOB = gr.Request(session_hash="bob")
 STEPS = 3
 STATUS, BASE, TUNED, APART, LEGEND, STRIP = range(6)
 
 
-def fields(prompt="a red star", lora="one", strength=1.0, seed=0, steps=STEPS, guidance=5.0, begun=100.0):
-    return prompt, lora, strength, seed, steps, guidance, begun
+def fields(prompt="a red star", lora="one", strength=1.0, seed=0, steps=STEPS, guidance=5.0, begun=100.0, session=None):
+    return prompt, lora, strength, seed, steps, guidance, begun, {} if session is None else session
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def small_page(folder):
+    """A page with the smallest networks, their judge, and a LoRA called ``one``."""
     studio = Studio(small_pipeline(), SPMReward(small_spm()))
-    folder = tmp_path_factory.mktemp("page")
     tree = jax.tree.map(np.asarray, random_adapter(studio.pipeline.params["unet"]))
     (folder / "runs" / "one").mkdir(parents=True)
     write_lora(folder / "runs" / "one" / "lora.safetensors", LoRA(tree, RANK, RANK))
     return PageContext("small", studio, folder / "runs", folder / "out", prompts=("a red star", "a blue moon"))
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return small_page(tmp_path_factory.mktemp("page"))
+
+
 def test_both_images_are_drawn_step_by_step_and_differ_by_the_lora(page):
-    shown = list(Drawer(page).draw(ANN, *fields()))
+    shown = list(Drawer(page).draw(*fields()))
     texts = [values[STATUS] for values in shown]
     assert len(shown) == 1 + 2 * STEPS + 1
     assert "Base, step 1 of 3" in texts[1] and "value='1' max='6'" in texts[1]
@@ -52,29 +54,30 @@ def test_both_images_are_drawn_step_by_step_and_differ_by_the_lora(page):
 
 def test_another_strength_draws_only_one_image_and_zero_is_the_base_model(page):
     drawer = Drawer(page)
-    list(drawer.draw(ANN, *fields(steps=1)))
-    shown = list(drawer.draw(BOB, *fields(steps=1, strength=0)))
+    list(drawer.draw(*fields(steps=1)))
+    shown = list(drawer.draw(*fields(steps=1, strength=0)))
     assert len(shown) == 1 + 1 + 1 and "value='1' max='1'" in shown[1][STATUS]
     np.testing.assert_allclose(shown[-1][BASE], shown[-1][TUNED], atol=1)
-    assert len(list(drawer.draw(BOB, *fields(steps=1, seed=1)))) == 1 + 2 + 1  # other noise: both again
+    assert len(list(drawer.draw(*fields(steps=1, seed=1)))) == 1 + 2 + 1  # other noise: both again
 
 
 def test_without_a_lora_there_is_one_image(page):
-    *_, last = Drawer(page).draw(ANN, *fields(lora="", prompt="<b>"))
+    *_, last = Drawer(page).draw(*fields(lora="", prompt="<b>"))
     assert "Drew 1 image of <b>&lt;b&gt;</b>; choose a LoRA" in last[STATUS]
     assert last[TUNED] is None and last[APART] is None and last[LEGEND] == ""
 
 
 def test_stop_ends_the_drawings_that_its_browser_began_before_it_and_leaves_the_device_free(page):
     drawer = Drawer(page)
-    mine, yours = drawer.draw(ANN, *fields()), drawer.draw(BOB, *fields())
+    ann, bob = {}, {}  # their sessions
+    mine, yours = drawer.draw(*fields(session=ann)), drawer.draw(*fields(session=bob))
     next(mine), next(mine), next(yours)
-    drawer.stop(150.0, ANN)
+    drawer.stop(150.0, ann)
     assert next(mine)[STATUS] == "<div role='status'>Stopped.</div>"
     assert list(mine) == []
     assert "Drew" in list(yours)[-1][STATUS]
-    assert "Drew" in list(drawer.draw(ANN, *fields(begun=200.0)))[-1][STATUS]
-    left = drawer.draw(ANN, *fields(seed=4, begun=300.0))
+    assert "Drew" in list(drawer.draw(*fields(begun=200.0, session=ann)))[-1][STATUS]
+    left = drawer.draw(*fields(seed=4, begun=300.0))
     next(left), next(left)  # nobody goes on, as when a browser is closed
     with page.device:
         pass
@@ -95,7 +98,7 @@ def test_a_mistake_is_a_message_and_stays_on_the_page(page, monkeypatch, change,
     monkeypatch.setattr(page.studio, "_step", None)  # nothing is drawn before a mistake is found
     shown = []
     with pytest.raises(gr.Error) as error:
-        for outputs in Drawer(page).draw(ANN, *fields(**change)):
+        for outputs in Drawer(page).draw(*fields(**change)):
             shown.append(outputs[STATUS])
     assert message in error.value.message and not error.value.print_exception
     assert html.escape(message) in shown[-1]
