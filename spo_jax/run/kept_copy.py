@@ -33,16 +33,17 @@ def keep_copy(run: str | os.PathLike, copy: str | os.PathLike, every: float = 30
       every: seconds between two looks at the run.
 
     Raises:
-      UserError: the copy's folder cannot be written, or the copy cannot be fetched.
+      UserError: the copy's folder cannot be written, or the copy cannot be fetched; or the run is behind its copy.
     """
     if not os.fspath(copy):
         yield
         return
     run, copy = local_path(run), local_path(copy)
-    if run.absolute() == copy.absolute():
-        raise UserError(f"{copy} is the run itself: expected another folder for its copy")
+    _check_apart(run, copy)
     check_writable(copy)
-    if holds_run(copy) and not holds_run(run):
+    if holds_run(copy) and holds_run(run):
+        _check_not_behind(run, copy)
+    elif holds_run(copy):
         with stage(f"fetching the run from {copy}"):
             try:
                 _update(copy, run)
@@ -59,6 +60,25 @@ def keep_copy(run: str | os.PathLike, copy: str | os.PathLike, every: float = 30
         copier.join()
 
 
+def _check_apart(run: Path, copy: Path) -> None:
+    """Refuses a copy that is the run, or of which one is in the other: it would be copied into itself."""
+    here, there = run.resolve(), copy.resolve()
+    if here == there:
+        raise UserError(f"{copy} is the run itself: expected another folder for its copy")
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise UserError(f"one of {run} and {copy} is in the other: expected a folder beside the run for its copy")
+
+
+def _check_not_behind(run: Path, copy: Path) -> None:
+    """Refuses a copy that is ahead of the run: it is of another run, or was not fetched to its end."""
+    here, there = max(_steps(run)), max(_steps(copy))
+    if there > here:
+        raise UserError(
+            f"{copy} holds checkpoint {there}, and {run} comes only to {here}: delete {run} to go on from the copy, or "
+            "keep the copy of this run in another folder"
+        )
+
+
 def _keep(run: Path, copy: Path, every: float, finished: threading.Event) -> None:
     """Updates the copy until the run is finished, and then once more."""
     failing = last = False
@@ -72,7 +92,7 @@ def _keep(run: Path, copy: Path, every: float, finished: threading.Event) -> Non
                 then = "the copy is not complete" if last else "the run goes on, and this is tried again"
                 logging.warning("cannot copy %s to %s: %s; %s", run, copy, error.strerror or error, then)
             failing = True
-    steps = _steps(copy)
+    steps = _steps(run)  # not those of the copy, which may be away
     if steps and not failing:
         say(f"{copy} holds the run up to checkpoint {max(steps)}")
 
@@ -124,10 +144,16 @@ def _copy_checkpoint(source: Path, target: Path) -> None:
 def _files(folder: Path) -> list[Path]:
     """Lists the files below ``folder`` that are not hidden, as those are that are being written."""
     found = []
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(place, name) for name in names if not name.startswith(".")]
     return found
+
+
+def _refuse(error: OSError) -> None:
+    """Raises what listing a folder raised, which `os.walk` would pass over, unless the folder has just been removed."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _copy_file(source: Path, target: Path) -> None:

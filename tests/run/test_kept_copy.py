@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import threading
 import time
 
 import jax.numpy as jnp
@@ -66,6 +67,33 @@ def test_a_run_that_is_here_is_not_replaced_by_its_copy(tmp_path):
     assert restored(copy) == (3, 3.0)
 
 
+def test_a_run_that_is_behind_its_copy_is_not_mixed_with_it(tmp_path):
+    """The copy is of another run, or fetching it was interrupted: nothing of either is changed."""
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    train(copy, range(1, 5))
+    train(run, range(1, 3))
+    with pytest.raises(UserError, match="holds checkpoint 4, and .*run comes only to 2: delete"), keep_copy(run, copy):
+        pass
+    assert restored(copy) == (4, 4.0) and restored(run) == (2, 2.0)
+
+
+def test_a_copy_that_is_away_at_the_end_is_a_warning(tmp_path, monkeypatch, caplog):
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    steps = module._steps
+
+    def away(folder):
+        if folder == copy:
+            raise OSError(107, "Transport endpoint is not connected")
+        return steps(folder)
+
+    monkeypatch.setattr(module, "_steps", away)
+    with caplog.at_level(logging.WARNING), keep_copy(run, copy, every=60.0):
+        train(run, range(1, 2))
+    assert not raised and "not connected; the copy is not complete" in caplog.text
+
+
 def test_a_copy_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
     """A mounted Drive is away for a while: one warning, and nothing of it reaches the run."""
     run, copy = tmp_path / "run", tmp_path / "copy"
@@ -104,6 +132,11 @@ def test_without_a_folder_there_is_no_copy(tmp_path):
 
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    for copy, message in ((tmp_path / "run", "is the run itself"), (tmp_path / "file" / "copy", "file")):
+    for copy, message in (
+        (tmp_path / "run", "is the run itself"),
+        (tmp_path / "run" / "copy", "is in the other"),
+        (tmp_path, "is in the other"),
+        (tmp_path / "file" / "copy", "file"),
+    ):
         with pytest.raises(UserError, match=message), keep_copy(tmp_path / "run", copy):
             pass
