@@ -122,6 +122,8 @@ def _column(header: list[str], where: str) -> int:
         columns = ", ".join(map(excerpt, header))
         raise UserError(f"{where}: expected a header with a column {' or '.join(KEYS)}, found {columns}")
     for separator, plural in SEPARATORS.items():
+        if separator == ",":
+            continue
         parts = [part.strip(' "').lower() for part in header[0].split(separator)]
         if len(parts) > 1 and any(key in parts for key in KEYS):
             raise UserError(f"{where}: columns are separated by {plural}: expected commas")

@@ -116,13 +116,20 @@ def _header(content: bytes, path: Path) -> tuple[str, list[str]]:
     """
     number = 1
     found: list[str] = []
+    mistakes = []
     for separator in SEPARATORS:
-        number, header = next(table_rows(content, str(path), separator), (1, []))
+        try:
+            number, header = next(table_rows(content, str(path), separator), (1, []))
+        except UserError as error:  # names in quotes between separators of another kind
+            mistakes.append(error)
+            continue
         names = [name.strip().lower() for name in header]
         if set(IMAGES) <= set(names):
             _check_columns(names, f"{path}, line {number}")
             return separator, names
         found = max(found, header, key=len)
+    if mistakes and not found:
+        raise mistakes[0]
     shown = ", ".join(map(excerpt, found[:8])) or "nothing"
     raise UserError(f"{path}, line {number}: expected a header with the columns {_COLUMNS}, found {shown}")
 

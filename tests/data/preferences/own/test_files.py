@@ -32,9 +32,11 @@ HEADER = "prompt,image_0,image_1,label\n"
         ("id; Label;IMAGE_1;image_0;caption\n7;0,5;b.png;a.png;a star\n", (0.5, 0.5)),
         ("text\timage_0\timage_1\tlabel_0\tlabel_1\na star\ta.png\tb.png\t0\t1\n", (0, 1)),
         ('"prompt","image_0","image_1","label_0","label_1"\n"a star","a.png","b.png","1","0"\n', (1, 0)),
+        ('"prompt";"image_0";"image_1";"label"\n"a star";"a.png";"b.png";"1"\n', (0, 1)),
+        ('"prompt"\t"image_0"\t"image_1"\t"label"\n"a star"\t"a.png"\t"b.png"\t1\n', (0, 1)),
         (";;;\nprompt;image_0;image_1;label\n;;;\na star;a.png;b.png;1\n;;;\n", (0, 1)),
     ],
-    ids=["plain", "no last newline", "mark and CRLF", "semicolons", "tabs", "quotes", "blank rows"],
+    ids=["plain", "no last newline", "mark and CRLF", "semicolons", "tabs", "quotes", "quotes, semicolons", "quotes, tabs", "blank rows"],
 )
 def test_a_table_is_read_as_spreadsheets_write_it(table, picture, content, labels):
     source = table(content)
@@ -81,6 +83,7 @@ def test_an_invalid_row_becomes_a_row_with_a_reason(table, row, reason):
         ("image_0;image_1;label_0\n", "line 1: the header has no column prompt and no column label: expected"),
         ("prompt,image_0,image_1,label,Label\n", "line 1: the column label is there twice: expected one"),
         (HEADER + '"a star,a.png,b.png,0\n', "line 2: not CSV: unexpected end of data"),
+        ('"prompt', "line 1: not CSV: unexpected end of data"),
         (HEADER.encode() + b"b\xe9te,a.png,b.png,0\n", r"line 2: byte 2 \(0xe9\) is not UTF-8: save the file as UTF-8"),
     ],
 )
