@@ -17,6 +17,7 @@ from absl import flags
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, printing, run_command
+from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.run_files import run_of
@@ -47,8 +48,11 @@ def doctor(
       The number of problems.
 
     Raises:
-      UserError: there is no such run or model, or it cannot be read.
+      UserError: there is no such run or model, or it cannot be read; or an argument about a model without one.
     """
+    for name, given in {"revision": revision, "config": config, "compile": compile, "base": base}.items():
+        if given and not model:
+            raise UserError(f"--{name} is about a model: expected --model as well")
     sections = []
     if run:
         # Imported here, as all of the work: this part needs no jax, and so no device that the run may hold.

@@ -1,5 +1,6 @@
 """What this machine has: versions, devices and memory, disk, caches, extras and variables."""
 
+import contextlib
 import os
 import platform
 import shutil
@@ -21,10 +22,11 @@ from spo_jax.work.doctor.section import Section
 _LITTLE_DISK = 10 * 2**30
 # What importing jax and compiling the toy takes; with less, the first run may be killed.
 _LITTLE_MEMORY = 2 * 2**30
-# The limit and the use of a container's memory, in the second and in the first version of Linux' control groups.
+# The limit and the use of a container's memory, and the name of that part of it which are files that can be read again,
+# in the second and in the first version of Linux' control groups.
 _CONTAINER = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 _VARIABLES = (
     "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION",
@@ -110,12 +112,15 @@ def host_memory(root: Path = Path("/")) -> tuple[int, int]:
         return 0, 0
     known = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
     total, free = known["MemTotal"], known.get("MemAvailable", known["MemFree"])
-    for limit, used in _CONTAINER:
+    group = root / "sys/fs/cgroup"
+    for limit, used, parts, cached in _CONTAINER:
         try:
-            most = int((root / "sys/fs/cgroup" / limit).read_text())
-            now = int((root / "sys/fs/cgroup" / used).read_text())
+            most, now = (int((group / name).read_text()) for name in (limit, used))
         except (OSError, ValueError):  # none, or "max"
             continue
+        with contextlib.suppress(OSError):
+            lines = (group / parts).read_text().splitlines()
+            now -= sum(int(count) for name, count in map(str.split, lines) if name == cached)
         if most < total:
             total, free = most, min(free, most - now)
     return total, max(free, 0)

@@ -60,4 +60,7 @@ def test_the_memory_of_a_container(machine):
     files = {"sys/fs/cgroup/memory.max": "2048000", "sys/fs/cgroup/memory.current": "1024000"}
     root = machine(proc__meminfo=info, **{name.replace("/", "__"): text for name, text in files.items()})
     assert host_memory(root) == (2048000, 1024000)
+    # What files take of it is given back when programs need it.
+    (root / "sys/fs/cgroup/memory.stat").write_text("anon 24000\ninactive_file 1000000\n")
+    assert host_memory(root) == (2048000, 2024000)
     assert host_memory(root / "absent") == (0, 0)
