@@ -18,7 +18,7 @@ UNKNOWN_ERROR = 0.05
 
 
 def accuracy(curves: Curves) -> Finding | None:
-    """Accuracy on held-out pairs: above chance, and not below what it was before training."""
+    """Accuracy on held-out pairs: above chance; and if it is clearly above that before training, the model learns."""
     by_time = _latest(curves)
     if not by_time:
         return None
@@ -34,7 +34,7 @@ def accuracy(curves: Curves) -> Finding | None:
             learns=False,
         )
     first = _at(curves, 0)
-    rises = bool(first) and len(curves.mean("eval_accuracy")) > 1 and _mean(by_time) > _mean(first)
+    rises = bool(first) and _mean(by_time) - _mean(first) > _clear_change(curves)
     return Finding("good", f"It orders {shown}, where chance is 50% ± {error:.1%}.", learns=rises or None)
 
 
@@ -43,14 +43,15 @@ def chance_by_timestep(curves: Curves) -> Finding | None:
     by_time = _latest(curves)
     error = _error(curves)
     blind = [t for t, value in by_time.items() if value < CHANCE + CLEAR * error]
-    if not blind or len(blind) == len(by_time):
+    seeing = by_time.keys() - blind
+    if not blind or not seeing:
         return None
     return Finding(
         "note",
         f"At t = {listed([str(t) for t in blind])} its accuracy cannot be told from chance.",
         f"As a judge, use it below t = {min(blind)} only (spo.divert_start_step); images hold little there, so some "
         "loss at high timesteps is natural."
-        if min(blind) > 0
+        if min(blind) > max(seeing)
         else "Measure more held-out pairs before you rely on it at these timesteps.",
     )
 
@@ -63,8 +64,7 @@ def overfitting(curves: Curves) -> Finding | None:
         return None
     peak = max(held_out.values)
     lost = peak - held_out.values[-1]
-    # Equal pairs and noise at every evaluation, so the difference of two means has about one mean's error.
-    if lost <= CLEAR * _error(curves) / math.sqrt(len(_latest(curves))) or not loss.change().falls:
+    if lost <= _clear_change(curves) or not loss.change().falls:
         return Finding("good", "Accuracy on held-out pairs has not fallen from its best.")
     step = held_out.steps[held_out.values.index(peak)]
     return Finding(
@@ -117,6 +117,14 @@ def _latest(curves: Curves) -> dict[int, float]:
 
 def _mean(by_time: dict[int, float]) -> float:
     return sum(by_time.values()) / len(by_time)
+
+
+def _clear_change(curves: Curves) -> float:
+    """Returns how far the mean over timesteps has to move to have changed clearly.
+
+    Pairs and noise are the same at every evaluation, so the difference of two means has about the error of one mean.
+    """
+    return CLEAR * _error(curves) / math.sqrt(len(_latest(curves)))
 
 
 def _error(curves: Curves) -> float:

@@ -22,6 +22,12 @@ def test_accuracy():
     assert (found.level, found.learns) == ("problem", False) and "chance (50% ± 2.5%)" in found.text
 
 
+def test_accuracy_that_moved_by_less_than_its_noise_is_no_learning():
+    """The mean of two timesteps has to rise by 3.5%, two standard errors."""
+    assert rules.accuracy(accuracies([0.6], [0.6], before=0.59)).learns is None
+    assert rules.accuracy(accuracies([0.6], [0.6], before=0.55)).learns
+
+
 def test_accuracy_is_not_that_of_the_toys_images():
     assert rules.accuracy(curves_of({}, **{"eval_accuracy__colour": np.ones(40)})) is None
 
@@ -37,6 +43,8 @@ def test_timesteps_at_chance():
     found = rules.chance_by_timestep(accuracies([0.7], [0.52]))
     assert found.level == "note" and "At t = 951 its accuracy" in found.text
     assert "below t = 951 only (spo.divert_start_step)" in found.advice
+    # A low timestep at chance says nothing about those above it.
+    assert "Measure more held-out pairs" in rules.chance_by_timestep(accuracies([0.52], [0.7])).advice
 
 
 def test_overfitting():
