@@ -26,6 +26,7 @@ from spo_jax.core.config import MAX_COUNT
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, local_path
 from spo_jax.core.lookup import find_module, module_names
+from spo_jax.core.words import counted
 from spo_jax.data.preferences.format import PROMPTS, import_tfds
 from spo_jax.data.preferences.writer import Prepared, prepare_split, preparing
 from spo_jax.weights.hub import resolve
@@ -103,12 +104,13 @@ def _read_options(module: ModuleType, dataset: str, options: dict[str, Any]) -> 
 
 
 def _line(split: str, prepared: Prepared, data_dir: Path) -> str:
-    rejected = f"{prepared.rejected} rows rejected"
+    rejected = f"{counted(prepared.rejected, 'row')} rejected"
+    pairs = counted(prepared.pairs, "pair")
     if prepared.rejected:
         rejected += f" (listed in {data_dir}/rejected-{split}.jsonl)"
     if prepared.kept:
-        return f"{split}: {prepared.pairs} pairs prepared earlier, kept; {rejected}"
-    return f"{split}: {prepared.pairs} pairs, {rejected}; prompts in {data_dir}/{split}/{PROMPTS}"
+        return f"{split}: {pairs} prepared earlier, kept; {rejected}"
+    return f"{split}: {pairs}, {rejected}; prompts in {data_dir}/{split}/{PROMPTS}"
 
 
 # The command

@@ -37,6 +37,13 @@ def test_a_users_own_preferences_are_prepared_once(own, tmp_path, capsys):
     assert "train: 2 pairs prepared earlier, kept" in capsys.readouterr().out
 
 
+def test_what_is_counted_is_one_pair_or_several(own, tmp_path, capsys):
+    prepare("folder", tmp_path / "out", ["train"], source=str(own), limit=1)
+    prepare("folder", tmp_path / "out", ["train"], source=str(own), limit=1)
+    shown = capsys.readouterr().out
+    assert "train: 1 pair, 0 rows rejected;" in shown and "train: 1 pair prepared earlier" in shown
+
+
 def test_all_splits_of_a_users_folder_are_prepared_by_default(own, tmp_path):
     assert list(prepare("folder", tmp_path / "a", source=str(own))) == ["mine", "train"]
 
