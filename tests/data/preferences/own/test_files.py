@@ -36,7 +36,17 @@ HEADER = "prompt,image_0,image_1,label\n"
         ('"prompt"\t"image_0"\t"image_1"\t"label"\n"a star"\t"a.png"\t"b.png"\t1\n', (0, 1)),
         (";;;\nprompt;image_0;image_1;label\n;;;\na star;a.png;b.png;1\n;;;\n", (0, 1)),
     ],
-    ids=["plain", "no last newline", "mark and CRLF", "semicolons", "tabs", "quotes", "quotes, semicolons", "quotes, tabs", "blank rows"],
+    ids=[
+        "plain",
+        "no last newline",
+        "mark and CRLF",
+        "semicolons",
+        "tabs",
+        "quotes",
+        "quotes, semicolons",
+        "quotes, tabs",
+        "blank rows",
+    ],
 )
 def test_a_table_is_read_as_spreadsheets_write_it(table, picture, content, labels):
     source = table(content)
