@@ -135,7 +135,7 @@ def test_nothing_is_fetched(full):
 
 
 def test_the_page_opens_with_what_was_run_and_whether_it_learnt(full):
-    for text in ("SPO on toy", "5 November 2026", "method spo", "1,234 batches", "5.0 minutes", "1 x cpu"):
+    for text in ("SPO on toy", "5 November 2026", "method spo", "1,234 batches", "5 min", "1 x cpu"):
         assert text in full.text.partition("Images before and after")[0]
     assert full.text.index("Better on aesthetic.") < full.text.index("Images before and after")
     headings = [tag for tag, _ in full.tags if tag in ("h1", "h2", "h3")]
