@@ -43,7 +43,7 @@ def few_batches(curves: Curves) -> Finding | None:
         "note",
         f"There {'is' if curves.batches == 1 else 'are'} only {counted(curves.batches, 'batch')}, "
         f"and noise decides how they differ.",
-        f"Look again after {ENOUGH} batches.",
+        "" if curves.scores else f"Look again after {ENOUGH} batches.",  # a finished run will have no more
     )
 
 

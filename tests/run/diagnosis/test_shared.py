@@ -26,7 +26,9 @@ def test_a_metric_that_is_not_finite():
 
 def test_few_batches():
     assert shared.few_batches(curves_of(loss=np.ones(15))) is None
-    assert "only 1 batch," in shared.few_batches(curves_of(loss=[1.0])).text
+    found = shared.few_batches(curves_of(loss=[1.0]))
+    assert "only 1 batch," in found.text and found.advice == "Look again after 15 batches."
+    assert not shared.few_batches(curves_of(loss=[1.0], scores={"a": score(0.1, 0.01)})).advice  # it is finished
 
 
 @pytest.mark.parametrize(
