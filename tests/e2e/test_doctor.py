@@ -3,8 +3,6 @@
 import json
 import re
 
-import pytest
-
 from spo_jax.core.files import write_json, write_text
 
 
@@ -44,13 +42,6 @@ def test_a_run_that_stopped(command, tmp_path):
 def test_a_folder_without_a_run_is_a_mistake(command, tmp_path):
     done = command("doctor", f"--run={tmp_path}")
     assert done.returncode == 2 and "no metrics.jsonl here" in done.stderr and not done.stdout
-
-
-@pytest.mark.parametrize("flag", ["--config=sd15", "--compile", "--base=x", "--revision=x"])
-def test_a_flag_about_a_model_needs_one(command, flag):
-    done = command("doctor", flag)
-    name = flag.partition("=")[0]
-    assert done.returncode == 2 and f"{name} is about a model: expected --model as well" in done.stderr
 
 
 def test_a_run_of_ours_says_how_it_was_started(command, micro_run):
