@@ -82,7 +82,7 @@ def load(source: str, context: Context) -> Voter:
     """
     if source not in TASTES:
         expected = ", ".join(f"benchmarks.voter:{taste}" for taste in TASTES)
-        raise UserError(f"config field {context.field} = 'benchmarks.voter:{source}': expected one of {expected}")
+        raise UserError(f"{context.where} = 'benchmarks.voter:{source}': expected one of {expected}")
     return Voter(source)
 
 
