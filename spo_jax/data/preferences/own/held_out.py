@@ -22,6 +22,8 @@ VALIDATION = "validation"
 class HeldOut:
     """A `Source` with the splits ``train`` and ``validation``, which are the only split of another source.
 
+    Rows that cannot be read are in ``train``, because ``validation`` is small, and may not consist of them.
+
     Args:
       source: the other source.
       share: share of its pairs to hold out, above 0 and below 1.
@@ -39,12 +41,14 @@ class HeldOut:
                 "the flag out, or keep one of them"
             )
         (self._split,) = source.splits()
-        captions = [str(row.caption) for row in source.rows(self._split)]
+        usable = [(not row.problem, str(row.caption)) for row in source.rows(self._split)]
+        captions = [caption for can_be_read, caption in usable if can_be_read]
         if len(captions) < 2:
             raise UserError(
                 f"--hold-out={share:g}: the source has {counted(len(captions), 'pair')}: expected at least 2"
             )
-        self._held_out = _chosen(captions, share)
+        chosen = iter(_chosen(captions, share))
+        self._held_out = [can_be_read and next(chosen) for can_be_read, _ in usable]
 
     def splits(self) -> tuple[str, ...]:
         """Returns the names of the two parts."""

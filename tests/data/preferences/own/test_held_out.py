@@ -74,6 +74,20 @@ def test_broken_rows_belong_to_a_part_too():
     assert len(train) == 3 and len(validation) == 2
 
 
+def test_rows_that_cannot_be_read_are_not_held_out():
+    class Broken(Captions):
+        def rows(self, split):
+            return (
+                RawPair(row.where, caption=row.caption, problem="broken" if row.caption == "x" else "")
+                for row in super(Broken, self).rows(split)
+            )
+
+    train, validation = parts(Broken("x", "a star", "x", "a moon", "x"), 0.5)
+    assert len(train) == 4 and len(validation) == 1 and "x" not in validation
+    with pytest.raises(UserError, match="the source has 1 pair"):
+        HeldOut(Broken("x", "x", "a moon"), 0.5)
+
+
 def test_the_share_is_part_of_what_a_split_is_made_from():
     assert HeldOut(Captions("a", "b"), 0.5).made_from("train") == {"source": "mine", "hold_out": 0.5}
 
