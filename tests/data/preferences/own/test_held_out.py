@@ -79,7 +79,7 @@ def test_rows_that_cannot_be_read_are_not_held_out():
         def rows(self, split):
             return (
                 RawPair(row.where, caption=row.caption, problem="broken" if row.caption == "x" else "")
-                for row in super(Broken, self).rows(split)
+                for row in super().rows(split)
             )
 
     train, validation = parts(Broken("x", "a star", "x", "a moon", "x"), 0.5)
