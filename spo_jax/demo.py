@@ -75,7 +75,7 @@ def demo(
         judge = f"spm:{toy.NAME}" if model == toy.NAME else ""
     check_model(model, base, vae)
     if judge:
-        _check_judge(judge)
+        check_reward(judge, Context(field="--judge"))
     for name in lora:
         find_lora(name)
     texts = _prompts(prompts, model)
@@ -112,13 +112,6 @@ def _prompts(prompts: str, model: str) -> Sequence[str]:
     if not prompts and model != toy.NAME:
         return _PROMPTS
     return load_prompts(prompts or f"{toy.NAME}:train")
-
-
-def _check_judge(judge: str) -> None:
-    try:
-        check_reward(judge, Context(field="judge"))
-    except UserError as error:
-        raise UserError(str(error).replace("config field judge", "--judge")) from error
 
 
 def _listens_to_others(host: str, port: int) -> bool:
