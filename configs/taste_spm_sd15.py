@@ -1,6 +1,6 @@
 r"""The published preference model of SD 1.5, fine-tuned on a few dozen votes of yours. It has not been run.
 
-python -m spo_jax.prepare --dataset=folder --source=votes --hold-out=0.2 --data-dir=data/votes
+python -m spo_jax.prepare --dataset=folder --source=votes/preferences --hold-out=0.2 --data-dir=data/votes
 python -m spo_jax.train --config=configs/taste_spm_sd15.py --out=runs/taste_spm_sd15
 python -m spo_jax.train --config=configs/taste_sd15.py --out=runs/taste_sd15
 

@@ -1,6 +1,6 @@
 r"""The toy's preference model, fine-tuned on a few dozen votes of yours.
 
-python -m spo_jax.prepare --dataset=folder --source=votes --hold-out=0.2 --data-dir=data/votes
+python -m spo_jax.prepare --dataset=folder --source=votes/preferences --hold-out=0.2 --data-dir=data/votes
 python -m spo_jax.train --config=configs/taste_spm_toy.py --out=runs/taste_spm
 python -m spo_jax.train --config=configs/taste_toy.py --out=runs/taste
 

@@ -63,7 +63,7 @@ def open_form(folder: Path) -> Source:
     found = [paths[0].name for paths in files.values()] + ([f"{listed(sides)} (folders)"] if sides else [])
     # Refuse what leaves open what is meant.
     if not found:
-        raise UserError(f"--source={folder} holds no preferences: expected {_EXPECTED}")
+        raise UserError(f"--source={folder} holds no preferences{_hint(folder)}: expected {_EXPECTED}")
     if len(found) > 1:
         raise UserError(
             f"--source={folder} holds preferences in several forms, {listed(found)}: expected one of {_EXPECTED}; move "
@@ -76,3 +76,9 @@ def open_form(folder: Path) -> Source:
         return BetterAndWorse(folder)
     (paths,) = files.values()
     return PreferenceFiles({path.stem: path for path in paths})
+
+
+def _hint(folder: Path) -> str:
+    """Names folders inside that hold files of preferences, as what the page for voting writes does."""
+    inner = sorted({path.parent.name for suffix in READERS for path in folder.glob(f"[!.]*/[!.]*{suffix}")})
+    return f" (there are files of them in {listed(inner)})" if inner else ""

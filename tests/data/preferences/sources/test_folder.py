@@ -106,6 +106,9 @@ def test_what_holds_no_preferences_or_several_forms_of_them_is_refused(folder):
     cases = [(folder / "absent", "absent is not a folder: expected one with JSONL files")]
     cases += [(folder / "images" / "a.png", "a.png is a file: expected the folder that it is in")]
     cases += [(folder, "holds no preferences: expected JSONL files .*, CSV files .*, or two folders better and worse")]
+    (folder / "votes" / "preferences").mkdir(parents=True)
+    (folder / "votes" / "preferences" / "train.jsonl").touch()
+    cases += [(folder / "votes", r"holds no preferences \(there are files of them in preferences\): expected")]
     for where, message in cases:
         with pytest.raises(UserError, match=message):
             open_form(where)
