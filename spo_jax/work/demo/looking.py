@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 
 import numpy as np
 from PIL import Image
@@ -41,30 +41,52 @@ def difference(
     return to_uint8(np.clip(factor * change, -1, 1)), factor
 
 
-def strip(drawings: Mapping[str, Sequence[Frame]]) -> str:
-    """Returns a table of HTML: a column for each timestep, a row for each drawing, and under an image its score.
+class Drawing:
+    """What is shown of one image, from the frames that were drawn of it so far.
 
-    Args:
-      drawings: by the row's title, the frames of one image so far; the last frame adds the finished image.
+    Each frame is made ready once, when it is added, because everything is shown anew after every frame; and a frame's
+    arrays are not kept.
+
+    Attributes:
+      title: its title in the strip.
+      image: the finished image, or before it what was last predicted of it; None before the first frame.
+      score: the judge's score of the finished image; None before it and without a judge.
+      heads: texts above the cells of the strip.
+      cells: HTML of the cells: a prediction for each frame with its score, and at last the finished image.
     """
-    longest = max(drawings.values(), key=len)
-    heads = [f"t = {frame.timestep:g}" for frame in longest]
-    heads += ["image"] if longest[-1].images is not None else []
+
+    def __init__(self, title: str):
+        self.title = title
+        self.image: Float[np.ndarray, "h w 3"] | None = None
+        self.score: float | None = None
+        self.heads: list[str] = []
+        self.cells: list[str] = []
+
+    def add(self, frame: Frame) -> None:
+        """Adds the next frame, whose first image is shown."""
+        head = f"t = {frame.timestep:g}"
+        self._show(frame.prediction, frame.scores, head, f"{self.title} at {head}")
+        if frame.images is not None:
+            self._show(frame.images, frame.image_scores, "image", f"{self.title}: the finished image")
+            self.score = None if frame.image_scores is None else float(frame.image_scores[0])
+
+    def _show(
+        self, images: Float[np.ndarray, "1 h w 3"], scores: Float[np.ndarray, " 1"] | None, head: str, text: str
+    ) -> None:
+        self.image = images[0]
+        self.heads.append(head)
+        self.cells.append(_cell(images[0], scores, text))
+
+
+def strip(drawings: Collection[Drawing]) -> str:
+    """Returns a table of HTML: a column for each timestep, a row for each drawing, and under an image its score."""
+    heads = max((drawing.heads for drawing in drawings), key=len)
     columns = "".join(f"<th scope='col'>{head}</th>" for head in heads)
     rows = "".join(
-        f"<tr><th scope='row'>{html.escape(title)}</th>{_cells(title, frames)}</tr>"
-        for title, frames in drawings.items()
+        f"<tr><th scope='row'>{html.escape(drawing.title)}</th>{''.join(drawing.cells)}</tr>" for drawing in drawings
     )
     table = f"<table><thead><tr><td></td>{columns}</tr></thead><tbody>{rows}</tbody></table>"
     return f"<div class='strip' tabindex='0'>{table}</div>"
-
-
-def _cells(title: str, frames: Sequence[Frame]) -> str:
-    cells = [_cell(frame.prediction[0], frame.scores, f"{title} at t = {frame.timestep:g}") for frame in frames]
-    last = frames[-1]
-    if last.images is not None:
-        cells.append(_cell(last.images[0], last.image_scores, f"{title}: the finished image"))
-    return "".join(cells)
 
 
 def _cell(image: Float[np.ndarray, "h w 3"], scores: Float[np.ndarray, " 1"] | None, text: str) -> str:
@@ -74,8 +96,8 @@ def _cell(image: Float[np.ndarray, "h w 3"], scores: Float[np.ndarray, " 1"] | N
 
 def _data(image: Float[np.ndarray, "h w 3"]) -> str:
     """Returns a thumbnail as the address of an image."""
-    picture = Image.fromarray(enlarged(to_uint8(image), _THUMBNAIL))
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    thumbnail = Image.fromarray(enlarged(to_uint8(image), _THUMBNAIL))
+    thumbnail.thumbnail((_THUMBNAIL, _THUMBNAIL))
     file = io.BytesIO()
-    picture.save(file, "webp", quality=90)
+    thumbnail.save(file, "webp", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,6 +1,7 @@
 """The tab Try: a prompt drawn without and with a LoRA from the same noise, and what the model predicts on the way."""
 
 import html
+import math
 import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,10 +11,9 @@ import gradio as gr
 from spo_jax.core.config import SEED_LIMIT
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import to_uint8
-from spo_jax.core.typing import Float
 from spo_jax.core.words import counted
 from spo_jax.work.demo.context import BASE_MODEL, DEVICE, PageContext, page_errors
-from spo_jax.work.demo.looking import difference, enlarged, strip
+from spo_jax.work.demo.looking import Drawing, difference, enlarged, strip
 from spo_jax.work.studio import Frame
 
 _MOST_STEPS = 100
@@ -61,6 +61,8 @@ class Wish(NamedTuple):
         for name, number in numbers.items():
             if not isinstance(number, int | float):
                 raise UserError(f"The field for the {name} is empty: expected a number.")
+            if not math.isfinite(number):
+                raise UserError(f"The field for the {name} holds {number}: expected a finite number.")
         how = {"seed": int(seed), "steps": int(steps), "guidance": float(guidance)}
         return cls(prompt.strip(), how, str(lora or BASE_MODEL), float(strength))
 
@@ -78,7 +80,7 @@ class Drawer:
 
     def __init__(self, page: PageContext):
         self._page = page
-        self._base: tuple[Any, list[Frame]] = (None, [])
+        self._base: tuple[Any, Drawing | None] = (None, None)
 
     def stop(self, now: int | float, session: dict[str, int | float]) -> None:
         """Ends the drawings that a browser began before ``now``, a time by its own clock, also those that wait."""
@@ -116,9 +118,9 @@ class Drawer:
         total = wish.how["steps"] * len(wanted)
         done = 0
         for title, frames in wanted.items():
-            drawings[title] = []
+            drawings[title] = Drawing(title)
             for frame in frames:
-                drawings[title].append(frame)
+                drawings[title].add(frame)
                 done += 1
                 text = f"{title}, step {frame.number} of {frame.count}"
                 yield _outputs(_progress(text, done, total), drawings)
@@ -142,22 +144,18 @@ class Drawer:
 # What is shown
 
 
-def _outputs(status: str, drawings: dict[str, list[Frame]] | None = None) -> list[Any]:
+def _outputs(status: str, drawings: dict[str, Drawing] | None = None) -> list[Any]:
     """Returns the values of the status, the two images, their difference and its legend, and the strip."""
     if drawings is None:
         return [status, *[gr.skip()] * 5]
-    latest = {title: _latest(frames[-1]) for title, frames in drawings.items() if frames}
-    base = enlarged(to_uint8(latest[_BASE]))
-    if _TUNED not in latest:
-        return [status, base, None, None, "", strip(drawings)]
-    change, factor = difference(latest[_BASE], latest[_TUNED])
+    base = drawings[_BASE].image
+    tuned = drawings[_TUNED].image if _TUNED in drawings else None
+    over_time = strip(drawings.values())
+    if tuned is None:
+        return [status, enlarged(to_uint8(base)), None, None, "", over_time]
+    change, factor = difference(base, tuned)
     legend = f"What the LoRA changes: grey is no change. **Amplified {counted(factor, 'time')}.**"
-    return [status, base, enlarged(to_uint8(latest[_TUNED])), enlarged(change), legend, strip(drawings)]
-
-
-def _latest(frame: Frame) -> Float[Any, "h w 3"]:
-    """Returns the finished image, or before it what is predicted of it."""
-    return (frame.prediction if frame.images is None else frame.images)[0]
+    return [status, enlarged(to_uint8(base)), enlarged(to_uint8(tuned)), enlarged(change), legend, over_time]
 
 
 def _progress(text: str, done: int, total: int) -> str:
@@ -168,14 +166,13 @@ def _said(text: str) -> str:
     return f"<div role='status'>{text}</div>"
 
 
-def _told(wish: Wish, drawings: dict[str, list[Frame]]) -> str:
+def _told(wish: Wish, drawings: dict[str, Drawing]) -> str:
     """Says what was drawn, and what the judge thinks of it."""
     text = f"Drew {counted(len(drawings), 'image')} of <b>{html.escape(wish.prompt)}</b>"
     text += " from the same noise." if len(drawings) > 1 else "; choose a LoRA to see what it changes."
-    scores = {title: frames[-1].image_scores for title, frames in drawings.items()}
-    if all(score is None for score in scores.values()):
+    if any(drawing.score is None for drawing in drawings.values()):
         return _said(f"{text} Start the page with <code>--judge</code> to see scores.")
-    told = ", ".join(f"{score[0]:.2f} ({title})" for title, score in scores.items())
+    told = ", ".join(f"{drawing.score:.2f} ({title})" for title, drawing in drawings.items())
     return _said(f"{text}<br>The judge's score of the finished image: {told}.")
 
 

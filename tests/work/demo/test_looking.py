@@ -3,8 +3,9 @@
 import re
 
 import numpy as np
+from PIL import Image
 
-from spo_jax.work.demo.looking import AMPLIFICATIONS, difference, enlarged, strip
+from spo_jax.work.demo.looking import AMPLIFICATIONS, Drawing, difference, enlarged, strip
 from spo_jax.work.studio import Frame
 
 
@@ -35,12 +36,39 @@ def test_a_difference_is_grey_where_nothing_changes_and_as_strong_as_it_is_said(
     assert difference(base - 1, base + 1)[1] == 1
 
 
+def drawing(title, *frames):
+    shown = Drawing(title)
+    for each in frames:
+        shown.add(each)
+    return shown
+
+
 def test_the_strip_has_a_column_for_each_step_with_its_score_and_at_the_end_the_image():
-    done = [frame(1, 0.5), frame(2, 0.25, images=np.zeros((1, 8, 8, 3), np.float32))]
-    text = strip({"Base <b>": done, "With LoRA": [frame(1, 1.5)]})
+    done = drawing("Base <b>", frame(1, 0.5), frame(2, 0.25, images=np.zeros((1, 8, 8, 3), np.float32)))
+    text = strip([done, drawing("With LoRA", frame(1, 1.5))])
     assert re.findall(r"<th scope='col'>(.*?)</th>", text) == ["t = 999", "t = 998", "image"]
     rows = re.findall(r"<tr><th scope='row'>(.*?)</th>(.*?)</tr>", text)
     assert [title for title, _ in rows] == ["Base &lt;b&gt;", "With LoRA"]
     assert [re.findall(r"<span>(.*?)</span>", cells) for _, cells in rows] == [["0.50", "0.25", "0.25"], ["1.50"]]
     assert text.count("<img src='data:image/webp;base64,") == 4
-    assert "<span>" not in strip({"Base": [frame(1, None)]})  # without a judge
+    assert "alt='Base &lt;b&gt; at t = 999'" in text and "alt='Base &lt;b&gt;: the finished image'" in text
+    assert "<span>" not in strip([drawing("Base", frame(1, None))])  # without a judge
+
+
+def test_a_drawing_shows_its_latest_image_and_the_score_of_the_finished_one():
+    shown = drawing("Base", frame(1, 0.5))
+    assert shown.score is None
+    np.testing.assert_array_equal(shown.image, frame(1, 0.5).prediction[0])
+    shown.add(frame(2, 0.25, images=np.ones((1, 8, 8, 3), np.float32)))
+    assert shown.score == 0.25
+    np.testing.assert_array_equal(shown.image, 1)
+
+
+def test_an_image_is_encoded_once_however_often_the_strip_is_shown(monkeypatch):
+    saved = []
+    monkeypatch.setattr(Image.Image, "save", lambda image, file, *how, **more: saved.append(file))
+    shown = Drawing("Base")
+    for number in range(1, 6):
+        shown.add(frame(number, 0.5))
+        strip([shown])
+    assert len(saved) == 5

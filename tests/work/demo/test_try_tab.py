@@ -90,7 +90,8 @@ def test_stop_ends_the_drawings_that_its_browser_began_before_it_and_leaves_the_
         ({"seed": None}, "The field for the seed is empty: expected a number."),
         ({"steps": "ten"}, "The field for the steps is empty: expected a number."),
         ({"seed": -1}, "--seed=-1: expected a number from 0 to"),
-        ({"strength": float("inf")}, "--lora-scale=inf: expected a finite number"),
+        ({"strength": float("inf")}, "The field for the strength holds inf: expected a finite number."),
+        ({"seed": float("nan")}, "The field for the seed holds nan: expected a finite number."),
         ({"lora": "/etc/passwd"}, "no LoRA '/etc/passwd'"),
     ],
 )
