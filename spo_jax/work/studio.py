@@ -9,6 +9,7 @@ and a rank of LoRA. The numbers are those of `sample`, because the step is the s
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ class Studio:
         self.pipeline = pipeline
         self.judge = judge
         self._adapters: dict[tuple[Path, int, int], Adapter] = {}
+        self._reading = threading.Lock()  # a page reads LoRAs in several threads
         self._unconditional: dict[tuple[int, ...], PyTree] = {}
         self._step = jax.jit(functools.partial(_step, pipeline), static_argnums=0)
         self._look = jax.jit(functools.partial(_look, pipeline, judge))
@@ -146,11 +148,12 @@ class Studio:
         path = find_lora(source)
         status = path.stat()
         key = (path, status.st_mtime_ns, status.st_size)
-        if key not in self._adapters:
-            while len(self._adapters) >= _MOST_ADAPTERS:
-                del self._adapters[next(iter(self._adapters))]
-            self._adapters[key] = Adapter(os.fspath(source), path, *read_adapter(self.pipeline, path))
-        return self._adapters[key]
+        with self._reading:
+            if key not in self._adapters:
+                while len(self._adapters) >= _MOST_ADAPTERS:
+                    del self._adapters[next(iter(self._adapters))]
+                self._adapters[key] = Adapter(os.fspath(source), path, *read_adapter(self.pipeline, path))
+            return self._adapters[key]
 
     def draw(self, prompts: Sequence[str], **how: Any) -> Drawn:
         """Draws images; the arguments are those of `frames`."""

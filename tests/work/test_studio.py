@@ -5,6 +5,8 @@ because the same functions are compiled into other programs.
 """
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -153,6 +155,21 @@ def test_a_lora_is_read_again_only_if_its_file_changed(studio, lora_file, tmp_pa
     for number in range(9):
         studio.lora(shutil.copy(lora_file, tmp_path / f"{number}.safetensors"))
     assert len(studio._adapters) == 8
+
+
+def test_threads_that_want_the_same_lora_read_it_once(studio, lora_file, tmp_path, monkeypatch):
+    path = shutil.copy(lora_file, tmp_path / "lora.safetensors")
+    read = []
+
+    def slowly(pipeline, path):
+        read.append(path)
+        time.sleep(0.05)
+        return {}, 1.0
+
+    monkeypatch.setattr("spo_jax.work.studio.read_adapter", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(studio.lora, [path] * 4))
+    assert len(read) == 1 and all(adapter is found[0] for adapter in found)
 
 
 def test_opening_the_toy_with_its_judge_gives_scores():
