@@ -89,9 +89,10 @@ class PairStock:
         Raises:
           UserError: images cannot be drawn.
         """
-        while True:
+        with self._lock:
+            stock = self._stock(matchup)
+        while True:  # with the same stock, also if others have come to take its place meanwhile
             with self._lock:
-                stock = self._stock(matchup)
                 if len(stock.pairs) < _LOW and (stock.drawing is None or stock.drawing.done()):
                     stock.drawing = self._drawer.submit(self._draw, matchup, stock)
                 drawing = stock.drawing

@@ -2,6 +2,8 @@
 
 import collections
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -55,6 +57,24 @@ def test_pairs_are_drawn_ahead_and_in_batches_of_one_size(page):
         ballot.next_pair(Setup())
     assert {len(prompts) for prompts, _, _ in page.studio.calls} == {16}
     assert len(page.studio.calls) < 12
+
+
+def test_many_people_who_vote_on_different_things_wait_for_one_batch_each(page, monkeypatch):
+    """More of them at a time than there are stocks: nobody's images are drawn for nothing."""
+    monkeypatch.setattr("spo_jax.work.demo.pairs._MOST_STOCKS", 1)
+    ballot = Ballot(page)
+    people = [Setup(prompts=f"prompt {number}") for number in range(6)]
+    with page.device, ThreadPoolExecutor(len(people)) as pool:
+        waiting = [pool.submit(ballot.next_pair, person) for person in people]
+        end = time.monotonic() + 20
+        while ballot._stock._drawer._work_queue.qsize() < len(people) - 1:  # the first is about to draw
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        page.device.__exit__()
+        shown = [future.result(timeout=30) for future in waiting]
+        page.device.__enter__()
+    assert [pair.prompt for pair in shown] == [person.prompts for person in people]
+    assert len(page.studio.calls) == len(people)
 
 
 def test_a_tally_knows_which_side_was_which(page):
