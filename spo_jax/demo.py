@@ -76,8 +76,7 @@ def demo(
     check_model(model, base, vae)
     if judge:
         check_reward(judge, Context(field="--judge"))
-    for name in lora:
-        find_lora(name)
+    named_loras = {name: find_lora(name) for name in lora}
     texts = _prompts(prompts, model)
     runs = local_path(runs)
     if runs.exists() and not runs.is_dir():
@@ -100,7 +99,7 @@ def demo(
         studio=studio,
         runs=runs,
         out=local_path(out),
-        named_loras=tuple(lora),
+        named_loras=named_loras,
         prompts=tuple(texts),
         prompts_file=prompts,
         model_fields={"model": model, "revision": revision, "base": base, "vae": vae},

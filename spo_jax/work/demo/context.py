@@ -30,7 +30,8 @@ class PageContext:
       studio: the opened model with its judge, as `spo_jax.open_studio` returns it.
       runs: folder of runs, whose LoRAs the page may read.
       out: folder to which the page writes.
-      named_loras: LoRAs outside of ``runs`` that were named at the start: paths or ids on the hub.
+      named_loras: files of LoRAs outside of ``runs``, by how they were named at the start: a path, or an id on the hub,
+        which is not asked again.
       prompts: prompts of the pairs to vote on, and examples to try.
       prompts_file: the file that they were read from; empty if it was none that a person named.
       model_fields: config fields of a run on the same model, such as ``model`` and ``revision``.
@@ -42,7 +43,7 @@ class PageContext:
     studio: Any
     runs: Path
     out: Path
-    named_loras: Sequence[str] = ()
+    named_loras: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     prompts: Sequence[str] = ()
     prompts_file: str = ""
     model_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -71,7 +72,7 @@ class PageContext:
         if not name:
             return None
         if name in self.named_loras:
-            return find_lora(name)
+            return self.named_loras[name]
         allowed = self.runs.resolve()
         inside = [
             path

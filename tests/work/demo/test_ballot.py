@@ -1,6 +1,7 @@
 """A ballot: blind and balanced pairs, each voted on once, and tallies that know which side was which."""
 
 import collections
+import dataclasses
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,18 @@ def test_what_cannot_be_voted_on_is_refused(page, tmp_path):
     with pytest.raises(UserError, match="--steps=2000"):
         ballot.next_pair(Setup(steps=2000))
     assert ballot.next_pair(Setup())  # and the page goes on
+
+
+def test_a_lora_that_was_named_at_the_start_may_be_elsewhere_and_is_not_looked_for_again(page, tmp_path, monkeypatch):
+    """A vote on a LoRA of the hub asks no other host."""
+    file = tmp_path / "bright" / "lora.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"of the hub")
+    page = dataclasses.replace(page, named_loras={"owner/bright": file})
+    monkeypatch.setattr("spo_jax.work.demo.context.find_lora", None)
+    assert ("owner/bright", "owner/bright") in page.lora_choices()
+    assert page.lora_file("owner/bright") == file and page.lora("owner/bright") == "bright"
+    assert len(page.lora_version("owner/bright")) == 16
 
 
 def test_other_lines_in_the_folder_are_no_votes_of_a_comparison(page):
