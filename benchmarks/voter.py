@@ -157,7 +157,7 @@ def run() -> None:
     model = flags.DEFINE_string("model", "toy", "Draw the pairs with this model.")
     prompts = flags.DEFINE_string("prompts", "toy:train", "Draw these prompts: a file, toy:train or toy:held_out.")
     seed = flags.DEFINE_integer("seed", 0, "Draw from this seed.", lower_bound=0, upper_bound=2**30)
-    at_random = flags.DEFINE_float("at_random", 0.1, "Cast this share of the votes at random.", 0.0, 1.0)
+    at_random = flags.DEFINE_float("at-random", 0.1, "Cast this share of the votes at random.", 0.0, 1.0)
     file = flags.DEFINE_string("file", "train.jsonl", "Write the votes to this file in --out.")
     out = flags.DEFINE_string("out", "votes", "Write the images and the votes to this folder.")
 
