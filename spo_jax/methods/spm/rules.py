@@ -6,6 +6,7 @@ from spo_jax.core.words import listed
 from spo_jax.run.diagnosis.curves import FEW, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 from spo_jax.run.diagnosis.shared import ENOUGH
+from spo_jax.run.verdict import noise_limit
 
 CHANCE = 0.5
 LOG_2 = math.log(2)  # the loss of a model that gives every pair the same score
@@ -25,7 +26,7 @@ def accuracy(curves: Curves) -> Finding | None:
     error = _error(curves)
     best = max(by_time, key=by_time.get)
     shown = f"{by_time[best]:.1%} of held-out pairs at t = {best}, the best timestep"
-    if by_time[best] < CHANCE + CLEAR * error:
+    if by_time[best] < CHANCE + noise_limit(len(by_time)) * error:  # the best of several is above chance by chance
         return Finding(
             "problem",
             f"It orders {shown}, which is chance (50% ± {error:.1%}).",

@@ -28,6 +28,14 @@ def test_accuracy_that_moved_by_less_than_its_noise_is_no_learning():
     assert rules.accuracy(accuracies([0.6], [0.6], before=0.55)).learns
 
 
+def test_the_best_of_several_timesteps_has_to_be_further_from_chance():
+    """One of five timesteps is 2.1 standard errors above chance in about every twelfth model that knows nothing."""
+    one = curves_of(KNOWN, before={"eval_accuracy/t0000": 0.5}, eval_accuracy__t0000=[0.553])
+    others = {f"eval_accuracy__t0{t}01": [0.5] for t in (2, 4, 6, 8)}
+    five = curves_of(KNOWN, before={"eval_accuracy/t0000": 0.5}, eval_accuracy__t0000=[0.553], **others)
+    assert (rules.accuracy(one).level, rules.accuracy(five).level) == ("good", "problem")
+
+
 def test_accuracy_is_not_that_of_the_toys_images():
     assert rules.accuracy(curves_of({}, **{"eval_accuracy__colour": np.ones(40)})) is None
 
