@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.markdown import code
 from spo_jax.core.tally import Tally, count_votes
 from spo_jax.core.words import counted
 from spo_jax.work.demo.context import BASE_MODEL, PageContext
@@ -148,7 +149,7 @@ def _sides(vote: dict[str, Any]) -> list[tuple[str, str]]:
 
 def result(names: tuple[str, str], tally: Tally) -> str:
     """Says in Markdown what the votes between two say."""
-    shown = [f"`{name}`" if name else "`no LoRA`" for name in names]
+    shown = [code(name or "no LoRA") for name in names]
     counts = zip((*shown, "tie"), (tally.first, tally.second, tally.ties), strict=True)
     lines = ["\n".join(["| | votes |", "|---|---|", *(f"| {name} | {votes} |" for name, votes in counts)])]
     share = tally.share()

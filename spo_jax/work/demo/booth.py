@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.markdown import code, plain
 from spo_jax.core.words import counted
 from spo_jax.work.demo.ballot import COLLECT, COMPARE, Ballot, Setup, result
 from spo_jax.work.demo.context import PageContext, page_errors
@@ -79,9 +79,9 @@ class Booth:
         votes = counted(self.ballot.count(setup.kind), "vote")
         return [
             pair.token,
-            f"Which is better for **{_escaped(pair.prompt)}**?",
+            f"Which is better for **{plain(pair.prompt)}**?",
             *pair.images,
-            f"{votes} in `{self.ballot.folder(setup.kind)}`",
+            f"{votes} in {code(str(self.ballot.folder(setup.kind)))}",
             gr.Accordion(open=False),
             gr.Column(visible=True),
             gr.Button(visible=setup.kind == COMPARE),
@@ -114,8 +114,3 @@ def _setup(values: Sequence[Any]) -> Setup:
             raise UserError(f"{name}: expected a number")
         given[name] = number(given[name])
     return Setup(**given)
-
-
-def _escaped(text: str) -> str:
-    """Returns a prompt as Markdown that shows it and does nothing else."""
-    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~$-])", r"\\\1", " ".join(text.split()))

@@ -7,6 +7,7 @@ import threading
 import gradio as gr
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.markdown import code
 from spo_jax.work.demo import taste_tab, vote_tab
 from spo_jax.work.demo.context import PageContext
 from spo_jax.work.demo.jobs import Jobs
@@ -26,7 +27,7 @@ footer { display: none !important; }
 def build_page(page: PageContext, jobs: Jobs) -> gr.Blocks:
     """Returns the page with all its tabs, which is not served yet."""
     with gr.Blocks(title="spo_jax", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as blocks:
-        gr.Markdown(f"# spo_jax\nModel: `{page.model}`")
+        gr.Markdown(f"# spo_jax\nModel: {code(page.model)}")
         remembered = vote_tab.remembering()
         with gr.Tabs() as tabs:
             with gr.Tab("Try", id="try"):

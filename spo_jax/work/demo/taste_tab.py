@@ -8,6 +8,7 @@ import gradio as gr
 import jax
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.markdown import code
 from spo_jax.core.words import counted
 from spo_jax.work.demo.ballot import COLLECT, COMPARE, Ballot
 from spo_jax.work.demo.context import BASE_MODEL, PageContext, page_errors
@@ -198,8 +199,7 @@ def _step_parts(place: int, step: Step, state: State, enabled: bool) -> list[Any
     startable = state in _CAN_START
     title = f"{_title(place, step.name, step.meaning)} *{state.value.capitalize()}.*"
     if state in _GOES_ON:
-        latest_line = "".join(last_lines(step.output, 1)).replace("`", "'")
-        title += f"<br>`{latest_line or 'starting'}`"
+        title += f"<br>{code(''.join(last_lines(step.output, 1)) or 'starting')}"
     return [
         title,
         step.command,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from spo_jax import toy
+from spo_jax.core import markdown
 from spo_jax.core.trees import flatten
 from spo_jax.core.words import duration, listed, readable
 from spo_jax.methods.common.settings import AdapterSettings
@@ -79,21 +80,11 @@ def _template(shorten: Callable[[str], str]) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        autoescape=False,  # it is Markdown; `cell` escapes what is not ours
+        autoescape=False,  # it is Markdown; `plain` escapes what is not ours
     )
-    environment.filters["cell"] = lambda text: cell(shorten(str(text)))
-    environment.filters["code"] = lambda text: code(shorten(str(text)))
+    environment.filters["plain"] = lambda text: markdown.plain(shorten(str(text)))
+    environment.filters["code"] = lambda text: markdown.code(shorten(str(text)))
     return environment.get_template("card.md")
-
-
-def cell(text: str) -> str:
-    """Writes a text so that Markdown shows it as it is, in one line, also in a table."""
-    return re.sub(r"([\\`*_{}\[\]<>|])", r"\\\1", " ".join(str(text).split()))
-
-
-def code(text: str) -> str:
-    """Writes a text for a code span in a table."""
-    return " ".join(str(text).split()).replace("`", "'").replace("|", r"\|")
 
 
 def _front_matter(source: Source, naming: Naming, licence: Licence | None, gallery: Mapping[str, str]) -> str:
@@ -133,7 +124,7 @@ def _what_it_is(source: Source, naming: Naming) -> dict[str, Any]:
     elif _on_hub(base):
         told = f"[{base}](https://huggingface.co/{base}){names}"
     else:
-        told = f"{cell(model_name(base))}, a local model" if base else "not known"
+        told = f"{markdown.plain(model_name(base))}, a local model" if base else "not known"
     values = {
         "name": naming.name,
         "description": description(source),
