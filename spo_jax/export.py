@@ -297,7 +297,8 @@ def run() -> None:
 def _refuse_others(taken: Sequence[str], kind: str, goes: bool = False) -> None:
     """Refuses flags of another kind of export, which would be ignored."""
     for name in sorted({*_OF_EXPORT, *_OF_CARD, *_OF_SCALES} - set(taken)):
-        if flags.FLAGS[name].present and flags.FLAGS[name].value not in (False, ""):
+        value = flags.FLAGS[name].value
+        if flags.FLAGS[name].present and value is not False and value != "":
             raise UserError(f"--{name} goes with {kind} only" if goes else f"--{name} does not go with {kind}")
 
 

@@ -75,7 +75,7 @@ def test_blocks_of_a_runs_lora_are_numbered_from_the_named_model(adapter, tiny_s
     assert all(name.startswith("lora_unet_input_blocks_") for name in read_file(tmp_path / "x.safetensors"))
 
 
-@pytest.mark.parametrize("form", ["diffusers", "single-file"])
+@pytest.mark.parametrize("form", ["diffusers", pytest.param("single-file", marks=pytest.mark.slow)])
 def test_a_strength_is_folded_into_what_is_written(adapter, tiny_sdxl, lora_file, tmp_path, form):
     """At strength 1, the file does what the LoRA does at a quarter."""
     out = tmp_path / "quarter.safetensors"

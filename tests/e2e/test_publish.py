@@ -115,6 +115,7 @@ def test_strengths_are_drawn_without_scores(micro, micro_run, tmp_path, succeed)
         (["--scales=1", "--format=kohya"], "--format does not go with --scales"),
         (["--card", "--scales=1"], "--scales does not go with --card"),
         (["--card", "--format=kohya"], "--format does not go with --card"),
+        (["--scales=1", "--scale=0"], "--scale does not go with --scales"),
         (["--count=3"], "--count goes with --card or --scales only"),
         (["--push-to=me/x"], "--push-to goes with --card or --scales only"),
         (["--card", "--push-to=x"], "--push-to=x: expected USER/NAME"),
