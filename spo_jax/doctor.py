@@ -20,7 +20,7 @@ from spo_jax.core.cli import callable_module, printing, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.json_text import finite_or_null
-from spo_jax.core.run_files import run_of
+from spo_jax.core.run_files import no_such_run, run_of
 from spo_jax.weights import hub
 
 
@@ -55,10 +55,13 @@ def doctor(
             raise UserError(f"--{name} is about a model: expected --model as well")
     sections = []
     if run:
+        folder, _ = run_of(local_path(run))
+        if not folder.exists():
+            raise UserError(no_such_run(folder))
         # Imported here, as all of the work: this part needs no jax, and so no device that the run may hold.
         from spo_jax.work.doctor.run import examine_run
 
-        sections.append(examine_run(run_of(local_path(run))[0]))
+        sections.append(examine_run(folder))
     if model:
         if str(model) != toy.NAME:
             hub.local(str(model))  # refuses what can be neither here nor on the hub

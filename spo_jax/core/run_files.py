@@ -1,5 +1,6 @@
 """The names of a run's files, which runs write and by which whoever is given a path recognises a run."""
 
+import difflib
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ LORA = "lora.safetensors"
 SPM = "spm"  # the folder of a trained preference model
 SUMMARY = "summary.json"
 START = "run.json"  # how the run was started: its command, settings and number of batches
+_NAMED = 5  # runs that a message names
 
 
 def run_of(path: Path) -> tuple[Path, int | None]:
@@ -24,3 +26,16 @@ def holds_run(folder: Path) -> bool:
         return any(name.isdigit() for name in os.listdir(folder / CHECKPOINTS))
     except OSError:  # there is none, or whoever opens it says what is wrong
         return False
+
+
+def no_such_run(path: Path) -> str:
+    """Says that ``--run`` names nothing, and which runs are beside it: the one of a similar name, or a few."""
+    runs = sorted(start.parent.name for start in path.parent.glob(f"*/{START}"))
+    close = difflib.get_close_matches(path.name, runs, 1)
+    if close:
+        hint = f"did you mean {path.parent / close[0]}?"
+    elif runs:
+        hint = f"{path.parent} has {', '.join(runs[:_NAMED])}" + " and others" * (len(runs) > _NAMED)
+    else:
+        hint = f"{path.parent} has no runs"
+    return f"--run={path}: no run here (no such file or folder; {hint})"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable
-from spo_jax.core.run_files import CHECKPOINTS, run_of
+from spo_jax.core.run_files import CHECKPOINTS, no_such_run, run_of
 from spo_jax.models import check_folder
 from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, CLIP, NETWORK, describe
 from spo_jax.weights.lora import LORA_FORMATS
@@ -26,6 +26,8 @@ def check_source(source: Path) -> None:
             raise UserError(f"--run={source} is {what}: expected a run, one of its checkpoints, or a LoRA file")
         return
     run, _ = run_of(source)
+    if not run.exists():
+        raise UserError(no_such_run(run))
     if not (run / CHECKPOINTS).is_dir():
         what = f", this is {describe(source)}" if source.is_dir() else ""
         expected = "expected a folder with checkpoints/, one of its checkpoints, or a LoRA file"
