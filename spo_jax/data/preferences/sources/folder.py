@@ -79,6 +79,8 @@ def open_form(folder: Path) -> Source:
 
 
 def _hint(folder: Path) -> str:
-    """Names folders inside that hold files of preferences, as what the page for voting writes does."""
-    inner = sorted({path.parent.name for suffix in READERS for path in folder.glob(f"[!.]*/[!.]*{suffix}")})
-    return f" (there are files of them in {listed(inner)})" if inner else ""
+    """Names folders inside that hold preferences, as does the one of the page for voting."""
+    files = {path.parent for suffix in READERS for path in folder.glob(f"[!.]*/[!.]*{suffix}")}
+    sides = {path.parent for path in folder.glob(f"[!.]*/{BETTER}") if (path.parent / WORSE).is_dir()}
+    inner = sorted(map(str, files | sides))
+    return f" ({listed(inner)} {'holds' if len(inner) == 1 else 'hold'} some)" if inner else ""

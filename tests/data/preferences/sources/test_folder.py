@@ -108,7 +108,10 @@ def test_what_holds_no_preferences_or_several_forms_of_them_is_refused(folder):
     cases += [(folder, "holds no preferences: expected JSONL files .*, CSV files .*, or two folders better and worse")]
     (folder / "votes" / "preferences").mkdir(parents=True)
     (folder / "votes" / "preferences" / "train.jsonl").touch()
-    cases += [(folder / "votes", r"holds no preferences \(there are files of them in preferences\): expected")]
+    cases += [(folder / "votes", r"votes holds no preferences \(.*/votes/preferences holds some\): expected")]
+    (folder / "sorted" / "mine" / "better").mkdir(parents=True)
+    (folder / "sorted" / "mine" / "worse").mkdir()
+    cases += [(folder / "sorted", r"\(.*/sorted/mine holds some\)")]
     for where, message in cases:
         with pytest.raises(UserError, match=message):
             open_form(where)
