@@ -46,8 +46,8 @@ KOHYA_PAIR = {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP}
             "1 modules this model does not have .*: lora_unet_input_blocks_4_1_proj_in$",
         ),
         (PAIR | {f"unet.{SHORT[:-1]}k.lora.down.weight": DOWN}, f"1 halves without their partner: {SHORT[:-1]}k$"),
-        (pair(f"unet.{SHORT}", DOWN[:, :8]), f"1 of another shape: {SHORT}$"),
-        (pair(f"unet.{SHORT}", DOWN[:2]), f"1 of another shape: {SHORT}$"),
+        (pair(f"unet.{SHORT}", DOWN[:, :8]), rf"was made for another model: {SHORT} has width 8 there, and \d+ here$"),
+        (pair(f"unet.{SHORT}", DOWN[:2]), f"1 halves of different ranks: {SHORT}$"),
         (
             PAIR | {f"unet.{SHORT}.lora_A.weight": DOWN},
             rf"1 tensors that are not LoRA weights: unet.{SHORT}.lora_A.weight \(a second down\)",

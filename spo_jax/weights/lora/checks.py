@@ -21,7 +21,7 @@ _TEXT_PARTS = "parts of a text encoder"
 _CONVOLUTIONS = "convolutions"
 _NO_TARGETS = "modules this model does not have (or not as LoRA targets)"
 _HALVES = "halves without their partner"
-_SHAPES = "of another shape"
+_SHAPES = "halves of different ranks"
 _OTHER_TENSORS = "tensors that are not LoRA weights"
 
 # What is said of files that are often mistaken for a LoRA.
@@ -69,6 +69,7 @@ def check_modules(
         problem = _TEXT_PARTS if key.startswith(_TEXT_ENCODERS) else _OTHER_TENSORS
         problems[problem].append(key)
     _check_architecture(path, [*modules, *unknown], targets, find_names)
+    _check_widths(path, modules, targets)
     for name, module in modules.items():
         problem = _problem(name, module, targets)
         if problem is not None:
@@ -110,6 +111,17 @@ def _check_architecture(path: Path, names: list[str], targets: Targets | None, f
         raise UserError(f"{path} is a LoRA of {theirs}, and this model is {ours}: choose a LoRA of the same kind")
 
 
+def _check_widths(path: Path, modules: Mapping[str, Module], targets: Targets | None) -> None:
+    """Refuses a LoRA of layers that this model has in other widths, as a larger model of the same kind has them."""
+    for name, module in modules.items():
+        expected = targets and targets.get(name)
+        if not expected or any(half is None or half.ndim != 2 for half in (module.down, module.up)):
+            continue
+        for width, here in zip((module.down.shape[1], module.up.shape[0]), expected, strict=True):
+            if width != here:
+                raise UserError(f"{path} was made for another model: {name} has width {width} there, and {here} here")
+
+
 def _problem(name: str, module: Module, targets: Targets | None) -> str | None:
     """Returns the reason why a module cannot be used, or None if it can."""
     if name.startswith(_TEXT_ENCODERS):
@@ -122,10 +134,7 @@ def _problem(name: str, module: Module, targets: Targets | None) -> str | None:
         return _CONVOLUTIONS
     if module.down is None or module.up is None:
         return _HALVES
-    found = (module.down.shape[1], module.up.shape[0])
-    expected = found if targets is None else targets[name]
-    fits = found == expected and module.down.shape[0] == module.up.shape[1]
-    return None if fits else _SHAPES
+    return None if module.down.shape[0] == module.up.shape[1] else _SHAPES
 
 
 def _check_values(path: Path, module: Module) -> None:
