@@ -21,7 +21,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
-from spo_jax.core.words import counted
+from spo_jax.core.words import counted, excerpt
 from spo_jax.data.image_folder import ImageFolder
 from spo_jax.data.image_writer import ImageWriter
 from spo_jax.data.prompts import load_prompts
@@ -32,6 +32,7 @@ from spo_jax.weights.lora import find_lora
 
 MAX_IMAGES = 1_000_000
 OUT = "samples"
+_WEB_UI_LORA = re.compile(r"<lora:[^<>]*>", re.IGNORECASE)
 
 
 def sample(
@@ -85,6 +86,7 @@ def sample(
     wanted = _repeated(_prompts(prompt, prompts), count)
     check_model(model, base, vae)
 
+    _hint_at_web_ui_syntax(wanted)
     if model == toy.NAME:
         _hint_at_vocabulary(wanted)
     lora_file = find_lora(lora) if lora else None
@@ -167,6 +169,17 @@ def _hint_at_vocabulary(prompts: list[str]) -> None:
         logging.warning(
             "the toy knows shapes and colours only, as in 'a red star' or 'an orange heart'; it does not know: %s",
             unknown,
+        )
+
+
+def _hint_at_web_ui_syntax(prompts: list[str]) -> None:
+    """Says what to write in place of a web UI's ``<lora:NAME:STRENGTH>``, which is read as words here."""
+    found = next(filter(None, map(_WEB_UI_LORA.search, prompts)), None)
+    if found:
+        logging.warning(
+            "%s in a prompt is a syntax of web UIs, and read as plain words here: name the LoRA with --lora=FILE and "
+            "its strength with --lora-scale",
+            excerpt(found[0]),
         )
 
 

@@ -30,3 +30,9 @@ def test_lists_that_cannot_be_drawn(tmp_path, prompts, message):
 def test_a_prompt_and_a_list_are_one_too_many(tmp_path):
     with pytest.raises(UserError, match="give either"):
         spo_jax.sample(prompt="a red star", prompts=["a red star"], out=tmp_path)
+
+
+def test_the_syntax_of_web_uis_for_a_lora_is_named(tmp_path, caplog):
+    spo_jax.sample(prompts=["a red star", "(a red star:1.3) <lora:spo:1>"], out=tmp_path, steps=1)
+    (hint,) = [line for line in caplog.messages if "web UI" in line]
+    assert hint.startswith("'<lora:spo:1>' in a prompt") and "--lora=FILE" in hint and "--lora-scale" in hint

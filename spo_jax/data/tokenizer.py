@@ -1,6 +1,7 @@
 """CLIP's tokenizer, which turns prompts into token ids of a fixed length."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from spo_jax.core.typing import Int
 CLIP_LENGTH = 77
 _SHORTEST = 3  # the start token, one of the prompt, and the end token
 _MAX_VOCABULARY = 2**22
+_IN_WORD = r"[0-9A-Za-zÀ-ӿ'’]"  # Latin, Greek and Cyrillic script, which put spaces between words
 
 
 class Tokenizer:
@@ -94,13 +96,23 @@ class Tokenizer:
         return encoded["input_ids"].astype(np.int32)
 
     def cut_off(self, prompts: Sequence[str]) -> list[str]:
-        """Returns the end of each prompt that does not fit in `length` tokens and is cut off; empty where all fits."""
+        """Returns the end of each prompt that does not fit in `length` tokens and is cut off; empty where all fits.
+
+        An end begins with a whole word, even if the tokens of its beginning fit.
+        """
         encoded = self._tokenizer(list(prompts), return_offsets_mapping=True, verbose=False)
         ends = []
         for prompt, places in zip(prompts, encoded["offset_mapping"], strict=True):
             # The last token that fits is the end token, in place of the token that stands there.
-            ends.append(prompt[places[self.length - 1][0] :] if len(places) > self.length else "")
+            ends.append(prompt[_word_start(prompt, places[self.length - 1][0]) :] if len(places) > self.length else "")
         return ends
+
+
+def _word_start(text: str, place: int) -> int:
+    """Returns where the word around a place begins, or the place itself if it is in none."""
+    if not re.match(_IN_WORD, text[place:]):
+        return place
+    return re.search(f"{_IN_WORD}*$", text[:place]).start()
 
 
 def _check_files(folder: Path) -> int:

@@ -40,6 +40,18 @@ def test_what_is_cut_off_is_the_rest_of_the_prompt(folder):
     np.testing.assert_array_equal(tokenizer([fits]), tokenizer([long]))
 
 
+def test_what_is_cut_off_begins_with_a_whole_word(folder):
+    """Of "zebra" a few letters fit; scripts without spaces are cut anywhere."""
+    tokenizer = Tokenizer(folder)
+    fits = "red " * 12
+    assert tokenizer.cut_off([f"{fits}zebra, 1girl", f"{fits}star star, a star", f"{fits}don't"]) == [
+        "zebra, 1girl",
+        ", a star",
+        "don't",
+    ]
+    assert tokenizer.cut_off(["星" * 60])[0] in ["星" * length for length in range(1, 60)]
+
+
 @pytest.mark.parametrize("kept", [("vocab.json", "merges.txt", "tokenizer_config.json"), ("tokenizer.json",)])
 def test_old_and_new_folders_give_the_same_ids(folder, kept, tmp_path):
     """Without tokenizer_config.json, the length is CLIP's."""
