@@ -102,6 +102,11 @@ def test_the_figures_of_the_guide_are_drawn_from_the_curves_of_runs(tmp_path):
         (tmp_path / name / "metrics.jsonl").write_text("\n".join(lines))
     script = [sys.executable, ROOT / "docs/site/curves.py", f"--runs={tmp_path}", f"--out={tmp_path}"]
     subprocess.run(script, check=True, capture_output=True)
+    absent = subprocess.run([*script, f"--runs={tmp_path}/absent"], capture_output=True, text=True)
+    assert absent.returncode == 2 and len(absent.stderr.splitlines()) == 1
+    assert re.search(
+        r"^error: .*/absent lacks the curves of healthy, lr_too_high, .*: docs/guide.md has", absent.stderr
+    )
     for name in names:
         assert "share of valid pairs" in (tmp_path / f"curves_{name}.svg").read_text()
         assert f"(images/curves_{name}.svg)" in (ROOT / "docs/guide.md").read_text(encoding="utf-8")

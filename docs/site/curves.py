@@ -96,6 +96,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--out", type=Path, default=Path("runs/figures"), help="folder of the figures")
     flags = parser.parse_args()
+    missing = [name for name in (HEALTHY, *SICK) if not (flags.runs / name / "metrics.jsonl").is_file()]
+    if missing:
+        made = 'docs/guide.md has the commands, under "What the curves should look like"'
+        parser.exit(2, f"error: {flags.runs} lacks the curves of {', '.join(missing)}: {made}\n")
     healthy = read_rows(flags.runs / HEALTHY)
     flags.out.mkdir(parents=True, exist_ok=True)
     for name, label in SICK.items():
