@@ -1,25 +1,14 @@
 """The page in a browser: votes by keys, a reload in the middle, two people at once, narrow and dark."""
 
+import functools
 import json
-import shutil
 
 import pytest
 
 from spo_jax.work.demo.ballot import COLLECT, COMPARE
 from tests.work.demo.serving import serving
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt install chromium")]
-WAIT = 30_000  # milliseconds; a page that is loaded for the first time is slow where others compute
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +18,8 @@ def served(tmp_path_factory):
 
 
 @pytest.fixture
-def visit(browser, served):
-    """Opens the page as one more person; what it asked of other hosts, and its errors, are none."""
-    contexts, wrong = [], []
-
-    def open_page(**how):
-        contexts.append(browser.new_context(**how))
-        tab = contexts[-1].new_page()
-        tab.set_default_timeout(WAIT)
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("request", lambda request: request.url.startswith((served[1], "data:")) or wrong.append(request.url))
-        tab.goto(served[1])
-        tab.get_by_role("tab", name="Vote").click()
-        tab.wait_for_selector("#start-voting")
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not wrong
+def visit(open_tab, served):
+    return functools.partial(open_tab, served[1], "Vote", "#start-voting")
 
 
 def lines(served, kind):

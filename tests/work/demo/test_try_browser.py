@@ -1,15 +1,13 @@
 """The tab Try in a browser: draw, change the strength, stop, mistakes, narrow and dark."""
 
-import shutil
+import functools
 
 import pytest
 
 from tests.work.demo.serving import serving
 from tests.work.demo.test_try_tab import small_page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no chromium: apt install chromium")]
-WAIT = 60_000  # milliseconds; the first drawing is compiled
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -19,31 +17,9 @@ def address(tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def visit(browser, address):
-    contexts = []
-
-    def open_page(**how):
-        contexts.append(browser.new_context(**how))
-        tab = contexts[-1].new_page()
-        tab.set_default_timeout(WAIT)
-        tab.goto(address)
-        tab.get_by_role("tab", name="Try").click()
-        tab.wait_for_selector("#try-draw")
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
+def visit(open_tab, address):
+    return functools.partial(open_tab, address, "Try", "#try-draw")
 
 
 def fill(tab, name, value):
