@@ -27,7 +27,7 @@ from spo_jax.data.image_writer import ImageWriter
 from spo_jax.data.prompts import load_prompts
 from spo_jax.diffusion import SOLVERS
 from spo_jax.models import check_model
-from spo_jax.toy.tokenizer import unknown_words
+from spo_jax.toy.tokenizer import hint_at_vocabulary
 from spo_jax.weights.lora import find_lora
 
 MAX_IMAGES = 1_000_000
@@ -87,8 +87,8 @@ def sample(
     check_model(model, base, vae)
 
     _hint_at_web_ui_syntax(wanted)
-    if model == toy.NAME:
-        _hint_at_vocabulary(wanted)
+    if model == toy.NAME and (unknown := hint_at_vocabulary(wanted)):
+        logging.warning("%s", unknown)
     lora_file = find_lora(lora) if lora else None
 
     # Read the model.
@@ -159,17 +159,6 @@ def _prompts(prompt: str, prompts: str | os.PathLike | Sequence[str]) -> list[st
             raise UserError(f"prompts[{number}] = {text!r}: expected a text")
         check_prompt(text)
     return list(prompts)
-
-
-def _hint_at_vocabulary(prompts: list[str]) -> None:
-    """Names the words that the toy cannot draw."""
-    words = dict.fromkeys(word for prompt in dict.fromkeys(prompts) for word in unknown_words(prompt))
-    if words:
-        unknown = ", ".join(list(words)[:10]) + (f" and {len(words) - 10} more" if len(words) > 10 else "")
-        logging.warning(
-            "the toy knows shapes and colours only, as in 'a red star' or 'an orange heart'; it does not know: %s",
-            unknown,
-        )
 
 
 def _hint_at_web_ui_syntax(prompts: list[str]) -> None:

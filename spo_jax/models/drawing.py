@@ -94,14 +94,23 @@ class Drawing:
 
 
 def warn_of_cuts(pipeline: Pipeline, prompts: Sequence[str]) -> None:
-    """Shows what the text encoders do not read of prompts that are too long."""
+    """Logs what `cuts` says."""
+    for warning in cuts(pipeline, prompts):
+        logging.warning("%s", warning)
+
+
+def cuts(pipeline: Pipeline, prompts: Sequence[str]) -> list[str]:
+    """Says what the text encoders do not read of prompts that are too long, a line for each of the first few."""
     texts = list(dict.fromkeys(prompts))
     cut = [(text, end) for text, end in zip(texts, pipeline.cut_off(texts), strict=True) if end]
     limit = pipeline.token_shape[1]
-    for text, end in cut[:_WARNINGS]:
-        logging.warning("prompt %s is longer than %d tokens; cut off: %s", excerpt(text), limit, excerpt(end, 200))
+    warnings = [
+        f"prompt {excerpt(text)} is longer than {limit} tokens; cut off: {excerpt(end, 200)}"
+        for text, end in cut[:_WARNINGS]
+    ]
     if len(cut) > _WARNINGS:
-        logging.warning("%s more are longer than %d tokens", counted(len(cut) - _WARNINGS, "prompt"), limit)
+        warnings.append(f"{counted(len(cut) - _WARNINGS, 'prompt')} more are longer than {limit} tokens")
+    return warnings
 
 
 def read_adapter(pipeline: Pipeline, lora: Path) -> tuple[Params, float]:

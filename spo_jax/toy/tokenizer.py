@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def unknown_words(prompt: str) -> list[str]:
     """Returns the words of a prompt that are in no prompt of the toy world, so that no network has learned them."""
     known = {word for known_prompt in world.PROMPTS for word in known_prompt.split()}
     return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", prompt.lower())) if word not in known]
+
+
+def hint_at_vocabulary(prompts: Iterable[str]) -> str:
+    """Names the words of prompts that the toy cannot draw, in a sentence; empty if it knows all of them."""
+    words = list(dict.fromkeys(word for prompt in dict.fromkeys(prompts) for word in unknown_words(prompt)))
+    if not words:
+        return ""
+    unknown = ", ".join(words[:10]) + (f" and {len(words) - 10} more" if len(words) > 10 else "")
+    return (
+        f"the toy knows shapes and colours only, as in 'a red star' or 'an orange heart'; it does not know: {unknown}"
+    )
 
 
 def _fast_form(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:

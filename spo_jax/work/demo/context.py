@@ -18,6 +18,8 @@ from spo_jax.weights.lora import find_lora
 from spo_jax.work.demo.device import Device
 
 BASE_MODEL = ""  # the choice of no LoRA
+STEPS = (1, 100)  # of a drawing: the least and the most that can be chosen
+GUIDANCES = (0, 20)
 DEVICE = "device"  # what events that compute share: gr.Button.click(…, concurrency_id=DEVICE, concurrency_limit=1)
 
 
@@ -54,10 +56,22 @@ class PageContext:
 
         The first choice is the model without a LoRA. New runs appear when this is called again.
         """
-        found = [*self.runs.glob(f"*/{LORA}"), *self.runs.glob(f"*/*/{LORA}")]
-        names = sorted(path.parent.relative_to(self.runs).as_posix() for path in found)
-        names += sorted(path.name for path in self.runs.glob("*.safetensors"))
-        return [("no LoRA", BASE_MODEL), *((name, name) for name in [*self.named_loras, *names])]
+        return [("no LoRA", BASE_MODEL), *((name, name) for name in [*self.named_loras, *self._found()])]
+
+    def newest_lora(self) -> str:
+        """Returns the choice that a person most likely wants to see now.
+
+        It is the first LoRA that was named at the start, or else the one that was written last; `BASE_MODEL` if there
+        is none.
+        """
+        found = self._found()
+        return next(iter(self.named_loras), max(found, key=lambda name: _written(found[name]), default=BASE_MODEL))
+
+    def _found(self) -> dict[str, Path]:
+        """Returns the files of LoRAs below the folder of runs, by their names, in the order in which they are shown."""
+        files = [*self.runs.glob(f"*/{LORA}"), *self.runs.glob(f"*/*/{LORA}")]
+        named = {path.parent.relative_to(self.runs).as_posix(): path for path in files}
+        return dict(sorted(named.items())) | {path.name: path for path in sorted(self.runs.glob("*.safetensors"))}
 
     def lora_file(self, name: str) -> Path | None:
         """Returns the file of a LoRA, or None for no LoRA.
@@ -108,6 +122,14 @@ class PageContext:
             return ""
         status = file.stat()
         return _digest(file, status.st_mtime_ns, status.st_size)
+
+
+def _written(file: Path) -> float:
+    """Returns when a file was written; long ago if it has gone in the meantime."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ class State(enum.Enum):
     WAITING = "waits for the step before"
     READY = "ready"
     RUNNING = "running"
-    ELSEWHERE = "running, started in a terminal or by a page that has ended"
+    ELSEWHERE = "running, started in a terminal, by another page, or by one that has ended"
     STOPPED = "stopped, and continues where it was"
     FAILED = "failed: the last lines say why"
     DONE = "done"

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from spo_jax import toy
 from spo_jax.core.config import SEED_LIMIT
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import to_uint8
 from spo_jax.core.words import counted
-from spo_jax.work.demo.context import BASE_MODEL, DEVICE, PageContext, page_errors
+from spo_jax.models.drawing import cuts
+from spo_jax.toy.tokenizer import hint_at_vocabulary
+from spo_jax.work.demo.context import BASE_MODEL, DEVICE, GUIDANCES, STEPS, PageContext, page_errors
 from spo_jax.work.demo.looking import Drawing, difference, enlarged, strip
 from spo_jax.work.studio import Frame
 
-_MOST_STEPS = 100
 _EXAMPLES = 6
 _BASE = "Base"
 _TUNED = "With LoRA"
@@ -126,7 +128,12 @@ class Drawer:
                 yield _outputs(_progress(text, done, total), drawings)
             if title == _BASE:
                 self._base = (key, drawings[_BASE])
-        yield _outputs(_told(wish, drawings), drawings)
+        yield _outputs(_told(wish, drawings, self._unread(wish.prompt)), drawings)
+
+    def _unread(self, prompt: str) -> list[str]:
+        """Says which parts of a prompt the model does not read, in the words of `spo_jax.sample`."""
+        unknown = hint_at_vocabulary([prompt]) if self._page.model == toy.NAME else ""
+        return [*([unknown] if unknown else []), *cuts(self._page.studio.pipeline, [prompt])]
 
     def _frames(self, wish: Wish, lora: Any) -> Iterator[Frame]:
         return self._in_turn(self._page.studio.frames([wish.prompt], lora=lora, strength=wish.strength, **wish.how))
@@ -166,10 +173,11 @@ def _said(text: str) -> str:
     return f"<div role='status'>{text}</div>"
 
 
-def _told(wish: Wish, drawings: dict[str, Drawing]) -> str:
-    """Says what was drawn, and what the judge thinks of it."""
+def _told(wish: Wish, drawings: dict[str, Drawing], unread: list[str]) -> str:
+    """Says what was drawn, what of the prompt was not read, and what the judge thinks of it."""
     text = f"Drew {counted(len(drawings), 'image')} of <b>{html.escape(wish.prompt)}</b>"
     text += " from the same noise." if len(drawings) > 1 else "; choose a LoRA to see what it changes."
+    text += "".join(f"<br>Warning: {html.escape(warning)}." for warning in unread)
     if any(drawing.score is None for drawing in drawings.values()):
         return _said(f"{text} Start the page with <code>--judge</code> to see scores.")
     told = ", ".join(f"{drawing.score:.2f} ({title})" for title, drawing in drawings.items())
@@ -189,11 +197,13 @@ def add_try_tab(page: PageContext) -> None:
             fields, draw, stop = _add_fields(page)
         with gr.Column(scale=3, min_width=290):
             status = gr.HTML(elem_id="try-status", css_template=_STATUS_CSS)
+            some = bool(page.newest_lora())
             with gr.Row():
-                base, tuned = (_add_image(title) for title in (_BASE, _TUNED))
-            with gr.Row():
+                base, tuned = _add_image(_BASE), _add_image(_TUNED, visible=some)
+            with gr.Row(visible=some) as compared:
                 apart = _add_image(_DIFFERENCE)
                 legend = gr.Markdown(min_height=20, elem_id="try-legend")
+    fields[1].change(_boxes, fields[1], [tuned, compared], show_progress="hidden", api_visibility="private")
     gr.Markdown(
         "At every step the network predicts the finished image. Under each prediction is the judge's score at that "
         "timestep, as SPO compares candidates there; the last column is the finished image."
@@ -221,10 +231,9 @@ def _add_fields(page: PageContext) -> tuple[list[gr.components.Component], gr.Bu
     """Adds what a person fills in, in the order that `Wish.of` takes it, and the buttons."""
     examples = list(dict.fromkeys(page.prompts))[:_EXAMPLES]
     prompt = gr.Textbox(examples[0] if examples else "", label="Prompt", lines=2, max_lines=4, elem_id="try-prompt")
-    choices = page.lora_choices()
     lora = gr.Dropdown(
-        choices,
-        value=choices[1][1] if len(choices) > 1 else BASE_MODEL,
+        page.lora_choices(),
+        value=page.newest_lora,  # asked whenever the page is loaded
         label="LoRA",
         info=f"of a run in {page.runs}, or the path of one below it",
         allow_custom_value=True,
@@ -240,13 +249,19 @@ def _add_fields(page: PageContext) -> tuple[list[gr.components.Component], gr.Bu
         another = gr.Button("Another seed", size="md", min_width=120, elem_id="try-another")
     another.click(lambda: random.randrange(SEED_LIMIT), None, seed, api_visibility="private")
     with gr.Accordion("Steps and guidance", open=False):
-        steps = gr.Slider(1, _MOST_STEPS, 20, step=1, label="Steps", elem_id="try-steps")
-        guidance = gr.Slider(0, 15, 5, step=0.5, label="Guidance", elem_id="try-guidance")
+        steps = gr.Slider(*STEPS, 20, step=1, label="Steps", elem_id="try-steps")
+        guidance = gr.Slider(*GUIDANCES, 5, step=0.5, label="Guidance", elem_id="try-guidance")
     if len(examples) > 1:
         gr.Examples([[text] for text in examples], prompt, label="Prompts to try")
     return [prompt, lora, strength, seed, steps, guidance], draw, stop
 
 
-def _add_image(title: str) -> gr.Image:
+def _boxes(lora: str) -> list[Any]:
+    """Shows what only a drawing with a LoRA fills: its image, and the row with the difference."""
+    return [gr.Image(visible=bool(lora)), gr.Row(visible=bool(lora))]
+
+
+def _add_image(title: str, visible: bool = True) -> gr.Image:
     name = f"try-{title.split()[0].lower()}"
-    return gr.Image(label=title, format="png", interactive=False, buttons=["fullscreen"], min_width=140, elem_id=name)
+    how = {"format": "png", "interactive": False, "buttons": ["fullscreen"], "min_width": 140}
+    return gr.Image(label=title, visible=visible, elem_id=name, **how)

@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from spo_jax.core.config import MAX_GUIDANCE, MAX_STEPS
 from spo_jax.core.words import counted
 from spo_jax.work.demo.ballot import COLLECT, COMPARE, Setup
 from spo_jax.work.demo.booth import Booth, looks
-from spo_jax.work.demo.context import BASE_MODEL, PageContext
+from spo_jax.work.demo.context import BASE_MODEL, GUIDANCES, STEPS, PageContext
 
 # Keys press the buttons. No vote are a key that is typed into a field, a second press for the same images, which would
 # be a vote on images that nobody has seen, and a bounce of the key.
@@ -98,7 +97,8 @@ def add_vote_tab(page: PageContext, tabs: gr.Tabs, remembered: gr.BrowserState) 
     starting = {"fn": booth.start, "inputs": fields, "outputs": shown}
     waits = begin.click(lambda: _begin(busy=True), None, begin, js=_LEAVE_FIELD, queue=False, **_QUIET)
     started = waits.then(**starting, api_name="start_voting")
-    started.then(lambda: _begin(busy=False), None, begin, queue=False, **_QUIET)
+    for ended in (started.success, started.failure):  # `then` does not run after an error
+        ended(lambda: _begin(busy=False), None, begin, queue=False, **_QUIET)
     for choice, button in buttons.items():
         voting = functools.partial(booth.vote, choice)
         button.click(voting, [token, *fields], shown, api_name=f"vote_{choice}", show_progress="hidden")
@@ -128,13 +128,22 @@ def _add_fields(page: PageContext) -> list[gr.components.Component]:
             info=f"Empty: the {counted(len(page.prompts), 'prompt')} that the page was started with.",
         )
         with gr.Row():
-            steps = gr.Slider(1, min(100, MAX_STEPS), value=usual.steps, step=1, label="Steps")
-            guidance = gr.Slider(1, min(20, MAX_GUIDANCE), value=usual.guidance, step=0.5, label="Guidance")
+            steps = gr.Slider(*STEPS, value=usual.steps, step=1, label="Steps")
+            guidance = gr.Slider(*GUIDANCES, value=usual.guidance, step=0.5, label="Guidance")
         voter = gr.Textbox(label="Your name", max_length=100, info="Kept with each vote; may stay empty.")
-    kind.change(lambda chosen: [gr.Dropdown(**look) for look in looks(chosen)], kind, [first, second], **_QUIET)
+    kind.change(functools.partial(_sides, page), [kind, first, second], [first, second], **_QUIET)
     for dropdown in (first, second):
         dropdown.focus(lambda: gr.Dropdown(choices=page.lora_choices()), None, dropdown, **_QUIET)
     return [kind, first, second, prompts, steps, guidance, voter]
+
+
+def _sides(page: PageContext, kind: str, first: str, second: str) -> list[gr.Dropdown]:
+    """Returns the two LoRAs for a kind of ballot; the newest is the second if both sides would be the same."""
+    sides = [gr.Dropdown(**look) for look in looks(kind)]
+    newest = page.newest_lora()
+    if kind == COMPARE and first == second != newest:
+        sides[1] = gr.Dropdown(choices=page.lora_choices(), value=newest, **looks(kind)[1])
+    return sides
 
 
 def _begin(busy: bool) -> gr.Button:

@@ -80,6 +80,23 @@ def test_names_are_hidden_until_the_end(visit, served):
     assert len(lines(served, COMPARE)) == 3
 
 
+def test_voting_can_be_started_again_after_a_mistake(visit):
+    tab = visit()
+    tab.get_by_label("Two LoRAs, without their names").check()
+    tab.wait_for_selector("#vote-second input")
+    tab.wait_for_function("document.querySelector('#vote-second input').value !== 'no LoRA'")
+    for lora in ("dark", "light"):
+        tab.locator("#vote-first input").fill("dark")
+        tab.locator("#vote-first input").press("Enter")
+        tab.locator("#vote-second input").fill(lora)
+        tab.locator("#vote-second input").press("Enter")
+        tab.click("#start-voting")
+        if lora == "dark":
+            tab.wait_for_selector("text=both sides are the same")
+            tab.wait_for_selector("#start-voting:enabled:has-text('Start voting')")
+    tab.wait_for_selector("#vote-left")
+
+
 def test_keys_in_a_field_are_no_votes(visit, served):
     tab = visit()
     tab.click("#start-voting")

@@ -1,6 +1,8 @@
 """The tab Try: what its buttons do, with a real studio of the smallest networks."""
 
+import dataclasses
 import html
+import os
 
 import gradio as gr
 import jax
@@ -105,11 +107,30 @@ def test_a_mistake_is_a_message_and_stays_on_the_page(page, monkeypatch, change,
     assert html.escape(message) in shown[-1]
 
 
+def test_what_is_not_read_of_a_prompt_is_said_with_the_image(page):
+    toy = dataclasses.replace(page, model="toy")
+    *_, last = Drawer(toy).draw(*fields(lora="", steps=1, prompt=" ".join(["a red zebra"] * 40)))
+    assert "it does not know: zebra." in last[STATUS] and "cut off: " in last[STATUS]
+    *_, last = Drawer(toy).draw(*fields(lora="", steps=1))
+    assert "Warning" not in last[STATUS]
+
+
+def test_the_newest_lora_is_the_first_choice(page, tmp_path):
+    assert dataclasses.replace(page, runs=tmp_path).newest_lora() == ""
+    for time, name in ((3, "b"), (9, "c/d"), (5, "z")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "lora.safetensors").write_bytes(b"")
+        os.utime(tmp_path / name / "lora.safetensors", (time, time))
+    assert dataclasses.replace(page, runs=tmp_path).newest_lora() == "c/d"
+    assert dataclasses.replace(page, runs=tmp_path, named_loras={"mine": tmp_path}).newest_lora() == "mine"
+
+
 def test_the_tab_offers_the_loras_of_runs_and_a_few_prompts(page):
     with gr.Blocks() as blocks, gr.Tab("Try"):
         add_try_tab(page)
     by_id = {block.elem_id: block for block in blocks.blocks.values() if getattr(block, "elem_id", None)}
     assert by_id["try-lora"].choices == [("no LoRA", ""), ("one", "one")]
+    assert by_id["try-lora"].value == "one"
     assert by_id["try-prompt"].value == "a red star"
     draw = next(fn for fn in blocks.fns.values() if fn.api_name == "draw")
     assert draw.concurrency_id == "device" and draw.concurrency_limit == 1
