@@ -147,6 +147,8 @@ def _draw_pairs(page: PageContext, matchup: Matchup) -> Iterator[Pair]:
     seed = int(rng.integers(SEED_LIMIT))
     how = {"seed": seed, "steps": matchup.steps, "guidance": matchup.guidance, "predictions": False}
     adapters = [page.lora(name) for name in matchup.loras]
+    if tuple(map(page.lora_version, matchup.loras)) != matchup.versions:  # votes would count for the former file
+        raise UserError("the file of a LoRA has just changed: start voting again")
     count = batch if matchup.is_blind else batch // 2
     prompts = list(rng.choice(np.asarray(matchup.prompts, object), count, replace=count > len(matchup.prompts)))
 

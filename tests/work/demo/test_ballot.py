@@ -95,6 +95,16 @@ def test_a_tally_knows_which_side_was_which(page):
     assert ballot.tally(ballot.matchup(BLIND)) == Tally(0, 0, 0)
 
 
+def test_no_pair_is_drawn_with_a_lora_that_has_just_changed(page):
+    """Its votes would count for the LoRA that was there before."""
+    ballot = Ballot(page)
+    matchup = ballot.matchup(BLIND)
+    (page.runs / "light" / "lora.safetensors").write_bytes(b"trained again")
+    with pytest.raises(UserError, match="the file of a LoRA has just changed: start voting again"):
+        ballot._stock.take(matchup)
+    assert ballot.next_pair(BLIND).matchup.versions != matchup.versions
+
+
 def test_a_vote_counts_once_and_a_skip_leaves_nothing(page):
     ballot = Ballot(page)
     pair = ballot.next_pair(Setup())
