@@ -12,7 +12,6 @@ from absl import flags
 
 from spo_jax.core.cli import callable_module, run_command
 from spo_jax.core.config_flag import define_config
-from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_free, check_writable, local_path
 from spo_jax.core.progress import stage
 from spo_jax.data.preferences.format import open_preferences
@@ -23,6 +22,7 @@ from spo_jax.methods.spm.data import ACCURACY, Agreement
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.rewards.common.preference_files import check_files
 from spo_jax.run.compilation import keep_compiled_programs
+from spo_jax.run.settings import check_settings
 
 
 def evaluate_spm(
@@ -43,6 +43,7 @@ def evaluate_spm(
     Raises:
       UserError: a setting, file or folder cannot be used.
     """
+    check_settings(settings, SPMTrainSettings, "configs/spm_toy.py")
     # Check files and folders before the models are read.
     out = local_path(out)
     check_writable(out)
@@ -70,12 +71,8 @@ def run() -> None:
     flags.mark_flag_as_required("spm")
 
     def main(_) -> None:
-        settings = read_settings(config.value)
-        if not isinstance(settings, SPMTrainSettings):
-            found = f"found method {settings.method!r}"
-            raise UserError(f"--config: expected one of method 'spm', such as configs/spm_toy.py, {found}")
         keep_compiled_programs()
-        evaluate_spm(settings, spm.value, out.value, plain.value, overwrite.value)
+        evaluate_spm(read_settings(config.value), spm.value, out.value, plain.value, overwrite.value)
 
     run_command(main)
 

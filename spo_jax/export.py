@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 
 from spo_jax.core.cli import callable_module, printing, run_command
+from spo_jax.core.drawing_limits import checked_prompts
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.lookup import find_module
@@ -178,11 +179,11 @@ def export_card(
 
 def compare_strengths(
     source: str | os.PathLike,
-    scales: Sequence[float | int],
+    scales: str | Sequence[float | int],
     out: str | os.PathLike,
     *,
-    rewards: str = "",
-    prompts: str = "",
+    rewards: str | Sequence[str] = "",
+    prompts: str | os.PathLike | Sequence[str] = "",
     count: int | None = None,
     model: str = "",
     revision: str = "",
@@ -193,11 +194,11 @@ def compare_strengths(
 
     Args:
       source: run folder, checkpoint folder or LoRA file.
-      scales: the strengths; 0, which is the base model, is added.
+      scales: the strengths, a list or a text such as ``0.5,1``; 0, which is the base model, is added.
       out: folder for ``strengths.png``, a grid of the first 16 prompts, and ``strengths.json``, the scores.
-      rewards: rewards that score the images, separated by commas; empty scores nothing.
-      prompts: file of prompts, or ``toy:held_out``; empty takes the prompts of the run's evaluation, whose seed, steps
-        and guidance are taken as well.
+      rewards: rewards that score the images, a list or a text with commas between them; empty scores nothing.
+      prompts: file of prompts, ``toy:held_out``, or a list of prompts; empty takes the prompts of the run's evaluation,
+        whose seed, steps and guidance are taken as well.
       count: number of images at each strength; None takes that of the run's evaluation.
       model: base model; empty takes the run's. A LoRA file needs one.
       revision: revision of ``model`` on the hub.
@@ -217,10 +218,15 @@ def compare_strengths(
         raise UserError(f"--count={count}: expected a number from 1 to {MAX_COUNT}")
     check_comparison_folder(out, overwrite)
     check_source(source)
+    rewards = rewards if isinstance(rewards, str) else ",".join(map(str, rewards))
     for spec in filter(None, rewards.split(",")):
         find_module("spo_jax.rewards", spec.partition(":")[0].strip(), "--rewards")
-    if prompts:
-        load_prompts(prompts)
+    if isinstance(prompts, str | os.PathLike):
+        prompts = os.fspath(prompts)
+        if prompts:
+            load_prompts(prompts)
+    else:
+        prompts = checked_prompts(prompts)
     if model:
         check_model(model, base)
     with stage("importing JAX"):
@@ -285,7 +291,7 @@ def run() -> None:
         elif value["scales"]:
             _refuse_others(_OF_SCALES, "--scales")
             chosen = {name: value[name] for name in _OF_SCALES[1:]}
-            compare_strengths(value["run"], _numbers(value["scales"]), value["out"], **chosen, **common)
+            compare_strengths(value["run"], value["scales"], value["out"], **chosen, **common)
         else:
             _refuse_others(_OF_EXPORT, "--card or --scales", goes=True)
             chosen = {name: value[name] for name in _OF_EXPORT[1:]}
@@ -300,13 +306,6 @@ def _refuse_others(taken: Sequence[str], kind: str, goes: bool = False) -> None:
         value = flags.FLAGS[name].value
         if flags.FLAGS[name].present and value is not False and value != "":
             raise UserError(f"--{name} goes with {kind} only" if goes else f"--{name} does not go with {kind}")
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--scales={text}: expected numbers separated by commas, such as 0.5,0.75,1") from error
 
 
 callable_module(__name__, export)

@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
-from spo_jax.core.drawing_limits import LIMITS, check_limits, check_prompt
+from spo_jax.core.drawing_limits import LIMITS, check_limits, check_prompt, checked_prompts
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.memory import explaining_memory
@@ -147,18 +147,14 @@ def _repeated(prompts: list[str], count: int) -> list[str]:
 
 def _prompts(prompt: str, prompts: str | os.PathLike | Sequence[str]) -> list[str]:
     is_list = not isinstance(prompts, str | os.PathLike)
-    if is_list and not len(prompts):
-        raise UserError("prompts is an empty list: expected texts")
+    if is_list:
+        prompts = checked_prompts(prompts)
     if bool(prompt) == bool(prompts):
         raise UserError("give either --prompt=TEXT or --prompts=FILE")
     if not is_list:
         check_prompt(prompt)
         return [prompt] if prompt else load_prompts(prompts)
-    for number, text in enumerate(prompts):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"prompts[{number}] = {text!r}: expected a text")
-        check_prompt(text)
-    return list(prompts)
+    return prompts
 
 
 def _hint_at_web_ui_syntax(prompts: list[str]) -> None:

@@ -29,7 +29,7 @@ from spo_jax.methods import load_method, read_settings
 from spo_jax.parallel.settings import check_processes
 from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.run.resume import Resume
-from spo_jax.run.settings import RunSettings
+from spo_jax.run.settings import RunSettings, check_settings
 from spo_jax.run.wandb_log import check_installed
 
 
@@ -52,8 +52,10 @@ def train(
       Preempted: the process received SIGTERM, and the run has been saved.
       Interrupted: Ctrl-C was pressed, and the run has been saved.
     """
-    if not isinstance(settings, RunSettings):
-        raise UserError(f"settings are a {type(settings).__name__}: pass spo_jax.read_settings(config)")
+    check_settings(settings)
+    if not isinstance(resume, Resume | None):
+        choices = "spo_jax.Resume(required=True), spo_jax.Resume(if_there=True) or None"
+        raise UserError(f"resume is {resume!r}: expected {choices}")
     return _train(settings, out, resume or Resume(), command)
 
 

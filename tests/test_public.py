@@ -86,8 +86,59 @@ def test_the_python_of_the_readme_runs(tmp_path):
     assert [Image.open(file).size for file in (tmp_path / "samples").glob("*.png")] == [(32, 32)]
 
 
-def test_a_config_that_was_not_read_is_named():
+# What a person may type in Python, and what they should be told.
+_MISTAKES = {
+    "spo_jax.train(toy_config, 'runs/never')": "settings are a ConfigDict: pass spo_jax.read_settings(config)",
+    "spo_jax.inspect_rollout(toy_config, ['a'])": "settings are a ConfigDict: pass spo_jax.read_settings(config)",
+    "spo_jax.evaluate_spm(toy_config, 'toy', 'runs/never')": "settings are a ConfigDict: pass spo_jax.read_settings",
+    "spo_jax.evaluate_spm(toy, 'toy', 'runs/never')": "--config: expected one of method 'spm', such as configs/spm_toy",
+    "spo_jax.train(toy, 'runs/never', True)": "resume is True: expected spo_jax.Resume(required=True), spo_jax.Resume(",
+    "spo_jax.read_settings(None)": "the config is None: expected one such as spo_jax.load_config('toy')",
+    "spo_jax.read_settings('toy')": "the config is 'toy': expected one such as spo_jax.load_config('toy')",
+    "spo_jax.load_config(None)": "the config to load is None: expected a file, or a name: finetune_toy, ",
+    "spo_jax.keep_copy('a', 'b', every='1').__enter__()": "every='1': expected seconds between two looks at the run",
+    "spo_jax.inspect_rollout(toy, ['a'], seed=-1)": "--seed=-1: expected a number from 0 to",
+    "spo_jax.inspect_rollout(toy, [None])": "--prompt=None: expected a text",
+    "spo_jax.compare_strengths('runs/no', '0.5,x', 'x')": "--scales=0.5,x: expected numbers separated by commas",
+    "spo_jax.compare_strengths('runs/no', '0.5,1', 'x')": "--run=runs/no: no run here",
+    "spo_jax.compare_strengths('runs/no', 0.5, 'x')": "--scales=0.5: expected a list of strengths, such as [0.5,",
+    "spo_jax.compare_strengths('runs/no', ['1'], 'x')": "--scales='1': expected a strength other than 0",
+    "spo_jax.export_card('runs/no', 'x', scale='0.5')": "--scale='0.5': expected a strength other than 0",
+    "spo_jax.sample(prompt='a', steps=2.5)": "--steps=2.5: expected a whole number from 1 to 1000",
+    "studio.draw(['a'], steps=2.5)": "--steps=2.5: expected a whole number from 1 to 1000",
+    "studio.draw(['a'], seed='1')": "--seed='1': expected a number from 0 to",
+    "studio.draw(['a'], size=32)": "size=32: expected (height, width) in pixels, or None for the model's own",
+    "studio.draw(['a'], lora=3)": "lora is 3: expected a run's folder, a file, or what studio.lora returned",
+    "studio.draw(['a'], lora='runs/no')": "no such file or folder: runs/no",
+    "studio.draw([None])": "--prompt=None: expected a text",
+}
+_MAKE_THEM = """
+import sys
+import spo_jax
+from spo_jax.core.errors import UserError
+from spo_jax.work.studio import Studio
+toy_config = spo_jax.load_config("toy")
+toy = spo_jax.read_settings(toy_config)
+studio = Studio.__new__(Studio)  # it has no model, because nothing may be computed
+for line in sys.argv[1:]:
+    try:
+        eval(line)
+        print("it is accepted")
+    except UserError as error:
+        print(error)
+    except Exception as error:
+        print(repr(error))
+"""
+
+
+def test_mistakes_in_python_are_told_in_words(tmp_path):
     """In a Python of its own, because the type checks of a test run would come first."""
-    line = "import spo_jax; spo_jax.train(spo_jax.default_config('spo'), 'runs/never')"
-    done = subprocess.run([sys.executable, "-c", line], cwd=ROOT, capture_output=True, text=True)
-    assert "UserError: settings are a ConfigDict: pass spo_jax.read_settings(config)" in done.stderr.splitlines()[-1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", _MAKE_THEM, *_MISTAKES]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = done.stdout.splitlines()
+    assert len(told) == len(_MISTAKES)
+    wrong = {line: found for (line, said), found in zip(_MISTAKES.items(), told, strict=True) if said not in found}
+    assert not wrong
+    assert not list(tmp_path.iterdir())

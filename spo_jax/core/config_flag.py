@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import re
 import runpy
 import traceback
@@ -81,7 +82,7 @@ def _config_folders() -> list[Path]:
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
-def load_config(path: str) -> ConfigDict:
+def load_config(path: str | os.PathLike) -> ConfigDict:
     """Reads a config file, as ``--config`` does, for use from Python.
 
     Args:
@@ -93,6 +94,9 @@ def load_config(path: str) -> ConfigDict:
     Raises:
       UserError: there is no such file, or it fails.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"the config to load is {path!r}: expected a file, or a name: {', '.join(shipped_configs())}")
+    path = os.fspath(path)
     file = str(find_config(path))
     try:
         config = runpy.run_path(file)["get_config"]()

@@ -3,6 +3,9 @@
 What is beyond them is a slip, and is refused before anything is read or allocated.
 """
 
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+
 from spo_jax.core.config import MAX_GUIDANCE, MAX_STEPS, SEED_LIMIT
 from spo_jax.core.errors import UserError
 
@@ -18,22 +21,49 @@ LIMITS = {
 
 
 def check_limits(**numbers: int | float | None) -> None:
-    """Refuses numbers that are out of range; None is accepted.
+    """Refuses numbers that are out of range; a height or width may be None.
 
     Raises:
-      UserError: a number is out of range, or not a number at all.
+      UserError: a number is out of range, not whole although only guidance need not be, or not a number at all.
     """
     for name, number in numbers.items():
+        if number is None and name in ("height", "width"):
+            continue
         least, most = LIMITS[name]
-        if number is not None and not least <= number <= most:
-            raise UserError(f"--{name}={number}: expected a number from {least} to {most}")
+        kind = Real if name == "guidance" else Integral
+        if not (isinstance(number, kind) and least <= number <= most):
+            shown = number if isinstance(number, Real) else repr(number)
+            whole = "whole " if isinstance(number, Real) and not isinstance(number, kind) else ""
+            raise UserError(f"--{name}={shown}: expected a {whole}number from {least} to {most}")
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuses bytes that are not UTF-8, which a command line can hold, and halves of characters, which JSON can.
+    """Refuses what is no text that can be written.
+
+    A command line can hold bytes that are not UTF-8, and JSON halves of characters.
 
     Raises:
-      UserError: the prompt cannot be written as UTF-8.
+      UserError: the prompt is no text, or cannot be written as UTF-8.
     """
+    if not isinstance(prompt, str):
+        raise UserError(f"--prompt={prompt!r}: expected a text")
     if prompt != prompt.encode(errors="replace").decode():
         raise UserError(f"--prompt={prompt!r}: expected text that can be written as UTF-8")
+
+
+def checked_prompts(prompts: Sequence[str]) -> list[str]:
+    """Returns the prompts of a caller from Python as a list.
+
+    Raises:
+      UserError: they are no list, there is none, or one is no text, is empty or cannot be written as UTF-8.
+    """
+    if not isinstance(prompts, Iterable):
+        raise UserError(f"prompts = {prompts!r}: expected a list of texts")
+    prompts = list(prompts)
+    if not prompts:
+        raise UserError("prompts is an empty list: expected texts")
+    for number, text in enumerate(prompts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"prompts[{number}] = {text!r}: expected a text")
+        check_prompt(text)
+    return prompts

@@ -5,12 +5,13 @@ import importlib.util
 import os
 import pkgutil
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 from spo_jax.core.errors import UserError
 
 
-def find_module(package: str, name: str, where: str) -> ModuleType:
+def find_module(package: str, name: str, where: str, expected: Sequence[str] = ()) -> ModuleType:
     """Imports the module ``name`` of one of our packages or, if the name has dots, a module of the user.
 
     Args:
@@ -18,6 +19,7 @@ def find_module(package: str, name: str, where: str) -> ModuleType:
       name: name of a module, such as ``spo``, or a dotted path, such as ``my_package.my_method``, which is also looked
         up in the current folder.
       where: flag or config field that holds the name, for messages.
+      expected: what the message lists if only some of our modules will do.
 
     Raises:
       UserError: there is no such module; the message lists ours.
@@ -26,7 +28,7 @@ def find_module(package: str, name: str, where: str) -> ModuleType:
         return _import_dotted(name, where)
     known = module_names(package)
     if name not in known:
-        listed = ", ".join(map(repr, known))
+        listed = ", ".join(map(repr, expected or known))
         raise UserError(f"{where} = {name!r}: expected {listed}, or the dotted path of a module of your own")
     return importlib.import_module(f"{package}.{name}")
 

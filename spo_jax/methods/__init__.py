@@ -56,9 +56,11 @@ def read_settings(config: ConfigDict | Mapping[str, Any]) -> RunSettings:
     """Reads the settings of the method that the config's field ``method`` names.
 
     Raises:
-      UserError: the config does not name a method, or a field is unknown, of another type or out of range.
+      UserError: there is no config, it does not name a method, or a field is unknown, of another type or out of range.
     """
-    name = config.get("method") if isinstance(config, ConfigDict | Mapping) else None
+    if not isinstance(config, ConfigDict | Mapping):
+        raise UserError(f"the config is {config!r:.100}: expected one such as spo_jax.load_config('toy')")
+    name = config.get("method")
     if not isinstance(name, str):
         known = ", ".join(map(repr, module_names(__name__)))
         raise UserError(f"config field method is missing: expected the name of a training method, such as {known}")

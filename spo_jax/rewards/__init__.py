@@ -1,9 +1,10 @@
 """Rewards, which score images or latents. A reward is a module that is found by its name or by a dotted path."""
 
+import importlib
 from types import ModuleType
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.lookup import find_module
+from spo_jax.core.lookup import find_module, module_names
 from spo_jax.rewards.common.protocol import Context, Reward
 
 
@@ -36,7 +37,7 @@ def check_reward(spec: str, context: Context, judges: bool = False) -> None:
     Raises:
       UserError: there is no such reward, it cannot judge, or its weights are missing.
     """
-    module, source = _find(spec, context)
+    module, source = _find(spec, context, judges)
     if judges and getattr(module, "ON_HOST", False):
         raise no_judge(spec, context.where)
     if hasattr(module, "check"):
@@ -51,9 +52,18 @@ def no_judge(spec: str, where: str) -> UserError:
     )
 
 
-def _find(spec: str, context: Context) -> tuple[ModuleType, str]:
+def _judges() -> list[str]:
+    """Lists our rewards that can judge rollouts."""
+    names = module_names(__name__)
+    return [name for name in names if not getattr(importlib.import_module(f"{__name__}.{name}"), "ON_HOST", False)]
+
+
+def _find(spec: str, context: Context, judges: bool = False) -> tuple[ModuleType, str]:
     name, _, source = spec.partition(":")
-    module = find_module(__name__, name, context.where)
+    # A config has fields for the source of a reward, a flag has none.
+    ending = ":SOURCE" if context.field.startswith("--") else ""
+    expected = [f"{known}{ending}" for known in _judges()] if judges else ()
+    module = find_module(__name__, name, context.where, expected)
     if not hasattr(module, "load"):
         raise UserError(
             f"{context.where} = {spec!r}: expected a module with a function load(source, context), "

@@ -24,20 +24,23 @@ from spo_jax.run.lock import CARD
 
 
 @contextlib.contextmanager
-def keep_copy(run: str | os.PathLike, copy: str | os.PathLike, every: float = 30.0) -> Iterator[None]:
+def keep_copy(run: str | os.PathLike, copy: str | os.PathLike, every: float | int = 30.0) -> Iterator[None]:
     """Keeps a copy of a run in another folder while the body trains it, and begins by fetching it if the run is gone.
 
     Args:
       run: the run's folder, on a disk of this machine; it need not exist.
       copy: the folder of the copy, such as one in a mounted Drive; empty for none, and then nothing is done.
-      every: seconds between two looks at the run.
+      every: seconds between two looks at the run; more than 0.
 
     Raises:
-      UserError: the copy's folder cannot be written, or the copy cannot be fetched; or the run is behind its copy.
+      UserError: the copy's folder is the run's, in it or around it, or cannot be written; the copy cannot be
+        fetched; or the run is behind its copy; or ``every`` is out of range.
     """
     if not os.fspath(copy):
         yield
         return
+    if not (isinstance(every, int | float) and 0 < every <= threading.TIMEOUT_MAX):
+        raise UserError(f"every={every!r}: expected seconds between two looks at the run, more than 0")
     run, copy = local_path(run), local_path(copy)
     _check_apart(run, copy)
     check_writable(copy)

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from spo_jax.core.config import MAX_COUNT, Settings, seed_setting, setting
+from spo_jax.core.errors import UserError
 from spo_jax.parallel.settings import MeshSettings
 
 
@@ -73,3 +74,21 @@ class RunSettings(Settings):
             else:
                 changed = dataclasses.replace(changed, **{name: size})
         return changed
+
+
+def check_settings(settings: Any, kind: type[RunSettings] = RunSettings, example: str = "") -> None:
+    """Refuses what is no settings of a method, above all a config whose ranges nobody has checked.
+
+    Args:
+      settings: what a caller from Python passes as settings.
+      kind: class of the settings that are needed.
+      example: a config of them, for the message.
+
+    Raises:
+      UserError: the settings have not been read, or belong to another method.
+    """
+    if not isinstance(settings, RunSettings):
+        raise UserError(f"settings are a {type(settings).__name__}: pass spo_jax.read_settings(config)")
+    if not isinstance(settings, kind):
+        expected = f"expected one of method {kind().method!r}, such as {example}"
+        raise UserError(f"--config: {expected}, found method {settings.method!r}")

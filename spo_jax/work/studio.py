@@ -11,6 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ class Studio:
         seed: int = 0,
         steps: int = 20,
         guidance: float = 5.0,
-        lora: Adapter | None = None,
+        lora: Adapter | str | os.PathLike | None = None,
         strength: float = 1.0,
         size: tuple[int, int] | None = None,
         predictions: bool = True,
@@ -187,7 +188,7 @@ class Studio:
           seed: seed of the initial noise: that of image i is the noise of image i in ``sample --seed``.
           steps: number of denoising steps.
           guidance: classifier-free guidance scale w.
-          lora: what `lora` returned; None draws with the base model.
+          lora: what `lora` takes, or what it returned; None draws with the base model.
           strength: factor of the LoRA; 0 draws what the base model draws.
           size: (height, width) in pixels; None is the model's own.
           predictions: whether to decode and score what is predicted at every step, which costs a decoding each.
@@ -196,15 +197,18 @@ class Studio:
           UserError: there is no prompt, or a number is out of range or does not suit the model. The last frame raises
             one if an image has values that are not finite.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
         if not prompts:
             raise UserError("expected at least one prompt")
         for prompt in prompts:
             check_prompt(prompt)
-        height, width = size or (None, None)
+        height, width = _checked_size(size)
         check_limits(seed=seed, steps=steps, guidance=guidance, height=height, width=width)
-        if not np.isfinite(strength):
+        if not (isinstance(strength, Real) and np.isfinite(strength)):
             raise UserError(f"--lora-scale={strength}: expected a finite number")
+        lora = self.lora(lora) if isinstance(lora, str | os.PathLike) else lora
+        if not isinstance(lora, Adapter | None):
+            raise UserError(f"lora is {lora!r}: expected a run's folder, a file, or what studio.lora returned")
         table = self.pipeline.solver_steps("ddim", steps)
         shape = self.pipeline.latent_shape_of(height, width)
         pixels = (shape[0] * self.pipeline.downscale, shape[1] * self.pipeline.downscale)
@@ -262,6 +266,15 @@ class Studio:
         return jax.device_get(self._look(self.pipeline.params["vae"], judge, latents, features, np.int32(t)))
 
 
+def _checked_size(size: tuple[int, int] | None) -> tuple[int | None, int | None]:
+    """Returns the height and the width; None for the model's own."""
+    if size is None:
+        return None, None
+    if not (isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2):
+        raise UserError(f"size={size!r}: expected (height, width) in pixels, or None for the model's own")
+    return size[0], size[1]
+
+
 def _step(
     pipeline: Pipeline,
     prediction_type: str,
@@ -297,12 +310,12 @@ def _look(
 
 
 def open_studio(
-    model: str,
+    model: str | os.PathLike,
     *,
     judge: str | DeviceReward = "",
     revision: str = "",
-    base: str = "",
-    vae: str = "",
+    base: str | os.PathLike = "",
+    vae: str | os.PathLike = "",
     dtype: str = "float32",
 ) -> Studio:
     """Opens a model to look at, and perhaps a judge.
@@ -322,6 +335,7 @@ def open_studio(
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype}: expected one of {', '.join(DTYPES)}")
+    model, base, vae = os.fspath(model), os.fspath(base), os.fspath(vae)
     check_model(model, base, vae)
     named = isinstance(judge, str)
     if named and judge:

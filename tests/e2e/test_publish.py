@@ -72,7 +72,7 @@ def test_strengths_are_compared_with_the_base_model(micro_run, tmp_path, monkeyp
     plain = sampler._sample
     monkeypatch.setattr(sampler, "_sample", lambda *args: traces.append(1) or plain(*args))
     out = tmp_path / "strengths"
-    result = compare_strengths(micro_run, [1, 0.5, 0, 2], out, rewards="spm")
+    result = compare_strengths(micro_run, [1, 0.5, 0, 2], out, rewards=["spm"])
     assert len(traces) == 1
     assert result == read_json(out / "strengths.json") and result["images"] == 2
     found = {entry["strength"]: entry["scores"]["spm_score"] for entry in result["strengths"]}
@@ -101,6 +101,10 @@ def test_strengths_are_drawn_without_scores(micro, micro_run, tmp_path, succeed)
     result = read_json(tmp_path / "out" / "strengths.json")
     assert [entry["scores"] for entry in result["strengths"]] == [{}, {}]
     assert result["prompts"] == str(tmp_path / "prompts.txt")
+    prompts = ["a red star", "a blue heart"]
+    result = compare_strengths(micro_run, "0.5", tmp_path / "listed", prompts=prompts, count=2)
+    assert result["prompts"] == prompts
+    assert Image.open(tmp_path / "listed" / "strengths.png").size == (2 * 132 - 4, 33 + 2 * (18 + 128))
 
 
 @pytest.mark.parametrize(

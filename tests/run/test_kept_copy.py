@@ -140,3 +140,12 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=message), keep_copy(tmp_path / "run", copy):
             pass
+
+
+@pytest.mark.parametrize("every", [0, -1, float("inf"), float("nan")])
+def test_looking_at_the_run_without_a_pause_is_refused(tmp_path, every):
+    with (
+        pytest.raises(UserError, match="expected seconds between two looks"),
+        keep_copy(tmp_path / "a", tmp_path / "b", every),
+    ):
+        pass

@@ -7,6 +7,7 @@ because the same functions are compiled into other programs.
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +176,7 @@ def test_threads_that_want_the_same_lora_read_it_once(studio, lora_file, tmp_pat
 def test_opening_the_toy_with_its_judge_gives_scores():
     studio = spo_jax.open_studio("toy", judge="spm:toy")
     assert "spm_score" in studio.judge.meanings
-    assert spo_jax.open_studio("toy").judge is None
+    assert spo_jax.open_studio(Path("toy")).judge is None
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_opening_the_toy_with_its_judge_gives_scores():
     [
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
         ({"dtype": "float16"}, "--dtype=float16: expected one of float32, bfloat16"),
-        ({"judge": "spn"}, r"^--judge = 'spn': expected 'spm', 'toy', or the dotted path"),
+        ({"judge": "spn"}, r"^--judge = 'spn': expected 'spm:SOURCE', or the dotted path"),
         ({"judge": "toy"}, r"^--judge = 'toy': this reward is computed on the host"),
         ({"judge": "spm"}, r"^--judge = 'spm': name the preference model, as in spm:FOLDER_OR_ID"),
         ({"judge": "spm:no/such/folder"}, "no/such/folder"),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spo_jax.core.drawing_limits import check_limits, check_prompt
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Array, Bool, Float, Int, Params
@@ -27,6 +28,7 @@ from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.nn.lora import init_lora, scaled
 from spo_jax.parallel.chunks import in_chunks
+from spo_jax.run.settings import check_settings
 from spo_jax.weights.lora import find_lora
 
 
@@ -74,13 +76,15 @@ def inspect_rollout(
       lora: the policy, as ``sample --lora`` takes it; empty for a fresh adapter, which is the base model.
 
     Raises:
-      UserError: the settings are not of SPO, or model, judge or LoRA cannot be used.
+      UserError: the settings are not of SPO, there is no prompt, the seed is out of range, or model, judge or LoRA
+        cannot be used.
     """
-    if not isinstance(settings, SPOTrainSettings):
-        found = getattr(settings, "method", type(settings).__name__)
-        raise UserError(f"expected settings of method 'spo' from spo_jax.read_settings(config), found {found!r}")
+    check_settings(settings, SPOTrainSettings, "configs/toy.py")
     if isinstance(prompts, str) or not prompts:
         raise UserError("expected a list of prompts with at least one in it")
+    for prompt in prompts:
+        check_prompt(prompt)
+    check_limits(seed=seed)
     check(settings)
     file = find_lora(lora) if os.fspath(lora) else None
     pipeline = open_model(settings, None, trained=False)

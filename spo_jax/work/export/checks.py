@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 
 from spo_jax.core.errors import UserError
@@ -36,8 +37,9 @@ def check_source(source: Path) -> None:
 
 def check_scale(scale: float | int, flag: str = "scale") -> None:
     """Raises a `UserError` unless ``scale`` is a strength that does something and is no slip."""
-    if not (math.isfinite(scale) and 0 < abs(scale) <= _MAX_SCALE):
-        raise UserError(f"--{flag}={scale:g}: expected a strength other than 0, of at most {_MAX_SCALE:g}")
+    if not (isinstance(scale, Real) and math.isfinite(scale) and 0 < abs(scale) <= _MAX_SCALE):
+        shown = f"{scale:g}" if isinstance(scale, Real) else repr(scale)
+        raise UserError(f"--{flag}={shown}: expected a strength other than 0, of at most {_MAX_SCALE:g}")
 
 
 def check_out(out: Path, form: str, overwrite: bool) -> None:
@@ -71,18 +73,32 @@ def check_comparison_folder(out: Path, overwrite: bool) -> None:
         check_free(out / name, overwrite)
 
 
-def checked_scales(scales: Sequence[float | int]) -> list[float]:
+def checked_scales(scales: str | Sequence[float | int]) -> list[float]:
     """Returns the strengths that are compared with 0, in order.
+
+    Args:
+      scales: numbers, or a text with numbers between commas.
 
     Raises:
       UserError: there is none, or one is not a number that makes sense.
     """
-    wanted = sorted({float(scale) for scale in scales} - {0.0})
+    if isinstance(scales, str):
+        scales = _numbers(scales)
+    elif not isinstance(scales, Iterable):
+        raise UserError(f"--scales={scales!r}: expected a list of strengths, such as [0.5, 0.75, 1]")
+    wanted = [scale for scale in scales if not (isinstance(scale, Real) and scale == 0)]
     if not wanted:
         raise UserError("--scales: expected strengths other than 0, such as --scales=0.5,0.75,1")
     for scale in wanted:
         check_scale(scale, "scales")
-    return wanted
+    return sorted(set(map(float, wanted)))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--scales={text}: expected numbers separated by commas, such as 0.5,0.75,1") from error
 
 
 def checked_name(name: str, otherwise: str) -> str:

@@ -36,7 +36,14 @@ SHOWN_PROMPTS = 16  # rows of the grid
 
 
 def compare_strengths(
-    place: Path, scales: Sequence[float], out: Path, given: Base, *, rewards: str, prompts: str, count: int | None
+    place: Path,
+    scales: Sequence[float],
+    out: Path,
+    given: Base,
+    *,
+    rewards: str,
+    prompts: str | list[str],
+    count: int | None,
 ) -> dict[str, Any]:
     """Draws and scores images, after `spo_jax.export.compare_strengths` has checked what it can without jax.
 
@@ -56,12 +63,14 @@ def compare_strengths(
     source = read_source(place, given, needs_shapes=False)
     if not source.base.model:
         raise UserError(f"--run={place} is a LoRA file: name its base model with --model")
-    settings = _settings(source, rewards, prompts, count)
-    texts = _prompts(settings.eval.prompts, prompts)
+    is_list = isinstance(prompts, list)
+    settings = _settings(source, rewards, "" if is_list else prompts, count)
+    texts = prompts if is_list else _prompts(settings.eval.prompts, prompts)
     for spec in settings.eval.reward_names if rewards else ():
         check_reward(spec, Context(options=reward_options(settings, spec), field="--rewards"))
     evaluation = _evaluation(source, settings, texts, bool(rewards), bool(given.model))
-    return _sweep(source, (0.0, *scales), evaluation, out)
+    named = prompts if is_list else settings.eval.prompts
+    return _sweep(source, (0.0, *scales), evaluation, out, named)
 
 
 def _settings(source: Source, rewards: str, prompts: str, count: int | None) -> AdapterSettings:
@@ -94,7 +103,9 @@ def _evaluation(
     return BeforeAfter(pipeline, settings.eval, lora.alpha / lora.rank, prompts, judges)
 
 
-def _sweep(source: Source, scales: Sequence[float], evaluation: BeforeAfter, out: Path) -> dict[str, Any]:
+def _sweep(
+    source: Source, scales: Sequence[float], evaluation: BeforeAfter, out: Path, prompts: str | list[str]
+) -> dict[str, Any]:
     """Draws the images of each strength in the same compiled program, because a strength is folded into the tree."""
     tree = jax.tree.map(jnp.asarray, source.lora.tree)
     shown, table = [], []
@@ -109,7 +120,7 @@ def _sweep(source: Source, scales: Sequence[float], evaluation: BeforeAfter, out
         rows = list(zip(evaluation.prompts, zip(*shown, strict=True), strict=False))
         sheet = labelled_grid(rows, [_label(entry["strength"]) for entry in table])
         write_atomic(out / STRENGTHS_SHEET, lambda temporary, sheet=sheet: Image.fromarray(sheet).save(temporary))
-        result = _result(source, evaluation.settings, table)
+        result = _result(source, evaluation.settings, table, prompts)
         write_json(out / STRENGTHS_TABLE, result)
     return result
 
@@ -127,8 +138,12 @@ def _label(scale: float) -> str:
     return f"{scale:g}" if scale else "0 (base model)"
 
 
-def _result(source: Source, settings: EvalSettings, table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _result(
+    source: Source, settings: EvalSettings, table: Sequence[Mapping[str, Any]], prompts: str | list[str]
+) -> dict[str, Any]:
+    """Returns the content of ``strengths.json``; ``prompts`` is their file or, if the user gave a list, the list."""
     how = {name: getattr(settings, name) for name in ("images", "prompts", "seed", "steps", "guidance_scale")}
+    how["prompts"] = prompts
     about = {"run": str(source.place), "model": model_name(source.base.model)}
     return finite_or_null({**about, **how, "strengths": list(table)})
 
