@@ -1,5 +1,6 @@
 """Commands that the page starts: one at a time, in a process of its own, with what it prints in a file."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from spo_jax.core.errors import UserError
 from spo_jax.work.demo.device import Device
 
+STOPPED = "stopped by the page"  # the last line of what a command printed that did not end by itself
 _TAIL = 2**14  # bytes of the output that the page shows the last lines of
 
 
@@ -26,6 +28,7 @@ class Jobs:
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._name = ""
+        self._stopped = False
 
     @property
     def running(self) -> str:
@@ -48,6 +51,7 @@ class Jobs:
             if self._name:
                 raise UserError(f"{self._name} is running: wait for its end, or stop it")
             self._name = name
+            self._stopped = False
         self._device.give_to(name)
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,7 @@ class Jobs:
             raise UserError(f"cannot start {name}: {error.strerror or error}") from error
         with self._lock:
             self._process = process
-        threading.Thread(target=self._wait, args=(process,), daemon=True).start()
+        threading.Thread(target=self._wait, args=(process, output), daemon=True).start()
 
     def stop(self) -> bool:
         """Asks the command to save and to end, as Ctrl-C does; a second time ends it at once.
@@ -77,11 +81,14 @@ class Jobs:
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 return False
+            self._stopped = True
             self._process.send_signal(_stopping())
             return True
 
-    def _wait(self, process: subprocess.Popen) -> None:
-        process.wait()
+    def _wait(self, process: subprocess.Popen, output: Path) -> None:
+        if process.wait() and self._stopped:
+            with contextlib.suppress(OSError), open(output, "a") as file:
+                file.write(f"{STOPPED}\n")
         self._end()
 
     def _end(self) -> None:
@@ -99,6 +106,11 @@ def _stopping() -> signal.Signals:
     """
     unheard = os.name == "nt" or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     return signal.SIGTERM if unheard else signal.SIGINT
+
+
+def was_stopped(output: Path) -> bool:
+    """Whether a command ended because somebody stopped it, by its last line: that of `Jobs` or of Ctrl-C."""
+    return last_lines(output, 1) in ([STOPPED], ["interrupted"])
 
 
 def last_lines(output: Path, count: int = 14) -> list[str]:

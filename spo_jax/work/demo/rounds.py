@@ -4,18 +4,24 @@ import dataclasses
 import enum
 import re
 import shlex
+import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 from spo_jax import toy
+from spo_jax.core.json_text import BadJSON, parse_json
 from spo_jax.core.run_files import LORA, SPM, SUMMARY, holds_run
 from spo_jax.data.preferences.format import RECORD
 from spo_jax.run.lock import user_of
+from spo_jax.run.verdict import outcomes
 from spo_jax.work.demo.ballot import COLLECT
 from spo_jax.work.demo.context import PageContext
+from spo_jax.work.demo.jobs import was_stopped
 
 ENOUGH_VOTES = 40
 _HELD_OUT = 0.2  # share of the votes on which the judge is measured
 _SPLITS = ("train", "validation")
+_ACCURACY = "pair accuracy/"  # of a judge, by timestep
 _ROUND = re.compile(r"data([1-9][0-9]{0,3})")
 
 
@@ -27,8 +33,21 @@ class State(enum.Enum):
     RUNNING = "running"
     ELSEWHERE = "running, started in a terminal, by another page, or by one that has ended"
     STOPPED = "stopped, and continues where it was"
+    STOPPED_EARLY = "stopped before the first batch: nothing to save; Run starts it anew"
     FAILED = "failed: the last lines say why"
     DONE = "done"
+
+
+class Learned(NamedTuple):
+    """What a run that is done says of what it has learned.
+
+    Attributes:
+      verdict: a sentence.
+      anything: whether any score became better by more than noise.
+    """
+
+    verdict: str
+    anything: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +82,11 @@ class Step:
     def is_done(self) -> bool:
         """Whether its results are there."""
         return all(path.exists() for path in self.results)
+
+    @property
+    def learned(self) -> Learned | None:
+        """What its run says of itself; None if it has no run, or if that says nothing."""
+        return None if self.run is None or not self.is_done else _learned(self.run / SUMMARY)
 
     @property
     def was_started(self) -> bool:
@@ -171,7 +195,24 @@ def _state(step: Step, before: bool, running: str) -> State:
         return State.WAITING
     if step.run is not None and holds_run(step.run):
         return State.STOPPED
+    if was_stopped(step.output):
+        return State.STOPPED_EARLY
     return State.FAILED if step.was_started else State.READY
+
+
+def _learned(summary: Path) -> Learned | None:
+    try:
+        told = parse_json(summary.read_bytes())
+        verdict, scores = str(told["verdict"]), told["scores"]
+        found = outcomes(scores)
+        accuracies = [(score["before"], score["after"]) for name, score in scores.items() if name.startswith(_ACCURACY)]
+        if accuracies:
+            before, after = (statistics.fmean(column) for column in zip(*accuracies, strict=True))
+            verdict += f" On average over the timesteps, {after:.0%} of the votes kept aside are ordered right"
+            verdict += f" ({before:.0%} before)."
+    except (OSError, BadJSON, AttributeError, KeyError, TypeError, ValueError):
+        return None  # it is not there any more, or of another version
+    return Learned(verdict, "better" in found.values())
 
 
 def latest(page: PageContext) -> int:

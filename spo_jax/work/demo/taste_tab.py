@@ -8,13 +8,14 @@ import gradio as gr
 import jax
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.markdown import code
-from spo_jax.core.words import counted
+from spo_jax.core.markdown import code, plain
+from spo_jax.core.words import counted, listed
 from spo_jax.work.demo.ballot import COLLECT, COMPARE, Ballot
 from spo_jax.work.demo.context import BASE_MODEL, PageContext, page_errors
 from spo_jax.work.demo.jobs import Jobs, last_lines
 from spo_jax.work.demo.rounds import ENOUGH_VOTES, Round, State, Step, latest
 from spo_jax.work.demo.vote_tab import VoteTab
+from spo_jax.work.doctor.extras import EXTRAS, pip_line
 
 CSS = """
 .taste-step { align-items: center; border-top: 1px solid var(--border-color-primary); padding-top: 14px; }
@@ -37,11 +38,16 @@ _PRESS = {
     State.RUNNING: "Running …",
     State.ELSEWHERE: "Running …",
     State.STOPPED: "Continue",
+    State.STOPPED_EARLY: "Run",
     State.FAILED: "Run again",
     State.DONE: "Done",
 }
+_NOT_LEARNED = (
+    "<br>**The judge shows no sign of learning, so that a LoRA would learn little of your taste from it.** Vote on "
+    "more pairs, and begin the next round."
+)
 _GOES_ON = (State.RUNNING, State.ELSEWHERE)
-_CAN_START = (State.READY, State.STOPPED, State.FAILED)
+_CAN_START = (State.READY, State.STOPPED, State.STOPPED_EARLY, State.FAILED)
 
 
 class TasteTab:
@@ -67,16 +73,17 @@ class TasteTab:
             votes = self._ballot.count(COLLECT)
         running = self._jobs.running
         states = round_.states(running, votes)
-        parts = [
-            part
-            for place, (step, state) in enumerate(zip(round_.steps(), states, strict=True), 2)
-            for part in _step_parts(place, step, state, enabled=not (running or self._on_tpu))
-        ]
+        parts = []
+        before = None
+        for place, (step, state) in enumerate(zip(round_.steps(), states, strict=True), 2):
+            warning = _NOT_LEARNED if before and not before.anything and state is not State.DONE else ""
+            parts += _step_parts(place, step, state, warning, enabled=not (running or self._on_tpu))
+            before = step.learned
         current = _current(round_.steps(), states)
         text = "\n".join(last_lines(current.output)) if current else ""
         counts = counted(votes, "vote") if votes >= ENOUGH_VOTES else f"{votes} of {ENOUGH_VOTES} votes"
         return [
-            _title(1, "Vote", f"{counts} so far."),
+            f"{_title(1, 'Vote', f'{counts} so far.')}{_missing()}",
             *parts,
             gr.Button(interactive=states[-1] is State.DONE),
             gr.Button(visible=bool(running)),
@@ -98,7 +105,7 @@ class TasteTab:
     def stop(self, chosen: str) -> list[Any]:
         """Asks the command that runs to end."""
         if self._jobs.stop():
-            gr.Info("The command finishes its batch, saves and ends.")
+            gr.Info("The command finishes its batch, saves and ends; before the first batch there is nothing to save.")
         return self.show(chosen)
 
     def look(self) -> list[Any]:
@@ -195,9 +202,20 @@ def _button(text: str, name: str) -> gr.Button:
     return gr.Button(text, elem_id=name, scale=0, min_width=140)
 
 
-def _step_parts(place: int, step: Step, state: State, enabled: bool) -> list[Any]:
+def _missing() -> str:
+    """Says what the steps after the votes need and is not installed."""
+    extra = EXTRAS["data"]
+    if not extra.missing:
+        return ""
+    return f"<br>**The steps after it need {listed(extra.missing)}: install with `{pip_line('data')}`.**"
+
+
+def _step_parts(place: int, step: Step, state: State, warning: str, enabled: bool) -> list[Any]:
     startable = state in _CAN_START
-    title = f"{_title(place, step.name, step.meaning)} *{state.value.capitalize()}.*"
+    title = f"{_title(place, step.name, step.meaning)} *{state.value[0].upper()}{state.value[1:]}.*"
+    if step.learned:
+        title += f" {plain(step.learned.verdict)}"
+    title += warning
     if state in _GOES_ON:
         title += f"<br>{code(''.join(last_lines(step.output, 1)) or 'starting')}"
     return [

@@ -8,7 +8,7 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.work.demo.device import Device
-from spo_jax.work.demo.jobs import Jobs, last_lines
+from spo_jax.work.demo.jobs import Jobs, last_lines, was_stopped
 
 # Prints a line and goes on until Ctrl-C, after which it prints another one.
 LONG = ("http.server", "0", "--bind=127.0.0.1")
@@ -51,6 +51,17 @@ def test_a_command_of_a_page_in_the_background_can_be_stopped(tmp_path):
         wait_until(lambda: not jobs.running)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_command_that_was_stopped_is_told_from_one_that_failed(tmp_path):
+    jobs = Jobs(Device())
+    jobs.start("a long one", ("timeit", "-n1", "-r1", "-s", "import time", "time.sleep(60)"), tmp_path / "out.txt")
+    wait_until(jobs.stop)
+    wait_until(lambda: not jobs.running)
+    assert was_stopped(tmp_path / "out.txt")
+    jobs.start("a slip", ("no_such_module",), tmp_path / "out.txt")
+    wait_until(lambda: not jobs.running)
+    assert not was_stopped(tmp_path / "out.txt") and not was_stopped(tmp_path / "none.txt")
 
 
 def test_a_command_that_fails_leaves_its_words_and_frees_the_device(tmp_path):

@@ -1,6 +1,7 @@
 """The steps from votes to a LoRA: their commands, and how far they have come, by what is on disk alone."""
 
 import dataclasses
+import json
 import shlex
 
 import pytest
@@ -10,7 +11,7 @@ from spo_jax.work.demo.rounds import ENOUGH_VOTES, Round, State, latest
 from tests.commands import ROOT
 from tests.work.demo.fakes import fake_page
 
-WAITING, READY, RUNNING, ELSEWHERE, STOPPED, FAILED, DONE = State
+WAITING, READY, RUNNING, ELSEWHERE, STOPPED, STOPPED_EARLY, FAILED, DONE = State
 
 
 @pytest.fixture
@@ -41,6 +42,8 @@ def test_states_follow_from_the_disk(page):
     assert states() == [FAILED, WAITING, WAITING]
     finish(prepare)
     assert states() == [DONE, READY, WAITING]
+    judge.output.write_text("02:51:19 reading toy …\ninterrupted\n")
+    assert states() == [DONE, STOPPED_EARLY, WAITING]
     (round_.judge / "checkpoints" / "40").mkdir(parents=True)
     assert states() == [DONE, STOPPED, WAITING]
     with RunLock(round_.judge):  # as a run holds it that a page started which was killed
@@ -51,6 +54,21 @@ def test_states_follow_from_the_disk(page):
     assert states(votes=0) == [DONE, DONE, DONE]
     assert page.lora_file(round_.lora).parent == round_.tuned
     assert Round(page, 2).states("", ENOUGH_VOTES) == [READY, WAITING, WAITING]
+
+
+def test_a_judge_says_whether_it_has_learned(page):
+    judge = Round(page, 1).steps()[1]
+    assert judge.learned is None
+    finish(judge)
+    assert judge.learned is None  # its summary is empty
+    for change, anything in ((0.25, True), (0.0, False), (-0.25, False)):
+        scores = {"pair accuracy/t0000": {"before": 0.5, "after": 0.5 + change, "change": change, "change_se": 0.1}}
+        judge.results[0].write_text(json.dumps({"verdict": "A sentence.", "scores": scores}))
+        told = judge.learned
+        assert told.anything is anything
+        assert told.verdict.startswith(f"A sentence. On average over the timesteps, {0.5 + change:.0%} of the votes")
+    judge.results[0].write_text('{"verdict": "A sentence.", "scores": [1]}')
+    assert judge.learned is None
 
 
 def test_the_latest_round_is_found(page):
