@@ -73,7 +73,7 @@ def cut_off(path):
         ([TOY, "--config.method=beauty"], ["config field method = 'beauty': expected ", "'spm', 'spo', or the dotted"]),
         (["--config=configs/absent.py"], ["--config=configs/absent.py: no such file", "or a name:", "toy"]),
         ([], ["--config is missing"]),
-        ([TOY, "--reusme"], ["'reusme'"]),
+        ([TOY, "--reusme"], ["--reusme: did you mean --resume?"]),
         ([TOY, "more"], ["unexpected argument 'more'"]),
         ([SPM_TOY, "--config.optimizer.warmup_steps=3000"], ["warmup_steps = 3000: expected less than the 3000 opt"]),
         ([SPM_TOY, "--config.data_dir={micro.sd}"], ["{micro.sd}"]),
