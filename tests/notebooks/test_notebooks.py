@@ -95,6 +95,22 @@ def test_all_notebooks_are_listed_with_their_badges():
     assert [file.stem for file in NOTEBOOKS if refresh.badge(file.stem) not in text] == []
 
 
+@pytest.mark.parametrize(
+    ("saved", "found"),
+    [("notebooks/votes/preferences", "votes/preferences"), ("votes/preferences", "../votes/preferences")]
+    + [("votes/comparison", "votes/simulated")],
+)
+def test_votes_of_the_page_are_found_here_and_in_the_folder_above(tmp_path, monkeypatch, saved, found):
+    (tmp_path / saved).mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    settings = code_cells(read(FOLDER / "your_own_preferences.ipynb"))[1]
+    names: dict = {}
+    exec(compile(python_of(settings), "settings", "exec"), names)
+    assert names["VOTES"] == Path(found)
+    assert names["JUDGE"].endswith("_simulated") == (found == "votes/simulated")
+
+
 @pytest.mark.parametrize("file", RUN)
 def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
     """As on a machine of somebody else: in an empty folder, with sizes that are as small as they can be."""
