@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import functools
+import inspect
 import itertools
 import logging as stdlib_logging
 import os
@@ -146,7 +147,8 @@ def callable_module(name: str, function: Callable[..., Any]) -> None:
     """Makes the module ``name`` callable as ``function``.
 
     With this, ``spo_jax.train(settings, out)`` works in a notebook, although ``spo_jax.train`` is also the module that
-    ``python -m spo_jax.train`` runs.
+    ``python -m spo_jax.train`` runs. `inspect.signature` and the help of a notebook show those of the function; the
+    module's docstring stays the text of ``--help``.
 
     Args:
       name: the module's ``__name__``.
@@ -154,9 +156,18 @@ def callable_module(name: str, function: Callable[..., Any]) -> None:
     """
 
     class CallableModule(types.ModuleType):
+        __signature__ = inspect.signature(function)
+
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
+        def getdoc(self) -> str | None:
+            """Returns what IPython shows."""
+            return inspect.getdoc(function)
+
+    signature = CallableModule.__signature__
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    CallableModule.__call__.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])
     sys.modules[name].__class__ = CallableModule
 
 

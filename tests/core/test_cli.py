@@ -3,6 +3,7 @@
 The commands here are forks of one process that has imported what they need, because importing takes most of their time.
 """
 
+import inspect
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from spo_jax.core.cli import callable_module
 
@@ -295,3 +297,17 @@ def test_a_module_can_be_called(monkeypatch):
     callable_module("some_module", lambda *args, **kwargs: (args, kwargs))
     assert module(1, two=2) == ((1,), {"two": 2})
     assert isinstance(module, types.ModuleType) and (module.constant, module.__doc__) == (3, "What it does.")
+
+
+def test_a_notebook_shows_the_signature_and_the_help_of_the_function(monkeypatch):
+    def call(first: int, *, second: str = "b") -> float:
+        """Does something."""
+
+    module = types.ModuleType("some_module", "The text of --help.")
+    monkeypatch.setitem(sys.modules, "some_module", module)
+    callable_module("some_module", call)
+    assert inspect.signature(module) == inspect.signature(call) == inspect.signature(module.__call__)
+    shell = InteractiveShell()
+    shell.user_ns["module"] = module
+    shown = shell.object_inspect("module")  # what ``module?`` shows
+    assert shown["docstring"] == "Does something." and not shown["call_docstring"]
