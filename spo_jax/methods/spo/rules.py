@@ -119,7 +119,9 @@ def judge_score(curves: Curves) -> Finding | None:
     if len(curve) < FEW:
         return None
     change = curve.change()
-    moved = f"from {curve.first:.3g} to {curve.latest:.3g} (by the fitted line {change})"
+    # The ends of the fitted line, because the first and the latest batches of a short run are partly the same.
+    begin, end = curve.mean - change.total / 2, curve.mean + change.total / 2
+    moved = f"from {begin:.3g} to {end:.3g} along the fitted line ({change})"
     if change.rises:
         return Finding("good", f"The judge's score of the candidates rises, {moved}.", learns=True)
     if change.falls:

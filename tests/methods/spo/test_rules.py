@@ -88,6 +88,12 @@ def test_the_score_of_the_judge(last, count, level, learns):
     assert (found.level, found.learns) == (level, learns)
 
 
+def test_the_score_of_the_judge_in_a_short_run_is_told_by_the_ends_of_the_line():
+    """The means of the first 5 and of the latest 10 of 10 batches would be 4.22 and 4.5."""
+    found = rules.judge_score(curves_of(spm_score__t0001=line(4, 5, 10)))
+    assert "rises, from 4 to 5 along the fitted line (+1.0" in found.text
+
+
 @pytest.mark.parametrize(("mean", "level"), [(1e-3, "good"), (0, "note"), (-1e-3, "problem")])
 def test_the_margin(mean, level):
     found = rules.margin(curves_of(margin=mean + line(0, 0, noise=5e-4)))
