@@ -21,7 +21,7 @@ from absl import flags
 from spo_jax.core.cli import callable_module, printing, run_command
 from spo_jax.core.config import describe
 from spo_jax.core.config_flag import define_config
-from spo_jax.core.errors import UserError
+from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
 from spo_jax.core.run_files import holds_run
@@ -56,7 +56,11 @@ def train(
     if not isinstance(resume, Resume | None):
         choices = "spo_jax.Resume(required=True), spo_jax.Resume(if_there=True) or None"
         raise UserError(f"resume is {resume!r}: expected {choices}")
-    return _train(settings, out, resume or Resume(), command)
+    try:
+        return _train(settings, out, resume or Resume(), command)
+    except (Interrupted, Preempted) as stopped:
+        again = f"spo_jax.train(settings, {os.fspath(out)!r}, spo_jax.Resume(required=True))"
+        raise type(stopped)(f"{stopped}; to continue: {again}") from stopped
 
 
 def _train(

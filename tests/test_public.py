@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import spo_jax
+from spo_jax.core.errors import Interrupted, Preempted
 from tests.commands import ROOT
 
 
@@ -86,6 +88,19 @@ def test_the_python_of_the_readme_runs(tmp_path):
     assert [Image.open(file).size for file in (tmp_path / "samples").glob("*.png")] == [(32, 32)]
 
 
+@pytest.mark.parametrize("kind", [Interrupted, Preempted])
+def test_a_run_that_was_stopped_in_a_notebook_says_how_it_goes_on(monkeypatch, kind):
+    def stop(*_):
+        raise kind("saved after batch 3 of 9")
+
+    monkeypatch.setattr("spo_jax.train._train", stop)
+    settings = spo_jax.read_settings(spo_jax.load_config("toy"))
+    with pytest.raises(kind) as stopped:
+        spo_jax.train(settings, Path("runs/toy"))
+    again = "to continue: spo_jax.train(settings, 'runs/toy', spo_jax.Resume(required=True))"
+    assert str(stopped.value) == f"saved after batch 3 of 9; {again}"
+
+
 # What a person may type in Python, and what they should be told.
 _MISTAKES = {
     "spo_jax.train(toy_config, 'runs/never')": "settings are a ConfigDict: pass spo_jax.read_settings(config)",
@@ -114,6 +129,7 @@ _MISTAKES = {
 }
 _MAKE_THEM = """
 import sys
+from pathlib import Path
 import spo_jax
 from spo_jax.core.errors import UserError
 from spo_jax.work.studio import Studio
