@@ -87,6 +87,8 @@ def _print(sections: list[Any], as_json: bool) -> None:
 
 # The command
 
+_NAMED = {"run": "the folder of a run", "model": "a folder, file, hub id or 'toy'"}
+
 
 def run() -> None:
     """Runs the command."""
@@ -103,6 +105,9 @@ def run() -> None:
     as_json = flags.DEFINE_bool("json", False, "Print JSON.")
 
     def main(_) -> None:
+        for name in ("run", "model"):
+            if flags.FLAGS[name].present and not flags.FLAGS[name].value:
+                raise UserError(f"--{name} is empty: expected {_NAMED[name]}, or no --{name} to look at the machine")
         looked_at = (folder.value, model.value, revision.value, config.value)
         if doctor(*looked_at, compile_it.value, as_json.value, base.value):
             sys.exit(1)

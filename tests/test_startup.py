@@ -149,6 +149,7 @@ def test_a_script_that_was_renamed(refused):
         (["demo", f"--runs={ROOT}/README.md"], "README.md is a file: expected a folder of runs"),
         (["doctor", "--run=absent"], "--run=absent: no run here (no such file"),
         (["doctor", "--model=absent"], "absent"),
+        (["doctor", "--run="], "--run is empty: expected the folder of a run, or no --run to look at"),
         (["doctor", "--config=sd15"], "--config is about a model: expected --model as well"),
         (["doctor", "--compile", "--run=runs/toy"], "--compile is about a model: expected --model as well"),
         (["convert", "--spm=toy", f"--out={ROOT}"], f"{ROOT} exists already"),

@@ -11,12 +11,13 @@ import jax
 from spo_jax import toy
 from spo_jax.core.config_flag import load_config, shipped_configs
 from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json_object
 from spo_jax.core.progress import stage
-from spo_jax.core.words import counted, size
+from spo_jax.core.words import counted, listed, size
 from spo_jax.methods import read_settings
 from spo_jax.methods.spo.memory import Sizes
 from spo_jax.methods.spo.settings import SPOTrainSettings
-from spo_jax.models import family_of, open_pipeline
+from spo_jax.models import INDEX, families, family_module, family_of, open_pipeline
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.rewards.common.preference_files import read_config, trained_on_kind
 from spo_jax.run.diagnosis.rule import Finding
@@ -36,6 +37,7 @@ _USES = {
     "CLIP": "A preference model starts from it, --config.init of method spm.",
     "diffusers": "It is a part of a model: name the folder that holds all parts.",
 }
+_UNSUPPORTED = ", which is not supported yet"
 
 
 def examine_model(model: str, revision: str, config: str, compile_it: bool, base: str = "") -> Section:
@@ -58,9 +60,8 @@ def examine_model(model: str, revision: str, config: str, compile_it: bool, base
         facts = {"where": str(path), **weights.facts()}
         what = _other_than_a_pipeline(path)
         if what:
-            uses = next((text for word, text in _USES.items() if word in what), "It is no text-to-image model.")
             data = {"what": what, **weights._asdict()}
-            return Section("model", f"{model} is {what}", facts, [Finding("note", uses)], data)
+            return Section("model", f"{model} is {what}", facts, [_use_of(what)], data)
     with stage(f"reading the configs of {model}"):
         pipeline = open_pipeline(model, revision=revision or None, base=base, abstract=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(pipeline.params))
@@ -78,6 +79,16 @@ def examine_model(model: str, revision: str, config: str, compile_it: bool, base
     return Section("model", f"{model} is a text-to-image model, {form}", facts, findings, data)
 
 
+def _use_of(what: str) -> Finding:
+    """Says what is done with something that is none of our text-to-image models."""
+    if what.endswith(_UNSUPPORTED):
+        known = listed([name for family in families() for name in family_module(family, "sources").CLASSES])
+        return Finding("problem", f"Models of Stable Diffusion 1.x and 2.x and of SDXL are supported: {known}.")
+    return Finding(
+        "note", next((text for word, text in _USES.items() if word in what), "It is no text-to-image model.")
+    )
+
+
 def _other_than_a_pipeline(path: Path) -> str:
     """Describes what is no text-to-image model; empty if it is one.
 
@@ -92,8 +103,15 @@ def _other_than_a_pipeline(path: Path) -> str:
     try:
         family_of(path)
     except UserError:
-        return _judges(path) or what
+        return _judges(path) or _unsupported(path) or what
     return ""
+
+
+def _unsupported(path: Path) -> str:
+    """Describes a pipeline of diffusers that is of none of our families; empty for everything else."""
+    if not (path / INDEX).is_file():
+        return ""
+    return f"a pipeline of class {read_json_object(path / INDEX).get('_class_name')}{_UNSUPPORTED}"
 
 
 def _judges(path: Path) -> str:

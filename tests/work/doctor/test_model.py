@@ -39,6 +39,15 @@ def test_what_is_no_model_is_told_apart(path, what, advice):
     assert what in section.title and advice in section.findings[0].text and not section.problems
 
 
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline"])
+def test_a_pipeline_of_another_family_is_a_problem(tmp_path, name):
+    (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{name}"}}')
+    section = examine_model(str(tmp_path), "", "", False)
+    assert section.title == f"{tmp_path} is a pipeline of class {name}, which is not supported yet"
+    assert section.problems == 1
+    assert "2.x and of SDXL are supported: StableDiffusionPipeline and" in section.findings[0].text
+
+
 def test_a_lora(tmp_path):
     file = tmp_path / "lora.safetensors"
     store.write_state(file, {"unet.mid.to_q.lora_A.weight": np.ones((2, 500), np.float16)})
