@@ -1,6 +1,7 @@
 """A ballot: what is voted on, where the votes go, and what they say. The tab `vote_tab` shows it."""
 
 import dataclasses
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +80,14 @@ class Ballot:
         """
         return self._stock.take(self.matchup(setup))
 
-    def vote(self, token: str, choice: str, voter: str = "") -> bool:
+    def vote(self, token: str, choice: str, voter: str = "", known: Collection[str] = ()) -> bool:
         """Keeps a vote; it is on disk when this returns.
 
         Args:
           token: the pair's.
           choice: a key of `LABELS`, or `SKIP`, which leaves nothing behind.
           voter: name of who votes.
+          known: names of matchups, as `comparison` gives them, whose result this person has seen: no blind vote.
 
         Returns:
           Whether the pair was one to vote on; False if somebody has voted on it, or if the page was started again.
@@ -101,8 +103,11 @@ class Ballot:
         if choice == SKIP:
             return True
         kind = COMPARE if pair.matchup.is_blind else COLLECT
+        facts = _facts(pair, voter)
+        if kind == COMPARE:
+            facts["blind"] = comparison(pair.matchup) not in known
         try:
-            VoteFolder(self.folder(kind)).add(Vote(pair.prompt, pair.images, LABELS[choice], _facts(pair, voter)))
+            VoteFolder(self.folder(kind)).add(Vote(pair.prompt, pair.images, LABELS[choice], facts))
         except BaseException:
             self._stock.give_back(pair)
             raise
@@ -113,15 +118,27 @@ class Ballot:
         return len(VoteFolder(self.folder(kind)).read())
 
     def tally(self, matchup: Matchup) -> Tally:
-        """Counts the votes on disk between two LoRAs, in either order; the second is the matchup's second."""
+        """Counts the blind votes on disk between two LoRAs, in either order; the second is the matchup's second."""
+        return count_votes(winner for winner, blind in self._winners(matchup) if blind)
+
+    def count_late(self, matchup: Matchup) -> int:
+        """Returns how many votes between two LoRAs were cast after their names were shown, which `tally` leaves out."""
+        return sum(not blind for _, blind in self._winners(matchup))
+
+    def _winners(self, matchup: Matchup) -> Iterator[tuple[int | None, bool]]:
+        """Yields for each vote between two LoRAs which of them won, None for a tie, and whether it was blind."""
         sides = list(zip(matchup.loras, matchup.versions, strict=True))
-        winners = []
         for vote in VoteFolder(self.folder(COMPARE)).read():
             shown = _sides(vote)
             if sorted(shown) != sorted(sides) or vote.get("label") not in (LEFT, RIGHT, TIE):
                 continue
-            winners.append(None if vote["label"] == TIE else sides.index(shown[int(vote["label"])]))
-        return count_votes(winners)
+            winner = None if vote["label"] == TIE else sides.index(shown[int(vote["label"])])
+            yield winner, vote.get("blind") is not False
+
+
+def comparison(matchup: Matchup) -> str:
+    """Returns a name of what is compared, in whichever order."""
+    return " / ".join(sorted(map("@".join, zip(matchup.loras, matchup.versions, strict=True))))
 
 
 def _facts(pair: Pair, voter: str) -> dict[str, Any]:
@@ -147,14 +164,16 @@ def _sides(vote: dict[str, Any]) -> list[tuple[str, str]]:
     return list(zip(names, versions, strict=False))
 
 
-def result(names: tuple[str, str], tally: Tally) -> str:
-    """Says in Markdown what the votes between two say."""
+def result(names: tuple[str, str], tally: Tally, late: int = 0) -> str:
+    """Says in Markdown what the votes between two say, of which ``late`` ones are not counted."""
     shown = [code(name or "no LoRA") for name in names]
     counts = zip((*shown, "tie"), (tally.first, tally.second, tally.ties), strict=True)
     lines = ["\n".join(["| | votes |", "|---|---|", *(f"| {name} | {votes} |" for name, votes in counts)])]
+    if late:
+        lines.append(f"Not counted: {counted(late, 'vote')} of people to whom the names had been shown.")
     share = tally.share()
     if share is None:
-        return f"{lines[0]}\n\nNo vote is decided yet."
+        return "\n\n".join([*lines, "No vote is decided yet."])
     low, high = tally.interval()
     p = tally.p_value()
     decided = counted(tally.decided, "decided vote")

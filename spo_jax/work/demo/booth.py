@@ -11,7 +11,7 @@ import gradio as gr
 from spo_jax.core.errors import UserError
 from spo_jax.core.markdown import code, plain
 from spo_jax.core.words import counted
-from spo_jax.work.demo.ballot import COLLECT, COMPARE, Ballot, Setup, result
+from spo_jax.work.demo.ballot import COLLECT, COMPARE, Ballot, Setup, comparison, result
 from spo_jax.work.demo.context import PageContext, page_errors
 
 _JUST_BEFORE = 1800  # seconds
@@ -23,8 +23,8 @@ class Booth:
     """The listeners of the tab.
 
     Fields are the values of a `Setup`, in the order of its fields. What is shown is the pair's token, the question, the
-    left and the right image, the count of votes, the choices, the booth, the button for the end, the outcome, and what
-    the browser remembers.
+    left and the right image, the count of votes, the choices, the booth, the button for the end, the outcome's column,
+    and what the browser remembers. ``known`` are the comparisons whose outcome a person has seen.
 
     Args:
       page: what the tabs share.
@@ -38,35 +38,50 @@ class Booth:
         self.ballot = Ballot(page)
 
     def start(self, *values: Any) -> list[Any]:
-        """Shows a pair."""
+        """Shows a pair; the values are the fields and ``known``."""
+        *fields, known = values
         with page_errors():
-            return self._show(_setup(values))
+            return self._show(_setup(fields), known)
 
     def vote(self, choice: str, token: str, *values: Any) -> list[Any]:
-        """Keeps a vote, and then shows another pair."""
+        """Keeps a vote, and then shows another pair; the values are as in `start`."""
+        *fields, known = values
         with page_errors():
-            setup = _setup(values)
-            if not self.ballot.vote(token, choice, setup.voter):
+            setup = _setup(fields)
+            if not self.ballot.vote(token, choice, setup.voter, known):
                 gr.Info("That pair was voted on already, or the page was started again. Here is a new one.")
-            return self._show(setup)
+            return self._show(setup, known)
 
-    def end(self, *values: Any) -> str:
-        """Shows the names, and what the votes say."""
+    def end(self, *values: Any) -> list[Any]:
+        """Closes a comparison, and shows the names and what the votes say; the values are as in `start`.
+
+        Returns:
+          The outcome, its column, the booth, the choices, what the browser remembers, and ``known``.
+        """
+        *fields, known = values
         with page_errors():
-            matchup = self.ballot.matchup(_setup(values))
-            return result(matchup.loras, self.ballot.tally(matchup))
+            matchup = self.ballot.matchup(_setup(fields))
+            told = result(matchup.loras, self.ballot.tally(matchup), self.ballot.count_late(matchup))
+        known = sorted({*known, comparison(matchup)})
+        columns = [gr.Column(visible=True), gr.Column(visible=False), gr.Accordion(open=True)]
+        return [told, *columns, {"known": known}, known]
 
     def restore(self, saved: Any) -> list[Any]:
-        """Shows the tab, its fields and a new pair to whoever was voting just before the page was loaded again."""
+        """Shows the tab, its fields and a new pair to whoever was voting just before the page was loaded again.
+
+        Returns:
+          The tabs, the fields, what is shown, and ``known``.
+        """
+        known = _known(saved)
         try:
             if time.time() - saved["at"] <= _JUST_BEFORE:
                 setup = _setup([saved[name] for name in _FIELDS])
                 others = dataclasses.asdict(setup)
                 sides = self.choose(*(others.pop(name) for name in ("kind", "first", "second")))
-                return [gr.Tabs(selected="vote"), *sides, *others.values(), *self._show(setup)]
+                return [gr.Tabs(selected="vote"), *sides, *others.values(), *self._show(setup, known), known]
         except (UserError, KeyError, TypeError):
             pass  # nothing was started here, a LoRA is gone, or an older version has kept it
-        return [gr.skip()] * (1 + len(_FIELDS) + SHOWN)
+        return [gr.skip()] * (1 + len(_FIELDS) + SHOWN) + [known]
 
     def choose(self, kind: str, first: str, second: str) -> list[Any]:
         """Returns the first three fields for a kind of ballot and the names of two LoRAs."""
@@ -74,19 +89,21 @@ class Booth:
         sides = zip((first, second), looks(kind), strict=True)
         return [kind, *(gr.Dropdown(choices, value=name, **look) for name, look in sides)]
 
-    def _show(self, setup: Setup) -> list[Any]:
+    def _show(self, setup: Setup, known: list[str]) -> list[Any]:
         pair = self.ballot.next_pair(setup)
-        votes = counted(self.ballot.count(setup.kind), "vote")
+        status = f"{counted(self.ballot.count(setup.kind), 'vote')} in {code(str(self.ballot.folder(setup.kind)))}"
+        if comparison(pair.matchup) in known:
+            status += ". You have seen the names: your votes on these two are kept, but no longer counted as blind."
         return [
             pair.token,
             f"Which is better for **{plain(pair.prompt)}**?",
             *pair.images,
-            f"{votes} in {code(str(self.ballot.folder(setup.kind)))}",
+            status,
             gr.Accordion(open=False),
             gr.Column(visible=True),
             gr.Button(visible=setup.kind == COMPARE),
-            "",
-            {**dataclasses.asdict(setup), "at": time.time()},
+            gr.Column(visible=False),
+            {**dataclasses.asdict(setup), "at": time.time(), "known": known},
         ]
 
 
@@ -94,6 +111,12 @@ def looks(kind: str) -> list[dict[str, Any]]:
     """Returns how the dropdowns of the two sides look."""
     compares = kind == COMPARE
     return [{"label": "First LoRA" if compares else "LoRA"}, {"label": "Second LoRA", "visible": compares}]
+
+
+def _known(saved: Any) -> list[str]:
+    """Returns the comparisons of which a browser remembers that their outcome was shown."""
+    known = saved.get("known") if isinstance(saved, dict) else None
+    return [name for name in known if isinstance(name, str)] if isinstance(known, list) else []
 
 
 def _setup(values: Sequence[Any]) -> Setup:

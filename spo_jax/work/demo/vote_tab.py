@@ -91,19 +91,24 @@ def add_vote_tab(page: PageContext, tabs: gr.Tabs, remembered: gr.BrowserState) 
             buttons = _add_buttons()
         status = gr.Markdown(elem_id="vote-status")
         reveal = gr.Button("End, and show the names", elem_id="vote-end", visible=False)
+    with gr.Column(visible=False) as ended:
         outcome = gr.Markdown(elem_id="vote-outcome")
-    shown = [token, prompt, *images, status, choices, column, reveal, outcome, remembered]
+        go_on = gr.Button("Go on voting, no longer blind", elem_id="vote-go-on")
+    known = gr.State([])
+    shown = [token, prompt, *images, status, choices, column, reveal, ended, remembered]
 
-    starting = {"fn": booth.start, "inputs": fields, "outputs": shown}
+    starting = {"fn": booth.start, "inputs": [*fields, known], "outputs": shown}
     waits = begin.click(lambda: _begin(busy=True), None, begin, js=_LEAVE_FIELD, queue=False, **_QUIET)
     started = waits.then(**starting, api_name="start_voting")
-    for ended in (started.success, started.failure):  # `then` does not run after an error
-        ended(lambda: _begin(busy=False), None, begin, queue=False, **_QUIET)
+    for finished in (started.success, started.failure):  # `then` does not run after an error
+        finished(lambda: _begin(busy=False), None, begin, queue=False, **_QUIET)
     for choice, button in buttons.items():
         voting = functools.partial(booth.vote, choice)
-        button.click(voting, [token, *fields], shown, api_name=f"vote_{choice}", show_progress="hidden")
-    reveal.click(booth.end, fields, outcome, api_name="end_voting")
-    gr.context.Context.root_block.load(booth.restore, remembered, [tabs, *fields, *shown], **_QUIET)
+        button.click(voting, [token, *fields, known], shown, api_name=f"vote_{choice}", show_progress="hidden")
+    closed = [outcome, ended, column, choices, remembered, known]
+    reveal.click(booth.end, [*fields, known], closed, api_name="end_voting")
+    go_on.click(**starting, **_QUIET)
+    gr.context.Context.root_block.load(booth.restore, remembered, [tabs, *fields, *shown, known], **_QUIET)
     return VoteTab(booth, fields, starting)
 
 

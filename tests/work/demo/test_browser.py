@@ -76,8 +76,24 @@ def test_names_are_hidden_until_the_end(visit, served):
         )
         press(tab, "1", number)
     tab.click("#vote-end")
-    tab.wait_for_function("document.querySelector('#vote-outcome').innerText.includes('3 decided votes')")
-    assert len(lines(served, COMPARE)) == 3
+    tab.wait_for_selector("text=3 decided votes")
+    assert len(lines(served, COMPARE)) == 3 and all(line["blind"] for line in lines(served, COMPARE))
+    assert not tab.is_visible("#vote-left")
+    tab.keyboard.press("1")  # the comparison is closed
+    tab.reload()
+    tab.get_by_role("tab", name="Vote").click()
+    tab.get_by_label("Two LoRAs, without their names").check()
+    for name, lora in (("first", "dark"), ("second", "light")):
+        tab.locator(f"#vote-{name} input").fill(lora)
+        tab.locator(f"#vote-{name} input").press("Enter")
+    tab.click("#start-voting")
+    tab.wait_for_selector("text=no longer counted as blind")
+    press(tab, "1", 4)
+    assert [line["blind"] for line in lines(served, COMPARE)] == [True, True, True, False]
+    tab.click("#vote-end")
+    tab.wait_for_selector("text=Not counted: 1 vote")
+    tab.click("#vote-go-on")
+    tab.wait_for_selector("#vote-left")
 
 
 def test_voting_can_be_started_again_after_a_mistake(visit):

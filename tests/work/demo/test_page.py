@@ -12,6 +12,7 @@ from gradio_client import Client
 
 from spo_jax.work.demo.ballot import COLLECT, COMPARE
 from spo_jax.work.demo.votes import Vote, VoteFolder
+from spo_jax.work.doctor import extras
 from tests.commands import ROOT
 from tests.work.demo.serving import serving
 
@@ -44,8 +45,15 @@ def test_votes_by_the_events_of_the_page(served):
     lines = [json.loads(line) for line in (page.out / COMPARE / "train.jsonl").read_text().splitlines()]
     assert [line["label"] for line in lines] == [0, 0.5, 1, 0]
     assert all(line["voter"] == "Ann" and sorted(line["loras"]) == ["dark", "light"] for line in lines)
-    told = client.predict(*values(COMPARE), api_name="/end_voting")
+    told = client.predict(*values(COMPARE), api_name="/end_voting")[0]
     assert "| `dark` |" in told and "| `light` |" in told and "| tie | 1 |" in told and "3 decided votes" in told
+
+    # What this person votes now is kept, and not counted.
+    shown = client.predict(*values(COMPARE), api_name="/start_voting")
+    assert "no longer counted as blind" in shown[4]
+    client.predict(shown[0], *values(COMPARE), api_name="/vote_left")
+    told = client.predict(*values(COMPARE), api_name="/end_voting")[0]
+    assert "3 decided votes" in told and "Not counted: 1 vote" in told
 
 
 def test_names_are_not_sent_before_the_end(served):
@@ -70,6 +78,14 @@ def test_a_mistake_is_a_message_on_the_page(served, change, message):
     with pytest.raises(Exception, match=re.escape(message)):
         client.predict(COMPARE, *chosen.values(), api_name="/start_voting")
     assert client.predict(*values(COLLECT), api_name="/start_voting")
+
+
+def test_what_learning_needs_and_is_not_installed_is_said_before_the_votes(served, monkeypatch):
+    _, _, client = served
+    assert "pip install" not in client.predict("1", api_name="/taste_look")[0]
+    monkeypatch.setattr(extras, "has_module", lambda name: name != "tensorflow_datasets")
+    told = client.predict("1", api_name="/taste_look")[0]
+    assert "The steps after it need tensorflow_datasets: install with `pip install" in told
 
 
 def test_a_step_of_the_taste_runs_its_command(served):
