@@ -20,7 +20,7 @@ FEW_PAIRS = 1.0
 # Of a batch's pools. Published runs train on tens of per cent; below this nearly all of a rollout is thrown away.
 FEW_VALID = 0.02
 PUBLISHED_THRESHOLD = 0.3  # whose pairs any useful judge finds
-# Above this timestep candidates that share a parent hardly differ, and nobody can tell nearly all of them apart.
+# Above this timestep x0 predictions are blurred, and judges are closest to chance (`evaluate_spm` measures it).
 EARLY = 600
 SURE = 0.9
 # Half of a rise that was reported and has gone again is not noise of a few images, which stay the same.
@@ -98,7 +98,7 @@ def valid_pairs(curves: Curves) -> Finding | None:
 
 
 def sure_too_early(curves: Curves) -> Finding | None:
-    """At high timesteps candidates hardly differ, so a judge that is sure of nearly all pairs reads noise."""
+    """At high timesteps judges know least, so one that is sure of nearly all pairs may answer to noise."""
     early = {t: curve for t, curve in curves.timesteps("valid_share_at").items() if t >= EARLY and len(curve)}
     if not early:
         return None
@@ -106,10 +106,11 @@ def sure_too_early(curves: Curves) -> Finding | None:
     if not sure:
         return None
     return Finding(
-        "problem",
-        f"At t ≥ {min(sure)} the judge is sure of more than {SURE:.0%} of the pairs, although candidates hardly differ "
-        "there: it answers to noise.",
-        "Branch later (a higher spo.divert_start_step), or train the preference model at these timesteps.",
+        "note",
+        f"At t ≥ {min(sure)} the judge is sure of more than {SURE:.0%} of the pairs, where judges know least: it may "
+        "answer to noise.",
+        "Measure its accuracy there (python -m spo_jax.evaluate_spm). At chance, branch later (a higher "
+        "spo.divert_start_step), or train it at these timesteps.",
     )
 
 
