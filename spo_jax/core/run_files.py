@@ -37,5 +37,5 @@ def no_such_run(path: Path) -> str:
     elif runs:
         hint = f"{path.parent} has {', '.join(runs[:_NAMED])}" + " and others" * (len(runs) > _NAMED)
     else:
-        hint = f"{path.parent} has no runs"
+        hint = f"there are no runs in {path.parent}"
     return f"--run={path}: no run here (no such file or folder; {hint})"
