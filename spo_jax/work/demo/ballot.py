@@ -183,5 +183,5 @@ def result(names: tuple[str, str], tally: Tally, late: int = 0) -> str:
     if p < 0.05:
         lines.append(f"{better} is preferred: chance alone rarely gives such a lead ({by_chance}).")
     else:
-        lines.append(f"Chance alone would give such a lead often enough: vote on more pairs to know ({by_chance}).")
+        lines.append(f"Chance alone would give such a lead often enough: votes of more people can tell ({by_chance}).")
     return "\n\n".join(lines)

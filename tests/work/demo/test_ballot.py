@@ -170,6 +170,6 @@ def test_the_result_in_words():
     assert "| `runs_a` | 5 |" in won and "| `no LoRA` | 25 |" in won and "| tie | 4 |" in won
     assert "`no LoRA` won 83% of 30 decided votes (95 % interval 66% to 93%)." in won
     assert "`no LoRA` is preferred" in won and "p = 0.00032" in won
-    assert "vote on more pairs to know (sign test, p = 0.39)" in result(("a", "b"), Tally(20, 14, 0))
+    assert "votes of more people can tell (sign test, p = 0.39)" in result(("a", "b"), Tally(20, 14, 0))
     assert "| `a\\|'b` | 20 |" in result(("a|`b", "b"), Tally(20, 14, 0))
     assert "No vote is decided yet." in result(("a", "b"), Tally(0, 0, 2))
