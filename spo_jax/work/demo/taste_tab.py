@@ -183,7 +183,7 @@ def _add_step(place: int, step: Step) -> list[gr.components.Component]:
     """Adds a step; returns its title, its command and its button."""
     with gr.Row(elem_classes="taste-step"):
         title = gr.Markdown(_title(place, step.name, step.meaning))
-        button = _button("Run", f"taste-step-{place}")
+        button = _button("Run", f"taste-step-{place}", interactive=False)  # until its state is known
     command = gr.Code(
         step.command,
         language=None,
@@ -198,8 +198,8 @@ def _add_step(place: int, step: Step) -> list[gr.components.Component]:
     return [title, command, button]
 
 
-def _button(text: str, name: str) -> gr.Button:
-    return gr.Button(text, elem_id=name, scale=0, min_width=140)
+def _button(text: str, name: str, interactive: bool = True) -> gr.Button:
+    return gr.Button(text, elem_id=name, scale=0, min_width=140, interactive=interactive)
 
 
 def _missing() -> str:
