@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spo_jax.work.export import page
 from tests.commands import ROOT
 
 DOCUMENTS = sorted(
@@ -79,3 +80,12 @@ def test_examples_write_where_git_does_not_look(document):
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
+
+
+def test_addresses_of_the_repository_are_that_of_setup():
+    """The address is decided in setup.py; cards of published LoRAs and badges have to follow it."""
+    address = re.search(r'url="https://github\.com/(.+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
+    assert page.URL == f"https://github.com/{address}"
+    badges = re.compile(r"colab\.research\.google\.com/github/([^/]+/[^/]+)/blob")
+    found = {name for document in DOCUMENTS for name in badges.findall(document.read_text(encoding="utf-8"))}
+    assert found == {address}
