@@ -29,7 +29,6 @@ JAX_EXEC_TIME_OPTIMIZATION_EFFORT.
 import dataclasses
 import datetime
 import importlib.metadata
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,16 +47,15 @@ from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, read_json, write_json, write_text
 from spo_jax.core.trees import flatten
-from spo_jax.core.typing import PyTree
 from spo_jax.methods import load_method, read_settings
 from spo_jax.methods.base import Run
+from spo_jax.parallel.device_memory import TPU_USABLE, program_bytes, shard_bytes
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.sizes import even_chunk, padded_chunk
 from spo_jax.run.settings import RunSettings
 
 RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 EVALUATION = "evaluation"  # the unit in `RunSettings.BATCHES` of batches that no training program takes
-_USABLE = 0.98  # share of the memory: the compiler can use 15.75 of a v5e's 16 GiB
 # Fields that limit the rows in a device's memory, and how methods cut a batch by them.
 _CHUNKS = {"train_chunk": padded_chunk, "chunk": even_chunk}
 
@@ -127,12 +125,6 @@ def idle_bytes(run: Run) -> int:
     return shard_bytes(run.idle_params()) if hasattr(run, "idle_params") else 0
 
 
-def shard_bytes(tree: PyTree) -> int:
-    """Returns the bytes that one device holds of a tree of shapes with shardings."""
-    leaves = jax.tree.leaves(tree)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
-
-
 def _compiled(lowered: Lowered, chip: Chip, idle: int, effort: float) -> dict[str, Any]:
     """Returns bytes, operations and compile seconds, or the compiler's message if the program does not fit."""
     begin = time.perf_counter()
@@ -144,17 +136,14 @@ def _compiled(lowered: Lowered, chip: Chip, idle: int, effort: float) -> dict[st
         message = str(error).splitlines()[0][:400]
         return {"fits": False, "error": message, "effort": effort, "compile_seconds": time.perf_counter() - begin}
     seconds = time.perf_counter() - begin
-    memory = program.memory_analysis()
     cost = program.cost_analysis()
-    parts = ("argument", "temp", "output", "alias", "generated_code")
-    sizes = {f"{part}_bytes": getattr(memory, f"{part}_size_in_bytes") for part in parts}
-    # Donated arrays are arguments and outputs in one place.
-    total = idle + sum(sizes.values()) - 2 * sizes["alias_bytes"]
+    sizes = program_bytes(program)
+    total = idle + sizes.pop("total")
     return {
-        "fits": total <= _USABLE * chip.hbm,
+        "fits": total <= TPU_USABLE * chip.hbm,
         "total_bytes": total,
         "beside_bytes": idle,
-        **sizes,
+        **{f"{part}_bytes": count for part, count in sizes.items()},
         "flops_xla_loops_once": cost["flops"],
         "bytes_moved_loops_once": cost["bytes accessed"],
         "effort": effort,

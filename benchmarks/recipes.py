@@ -8,6 +8,7 @@ from spo_jax.methods import read_settings
 from spo_jax.methods.spo.memory import GIB, SD15, SDXL, Memory, Sizes, estimate
 from spo_jax.methods.spo.resampler import make_plan
 from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.parallel.device_memory import TPU_USABLE
 
 SHARES = (0.4, 0.2)  # of the peak: what this package aims at, and a cautious estimate
 
@@ -34,9 +35,9 @@ class Machine:
     def usable(self) -> float:
         """Bytes of a device that programs can have.
 
-        The compiler for TPUs can use 15.75 of 16 GiB. A GPU's driver, its libraries and a screen take their part.
+        A GPU's driver, its libraries and a screen take their part.
         """
-        return (0.98 if self.topology else 0.92) * self.gib * GIB
+        return (TPU_USABLE if self.topology else 0.92) * self.gib * GIB
 
 
 MACHINES = (

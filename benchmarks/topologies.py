@@ -15,8 +15,7 @@ from jax.experimental import topologies
 
 from benchmarks.flops import peak_flops
 from spo_jax.core.errors import UserError
-
-GIB = 2**30
+from spo_jax.core.memory import GIB
 
 
 @dataclasses.dataclass(frozen=True)

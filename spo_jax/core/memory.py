@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from spo_jax.core.errors import UserError
 from spo_jax.core.words import size
 
+GIB = 2**30  # bytes
 _UNITS = {"bytes": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "pib": 2**50}
 _AMOUNT = re.compile(r"allocat\w*\s+(?:of\s+)?([\d.]+)\s*(bytes|[KMGTP]iB|B)\b", re.IGNORECASE)
 _USED = re.compile(r"Used ([\d.]+\w?) of ([\d.]+\w?)")  # what compilers for TPUs say

@@ -9,10 +9,10 @@ these, and `benchmarks.machines` prints how far it is off. It is an extrapolatio
 import dataclasses
 import math
 
+from spo_jax.core.memory import GIB
 from spo_jax.methods.spo.settings import SPOTrainSettings
 
 _FLOAT32 = 4
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

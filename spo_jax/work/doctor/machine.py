@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import get_token
 
 import spo_jax
+from spo_jax.core.memory import GIB
 from spo_jax.core.words import counted, size
 from spo_jax.run.compilation import DEFAULT_FOLDER
 from spo_jax.run.diagnosis.rule import Finding
@@ -19,9 +20,9 @@ from spo_jax.work.doctor.extras import EXTRAS, pip_line, unmet
 from spo_jax.work.doctor.section import Section
 
 # A run of SD 1.5 reads 8 GB of weights from the hub and keeps three checkpoints, samples and a report.
-_LITTLE_DISK = 10 * 2**30
+_LITTLE_DISK = 10 * GIB
 # What importing jax and compiling the toy takes; with less, the first run may be killed.
-_LITTLE_MEMORY = 2 * 2**30
+_LITTLE_MEMORY = 2 * GIB
 # The limit and the use of a container's memory, and the name of that part of it which are files that can be read again,
 # in the second and in the first version of Linux' control groups.
 _CONTAINER = (

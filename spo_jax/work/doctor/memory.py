@@ -12,13 +12,12 @@ from spo_jax.methods import load_method
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.spo.memory import SD15, SDXL, Sizes, estimate
 from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.parallel.device_memory import TPU_USABLE, program_bytes, shard_bytes
 from spo_jax.parallel.mesh import make_mesh
 
 _WIDTH = 320  # channels of the first convolution of SD 1.5 and of SDXL
 # The formula is at most 8 % below and 12 % above everything that was compiled for TPUs; elsewhere it extrapolates.
 _UNSURE = {"tpu": 0.12, "gpu": 0.3, "cpu": 0.3}
-# The compiler of a v5e uses 15.75 of its 16 GiB.
-_USABLE = 0.98
 
 
 class Need(NamedTuple):
@@ -34,9 +33,9 @@ class Need(NamedTuple):
 
     def fits(self, memory: int | float) -> bool | None:
         """Whether it fits; None if that is not certain."""
-        if self.most <= _USABLE * memory:
+        if self.most <= TPU_USABLE * memory:
             return True
-        return None if self.least <= _USABLE * memory else False
+        return None if self.least <= TPU_USABLE * memory else False
 
 
 def sizes_of(settings: SPOTrainSettings) -> Sizes:
@@ -91,17 +90,8 @@ def compiled(settings: SPOTrainSettings) -> Need:
     """
     mesh, run = _abstract_run(settings)
     with jax.set_mesh(mesh):
-        idle = sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(run.idle_params())
-        )
-        most = 0
-        for traced in run.trace(run.state_shapes(), keep_unused=True).values():
-            memory = traced.lower().compile().memory_analysis()
-            parts = ("argument", "temp", "output", "generated_code")
-            # Donated arrays are arguments and outputs in one place.
-            total = sum(getattr(memory, f"{part}_size_in_bytes") for part in parts) - memory.alias_size_in_bytes
-            most = max(most, idle + total)
+        programs = [traced.lower().compile() for traced in run.trace(run.state_shapes(), keep_unused=True).values()]
+        most = shard_bytes(run.idle_params()) + max(program_bytes(program)["total"] for program in programs)
     return Need(most, most)
 
 
