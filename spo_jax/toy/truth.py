@@ -3,7 +3,7 @@
 The aesthetic is about fine detail: crisp edges, no grain, and exactly the colour of the palette. Each term peaks at the
 value of a clean image and falls on *both* sides of it, so that over-sharpening, over-saturation and values outside
 [-1, 1] lower the score just as blur, dullness and grain do. An image without one of the toy world's shapes scores
-nothing. The module depends on numpy alone.
+nothing. The module needs no jax.
 """
 
 import functools
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.signs import SIGN_MEANINGS, out_of_range
 from spo_jax.toy import world
 
 # Recognition of the shape.
@@ -257,11 +258,6 @@ def check(prompts: Collection[str], size: tuple[int, int]) -> None:
         raise UserError(f"reward 'toy' judges the {expected}, not {size[0]} x {size[1]}; take 'spm'")
 
 
-def out_of_range_share(images: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, " b"]:
-    """Returns the share of each image's values outside [-1, 1]; values that are not finite count as outside."""
-    return 1 - (np.abs(images) <= 1).mean((1, 2, 3))
-
-
 def _finite(images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b h w 3"]:
     """Replaces values that are not finite and clips the rest to a wide range."""
     return np.nan_to_num(np.asarray(images, np.float32), nan=0, posinf=4, neginf=-4).clip(-4, 4)
@@ -392,7 +388,7 @@ def aesthetic_terms(
         "colour": _true_colour(parts, colour),
         "form": _form(parts, likeness[np.arange(len(shape)), shape]),
         "meant": _unrivalled(hues, colour) * _unrivalled(likeness, shape),
-        "range": np.clip(1 - 5 * out_of_range_share(images), 0, 1),
+        "range": np.clip(1 - 5 * out_of_range(images), 0, 1),
     }
 
 
@@ -417,7 +413,7 @@ MEANINGS = {
     "accuracy/colour": "share of images with the colour of the prompt",
     "accuracy/shape": "share of images with the shape of the prompt",
     "accuracy/all": "share of images with both the colour and the shape of the prompt",
-    "out_of_range": "share of pixel values outside [-1, 1]",
+    "out_of_range": SIGN_MEANINGS["out_of_range"],
 }
 
 
@@ -438,5 +434,5 @@ def measure(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str]) -> d
     return {
         "aesthetic": aesthetic(images),
         **{f"accuracy/{name}": right[name].astype(np.float64) for name in ("colour", "shape", "all")},
-        "out_of_range": out_of_range_share(images),
+        "out_of_range": out_of_range(images),
     }

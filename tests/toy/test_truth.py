@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.signs import out_of_range
 from spo_jax.toy import truth, world
 
 PROMPTS = world.PROMPTS
@@ -183,10 +184,10 @@ def test_over_saturating_a_dull_image_loses_in_the_end(middling):
 
 
 def test_values_out_of_range_lower_the_score(clean):
-    assert truth.out_of_range_share(clean).max() == 0
+    assert out_of_range(clean).max() == 0
     spotted = clean.copy()
     spotted[:, :4, :4] = 1.5
-    np.testing.assert_allclose(truth.out_of_range_share(spotted), 16 / 1024)
+    np.testing.assert_allclose(out_of_range(spotted), 16 / 1024)
     assert _score(spotted) < _score(np.clip(spotted, -1, 1)) - 0.05
 
 
