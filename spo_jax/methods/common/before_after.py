@@ -19,6 +19,7 @@ from spo_jax.models.base import Pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context, Reward, Scores
+from spo_jax.rewards.common import total
 from spo_jax.run.loop import Row
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair
 
@@ -66,15 +67,22 @@ class BeforeAfter:
         for reward in rewards:
             reward.check(self.prompts, pipeline.image_size)
         _check_names(rewards)
+        self.weights = total.signed_weights(rewards, settings.reward_weights if rewards else ())
+        self._total: total.Total | None = None
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """One phrase for each score, by name."""
+        meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
+        return meanings | ({total.NAME: total.meaning(self.weights)} if self.weights else {})
 
     @property
     def charts(self) -> dict[str, tuple[str, str]]:
         """Titles and hints of the curves whose values `evaluate` returns."""
         count = min(self.settings.grid_images, self.settings.images)
         charts: dict[str, list[str]] = {}
-        for reward in self.rewards:
-            for name, meaning in reward.meanings.items():
-                charts.setdefault(name.partition("/")[0], []).append(meaning)
+        for name, meaning in self.meanings.items():
+            charts.setdefault(name.partition("/")[0], []).append(meaning)
         return {
             f"eval_{group}": (
                 f"{readable(group)} of {count} evaluation images".capitalize(),
@@ -97,7 +105,7 @@ class BeforeAfter:
         """
         self.before = self.images(lora, title="images before training")
         with stage("scoring the images"):
-            self._scores_before = self.measure(self.before)
+            self._scores_before = self.measure_base(self.before)
         return _row({name: values[: self.settings.grid_images] for name, values in self._scores_before.items()})
 
     def images(self, lora: Params, count: int | None = None, title: str = "") -> ImageArray:
@@ -114,8 +122,23 @@ class BeforeAfter:
         count = len(self.prompts) if count is None else min(count, len(self.prompts))
         return self.sampler.draw(self.condition, self.latents[:count], lora, title)
 
+    def measure_base(self, images: ImageArray) -> Scores:
+        """Scores the base model's images as `measure`, and fixes by them how scores are normalised in the total.
+
+        It has to be called before any other images are scored.
+
+        Raises:
+          UserError: a score is not finite.
+        """
+        self._total = None
+        scores = self.measure(images)
+        if self.weights:
+            self._total = total.fit_total(self.weights, scores)
+            scores[total.NAME] = self._total(scores)
+        return scores
+
     def measure(self, images: ImageArray) -> Scores:
-        """Scores what `images` returned for all prompts; returns the scores by name.
+        """Scores what `images` returned for all prompts; returns the scores by name, the total among them.
 
         Raises:
           UserError: a score is not finite.
@@ -127,19 +150,25 @@ class BeforeAfter:
         return scores
 
     def compare(self, before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
-        """Compares two measurements of all prompts as `paired_scores`, and adds the name of each score's ``reward``."""
-        meanings = {name: text for reward in self.rewards for name, text in reward.meanings.items()}
+        """Compares two measurements of all prompts as `paired_scores`, and adds the name of each score's ``reward``.
+
+        That of the total, which is of several rewards, is empty.
+        """
         lower = [name for reward in self.rewards for name in reward.lower_is_better]
-        scores = paired_scores(before, after, meanings, lower)
+        scores = paired_scores(before, after, self.meanings, lower)
         for spec, reward in zip(self.settings.reward_names, self.rewards, strict=False):
             for name in reward.meanings.keys() & scores.keys():
                 scores[name]["reward"] = spec
+        if total.NAME in scores:
+            scores[total.NAME].setdefault("reward", "")
         return scores
 
     def _scores(self, images: ImageArray) -> Scores:
         scores = {}
         for reward in self.rewards:
             scores |= reward.measure(images, self.prompts[: len(images)])
+        if self._total is not None:
+            scores[total.NAME] = self._total(scores)
         return scores
 
     def evaluate(self, lora: Params) -> tuple[Row, UInt8[np.ndarray, "H W 3"]]:

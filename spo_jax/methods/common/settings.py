@@ -6,6 +6,7 @@ from typing import ClassVar
 from spo_jax import toy
 from spo_jax.core.config import MAX_BATCH, MAX_COUNT, MAX_GUIDANCE, MAX_STEPS, Settings, seed_setting, setting
 from spo_jax.core.typing import Params
+from spo_jax.rewards.common.total import read_weights
 from spo_jax.run.settings import RunSettings
 from spo_jax.weights.lora import LoRA
 
@@ -117,15 +118,26 @@ class EvalSettings(Settings):
         "Rewards that score the images, separated by commas: names in spo_jax.rewards (NAME or NAME:SOURCE), or dotted "
         "paths of your own.",
     )
+    weights: str = setting(
+        "",
+        "Weights of the rewards in one more score, total: numbers separated by commas, one per reward, such as 1,0.5 "
+        "(empty: no total).",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(bool(self.reward_names), "rewards", "at least one reward, such as 'spm'")
+        read_weights(self.weights, self.reward_names, "config field eval.weights")
 
     @property
     def reward_names(self) -> tuple[str, ...]:
         """The names of the rewards, in order."""
         return tuple(name.strip() for name in self.rewards.split(",") if name.strip())
+
+    @property
+    def reward_weights(self) -> tuple[float, ...]:
+        """The weight of each reward in the total, in order; empty if there is no total."""
+        return read_weights(self.weights, self.reward_names, "config field eval.weights")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -78,6 +78,8 @@ def _settings(source: Source, rewards: str, prompts: str, count: int | None) -> 
     settings = source.record.settings if source.record else AdapterSettings(model=source.base.model)
     chosen = {"rewards": rewards, "prompts": prompts, "images": count}
     chosen = {name: value for name, value in chosen.items() if value}
+    if chosen.get("rewards", settings.eval.rewards) != settings.eval.rewards:
+        chosen["weights"] = ""  # the run's weights are those of its own rewards
     return dataclasses.replace(settings, eval=dataclasses.replace(settings.eval, **chosen))
 
 
@@ -113,7 +115,7 @@ def _sweep(
     for scale in scales:
         images = evaluation.images(scaled(tree, scale), title=f"images at strength {scale:g}")
         with stage(f"scoring the images at strength {scale:g}"):
-            scores = evaluation.measure(images)
+            scores = evaluation.measure(images) if base else evaluation.measure_base(images)
         base = base or scores
         shown.append(to_uint8(images[:SHOWN_PROMPTS]))
         table.append({"strength": scale, "scores": _compared(source, evaluation, base, scores)})

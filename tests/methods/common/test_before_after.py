@@ -108,6 +108,25 @@ def test_during_training_the_first_images_are_drawn_and_scored(evaluation, adapt
     assert evaluation.charts["eval_brightness"] == ("Brightness of 2 evaluation images", "mean of the pixels")
 
 
+def test_the_total_is_on_one_scale_before_during_and_after_training(pipeline, adapters):
+    """It is fitted to all images before training, also where fewer are drawn; the first score of a reward counts."""
+    settings = dataclasses.replace(SETTINGS, rewards="mine", weights="2")
+    evaluation = BeforeAfter(pipeline, settings, 1.0, PROMPTS, [Brightness()])
+    fresh, trained = adapters
+    before, after = (evaluation.images(lora).mean((1, 2, 3)) for lora in (fresh, trained))
+
+    def expected(brightness):
+        return 2 * (brightness - before.mean()).mean() / before.std()
+
+    assert evaluation.start(fresh)["eval_total"] == pytest.approx(expected(before[:2]), abs=1e-3)
+    assert evaluation.evaluate(trained)[0]["eval_total"] == pytest.approx(expected(after[:2]), abs=1e-3)
+    assert evaluation.charts["eval_total"][1].startswith("2 × brightness, each in standard deviations")
+    score = evaluation.finish(trained)[0]["scores"]["total"]
+    assert score["before"] == pytest.approx(0, abs=1e-3) and score["after"] == pytest.approx(expected(after), abs=1e-3)
+    assert score["meaning"] == evaluation.charts["eval_total"][1]
+    assert not score["lower_is_better"] and score["reward"] == ""
+
+
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_scores_that_are_not_finite_end_no_training(evaluation, adapters):
     """The losses decide about that; the curve has a gap."""

@@ -56,6 +56,10 @@ def test_rewards_are_separated_by_commas():
         (lambda: LogSettings(keep_checkpoints=0), "log.keep_checkpoints = 0: expected 1 to "),
         (lambda: LogSettings(keep_every=-1), "log.keep_every = -1: expected 0 to "),
         (lambda: EvalSettings(rewards=" , "), "eval.rewards = ' , ': expected at least one reward, such as 'spm'"),
+        (
+            lambda: EvalSettings(rewards="toy,spm", weights="1"),
+            r"eval.weights = '1': 1 weight for 2 rewards \(toy, spm\)",
+        ),
         (lambda: EvalSettings(images=0), "eval.images = 0: expected 1 to "),
         (lambda: EvalSettings(grid_images=0), "eval.grid_images = 0: expected 1 to "),
         (lambda: EvalSettings(batch=0), "eval.batch = 0: expected 1 to "),
