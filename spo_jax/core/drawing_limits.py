@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from spo_jax.core.config import MAX_GUIDANCE, MAX_STEPS, SEED_LIMIT
 from spo_jax.core.errors import UserError
 
+SOLVERS = ("ddim", "euler", "dpm++")  # described in `spo_jax.diffusion.steps`; here, flags and files name them
 LIMITS = {
     "count": (1, 1_000_000),
     "seed": (0, SEED_LIMIT - 1),

@@ -1,4 +1,4 @@
-"""Reads lists of prompts: text, CSV, JSON and JSONL files, and the lists of the toy world."""
+"""Reads lists of prompts: text, CSV, TSV, JSON and JSONL files, and the lists of the toy world."""
 
 import io
 import json
@@ -14,12 +14,13 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.lines import decoded_lines, numbered_lines, text_of
-from spo_jax.data.tables import SEPARATORS, table_rows
+from spo_jax.data.tables import SEPARATORS, tab_rows, table_rows
 from spo_jax.toy import world
 
 TOY = {f"{toy.NAME}:train": world.TRAIN_PROMPTS, f"{toy.NAME}:held_out": world.HELD_OUT_PROMPTS}
-SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
+SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 KEYS = ("caption", "prompt", "text")
+GROUP = "group"
 EXPECTED = f"a non-empty string, or an object with one under {' or '.join(KEYS)}"
 
 
@@ -28,18 +29,33 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
 
     Args:
       source: ``toy:train``, ``toy:held_out`` or a file: ``.txt`` (one prompt per line), ``.jsonl`` (a string or an
-        object per line), ``.json`` (a list of strings or objects) or ``.csv`` (a header, and a prompt per row). Objects
-        hold the prompt under ``caption``, ``prompt`` or ``text``, and rows in the column of this name or in their only
-        column.
+        object per line), ``.json`` (a list of strings or objects), ``.csv`` or ``.tsv`` (a header, and a prompt per
+        row; fields of ``.tsv`` have no quotes). Objects hold the prompt under ``caption``, ``prompt`` or ``text``, and
+        rows in the column of this name or in their only column.
 
     Raises:
       UserError: the file does not exist or has another format, an entry has no prompt, or there are no prompts at all.
     """
+    return load_grouped_prompts(source)[0]
+
+
+def load_grouped_prompts(source: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """Reads a list of prompts and the group of each, which objects and rows may hold under ``group``.
+
+    Args:
+      source: as in `load_prompts`.
+
+    Returns:
+      The prompts, and as many groups; the group is empty where an entry names none.
+
+    Raises:
+      UserError: as `load_prompts`.
+    """
     if str(source) in TOY:
-        return list(TOY[str(source)])
+        return list(TOY[str(source)]), [""] * len(TOY[str(source)])
     path = local_path(source)
     if path.is_dir():
-        raise UserError(f"{path} is a folder: expected a prompt file that ends in .txt, .json, .jsonl or .csv")
+        raise UserError(f"{path} is a folder: expected a prompt file that ends in .txt, .json, .jsonl, .csv or .tsv")
     if not path.is_file():
         raise UserError(
             f"no prompt file {path}: check the path. The head of a config says how its lists are fetched "
@@ -49,15 +65,16 @@ def load_prompts(source: str | os.PathLike) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read prompts from {path}: {error.strerror or error}") from error
-    prompts = []
+    prompts, groups = [], []
     for where, entry in _entries(content, str(path)):
         prompt = prompt_of(entry)
         if prompt is None:
             raise UserError(f"{path}, {where}: expected {EXPECTED}")
         prompts.append(prompt)
+        groups.append(group_of(entry))
     if not prompts:
         raise UserError(f"{path} holds no prompts: expected at least one")
-    return prompts
+    return prompts, groups
 
 
 def parse_entries(content: bytes, name: str) -> list[Any]:
@@ -78,7 +95,7 @@ def _entries(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
     suffix = PurePosixPath(name).suffix
     if suffix not in SUFFIXES:
         raise UserError(f"{name}: expected a prompt file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         yield from _rows(content, name)
         return
     if suffix == ".json":
@@ -95,24 +112,27 @@ def _entries(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
             yield f"line {number}", line.strip()
 
 
-def _rows(content: bytes, name: str) -> Iterator[tuple[str, str]]:
-    """Yields the prompts of a CSV file, each with the line in which its row begins."""
+def _rows(content: bytes, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yields the rows of a table as objects, by the small letters of its header, each with the line of its begin."""
+    has_tabs = PurePosixPath(name).suffix == ".tsv"
     header = None
-    for number, row in table_rows(content, name):
+    for number, row in tab_rows(content, name) if has_tabs else table_rows(content, name):
         where = f"line {number}"
         if header is None:
-            header = row
-            column = _column(row, f"{name}, {where}")
+            header = [field.strip().lower() for field in row]
+            column = _column(row, f"{name}, {where}", has_tabs)
+            key = header[column] if header[column] in KEYS else KEYS[0]
         elif len(row) != len(header):
+            quotes = ": a prompt with a comma has to stand in quotes"
             raise UserError(
-                f"{name}, {where}: {counted(len(row), 'field')}, and the header has {len(header)}: a prompt with a "
-                "comma has to stand in quotes"
+                f"{name}, {where}: {counted(len(row), 'field')}, and the header has {len(header)}"
+                f"{'' if has_tabs else quotes}"
             )
         else:
-            yield where, row[column].strip()
+            yield where, dict(zip(header, row, strict=True)) | {key: row[column].strip()}
 
 
-def _column(header: list[str], where: str) -> int:
+def _column(header: list[str], where: str, has_tabs: bool) -> int:
     """Returns the number of the column with the prompts."""
     names = [name.strip().lower() for name in header]
     found = next((names.index(key) for key in KEYS if key in names), None)
@@ -121,12 +141,13 @@ def _column(header: list[str], where: str) -> int:
     if len(header) > 1:
         columns = ", ".join(map(excerpt, header))
         raise UserError(f"{where}: expected a header with a column {' or '.join(KEYS)}, found {columns}")
+    expected = "\t" if has_tabs else ","
     for separator, plural in SEPARATORS.items():
-        if separator == ",":
+        if separator == expected:
             continue
         parts = [part.strip(' "').lower() for part in header[0].split(separator)]
         if len(parts) > 1 and any(key in parts for key in KEYS):
-            raise UserError(f"{where}: columns are separated by {plural}: expected commas")
+            raise UserError(f"{where}: columns are separated by {plural}: expected {SEPARATORS[expected]}")
     logging.warning(
         "%s: %s is taken for the header; if it is a prompt, write prompt above it", where, excerpt(header[0])
     )
@@ -141,6 +162,17 @@ def prompt_of(entry: Any) -> str | None:
         return None
     # JSON can spell half of a character (a lone surrogate), which no file can hold.
     return entry if entry.encode(errors="ignore").decode() == entry else None
+
+
+def group_of(entry: Any, key: str = GROUP) -> str:
+    """Returns the group of an entry, which is empty unless the entry is an object with one.
+
+    Args:
+      entry: a string, or an object.
+      key: what the group is called in objects; rows of tables have it in small letters.
+    """
+    group = entry.get(key) if isinstance(entry, dict) else None
+    return "" if group is None else str(group).strip()
 
 
 def _parse_json(text: str, where: str) -> Any:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.data.prompts import load_prompts
+from spo_jax.data.prompts import load_grouped_prompts, load_prompts
 from spo_jax.toy import world
 
 PROMPTS = ["a red star", "ein grüner Mond", "two words"]
@@ -21,8 +21,9 @@ PROMPTS = ["a red star", "ein grüner Mond", "two words"]
         ("p.jsonl", '{"caption": "a red star"}\n{"text": "ein grüner Mond"}\n"two words"\n'),
         ("p.csv", 'id,Prompt\n1,a red star\n\n2,"ein grüner Mond"\n3,two words\n'),
         ("p.csv", "text\r\na red star\r\nein grüner Mond\r\ntwo words"),
+        ("p.tsv", "Prompt\tNote\na red star\t\nein grüner Mond\tx\ntwo words\t\n"),
     ],
-    ids=["text", "JSON strings", "JSON objects", "JSONL strings", "JSONL objects", "CSV", "CSV of one column"],
+    ids=["text", "JSON strings", "JSON objects", "JSONL strings", "JSONL objects", "CSV", "CSV of one column", "TSV"],
 )
 def test_all_forms_are_read(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
@@ -68,6 +69,25 @@ def test_newlines_and_commas_in_the_quotes_of_a_csv_file_are_the_prompts(tmp_pat
     assert load_prompts(tmp_path / "p.csv") == ["a star,\r\nred", 'the "moon"']
 
 
+def test_quotes_in_a_file_with_tabs_are_characters(tmp_path):
+    """PartiPrompts has prompts with words in quotes, which are not doubled."""
+    (tmp_path / "p.tsv").write_text('Prompt\tCategory\nThe words "Fly, now" on a wall.\tArts\n"Go" says a sign\tArts\n')
+    assert load_prompts(tmp_path / "p.tsv") == ['The words "Fly, now" on a wall.', '"Go" says a sign']
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.json", '[{"text": "a", "group": "photo"}, "b", {"text": "c", "group": ""}]'),
+        ("p.csv", "Group,prompt\nphoto,a\n,b\n,c\n"),
+        ("p.tsv", "prompt\tgroup\na\tphoto\nb\t\nc\t\n"),
+    ],
+)
+def test_prompts_may_belong_to_groups(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert load_grouped_prompts(tmp_path / name) == (["a", "b", "c"], ["photo", "", ""])
+
+
 def test_the_only_column_of_a_csv_file_may_have_any_name(tmp_path, caplog):
     (tmp_path / "p.csv").write_text("a red star\na blue moon\n")
     with caplog.at_level("WARNING"):
@@ -91,7 +111,9 @@ def test_the_toy_lists_divide_the_prompts_of_the_toy_world():
         ("p.txt", b"\n \n", r"p.txt holds no prompts: expected at least one"),
         ("p.json", b"[]", r"p.json holds no prompts"),
         ("p.jsonl", b"", r"p.jsonl holds no prompts"),
-        ("p.tsv", b"a red star", r"p.tsv: expected a prompt file that ends in .txt, .csv, .json or .jsonl"),
+        ("p.xlsx", b"a red star", r"p.xlsx: expected a prompt file that ends in .txt, .csv, .tsv, .json or .jsonl"),
+        ("p.tsv", b"n\tprompt\n1\ta\n2\n", r"p.tsv, line 3: 1 field, and the header has 2$"),
+        ("p.tsv", b"n,prompt,x\n1,a,b\n", r"p.tsv, line 1: columns are separated by commas: expected tabs"),
         ("p.csv", b"id,name\n1,a", r"p.csv, line 1: expected a header with a column caption or .*found 'id', 'name'"),
         ("p.csv", b"id;Prompt\n1;a star\n", r"p.csv, line 1: columns are separated by semicolons: expected commas"),
         ("p.csv", b"text\tid\na star\t1\n", r"p.csv, line 1: columns are separated by tabs: expected commas"),
