@@ -13,7 +13,7 @@ the first one counts, as the reward's ``meanings`` list them.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from absl import logging
@@ -84,9 +84,13 @@ def signed_weights(rewards: Sequence[Reward], weights: Sequence[float]) -> dict[
 
 def meaning(weights: Mapping[str, float]) -> str:
     """Says in a phrase what the total of these weights is; ``weights`` are those of `signed_weights`."""
-    first, *others = (f"{'-' if weight < 0 else '+'} {abs(weight):g} × {name}" for name, weight in weights.items())
-    terms = " ".join([first.removeprefix("+ "), *others])
-    return f"{terms}, each in standard deviations from its mean over the base model's images"
+    return f"{spell_sum(weights.items())}, each in standard deviations from its mean over the base model's images"
+
+
+def spell_sum(terms: Iterable[tuple[str, float]]) -> str:
+    """Writes names of scores and their weights as a sum, such as ``1 × pickscore - 0.5 × redness``."""
+    first, *others = (f"{'-' if weight < 0 else '+'} {abs(weight):g} × {name}" for name, weight in terms)
+    return " ".join([first.removeprefix("+ "), *others])
 
 
 @dataclasses.dataclass(frozen=True)

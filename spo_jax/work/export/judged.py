@@ -5,10 +5,12 @@ from pathlib import Path
 
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.settings import AdapterSettings
+from spo_jax.rewards.common.protocol import Context
+from spo_jax.rewards.sum import read_terms
 
 
 def is_judge(spec: str, settings: AdapterSettings) -> bool:
-    """Says whether a reward is one that judged while a run trained.
+    """Says whether a reward is one that judged while a run trained, alone or as a term of a sum.
 
     A method names its judge in a group's field ``reward``, as SPO does in ``spo.reward``.
 
@@ -16,7 +18,8 @@ def is_judge(spec: str, settings: AdapterSettings) -> bool:
       spec: name of the reward, as `spo_jax.rewards.load_reward` takes it.
       settings: settings of the run.
     """
-    return _resolved(spec, settings) in [_resolved(judge, settings) for judge in _judges(settings)]
+    terms = [term for judge in _judges(settings) for term in _terms(judge)]
+    return _resolved(spec, settings) in [_resolved(term, settings) for term in terms]
 
 
 def judges(settings: AdapterSettings) -> list[tuple[str, str]]:
@@ -27,6 +30,12 @@ def judges(settings: AdapterSettings) -> list[tuple[str, str]]:
 def _judges(settings: AdapterSettings) -> list[str]:
     groups = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
     return [group.reward for group in groups if isinstance(getattr(group, "reward", None), str)]
+
+
+def _terms(spec: str) -> list[str]:
+    """Returns a judge and, if it is a sum, what it is the sum of."""
+    name, _, source = spec.partition(":")
+    return [spec, *(term for _, term in read_terms(source, Context()))] if name == "sum" else [spec]
 
 
 def _named(spec: str, settings: AdapterSettings) -> tuple[str, str]:

@@ -1,0 +1,20 @@
+"""Which scores are those of the judge that a LoRA was trained to please."""
+
+import dataclasses
+
+import pytest
+
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
+from spo_jax.work.export.judged import is_judge
+
+
+@pytest.mark.parametrize(
+    ("judge", "judges", "others"),
+    [
+        ("spm", ["spm", "spm:toy"], ["toy", "spm:other", ""]),
+        ("sum:1*spm:toy+20*my.redness", ["sum:1*spm:toy+20*my.redness", "spm:toy", "my.redness"], ["toy", "spm:a"]),
+    ],
+)
+def test_a_term_of_the_sum_that_judged_is_a_judge(judge, judges, others):
+    settings = dataclasses.replace(SPOTrainSettings(), spo=SPOSettings(reward=judge))
+    assert [spec for spec in [*judges, *others] if is_judge(spec, settings)] == judges
