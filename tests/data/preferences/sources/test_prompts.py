@@ -70,7 +70,7 @@ def test_a_list_on_the_web_is_fetched_and_used(web, tmp_path, capsys):
     web.pages["/a/list%20one.json"] = REPEATED.encode()
     done = prepare("prompts", tmp_path / "out", source=f"{web.at}/a/list%20one.json?raw=true")
     path = tmp_path / "out" / "list one.json"
-    assert done == {"list one": (path, 3, 1, 0, False)}
+    assert done == {"list one": (path, 3, 1, 0, False, "")}
     assert load_prompts(path) == [*PROMPTS, PROMPTS[0]] and "grüner" in path.read_text(encoding="utf-8")
     printed = capsys.readouterr().out
     assert f"{path}: 3 prompts, 1 of them repeated, 0 entries left out; use it as --config.prompts={path}" in printed
