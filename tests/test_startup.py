@@ -208,7 +208,7 @@ def things(tmp_path_factory):
         (["train", TOY, "--config.spm.model=runs/absent"], "no such file or folder: runs/absent"),
         (["train", TOY, "--config.spm.model={}/run/absent.bin"], "no such file or folder: {}/run/absent.bin"),
         (["train", TOY, "--config.spo.reward=toy"], "spo.reward = 'toy': this reward is computed on the host"),
-        (["train", TOY, "--config.spo.reward=absent"], "config field spo.reward = 'absent': expected 'spm', or"),
+        (["train", TOY, "--config.spo.reward=absent"], "config field spo.reward = 'absent': expected '"),
         (["train", TOY, "--config.eval.rewards=toy,absent"], "config field eval.rewards = 'absent'"),
         (["train", TOY, "--config.spo.decoder={}/empty"], "spo.decoder = '{}/empty' is an empty folder"),
         (["train", TOY, "--out={}/run"], "{}/run already holds a run: pass --resume to continue it"),
