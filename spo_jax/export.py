@@ -27,6 +27,7 @@ from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
 from spo_jax.data.prompts import load_prompts
 from spo_jax.models import check_model
+from spo_jax.rewards import parse_spec
 from spo_jax.weights.upload import check_upload, upload
 from spo_jax.work.export.checks import (
     FORMATS,
@@ -220,7 +221,7 @@ def compare_strengths(
     check_source(source)
     rewards = rewards if isinstance(rewards, str) else ",".join(map(str, rewards))
     for spec in filter(None, rewards.split(",")):
-        find_module("spo_jax.rewards", spec.partition(":")[0].strip(), "--rewards")
+        find_module("spo_jax.rewards", parse_spec(spec).name, "--rewards")
     if isinstance(prompts, str | os.PathLike):
         prompts = os.fspath(prompts)
         if prompts:

@@ -1,5 +1,11 @@
-"""Rewards, which score images or latents. A reward is a module that is found by its name or by a dotted path."""
+"""Rewards, which score images or latents. A reward is a module that is found by its name or by a dotted path.
 
+A reward is named by a spec, ``NAME[@VARIANT][:SOURCE]``: ``pickscore``, ``clip_score@hessel``, ``spm@401:toy``,
+``aesthetic:FOLDER``, ``my_package.my_reward``. The variant chooses among the ways in which a reward can be computed,
+and the source is where its weights are read from.
+"""
+
+import dataclasses
 import importlib
 from types import ModuleType
 
@@ -8,18 +14,39 @@ from spo_jax.core.lookup import find_module, module_names
 from spo_jax.rewards.common.protocol import Context, Reward
 
 
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A reward's name, taken apart.
+
+    Attributes:
+      name: name of a module here, or a dotted path such as ``my_package.my_reward``.
+      variant: one of the module's `VARIANTS`; empty for the default.
+      source: where the weights are read from; empty for what the module says.
+    """
+
+    name: str
+    variant: str = ""
+    source: str = ""
+
+
+def parse_spec(spec: str) -> Spec:
+    """Takes ``NAME[@VARIANT][:SOURCE]`` apart; the source may contain colons and at signs itself."""
+    head, _, source = spec.strip().partition(":")
+    name, _, variant = head.partition("@")
+    return Spec(name, variant, source)
+
+
 def load_reward(spec: str, context: Context) -> Reward:
     """Loads a reward.
 
     Args:
-      spec: ``NAME``, or ``NAME:SOURCE`` to read the weights from another source. The name is that of a module here, or
-        a dotted path such as ``my_package.my_reward``.
-      context: facts on which the reward may depend.
+      spec: ``NAME[@VARIANT][:SOURCE]``; see `parse_spec`.
+      context: facts on which the reward may depend; the variant is taken from ``spec``.
 
     Raises:
-      UserError: there is no such reward, or it cannot be loaded.
+      UserError: there is no such reward or variant, or it cannot be loaded.
     """
-    module, source = _find(spec, context)
+    module, source, context = _find(spec, context)
     return module.load(source, context)
 
 
@@ -35,9 +62,9 @@ def check_reward(spec: str, context: Context, judges: bool = False) -> None:
       judges: whether the reward has to judge rollouts.
 
     Raises:
-      UserError: there is no such reward, it cannot judge, or its weights are missing.
+      UserError: there is no such reward or variant, it cannot judge, or its weights are missing.
     """
-    module, source = _find(spec, context, judges)
+    module, source, context = _find(spec, context, judges)
     if judges and getattr(module, "ON_HOST", False):
         raise no_judge(spec, context.where)
     if hasattr(module, "check"):
@@ -58,15 +85,30 @@ def _judges() -> list[str]:
     return [name for name in names if not getattr(importlib.import_module(f"{__name__}.{name}"), "ON_HOST", False)]
 
 
-def _find(spec: str, context: Context, judges: bool = False) -> tuple[ModuleType, str]:
-    name, _, source = spec.partition(":")
+def _find(spec: str, context: Context, judges: bool = False) -> tuple[ModuleType, str, Context]:
+    """Finds a reward's module; also returns its source, and the context with its variant."""
+    parsed = parse_spec(spec)
     # A config has fields for the source of a reward, a flag has none.
     ending = ":SOURCE" if context.field.startswith("--") else ""
     expected = [f"{known}{ending}" for known in _judges()] if judges else ()
-    module = find_module(__name__, name, context.where, expected)
+    module = find_module(__name__, parsed.name, context.where, expected)
     if not hasattr(module, "load"):
         raise UserError(
             f"{context.where} = {spec!r}: expected a module with a function load(source, context), "
             f"but {module.__name__} has none"
         )
-    return module, source
+    _check_variant(spec, module, context.where)
+    return module, parsed.source, dataclasses.replace(context, variant=parsed.variant)
+
+
+def _check_variant(spec: str, module: ModuleType, where: str) -> None:
+    """Refuses a variant that the reward's module does not list."""
+    name = parse_spec(spec).name
+    variants = getattr(module, "VARIANTS", ())
+    if "@" not in spec.partition(":")[0] or parse_spec(spec).variant in map(str, variants):
+        return
+    if isinstance(variants, range):
+        expected = f"expected {name}@T with a whole number T from {variants[0]} to {variants[-1]}"
+    else:
+        expected = "expected " + ", ".join([name, *(f"{name}@{variant}" for variant in variants)])
+    raise UserError(f"{where} = {spec!r}: {expected if variants else f'the reward {name} has no variants'}")

@@ -1,23 +1,26 @@
 """What rewards are made of: the protocol, and the base class of rewards that are computed on the devices."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.parallel.chunks import in_chunks
-from spo_jax.parallel.mesh import gathered
+from spo_jax.parallel.mesh import devices_in_context, gathered, spread_rows
+from spo_jax.parallel.sizes import padded_chunk
 from spo_jax.rewards.common.protocol import Context, Reward, Scores
 
-__all__ = ["Context", "DeviceReward", "Reward", "Scores"]
+__all__ = ["Context", "DeviceReward", "Reward", "Scores", "in_equal_chunks"]
 
-_CHUNK = 25  # number of images scored at a time
+_CHUNK = 25  # number of images that a device scores at a time
 
 
 class DeviceReward:
@@ -73,18 +76,45 @@ class DeviceReward:
             raise UserError(f"reward {names} reads {self.READS}, but evaluation has images: choose another reward")
 
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
-        """Scores finished images; returns the scores by name."""
+        """Scores finished images on all devices that hold the weights; returns the scores by name.
+
+        A prompt that several images have is encoded once.
+        """
         (name,) = self.meanings
-        features = self.features(prompts)
+        different = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+        which = np.array([different[prompt] for prompt in prompts], int)
+        with self._on_devices():
+            features = self.features(list(different))
 
-        def score(rows: Int[np.ndarray, " b"]) -> Array:
-            return self._score_finished(self.params, images[rows], take_rows(features, rows))
+            def score(rows: Int[np.ndarray, " b"]) -> Array:
+                return self._score_finished(self.params, images[rows], take_rows(features, which[rows]))
 
-        return {name: in_chunks(score, np.arange(len(images)), _CHUNK)}
+            return {name: in_equal_chunks(score, len(images))}
 
     @functools.cached_property
     def _score_finished(self) -> Callable[..., Array]:
         def score(params: Params, images: Float[Array, "b h w 3"], features: PyTree) -> Float[Array, " b"]:
-            return gathered(self.score(params, images, features, jnp.zeros(len(images), jnp.int32)))
+            t = jnp.zeros(len(images), jnp.int32)
+            return gathered(self.score(params, spread_rows(images), features, t))
 
         return jax.jit(score)
+
+    def _on_devices(self) -> contextlib.AbstractContextManager:
+        """Puts the mesh on which the weights lie in context, for callers that have not done so."""
+        shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(self.params)]
+        mesh = next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
+        return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def in_equal_chunks(function: Callable[[Int[np.ndarray, " b"]], Any], count: int) -> Any:
+    """Applies a function of row numbers to the rows of a batch, as many at a time as the devices in context take.
+
+    All chunks have one size, which the devices divide; the last one is filled up with the last row.
+
+    Args:
+      function: function of row numbers that returns a tree of arrays with the same leading axis.
+      count: number of rows.
+    """
+    chunk = padded_chunk(count, _CHUNK, devices_in_context())
+    rows = np.minimum(np.arange(-(-count // chunk) * chunk), count - 1)
+    return jax.tree.map(lambda x: x[:count], in_chunks(function, rows, chunk))

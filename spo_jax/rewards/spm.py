@@ -1,8 +1,15 @@
-"""The score of a step-aware preference model, which is a CLIP with the diffusion timestep as an input."""
+"""The score of a step-aware preference model (SPM), which is a CLIP with the diffusion timestep as an input.
+
+``spm`` scores finished images at timestep 0, and clean predictions in rollouts at the timestep from which they were
+made. ``spm@401`` scores everything at timestep 401, which shows what the model wants of predictions that early. The
+score is exp(logit_scale) · cos(image, text).
+"""
 
 from spo_jax.core.errors import UserError
 from spo_jax.rewards.common.preference_files import check_files, tokenizer_of
 from spo_jax.rewards.common.protocol import Context, Reward
+
+VARIANTS = range(1000)  # the timesteps of Stable Diffusion's training schedule, on which the SPM was trained
 
 
 def load(source: str, context: Context) -> Reward:
@@ -30,7 +37,7 @@ def load(source: str, context: Context) -> Reward:
         abstract=context.abstract,
         flags=(context.flag, "") if source else ("--config.spm.model", "--config.spm.tokenizer"),
     )
-    return SPMReward(model, name)
+    return SPMReward(model, name, int(context.variant) if context.variant else None)
 
 
 def check(source: str, context: Context) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.methods.common.judge import open_judge
-from spo_jax.rewards import check_reward, load_reward
+from spo_jax.parallel.mesh import make_mesh, replicated
+from spo_jax.rewards import Spec, check_reward, load_reward, parse_spec
 from spo_jax.rewards.base import Context, DeviceReward, Reward
 from spo_jax.rewards.common.spm_reward import SPMReward
 from spo_jax.rewards.toy import ToyTruth
@@ -119,6 +120,48 @@ def test_features_and_the_timestep_0_are_passed_to_the_score(images):
     assert reward.feature_shapes() == {"length": jax.ShapeDtypeStruct((1,), jnp.float32)}
 
 
+def test_a_prompt_of_several_images_is_encoded_once(images):
+    class PromptLength(DeviceReward):
+        meanings = {"prompt_length": "length of the prompt"}
+        asked = []
+
+        def features(self, prompts):
+            self.asked.append(list(prompts))
+            return np.array([len(prompt) for prompt in prompts], np.float32)
+
+        def score(self, params, x, features, t):
+            return features
+
+    reward = PromptLength()
+    prompts = ["long", "a"] * 3 + ["mid"] * 4
+    np.testing.assert_array_equal(reward.measure(images[:10], prompts)["prompt_length"], [4, 1] * 3 + [3] * 4)
+    assert reward.asked == [["long", "a", "mid"]]
+
+
+@pytest.mark.parametrize("count", [3, 26])
+def test_images_are_scored_on_all_devices_that_hold_the_weights(images, count):
+    """Each device gets an equal share of the rows, the last one filled up; one program serves all chunks."""
+    mesh = make_mesh()
+
+    class Weighted(DeviceReward):
+        meanings = {"weighted": "mean of the pixels, weighted"}
+        params = {"weight": jax.device_put(jnp.float32(2), replicated(mesh))}
+        shapes = []
+
+        def score(self, params, x, features, t):
+            self.shapes.append(x.shape)
+            jax.debug.inspect_array_sharding(
+                x, callback=lambda sharding: self.shapes.append(sharding.shard_shape(x.shape))
+            )
+            return params["weight"] * x.mean((1, 2, 3))
+
+    reward = Weighted()
+    scores = reward.measure(images[:count], ["a"] * count)["weighted"]
+    np.testing.assert_allclose(scores, 2 * images[:count].mean((1, 2, 3)), atol=1e-6)
+    rows = -(-count // mesh.size)
+    assert reward.shapes == [(rows * mesh.size, 4, 4, 3), (rows, 4, 4, 3)]
+
+
 def test_rewards_are_found_by_name():
     assert isinstance(load_reward("toy", Context()), ToyTruth)
     reward = load_reward("spm", Context(kind="sd", options={"model": "toy"}))
@@ -137,11 +180,26 @@ def test_the_source_is_the_text_after_the_colon(user_module):
 
 
 @pytest.mark.parametrize("find", [load_reward, check_reward])
+def test_a_variant_is_the_text_after_an_at_sign(user_module, find):
+    """It is passed on if the module lists it; a source may have at signs of its own."""
+    assert parse_spec("a.b@c:d@e:f") == Spec("a.b", "c", "d@e:f")
+    assert parse_spec(" toy ") == Spec("toy") and parse_spec("spm:a@b") == Spec("spm", "", "a@b")
+    text = REDNESS.replace("    return Redness()", "    assert context.variant == 'deep'\n    return Redness()")
+    name = user_module("redness_in_two_ways", f"{text}\n\nVARIANTS = {{'deep': 'dark', 'pale': 'light'}}\n")
+    find(f"{name}@deep:somewhere@else", Context())
+    for wrong in ("@blue", "@", "@Deep:x"):
+        with pytest.raises(UserError, match=f"= '{name}{wrong}': expected {name}, {name}@deep, {name}@pale"):
+            find(f"{name}{wrong}", Context())
+    with pytest.raises(UserError, match="eval.rewards = 'toy@deep': the reward toy has no variants"):
+        find("toy@deep", Context())
+
+
+@pytest.mark.parametrize("find", [load_reward, check_reward])
 def test_unknown_rewards_are_refused(user_module, find):
-    with pytest.raises(UserError, match="eval.rewards = 'beauty': expected 'spm', 'toy', or the dotted path of a mod"):
+    with pytest.raises(UserError, match="eval.rewards = 'beauty': expected .*'spm', .*'toy', or the dotted path of a"):
         find("beauty", Context())
     for shared in ("base", "common"):
-        with pytest.raises(UserError, match=f"eval.rewards = '{shared}': expected 'spm', 'toy'"):
+        with pytest.raises(UserError, match=f"eval.rewards = '{shared}': expected .*'spm', .*'toy'"):
             find(shared, Context())
     with pytest.raises(UserError, match="spo.reward = 'my_rewards.beauty': no module of that name can be imported"):
         find("my_rewards.beauty", Context(field="spo.reward"))

@@ -31,6 +31,27 @@ def test_the_score_is_the_models_at_timestep_0(reward):
     np.testing.assert_allclose(scores[-1:], last, rtol=1e-4, atol=1e-4)
 
 
+def test_a_variant_is_the_timestep_of_every_score(reward):
+    """It holds for finished images, and for clean predictions from other timesteps."""
+    prompts = list(world.PROMPTS[:2])
+    images, _ = world.draw(np.random.default_rng(0), prompts)
+    late = load_reward("spm@801:toy", Context())
+    assert late.meanings == {"spm_score_801": "score of the preference model toy at timestep 801"}
+    score = jax.jit(functools.partial(score_images, reward.model.clip))
+    text = reward.features(prompts)
+    expected = score(reward.params, images, jnp.full(2, 801), text)
+    np.testing.assert_allclose(late.measure(images, prompts)["spm_score_801"], expected, rtol=1e-4, atol=1e-4)
+    judged = jax.jit(late.score)(late.params, images, text, jnp.array([1, 401]))
+    np.testing.assert_allclose(judged, expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(reward.measure(images, prompts)["spm_score"] - expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("variant", ["1000", "-1", "1.5", "t", "", "01"])
+def test_other_variants_than_timesteps_are_refused(variant):
+    with pytest.raises(UserError, match=r"= 'spm@.*:toy': expected spm@T with a whole number T from 0 to 999"):
+        load_reward(f"spm@{variant}:toy", Context())
+
+
 def test_an_abstract_reward_has_the_shapes_of_the_loaded_one(reward):
     abstract = load_reward("spm:toy", Context(kind="sd", abstract=True))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), reward.params)
@@ -64,7 +85,7 @@ def test_a_published_file_gets_its_tokenizer_from_the_hub(monkeypatch, reward):
 
     asked = []
     monkeypatch.setattr(preference_model, "load_spm", lambda *given, **how: asked.append(how["tokenizer"]))
-    monkeypatch.setattr("spo_jax.rewards.common.spm_reward.SPMReward", lambda model, name: reward)
+    monkeypatch.setattr("spo_jax.rewards.common.spm_reward.SPMReward", lambda *given: reward)
     load_reward("spm:authors/models/sd-v1-5_step-aware_preference_model.bin", Context())
     load_reward("spm:runs/spm/spm", Context())
     load_reward("spm", Context(options={"model": "a.bin", "tokenizer": "mine"}))

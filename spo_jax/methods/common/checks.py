@@ -5,7 +5,7 @@ from typing import Any
 from spo_jax import models
 from spo_jax.core.errors import UserError
 from spo_jax.methods.common.settings import ModelSettings
-from spo_jax.rewards import check_reward
+from spo_jax.rewards import check_reward, parse_spec
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.weights import hub
 from spo_jax.weights.kinds import describe
@@ -55,10 +55,10 @@ def reward_options(settings: Any, spec: str) -> dict[str, Any]:
 
     Args:
       settings: the method's settings.
-      spec: name of the reward in the settings, ``NAME`` or ``NAME:SOURCE``.
+      spec: name of the reward in the settings, ``NAME[@VARIANT][:SOURCE]``.
 
     Returns:
       The fields of the group that is named after the reward; empty if there is no such group.
     """
-    group = getattr(settings, spec.partition(":")[0], None)
+    group = getattr(settings, parse_spec(spec).name, None)
     return vars(group) if group is not None and hasattr(group, "__dataclass_fields__") else {}

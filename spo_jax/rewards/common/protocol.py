@@ -22,6 +22,7 @@ class Context:
       options: fields of the group in the settings that is named after the reward.
       abstract: whether to return shapes instead of weights.
       field: config field that names the reward, or a flag with its dashes; for error messages.
+      variant: the text after an ``@`` in the reward's name; empty for none. It is one of the module's `VARIANTS`.
     """
 
     kind: str | None = None
@@ -30,6 +31,7 @@ class Context:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     abstract: bool = False
     field: str = "eval.rewards"
+    variant: str = ""
 
     @property
     def where(self) -> str:
@@ -48,9 +50,14 @@ class Reward(Protocol):
 
     A reward is a module of `spo_jax.rewards`, or a user's own module, with a function ``load(source, context)`` that
     returns an object with these members. ``source`` is the text after a colon in the reward's name, and may be empty.
+    A module whose reward can be computed in several ways lists them in a constant ``VARIANTS``: what each of them is,
+    by name, or a range of whole numbers.
+
+    A reward may also have a function ``embed(images)`` that returns a feature vector of length 1 of each image,
+    Float[np.ndarray, "b p"]; evaluation measures with it how different images of one prompt are.
 
     Attributes:
-      meanings: one sentence for each score that `measure` returns, by name.
+      meanings: one sentence for each score that `measure` returns, by name. Variants have other names than the default.
       lower_is_better: names of the scores for which a lower value is better.
     """
 

@@ -13,12 +13,21 @@ from spo_jax.rewards.common.preference_model import PreferenceModel
 
 
 class SPMReward(DeviceReward):
-    """Scores an image by exp(logit_scale) * cos(image, text) at a timestep."""
+    """Scores an image by exp(logit_scale) * cos(image, text) at a timestep.
 
-    def __init__(self, model: PreferenceModel, name: str = ""):
-        self.meanings = {"spm_score": f"score of the preference model {name} at timestep 0".replace("  ", " ")}
+    Args:
+      model: the preference model.
+      name: its name, for the meaning of the score.
+      timestep: timestep at which everything is scored; None takes that of each image, 0 for finished ones.
+    """
+
+    def __init__(self, model: PreferenceModel, name: str = "", timestep: int | None = None):
+        score = "spm_score" if timestep is None else f"spm_score_{timestep}"
+        meaning = f"score of the preference model {name} at timestep {timestep or 0}"
+        self.meanings = {score: meaning.replace("  ", " ")}
         self.model = model
         self.params = model.params
+        self.timestep = timestep
 
     def features(self, prompts: Sequence[str]) -> Float[np.ndarray, "b p"]:
         """Computes text features of unit length, which do not depend on the timestep."""
@@ -32,5 +41,7 @@ class SPMReward(DeviceReward):
     def score(
         self, params: Params, x: Float[Array, "b h w 3"], features: Float[Array, "b p"], t: Int[Array, " b"]
     ) -> Float[Array, " b"]:
-        """Scores clean predictions, or finished images at ``t`` = 0."""
+        """Scores clean predictions, or finished images at ``t`` = 0; a timestep of the reward's own replaces ``t``."""
+        if self.timestep is not None:
+            t = jnp.full_like(t, self.timestep)
         return score_images(self.model.clip, params, x, t, features)

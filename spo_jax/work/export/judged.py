@@ -5,6 +5,7 @@ from pathlib import Path
 
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.settings import AdapterSettings
+from spo_jax.rewards import parse_spec
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.rewards.sum import read_terms
 
@@ -34,13 +35,13 @@ def _judges(settings: AdapterSettings) -> list[str]:
 
 def _terms(spec: str) -> list[str]:
     """Returns a judge and, if it is a sum, what it is the sum of."""
-    name, _, source = spec.partition(":")
-    return [spec, *(term for _, term in read_terms(source, Context()))] if name == "sum" else [spec]
+    parsed = parse_spec(spec)
+    return [spec, *(term for _, term in read_terms(parsed.source, Context()))] if parsed.name == "sum" else [spec]
 
 
 def _named(spec: str, settings: AdapterSettings) -> tuple[str, str]:
-    name, _, source = spec.partition(":")
-    return name, source or str(reward_options(settings, spec).get("model", ""))
+    parsed = parse_spec(spec)  # another variant is the same judge
+    return parsed.name, parsed.source or str(reward_options(settings, spec).get("model", ""))
 
 
 def _resolved(spec: str, settings: AdapterSettings) -> tuple[str, str]:
