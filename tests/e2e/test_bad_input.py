@@ -68,7 +68,7 @@ def cut_off(path):
         ([TOY, "--config.spo.num_candidates=1"], ["config field spo.num_candidates = 1: expected 2 to 1024"]),
         (
             [TOY, "--config.model={micro.sd}", "--config.eval.rewards=beauty"],
-            ["config field eval.rewards = 'beauty': expected 'spm', 'toy', or the dotted path of"],
+            ["config field eval.rewards = 'beauty': expected '", "'toy', or the dotted path of"],
         ),
         ([TOY, "--config.method=beauty"], ["config field method = 'beauty': expected ", "'spm', 'spo', or the dotted"]),
         (["--config=configs/absent.py"], ["--config=configs/absent.py: no such file", "or a name:", "toy"]),

@@ -113,7 +113,7 @@ def test_strengths_are_drawn_without_scores(micro, micro_run, tmp_path, succeed)
         (["--scales=a"], "--scales=a: expected numbers separated by commas, such as 0.5,0.75,1"),
         (["--scales=0"], "--scales: expected strengths other than 0, such as --scales=0.5,0.75,1"),
         (["--scales=1000"], "--scales=1000: expected a strength other than 0, of at most 100"),
-        (["--scales=1", "--rewards=nonsense"], "--rewards = 'nonsense': expected 'spm', 'toy'"),
+        (["--scales=1", "--rewards=nonsense"], "--rewards = 'nonsense': expected '"),
         (["--scales=1", "--prompts=absent.txt"], "no prompt file absent.txt"),
         (["--scales=1", "--count=0"], "--count=0: expected a number from 1 to 50000"),
         (["--scales=1", "--format=kohya"], "--format does not go with --scales"),
