@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu import flash_attention as pallas
 from jax.sharding import PartitionSpec
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Array, DType, Float
+from spo_jax.core.typing import Array, Bool, DType, Float
 from spo_jax.parallel.mesh import platform_in_context, spread_rows
 
 # An environment variable rather than a config field: it is about a machine, not a run, and all commands have attention.
@@ -76,11 +76,30 @@ def _cudnn_takes(head_dim: int, dtype: DType) -> bool:
 
 
 def dot_product_attention(
-    q: Float[Array, "b l d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int, is_causal: bool = False
+    q: Float[Array, "b l d"],
+    k: Float[Array, "b m d"],
+    v: Float[Array, "b m d"],
+    heads: int,
+    is_causal: bool = False,
+    visible: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b l d"]:
-    """Multi-head attention on flat heads, scaled by 1/sqrt(head size); the softmax is in float32."""
+    """Multi-head attention on flat heads, scaled by 1/sqrt(head size); the softmax is in float32.
+
+    Args:
+      q: queries.
+      k: keys.
+      v: values.
+      heads: number of heads, which divides d.
+      is_causal: whether a query sees only the keys up to its own place.
+      visible: the keys that queries see, at least one per row; None shows all. With it, attention is XLA's plain one:
+        only short texts are padded.
+    """
     implementation = attention_implementation(q.shape[-1] // heads, q.dtype, min(q.shape[1], k.shape[1]))
-    if implementation == "flash":
+    if visible is not None:
+        attend = functools.partial(
+            jax.nn.dot_product_attention, implementation="xla", mask=visible[:, None, None]
+        )  # [b m] -> [b 1 1 m]
+    elif implementation == "flash":
         attend = flash_attention
     else:
         attend = functools.partial(jax.nn.dot_product_attention, implementation=implementation)

@@ -61,7 +61,9 @@ class _SelfAttention(nn.Module):
         return dense("out_proj")(dot_product_attention(q, k, v, self.heads, self.is_causal))
 
 
-class _MLP(nn.Module):
+class MLP(nn.Module):
+    """The two layers after attention, with the names that CLIP and vision transformers share."""
+
     features: int
     act: str
     dtype: DType = jnp.float32
@@ -89,7 +91,7 @@ class _EncoderLayer(nn.Module):
     def __call__(self, x: Float[Array, "b l d"], c: Float[Array, "b e"] | None = None) -> Float[Array, "b l d"]:
         config = self.config
         attention = _SelfAttention(config.num_attention_heads, self.is_causal, self.dtype, name="self_attn")
-        mlp = _MLP(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
+        mlp = MLP(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
 
         def norm(name):
             return layer_norm(config.layer_norm_eps, self.dtype, name)
