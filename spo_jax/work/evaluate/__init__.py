@@ -1,1 +1,1 @@
-"""What ``spo_jax.evaluate`` does once its checks are done: contestants drawn and scored, and what comes of the scores."""
+"""The work of ``spo_jax.evaluate``: contestants are drawn and scored, and compared in tables and on a page."""

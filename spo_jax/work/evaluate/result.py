@@ -47,7 +47,8 @@ class Evaluation:
       meanings: by name of the score, a sentence for readers.
       lower_is_better: names of scores that improve by falling.
       signs: names of scores that are signs of reward hacking, and no rewards.
-      trained_on: by name of the contestant, the score that it was trained on, if that is known.
+      trained_on: by name of the contestant, the score that it was trained on, if that is known; several stand between
+        commas.
       images: by name of the contestant, the function that returns the file of a prompt's image.
       about: facts for the record: command, date, device, versions, seed.
       metadata: by prompt, what else its line of the prompt file says; empty if nothing is known. Some benchmarks need
@@ -78,6 +79,10 @@ class Evaluation:
     def rewards(self) -> list[str]:
         """Names of the scores that are rewards."""
         return [name for name in self.score_names if name not in self.signs]
+
+    def is_trained_on(self, contestant: str, score: str) -> bool:
+        """Says whether a contestant is known to be trained on a score."""
+        return score in self.trained_on.get(contestant, "").split(",")
 
     @property
     def images_per_prompt(self) -> int:
