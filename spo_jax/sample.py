@@ -46,6 +46,7 @@ def sample(
     revision: str = "",
     base: str = "",
     vae: str = "",
+    unet: str = "",
     count: int = 1,
     seed: int = 0,
     solver: str = "ddim",
@@ -84,7 +85,7 @@ def sample(
         raise UserError(f"cannot read initial latents from {init_latents}: expected a .npy file")
     folder = ImageFolder(out, overwrite)
     wanted = _repeated(_prompts(prompt, prompts), count)
-    check_model(model, base, vae)
+    check_model(model, base, vae, unet)
 
     _hint_at_web_ui_syntax(wanted)
     if model == toy.NAME and (unknown := hint_at_vocabulary(wanted)):
@@ -104,6 +105,7 @@ def sample(
             revision=revision,
             base=base,
             vae=vae,
+            unet=unet,
             dtype=dtype,
             lora=lora_file,
             lora_scale=lora_scale,
@@ -117,7 +119,7 @@ def sample(
 
     # Draw and write.
     settings = {"model": model, "lora": lora, "lora_scale": lora_scale, **how, **drawing.fields}
-    settings |= {"vae": vae} if vae else {}
+    settings |= {name: source for name, source in (("vae", vae), ("unet", unet)) if source}
     settings |= {"init_latents": init_latents} if init_latents else {"seed": seed}
     images = ImageWriter(folder, wanted, settings, count)
     try:
@@ -197,6 +199,9 @@ def run() -> None:
             "base", "", "Take a single file's tokenizers and scheduler from this folder or hub id."
         ),
         "vae": flags.DEFINE_string("vae", "", "Use this autoencoder (folder or hub id) instead of the model's own."),
+        "unet": flags.DEFINE_string(
+            "unet", "", "Use this UNet (folder, hub id, or OWNER/NAME/FOLDER) instead of the model's own."
+        ),
         "lora": flags.DEFINE_string(
             "lora",
             "",

@@ -56,26 +56,37 @@ def family_of(path: Path) -> str:
     raise UserError(_reason(path))
 
 
-def check_model(model: str, base: str = "", vae: str = "") -> None:
+def check_model(model: str, base: str = "", vae: str = "", unet: str = "") -> None:
     """Refuses a model that cannot be opened, as far as that shows without jax, weights and the network.
 
     Args:
-      model: as `open_pipeline` takes it, like ``base`` and ``vae``.
+      model: as `open_pipeline` takes it, like ``base``, ``vae`` and ``unet``.
       base: where a checkpoint in one file takes its tokenizers and scheduler from.
       vae: an autoencoder that replaces the model's own.
+      unet: a UNet that replaces the model's own.
 
     Raises:
       UserError: a path does not exist, or is something else than what is expected there.
     """
     path = toy.ASSETS / "pipeline" if model == toy.NAME else hub.local(model)
-    for name in (base, vae):
-        if name and name != toy.NAME:
-            hub.local(name)
-    if path is not None:
-        sources = family_module(family_of(path), "sources")
-        sources.check_source(path, base)
-        if vae and (vae == toy.NAME or hub.local(vae) is not None):
-            sources.open_vae(vae)
+    if base and base != toy.NAME:
+        hub.local(base)
+    for family in families() if path is None else [family_of(path)]:
+        if path is not None:
+            family_module(family, "sources").check_source(path, base)
+        family_module(family, "parts").check_here(path, vae, unet)
+
+
+def is_unet_alone(source: str) -> bool:
+    """Reports whether a source is a UNet without the rest of a pipeline, which `open_pipeline` takes as ``unet``.
+
+    Args:
+      source: folder, file, hub id, or ``OWNER/NAME/FOLDER``; of what is on the hub, only configs are fetched.
+
+    Raises:
+      UserError: as `spo_jax.weights.hub.resolve`.
+    """
+    return any(family_module(family, "parts").is_unet_alone(source) for family in families())
 
 
 def check_folder(out: Path, overwrite: bool) -> None:

@@ -34,6 +34,7 @@ class Drawing:
       revision: revision of the hub id; empty for none.
       base: where a single file's tokenizers and scheduler come from; empty for the default.
       vae: an autoencoder instead of the model's own; empty for none.
+      unet: a UNet instead of the model's own; empty for none.
       dtype: ``float32`` or ``bfloat16``.
       lora: file of a LoRA; None for none.
       lora_scale: its strength.
@@ -59,6 +60,7 @@ class Drawing:
         revision: str,
         base: str,
         vae: str,
+        unet: str,
         dtype: str,
         lora: Path | None,
         lora_scale: float,
@@ -70,7 +72,8 @@ class Drawing:
         how: Mapping[str, Any],
     ):
         with stage(f"reading {model}"):
-            pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
+            replaced = {"base": base, "vae": vae, "unet": unet}
+            pipeline = open_pipeline(model, revision=revision or None, dtype=jnp.dtype(dtype), **replaced)
         warn_of_cuts(pipeline, prompts)
         self._lora, scale = (None, 1.0) if lora is None else read_adapter(pipeline, lora)
         shape = pipeline.latent_shape_of(*size)

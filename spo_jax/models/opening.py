@@ -23,6 +23,7 @@ def open_pipeline(
     remat: bool = False,
     mesh: Mesh | None = None,
     vae: str | os.PathLike = "",
+    unet: str | os.PathLike = "",
     base: str | os.PathLike = "",
     abstract: bool = False,
 ) -> Pipeline:
@@ -35,6 +36,8 @@ def open_pipeline(
       remat: whether the trained network uses gradient checkpointing.
       mesh: mesh on which the weights are placed; None places them on the first device.
       vae: folder or hub id of an autoencoder that replaces the model's own.
+      unet: a UNet that replaces the model's own, which has to be of the same kind: a folder with its ``config.json`` or
+        with a folder ``unet``, or ``OWNER/NAME`` or ``OWNER/NAME/FOLDER`` on the hub. Only the UNet is fetched.
       base: folder or hub id whose tokenizers and scheduler a single file uses; by default the published model of its
         architecture.
       abstract: return shapes instead of weights, for programs that are compiled but not run. Only configs are read,
@@ -44,7 +47,7 @@ def open_pipeline(
       UserError: the model does not belong to any family, or parts of it are missing or do not fit; the message names
         the file and the field.
     """
-    options = {"dtype": dtype, "remat": remat, "mesh": mesh, "vae": vae}
+    options = {"dtype": dtype, "remat": remat, "mesh": mesh, "vae": vae, "unet": unet}
     is_remote = str(model) != toy.NAME and not local_path(model).exists()
     if abstract and is_remote:
         for family in families():

@@ -94,9 +94,11 @@ def test_only_the_lora_of_a_repository_is_fetched(tmp_path: Path, monkeypatch: p
     assert find_lora("acme/lora") == tmp_path / "pytorch_lora_weights.safetensors"
     assert find_lora("acme/lora/b.safetensors") == tmp_path / "b.safetensors"
     assert find_lora("acme/lora/sub/c.safetensors") == tmp_path / "sub" / "c.safetensors"
+    assert find_lora("acme/lora/sub") == tmp_path / "sub" / "c.safetensors"
     assert fetched == [
         ("acme/lora", ["pytorch_lora_weights.safetensors", "adapter_config.json"]),
         ("acme/lora", ["b.safetensors", "adapter_config.json"]),
+        ("acme/lora", ["sub/c.safetensors", "sub/adapter_config.json"]),
         ("acme/lora", ["sub/c.safetensors", "sub/adapter_config.json"]),
     ]
 
@@ -115,6 +117,13 @@ def test_only_the_lora_of_a_repository_is_fetched(tmp_path: Path, monkeypatch: p
             ["model_index.json", "a.safetensors"],
             "acme/x on the hub is a whole model, not a LoRA: name it with",
         ),
+        (
+            "acme/x/sub",
+            ["sub/a.safetensors", "sub/b.safetensors"],
+            "expected one LoRA in sub, found sub/a.safetensors, ",
+        ),
+        ("acme/x/sub", ["a.safetensors"], "acme/x on the hub: expected one LoRA in sub, found a.safetensors; name its"),
+        ("acme/x/sub", ["sub/model_index.json"], "acme/x/sub on the hub is a whole model, not a LoRA"),
         ("acme/x/c.ckpt", ["a.safetensors"], "acme/x on the hub has no c.ckpt: found a.safetensors"),
         ("acme/x/c.safetensors", ["a.safetensors"], "acme/x on the hub has no c.safetensors: found a.safetensors"),
     ],

@@ -6,19 +6,23 @@ from typing import Any
 from spo_jax.core.errors import UserError
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.sources import PartSource, Source
+from spo_jax.models.stable_diffusion.parts import PartSource
+from spo_jax.models.stable_diffusion.sources import Source
 from spo_jax.nn.clip_config import CLIPTextConfig
 from spo_jax.nn.vae import VAEConfig
 
 
 def check_parts(
-    source: Source, vae_source: PartSource, configs: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer]
+    source: Source,
+    parts: Mapping[str, PartSource | Source],
+    configs: Mapping[str, Any],
+    tokenizers: Mapping[str, Tokenizer],
 ) -> None:
     """Refuses parts that come from different models.
 
     Args:
-      source: source of all parts except the autoencoder.
-      vae_source: source of the autoencoder.
+      source: source of the pipeline.
+      parts: source of each part that does not come from ``source``, by name.
       configs: config of each component by name, with ``text_encoder_2`` if the pipeline is SDXL's.
       tokenizers: tokenizers by name, with ``tokenizer_2`` if the pipeline is SDXL's.
 
@@ -26,16 +30,16 @@ def check_parts(
       UserError: two parts do not fit; the message names the file and the field.
     """
     unet = configs["unet"]
-    where = source.where("unet")
+    where = parts.get("unet", source).where("unet")
     if unet.sample_size is None:
         raise UserError(f"{where}: sample_size is missing: expected the side of the latents, which sets the image size")
-    _check_vae(unet, configs["vae"], vae_source.where("vae"))
+    _check_vae(unet, configs["vae"], parts.get("vae", source).where("vae"))
     encoders = [configs[name] for name in ("text_encoder", "text_encoder_2") if name in configs]
     width = sum(config.hidden_size for config in encoders)
     if unet.cross_attention_dim != width:
         several = "the text encoders' hidden_size add up" if len(encoders) > 1 else "text_encoder's hidden_size comes"
         raise UserError(f"{where}: cross_attention_dim = {unet.cross_attention_dim}, but {several} to {width}")
-    _check_size_conditions(source, unet, encoders)
+    _check_size_conditions(source, where, unet, encoders)
     for name, tokenizer in tokenizers.items():
         encoder = name.replace("tokenizer", "text_encoder")
         text = configs[encoder]
@@ -53,9 +57,8 @@ def _check_vae(unet: UNetConfig, vae: VAEConfig, where: str) -> None:
         )
 
 
-def _check_size_conditions(source: Source, unet: UNetConfig, encoders: list[CLIPTextConfig]) -> None:
+def _check_size_conditions(source: Source, where: str, unet: UNetConfig, encoders: list[CLIPTextConfig]) -> None:
     """Checks that exactly SDXL's UNet takes pooled text and time ids, and that their widths fit."""
-    where = source.where("unet")
     is_sdxl = source.kind == "sdxl"
     if unet.wants_size_conditions != is_sdxl:
         sdxl_expects = "'text_time', because this is a StableDiffusionXLPipeline"

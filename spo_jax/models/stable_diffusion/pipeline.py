@@ -19,7 +19,7 @@ from spo_jax.diffusion.ddpm import DDPM, make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig
 from spo_jax.diffusion.steps import SolverSteps, solver_steps
 from spo_jax.models.base import TEXT_CHUNK
-from spo_jax.models.stable_diffusion import sources
+from spo_jax.models.stable_diffusion import parts, sources
 from spo_jax.models.stable_diffusion.checks import check_parts
 from spo_jax.models.stable_diffusion.conditioning import Conditioning, SizeConditions
 from spo_jax.models.stable_diffusion.config import UNetConfig
@@ -80,10 +80,10 @@ class StableDiffusion:
 
     def facts(self) -> dict[str, str]:
         """Returns what tells models of the family apart, in words by name."""
-        names = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}
-        width = self.unet.config.cross_attention_dim
-        kind = "SDXL" if self.kind == "sdxl" else names.get(width, f"Stable Diffusion, {width} wide")
-        return {"architecture": kind, "prediction": self.scheduler.prediction_type}
+        return {
+            "architecture": parts.architecture(dataclasses.asdict(self.unet.config)),
+            "prediction": self.scheduler.prediction_type,
+        }
 
     @property
     def dtype(self) -> DType:
@@ -322,43 +322,58 @@ def load(
     remat: bool = False,
     mesh: Mesh | None = None,
     vae: str | os.PathLike = "",
+    unet: str | os.PathLike = "",
     base: str | os.PathLike = "",
     abstract: bool = False,
 ) -> StableDiffusion:
     """Reads a pipeline that the family claims; the arguments are those of `spo_jax.models.open_pipeline`."""
-    return _assemble(sources.open_source(path, base), vae, dtype, remat, mesh, abstract)
+    return _assemble(sources.open_source(path, base), vae, unet, dtype, remat, mesh, abstract)
 
 
 def load_published(
-    name: str, *, dtype: DType, remat: bool, mesh: Mesh | None, vae: str | os.PathLike = ""
+    name: str,
+    *,
+    dtype: DType,
+    remat: bool,
+    mesh: Mesh | None,
+    vae: str | os.PathLike = "",
+    unet: str | os.PathLike = "",
 ) -> StableDiffusion | None:
     """Returns the abstract pipeline of a hub id whose configs are known, or None."""
     source = sources.published_source(name)
-    return None if source is None else _assemble(source, vae, dtype, remat, mesh, abstract=True)
+    return None if source is None else _assemble(source, vae, unet, dtype, remat, mesh, abstract=True)
 
 
 def _assemble(
-    source: sources.Source, vae: str | os.PathLike, dtype: DType, remat: bool, mesh: Mesh | None, abstract: bool
+    source: sources.Source,
+    vae: str | os.PathLike,
+    unet: str | os.PathLike,
+    dtype: DType,
+    remat: bool,
+    mesh: Mesh | None,
+    abstract: bool,
 ) -> StableDiffusion:
-    """Makes a pipeline from the parts of a source."""
-    vae_source = source
+    """Makes a pipeline from the parts of a source, and from parts that replace its own."""
+    others: dict[str, parts.PartSource | sources.Source] = {}
     if vae:
-        vae_source = (abstract and sources.published_vae(str(vae))) or sources.open_vae(vae)
+        others["vae"] = (abstract and parts.published_vae(str(vae))) or parts.open_vae(vae)
+    if unet:
+        others["unet"] = parts.open_unet(unet)
+        parts.check_unet(others["unet"], source.config("unet"), source.path)
     # Read all configs and check that the parts fit, before minutes are spent on reading weights.
-    modules = _modules(source, vae_source, dtype, remat)
+    modules = _modules(source, others, dtype, remat)
     tokenizers = _tokenizers(source, modules, abstract)
-    check_parts(source, vae_source, {name: module.config for name, module in modules.items()}, tokenizers)
+    check_parts(source, others, {name: module.config for name, module in modules.items()}, tokenizers)
     where = str(source.base / "scheduler" / sources.SCHEDULER_FILE)
     scheduler = ScheduleConfig.from_dict(source.scheduler(), where)
     # Read the weights, or only their shapes.
     params = {}
     for name, module in modules.items():
-        part = vae_source if name == "vae" else source
         shapes = shapes_of_module(name, module)
         if abstract:
             params[name] = abstract_weights(shapes, module.dtype, mesh)
         else:
-            params[name] = part.weights(name, shapes, module.dtype)
+            params[name] = others.get(name, source).weights(name, shapes, module.dtype)
     if not abstract:
         # The weights stay on the devices; numpy arrays would be transferred with every call.
         params = place_weights(params, mesh, title=str(source.path))
@@ -373,21 +388,24 @@ def _assemble(
     )
 
 
-def _modules(source: sources.Source, vae_source: sources.PartSource, dtype: DType, remat: bool) -> dict[str, Any]:
+def _modules(
+    source: sources.Source, others: Mapping[str, parts.PartSource | sources.Source], dtype: DType, remat: bool
+) -> dict[str, Any]:
     """Makes the networks by component."""
 
-    def config(cls: Any, part: sources.PartSource, name: str) -> Any:
+    def config(cls: Any, name: str) -> Any:
+        part = others.get(name, source)
         return cls.from_dict(part.config(name), part.where(name))
 
-    vae_config = config(VAEConfig, vae_source, "vae")
+    vae_config = config(VAEConfig, "vae")
     upcast = source.kind == "sdxl" and vae_config.force_upcast
     modules = {
-        "unet": UNet2DConditionModel(config(UNetConfig, source, "unet"), remat, dtype),
+        "unet": UNet2DConditionModel(config(UNetConfig, "unet"), remat, dtype),
         "vae": AutoencoderKL(vae_config, jnp.float32 if upcast else dtype),
-        "text_encoder": CLIPTextModel(config(CLIPTextConfig, source, "text_encoder"), dtype=dtype),
+        "text_encoder": CLIPTextModel(config(CLIPTextConfig, "text_encoder"), dtype=dtype),
     }
     if source.kind == "sdxl":
-        text_config = config(CLIPTextConfig, source, "text_encoder_2")
+        text_config = config(CLIPTextConfig, "text_encoder_2")
         modules["text_encoder_2"] = CLIPTextModel(text_config, projection=True, dtype=dtype)
     return modules
 

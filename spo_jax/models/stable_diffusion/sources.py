@@ -1,7 +1,8 @@
-"""Sources of a pipeline's parts: a diffusers folder, a single-file checkpoint, or an autoencoder of its own.
+"""Sources of a pipeline's parts: a diffusers folder, a single-file checkpoint, or a published model's configs.
 
 All sources have the same methods: `config` returns a part's config and `weights` fills its tree, so that the pipeline
-does not depend on the kind of source.
+does not depend on the kind of source. A part that comes from elsewhere has a source of its own
+(`spo_jax.models.stable_diffusion.parts`).
 """
 
 import dataclasses
@@ -18,7 +19,6 @@ from spo_jax.core.typing import DType, Params
 from spo_jax.models.stable_diffusion import architecture, presets
 from spo_jax.models.stable_diffusion.single_file import SingleFile, read_single_file
 from spo_jax.weights import components, hub, rules, store
-from spo_jax.weights.kinds import describe
 
 # The subfolders that are read. The safety checker is not one of them.
 COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler", "tokenizer", "tokenizer_2")
@@ -26,7 +26,7 @@ SCHEDULER_FILE = "scheduler_config.json"
 CLASSES = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 # The files that are downloaded of a single file's base model.
 _SMALL_FILES = ("model_index.json", "*/config.json", f"scheduler/{SCHEDULER_FILE}", "tokenizer/*", "tokenizer_2/*")
-_LOADERS: dict[str, Callable[..., Params]] = {
+LOADERS: dict[str, Callable[..., Params]] = {
     "unet": components.load_unet,
     "vae": components.load_vae,
     "text_encoder": components.load_text,
@@ -43,10 +43,9 @@ _PUBLISHED = (
     (re.compile(r"/stable-diffusion-v1-[1-5]$"), "sd", presets.SD15),
     (re.compile(r"/stable-diffusion-xl-base-1\.0$"), "sdxl", presets.SDXL),
 )
-_TOY = toy.ASSETS / "pipeline"
+TOY = toy.ASSETS / "pipeline"
 # A weight of a single file whose shape is [d l], where l is the width of the text states.
 _TEXT_KEY = re.compile(rf"{re.escape(architecture.UNET)}.*\.attn2\.to_k\.weight$")
-_PUBLISHED_VAES = ((re.compile(r"/sdxl-vae-fp16-fix$"), presets.SDXL_VAE | {"force_upcast": False}),)
 
 
 def claims(path: Path) -> bool:
@@ -90,7 +89,7 @@ class FolderSource:
 
     def weights(self, name: str, shapes: Params, dtype: DType) -> Params:
         """Reads a part's weights into the tree of ``shapes``; floating-point ones are cast to ``dtype``."""
-        return _LOADERS[name](self.path / name, shapes, dtype=dtype)
+        return LOADERS[name](self.path / name, shapes, dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,27 +182,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / "scheduler" / SCHEDULER_FILE)
 
 
-@dataclasses.dataclass(frozen=True)
-class VAESource:
-    """A folder that holds only an autoencoder; its methods are those of `FolderSource` for every name of a part."""
-
-    path: Path
-
-    def where(self, name: str) -> str:
-        """Returns where a part's config is from, for error messages."""
-        return str(self.path / "config.json")
-
-    def config(self, name: str) -> Mapping[str, Any]:
-        """Returns a part's config in its library's form."""
-        return read_json_object(Path(self.where(name)))
-
-    def weights(self, name: str, shapes: Params, dtype: DType) -> Params:
-        """Reads a part's weights into the tree of ``shapes``; floating-point ones are cast to ``dtype``."""
-        return components.load_vae(self.path, shapes, dtype=dtype)
-
-
 Source = FolderSource | FileSource | PublishedSource
-PartSource = Source | VAESource
 
 
 def open_source(path: Path, base: str | os.PathLike = "") -> FolderSource | FileSource:
@@ -244,7 +223,7 @@ def check_source(path: Path, base: str = "") -> None:
         kind = architecture.detect(path, shapes)
         width = next((x.shape[1] for key, x in shapes.items() if _TEXT_KEY.match(key) and x.ndim == 2), 0)
         base = base or _default_base(path, kind, width)
-        folder = _TOY if base == toy.NAME else hub.local(base)
+        folder = TOY if base == toy.NAME else hub.local(base)
         if folder is not None:
             _check_base(path, kind, width, base, folder)
 
@@ -280,7 +259,7 @@ def _open_file(path: Path, base: str | os.PathLike) -> FileSource:
     file = read_single_file(path)
     width = file.shown["unet"]["cross_attention_dim"]
     base = base or _default_base(path, file.kind, width)
-    folder = _TOY if str(base) == toy.NAME else hub.resolve(base, allow_patterns=_SMALL_FILES)
+    folder = TOY if str(base) == toy.NAME else hub.resolve(base, allow_patterns=_SMALL_FILES)
     return FileSource(path, file, folder, _check_base(path, file.kind, width, base, folder))
 
 
@@ -300,7 +279,7 @@ def _default_base(path: Path, kind: architecture.Kind, width: int) -> str:
     if base and width in (0, known):
         return base
     reason = f", and is no fine-tune of {base}: its text states are {width} wide instead of {known}" if base else ""
-    is_toy = width == _width_of(read_json_object(_TOY / "unet" / "config.json"))
+    is_toy = width == _width_of(read_json_object(TOY / "unet" / "config.json"))
     raise UserError(
         f"{path} has neither a tokenizer nor a scheduler{reason}: set base to the folder or hub id of the {kind} model "
         f"that was fine-tuned{', or to toy if it was that' if is_toy else ''}"
@@ -323,28 +302,3 @@ def _kind_of(kind: architecture.Kind) -> str:
 
 def _width_of(unet: Mapping[str, Any]) -> Any:
     return unet.get("cross_attention_dim")
-
-
-def open_vae(vae: str | os.PathLike) -> VAESource:
-    """Opens an autoencoder in a folder or hub repository of its own, or the one of a whole pipeline.
-
-    Raises:
-      UserError: as `spo_jax.weights.hub.resolve`; ``vae`` is a file.
-    """
-    folder = _TOY if str(vae) == toy.NAME else hub.resolve(vae, components=("vae",))
-    expected = "expected an autoencoder's folder, with config.json, or hub id"
-    if folder.is_file():
-        raise UserError(f"vae = {str(vae)!r} is a file: {expected}")
-    if (folder / "config.json").is_file():
-        return VAESource(folder)
-    if not (folder / "vae" / "config.json").is_file():
-        raise UserError(f"vae = {str(vae)!r} is {describe(folder)}: {expected}")
-    return VAESource(folder / "vae")
-
-
-def published_vae(vae: str) -> PublishedSource | None:
-    """Returns the source of an autoencoder's hub id whose config is known, or None."""
-    for pattern, config in _PUBLISHED_VAES:
-        if pattern.search(vae):
-            return PublishedSource(vae, "vae", {"vae": config})
-    return None

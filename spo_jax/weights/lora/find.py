@@ -17,9 +17,7 @@ from spo_jax.weights.store import TORCH_SUFFIXES
 
 _CONFIG = "adapter_config.json"  # PEFT's, with alpha
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-_ON_HUB = re.compile(
-    rf"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^/].*(?:{'|'.join(map(re.escape, _SUFFIXES))})))?"
-)
+_ON_HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<inside>[^/].*?)/?)?")
 
 
 def find_lora(source: str | os.PathLike) -> Path:
@@ -28,7 +26,7 @@ def find_lora(source: str | os.PathLike) -> Path:
     Args:
       source: the file; a folder with ``pytorch_lora_weights.safetensors``, with the ``lora.safetensors`` of a run, with
         PEFT's ``adapter_model.safetensors``, or with one safetensors file of another name; or, if there is no such
-        path, ``owner/name`` or ``owner/name/file`` on the hub, of which only the LoRA is fetched.
+        path, ``owner/name`` on the hub, or a file or folder in it, of which only the LoRA is fetched.
 
     Raises:
       UserError: there is no such path, or no single LoRA in it; the folder is a whole model, or a run without LoRA; or
@@ -44,10 +42,12 @@ def find_lora(source: str | os.PathLike) -> Path:
         raise UserError(
             f"no such file or folder: {source} (a LoRA on the hub is owner/name or owner/name/file.safetensors)"
         )
-    repo, file = match.groups()
-    if file is None:
-        return _in_folder(hub.resolve(repo, select=lambda names: _chosen(repo, names), kept=LORA_FILES))
-    return hub.resolve(repo, select=lambda names: _named(repo, file, names), kept=(glob.escape(file),)) / file
+    repo, inside = match["repo"], match["inside"] or ""
+    if inside.endswith(_SUFFIXES):
+        return hub.resolve(repo, select=lambda names: _named(repo, inside, names), kept=(glob.escape(inside),)) / inside
+    folder = f"{inside}/" if inside else ""
+    kept = [f"{glob.escape(folder)}{name}" for name in LORA_FILES]
+    return _in_folder(hub.resolve(repo, select=lambda names: _chosen(repo, folder, names), kept=kept) / inside)
 
 
 def _is_meant_locally(source: str) -> bool:
@@ -91,18 +91,29 @@ def _named(repo: str, file: str, names: Sequence[str]) -> list[str]:
     return [name for name in (file, config) if name in names]
 
 
-def _chosen(repo: str, names: Sequence[str]) -> list[str]:
-    """Selects the LoRA of a repository as `_in_folder` does in a folder."""
-    found = [name for name in _weights(names) if "/" not in name and name.endswith(".safetensors")]
+def _chosen(repo: str, folder: str, names: Sequence[str]) -> list[str]:
+    """Selects the LoRA of a repository, or of a folder in it, as `_in_folder` does in a folder.
+
+    Args:
+      repo: id of the repository.
+      folder: the folder, which ends in a slash; empty for the top one.
+      names: all files of the repository.
+    """
+    inside = [name.removeprefix(folder) for name in names if name.startswith(folder)]
+    found = [name for name in _weights(inside) if "/" not in name and name.endswith(".safetensors")]
     for name in LORA_FILES:
         if name in found:
-            return _named(repo, name, names)
-    if "model_index.json" in names:
-        raise UserError(f"{repo} on the hub is a whole model, not a LoRA: name it with --model")
+            return _named(repo, folder + name, names)
+    if "model_index.json" in inside:
+        where = f"{repo}/{folder}".rstrip("/")
+        raise UserError(f"{where} on the hub is a whole model, not a LoRA: name it with --model")
     if len(found) != 1:
         seen = shorten(_weights(names)) or "no weights"
-        raise UserError(f"{repo} on the hub: expected one LoRA, found {seen}; name its file: {repo}/FILE.safetensors")
-    return _named(repo, found[0], names)
+        where = f" in {folder[:-1]}" if folder else ""
+        raise UserError(
+            f"{repo} on the hub: expected one LoRA{where}, found {seen}; name its file: {repo}/FILE.safetensors"
+        )
+    return _named(repo, folder + found[0], names)
 
 
 def _weights(names: Sequence[str]) -> list[str]:

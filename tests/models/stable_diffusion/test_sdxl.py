@@ -22,8 +22,9 @@ from spo_jax.models import open_pipeline
 from spo_jax.models.lora import read_lora, write_lora
 from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.models.stable_diffusion.conditioning import SizeConditions
+from spo_jax.models.stable_diffusion.parts import open_vae
 from spo_jax.models.stable_diffusion.single_file import write_single_file
-from spo_jax.models.stable_diffusion.sources import open_source, open_vae
+from spo_jax.models.stable_diffusion.sources import open_source
 from spo_jax.parallel.sharding import shapes_of
 from spo_jax.weights.lora import LoRA
 from tests.models.helpers import RANK, merged_states, random_adapter, unit
