@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +12,11 @@ from spo_jax.core.config import shown
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
 from spo_jax.core.typing import Int
+from spo_jax.data import bpe_file
 
 # The limit for folders without tokenizer_config.json, for which transformers assumes a practically infinite one (1e30).
 CLIP_LENGTH = 77
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 _SHORTEST = 3  # the start token, one of the prompt, and the end token
 _MAX_VOCABULARY = 2**22
 _IN_WORD = r"[0-9A-Za-zÀ-ӿ'’]"  # Latin, Greek and Cyrillic script, which put spaces between words
@@ -22,7 +25,8 @@ _IN_WORD = r"[0-9A-Za-zÀ-ӿ'’]"  # Latin, Greek and Cyrillic script, which pu
 class Tokenizer:
     """A CLIP tokenizer, read from a folder of diffusers or transformers.
 
-    The folder may be old (vocab.json and merges.txt) or new (tokenizer.json).
+    The folder may be old (vocab.json and merges.txt) or new (tokenizer.json), or hold OpenAI's file of merges
+    (bpe_simple_vocab_16e6.txt.gz).
 
     Attributes:
       folder: the folder.
@@ -40,22 +44,19 @@ class Tokenizer:
           UserError: the folder does not hold a tokenizer that transformers can read, or not CLIP's.
         """
         self.folder = Path(folder)
-        if not any((self.folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        if not holds_tokenizer(self.folder):
             raise UserError(f"{folder}: no tokenizer here: expected tokenizer.json, or vocab.json with merges.txt")
         limit = _check_files(self.folder)
-        # On import, transformers reports that it did not find torch, which nothing here needs.
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from transformers import CLIPTokenizer
-
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
+            self._tokenizer = _open(self.folder)
             self.vocabulary = 1 + max(self._tokenizer.get_vocab().values())
             self.length = min(limit, CLIP_LENGTH)
-            ids = self(["a red star"])[0].tolist()
+            ids = Tokenizer.__call__(self, ["a red star"])[0].tolist()  # whatever a subclass does
             marks = [self._tokenizer.bos_token_id, self._tokenizer.eos_token_id]
-        except (
-            Exception
-        ) as error:  # transformers and its library in Rust raise many kinds, a plain Exception among them
+        except UserError:
+            raise
+        # transformers and its library in Rust raise many kinds, a plain Exception among them
+        except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{folder}: cannot read the tokenizer: {reason or type(error).__name__}") from error
         if ids[0] != marks[0] or marks[1] not in ids[1:] or not 0 <= min(ids) <= max(ids) < self.vocabulary:
@@ -106,6 +107,27 @@ class Tokenizer:
             # The last token that fits is the end token, in place of the token that stands there.
             ends.append(prompt[_word_start(prompt, places[self.length - 1][0]) :] if len(places) > self.length else "")
         return ends
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES) or _bpe_file(folder) is not None
+
+
+def _bpe_file(folder: Path) -> Path | None:
+    return min(folder.glob(bpe_file.PATTERN), default=None)
+
+
+def _open(folder: Path) -> Any:
+    """Opens the tokenizer with transformers."""
+    # On import, transformers reports that it did not find torch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers import CLIPTokenizer
+
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    vocabulary, merges = bpe_file.read_bpe_file(_bpe_file(folder))
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)
 
 
 def _word_start(text: str, place: int) -> int:

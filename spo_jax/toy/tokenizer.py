@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from spo_jax.core.byte_characters import byte_characters
 from spo_jax.core.files import write_json, write_text
 from spo_jax.toy import world
 
@@ -16,13 +17,6 @@ END = "<|endoftext|>"
 _WORD_END = "</w>"
 # CLIP's own pattern: contractions, runs of letters, single digits, and runs of anything else except white space.
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-
-
-def byte_characters() -> list[str]:
-    """Returns a printable character for each of the 256 bytes, in the order of CLIP's vocabulary (GPT-2's table)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = len(set(range(256)) - set(printable))
-    return [chr(code) for code in printable] + [chr(256 + index) for index in range(others)]
 
 
 def learn_merges(words: list[str]) -> list[tuple[str, str]]:
@@ -60,7 +54,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
       (token -> id, merges). The tokens are the bytes, the bytes that end a word, the merges, and last the start and
       end tokens.
     """
-    characters = byte_characters()
+    characters = list(byte_characters())
     merges = learn_merges([word for prompt in world.PROMPTS for word in prompt.split()])
     tokens = characters + [character + _WORD_END for character in characters]
     tokens += ["".join(pair) for pair in merges]
