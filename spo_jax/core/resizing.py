@@ -85,17 +85,47 @@ def _pillow_pass(images: UInt8[Array, "b h w c"], axis: int, size: int) -> UInt8
     """Resizes one axis, as one of the two passes of Pillow."""
     if images.shape[axis] == size:
         return images
-    first, weights = _pillow_weights(images.shape[axis], size)
-    # One tap after the other, because all taps at once would take that many times the memory. Pillow's sums fit into
-    # 32 bits too: that is why its weights have 22.
-    total = jnp.full((), 1 << (_FRACTION - 1), jnp.int32)
+    sums = {"axis": axis, "before": images.shape[axis], "after": size}
+    # Pillow's sums fit into 32 bits: that is why its weights have 22.
+    total = jax.lax.platform_dependent(
+        images, cpu=functools.partial(_tap_by_tap, **sums), default=functools.partial(_digit_by_digit, **sums)
+    )
+    return jnp.clip((total + (1 << (_FRACTION - 1))) >> _FRACTION, 0, 255).astype(jnp.uint8)
+
+
+def _tap_by_tap(images: UInt8[Array, "b h w c"], axis: int, before: int, after: int) -> Int[Array, "b h2 w2 c"]:
+    """Adds up the weighted pixels, tap after tap, because all taps at once would take that much more memory."""
+    first, weights = _pillow_weights(before, after)
     shape = [1] * images.ndim
-    shape[axis] = size
-    last = images.shape[axis] - 1
+    shape[axis] = after
+    total = jnp.zeros((), jnp.int32)
     for tap in range(weights.shape[1]):
-        taken = jnp.take(images, np.minimum(first + tap, last), axis=axis).astype(jnp.int32)
+        taken = jnp.take(images, np.minimum(first + tap, before - 1), axis=axis).astype(jnp.int32)
         total = total + taken * jnp.asarray(weights[:, tap].reshape(shape))
-    return jnp.clip(total >> _FRACTION, 0, 255).astype(jnp.uint8)
+    return total
+
+
+def _digit_by_digit(images: UInt8[Array, "b h w c"], axis: int, before: int, after: int) -> Int[Array, "b h2 w2 c"]:
+    """Computes the same sums as products of matrices, because accelerators are slow at picking single pixels.
+
+    Matrix units take floats of as few as 8 bits. So the weights are cut into three digits of 8 bits, whose products
+    with a byte and sums of these are whole numbers that float32 holds exactly, and there are three products. As compiled
+    for a TPU v5e, 25 images of 512 pixels move 0.5 GB of memory instead of 12.
+    """
+    first, weights = _pillow_weights(before, after)
+    rest = np.zeros((after, before), np.int32)
+    rows = np.arange(after)[:, None]
+    np.add.at(rest, (rows, np.minimum(first[:, None] + np.arange(weights.shape[1]), before - 1)), weights)
+    total = jnp.zeros((), jnp.int32)
+    for shift in (0, 8, 16):
+        digit = (rest + 128) % 256 - 128 if shift < 16 else rest  # -128 to 127, and what is left at the end
+        rest = (rest - digit) // 256
+        terms = "an,bhnc->bhac" if axis == 2 else "an,bnwc->bawc"
+        product = jnp.einsum(
+            terms, digit.astype(np.float32), images.astype(jnp.float32), precision=jax.lax.Precision.DEFAULT
+        )
+        total = total + (product.astype(jnp.int32) << shift)
+    return total
 
 
 @functools.lru_cache(maxsize=64)
