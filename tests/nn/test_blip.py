@@ -1,16 +1,9 @@
-"""Both parts of BLIP against those of transformers, to 1e-4 of the largest value, in float32 on both sides.
-
-transformers renamed the modules of Salesforce's BLIP, so a table gives the weights their first names back.
-"""
-
-import re
+"""Both parts of BLIP against those of transformers, to 1e-4 of the largest value, in float32 on both sides."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from spo_jax.core.errors import UserError
 from spo_jax.nn.blip import BLIP
@@ -23,6 +16,7 @@ from tests.nn.config_checks import (
     check_unknown_field_is_refused,
     check_value_is_refused,
 )
+from tests.torch_blip import networks_of_transformers, salesforce_state
 
 TOLERANCE = 1e-4
 VISION = ViTConfig(image_size=14, patch_size=6, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2, layer_norm_eps=1e-2)
@@ -37,56 +31,6 @@ TEXT = BertConfig(
 )
 IDS = jnp.array([[1, 2, 3, 40, 5, 0, 0], [7, 59, 8, 9, 4, 59, 6]])
 VISIBLE = IDS != 0
-# transformers' names of the vision transformer -> those of Salesforce.
-RENAMES = (
-    (r"^embeddings\.class_embedding$", "cls_token"),
-    (r"^embeddings\.position_embedding$", "pos_embed"),
-    (r"^embeddings\.patch_embedding\.", "patch_embed.proj."),
-    (r"^encoder\.layers\.(\d+)\.self_attn\.qkv\.", r"blocks.\1.attn.qkv."),
-    (r"^encoder\.layers\.(\d+)\.self_attn\.projection\.", r"blocks.\1.attn.proj."),
-    (r"^encoder\.layers\.(\d+)\.layer_norm", r"blocks.\1.norm"),
-    (r"^encoder\.layers\.(\d+)\.mlp\.", r"blocks.\1.mlp."),
-    (r"^post_layernorm\.", "norm."),
-)
-
-
-def networks_of_transformers(config: BLIPConfig, spread: float) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """Makes transformers' vision model and text model of BLIP, with random weights, biases and norms."""
-    vision = transformers.BlipVisionConfig(
-        hidden_size=config.vision.embed_dim,
-        intermediate_size=config.vision.embed_dim * config.vision.mlp_ratio,
-        num_hidden_layers=config.vision.depth,
-        num_attention_heads=config.vision.num_heads,
-        image_size=config.vision.image_size,
-        patch_size=config.vision.patch_size,
-        layer_norm_eps=config.vision.layer_norm_eps,
-        initializer_range=spread,
-    )
-    text = transformers.BlipTextConfig(
-        vocab_size=config.text.vocab_size,
-        hidden_size=config.text.hidden_size,
-        encoder_hidden_size=config.vision.embed_dim,
-        intermediate_size=config.text.intermediate_size,
-        num_hidden_layers=config.text.num_hidden_layers,
-        num_attention_heads=config.text.num_attention_heads,
-        max_position_embeddings=config.text.max_position_embeddings,
-        layer_norm_eps=config.text.layer_norm_eps,
-        initializer_range=spread,
-        is_decoder=True,  # there, only a decoder has cross-attention; it is called as an encoder below
-    )
-    torch.manual_seed(0)
-    return transformers.BlipVisionModel(vision), transformers.BlipTextModel(text, add_pooling_layer=False)
-
-
-def params_of(vision: torch.nn.Module, text: torch.nn.Module, ours: BLIP) -> dict:
-    """The weights of both in the tree of our network."""
-    state = {}
-    for name, value in vision.state_dict().items():
-        pattern, replacement = next((p, r) for p, r in RENAMES if re.search(p, name))
-        value = value.reshape(1, 1, -1) if "class_embedding" in name else value
-        state[f"visual_encoder.{re.sub(pattern, replacement, name)}"] = value.numpy()
-    state |= {f"text_encoder.{name}": value.numpy() for name, value in text.state_dict().items()}
-    return rules.to_tree(state, blip_shapes(ours), "torch", ignore=[r"position_ids$"])
 
 
 def states_of(blip: BLIP, pixels: jax.Array):
@@ -114,7 +58,9 @@ def test_both_parts_match_transformers(reference):
     ).hidden_states
 
     ours = BLIP(config)
-    image, states, first = reference.jit(states_of(ours, pixels))(params_of(vision, text, ours))
+    arrays = {name: value.numpy() for name, value in salesforce_state(vision, text).items()}
+    params = rules.to_tree(arrays, blip_shapes(ours), "torch", ignore=[r"position_ids$"])
+    image, states, first = reference.jit(states_of(ours, pixels))(params)
     assert reference.relative_error(image, expected_image) < TOLERANCE
     assert len(states) == len(expected) == 3
     for state, target in zip(states, expected, strict=True):
