@@ -104,7 +104,15 @@ setup(
     # configs/ stays at the top level, where a user looks for it; a wheel carries it as spo_jax/configs/.
     packages=[*find_packages(include=["spo_jax", "spo_jax.*"]), "spo_jax.configs"],
     package_dir={"spo_jax.configs": "configs"},
-    package_data={"spo_jax": ["toy/assets/**", "data/protocols/*.json", "run/report/template/*", "work/export/template/*"]},
+    package_data={
+        "spo_jax": [
+            "toy/assets/**",
+            "data/protocols/*.json",
+            "run/report/template/*",
+            "work/export/template/*",
+            "work/evaluate/template/*",
+        ]
+    },
     install_requires=BASE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": [f"spo-jax-{name.replace('_', '-')} = spo_jax.{name}:run" for name in COMMANDS]},

@@ -46,8 +46,8 @@ def shown(pair: ImagePair) -> dict[str, Any]:
     height, width = pair.before.shape[:2]
     return {
         "prompt": pair.prompt,
-        "before": _data_uri(pair.before),
-        "after": _data_uri(pair.after),
+        "before": data_uri(pair.before),
+        "after": data_uri(pair.after),
         "width": width,
         "height": height,
         "small": max(height, width) <= SMALL,
@@ -124,13 +124,19 @@ def _reduced(image: UInt8[np.ndarray, "h w 3"], side: int) -> Image.Image:
     return reduced
 
 
-def _data_uri(image: UInt8[np.ndarray, "h w 3"]) -> str:
-    """Encodes an image: a small one as PNG with its very pixels, a large one as WebP of at most `LARGEST` pixels."""
+def data_uri(image: UInt8[np.ndarray, "h w 3"], largest: int = LARGEST, quality: int = 88) -> str:
+    """Encodes an image for a page: a small one as PNG with its very pixels, a large one as WebP.
+
+    Args:
+      image: the image.
+      largest: pixels to which the longer side of a large one is reduced.
+      quality: quality of WebP, 0 to 100.
+    """
     stream = io.BytesIO()
     if max(image.shape) <= SMALL:
         kind = "png"
         Image.fromarray(image).save(stream, format="PNG", optimize=True)
     else:
         kind = "webp"
-        _reduced(image, LARGEST).save(stream, format="WebP", quality=88)
+        _reduced(image, largest).save(stream, format="WebP", quality=quality)
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

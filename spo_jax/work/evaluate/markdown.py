@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from spo_jax.core.markdown import code, plain
 from spo_jax.core.statistics import Share
-from spo_jax.core.words import with_error
-from spo_jax.work.evaluate.compare import Cell, Comparison, GroupValue
+from spo_jax.work.evaluate.compare import Cell, Comparison
 from spo_jax.work.evaluate.wording import (
     MARKS,
     TRAINED,
     caption,
     difference_text,
     finding,
+    group_text,
     knee_definition,
     knee_text,
     protocol_fields,
@@ -80,7 +80,7 @@ def _group_parts(comparison: Comparison, scores: Sequence[str], above: str) -> l
     parts = []
     for group, found in comparison.groups.items():
         rows = [
-            [plain(name), *(_group_cell(values[score]) if score in values else "–" for score in scores)]
+            [plain(name), *(group_text(values[score]) if score in values else "–" for score in scores)]
             for name, values in found.items()
         ]
         blocks = max((value.blocks for values in found.values() for value in values.values()), default=0)
@@ -88,12 +88,6 @@ def _group_parts(comparison: Comparison, scores: Sequence[str], above: str) -> l
         meaning = f"Mean (and deviation) of {blocks} averages over {size} prompts each." if blocks else ""
         parts += [f"## Prompts of {plain(group)}", above, meaning, _table(["contestant", *scores], rows)]
     return parts
-
-
-def _group_cell(value: GroupValue) -> str:
-    if value.deviation is None:
-        return with_error(value.value, value.error)
-    return f"{value.value:.4g} ({value.deviation:.2g})"
 
 
 def _win_parts(comparison: Comparison, above: str) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from spo_jax.core.files import write_json, write_text
 from spo_jax.work.evaluate.compare import compare
 from spo_jax.work.evaluate.markdown import results_markdown
+from spo_jax.work.evaluate.page import write_page
 from spo_jax.work.evaluate.result import Evaluation
 from spo_jax.work.evaluate.tables import results_csv, results_json, scores_csv
 
@@ -28,4 +29,6 @@ def write_results(evaluation: Evaluation, out: Path) -> list[Path]:
     write_text(files[1], results_csv(comparison))
     write_text(files[2], scores_csv(evaluation, out))
     write_text(files[3], results_markdown(comparison))
-    return files
+    page = out / "index.html"
+    write_page(page, comparison)
+    return [*files, page]

@@ -10,7 +10,7 @@ from spo_jax.core.statistics import Estimate
 from spo_jax.core.words import counted, listed, readable, with_error
 from spo_jax.run.report.scores import MARKS as OUTCOMES
 from spo_jax.run.verdict import FEW
-from spo_jax.work.evaluate.compare import Cell, Comparison
+from spo_jax.work.evaluate.compare import Cell, Comparison, GroupValue
 from spo_jax.work.evaluate.front import DEFINITION, Knee
 from spo_jax.work.evaluate.result import Evaluation
 
@@ -58,6 +58,13 @@ def difference_text(difference: Estimate) -> str:
     ends = [with_error(end, difference.error, sign="+").partition(" ")[0] for end in (difference.low, difference.high)]
     value = with_error(difference.value, difference.error, sign="+").partition(" ")[0]
     return f"{value} [{', '.join(ends)}]"
+
+
+def group_text(value: GroupValue) -> str:
+    """Writes a value of a group of prompts, with the deviation between blocks of them in brackets, if it has any."""
+    if value.deviation is None:
+        return with_error(value.value, value.error)
+    return f"{value.value:.4g} ({value.deviation:.2g})"
 
 
 def finding(comparison: Comparison, name: str) -> str:
