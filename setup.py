@@ -80,7 +80,9 @@ EXTRAS = {
 }
 
 # train_spm is what a command was called once; it says what to use now.
-COMMANDS = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "doctor", "train_spm")
+COMMANDS = (
+    "train", "sample", "export", "evaluate", "prepare", "demo", "convert", "evaluate_spm", "doctor", "train_spm",
+)  # fmt: skip
 
 setup(
     name="spo_jax",

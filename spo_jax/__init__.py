@@ -27,6 +27,7 @@ _PUBLIC = {
     "export": "spo_jax.export",
     "export_card": "spo_jax.export",
     "compare_strengths": "spo_jax.export",
+    "evaluate": "spo_jax.evaluate",
     "prepare": "spo_jax.prepare",
     "evaluate_spm": "spo_jax.evaluate_spm",
     "doctor": "spo_jax.doctor",

@@ -6,6 +6,7 @@ COMMANDS = {
     "train": "trains by any method, from a config",
     "sample": "draws images, with a LoRA or without",
     "export": "writes the LoRA of a run for diffusers and the web UIs, or merges it into its model",
+    "evaluate": "compares models on the same prompts and noise, by rewards and signs of reward hacking",
     "prepare": "fetches prompts, and prepares preference pairs",
     "demo": "shows a page to try images and to vote on them",
     "evaluate_spm": "measures the accuracy of a preference model against timestep",

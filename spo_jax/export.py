@@ -25,6 +25,7 @@ from spo_jax.core.files import local_path
 from spo_jax.core.lookup import find_module
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
+from spo_jax.core.strengths import check_strength, checked_strengths
 from spo_jax.data.prompts import load_prompts
 from spo_jax.models import check_model
 from spo_jax.rewards import parse_spec
@@ -36,10 +37,8 @@ from spo_jax.work.export.checks import (
     check_card_folder,
     check_comparison_folder,
     check_out,
-    check_scale,
     check_source,
     checked_name,
-    checked_scales,
 )
 
 DTYPES = ("float32", "float16")
@@ -90,7 +89,7 @@ def export(
             raise UserError(f"--{flag}={value}: only --format=kohya and --card have a place for it")
     source = local_path(source)
     out = local_path(out)
-    check_scale(scale)
+    check_strength(scale, "--scale")
     check_out(out, form, overwrite)
     if dtype != "float32" and form != "single-file":
         raise UserError(f"--dtype={dtype}: only --format=single-file has a choice; {form} is written in float32")
@@ -157,7 +156,7 @@ def export_card(
     if push_to:
         check_upload(push_to)
     name = checked_name(name, push_to.rpartition("/")[2] or out.absolute().name)
-    check_scale(scale)
+    check_strength(scale, "--scale")
     check_card_folder(out, overwrite)
     check_source(source)
     if model:
@@ -214,7 +213,7 @@ def compare_strengths(
         used, or ``out`` cannot be written.
     """
     source, out = local_path(source), local_path(out)
-    scales = checked_scales(scales)
+    scales = checked_strengths(scales, "--scales")
     if count is not None and not 1 <= count <= MAX_COUNT:
         raise UserError(f"--count={count}: expected a number from 1 to {MAX_COUNT}")
     check_comparison_folder(out, overwrite)

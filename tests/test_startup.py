@@ -23,7 +23,7 @@ ASSETS = toy.ASSETS
 SERVER = """
 import json, os, sys, importlib
 
-names = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "doctor", "train_spm")
+names = ("train", "sample", "export", "evaluate", "prepare", "demo", "convert", "evaluate_spm", "doctor", "train_spm")
 commands = {name: importlib.import_module(f"spo_jax.{name}") for name in names}
 for line in iter(sys.stdin.readline, ""):
     name, *arguments = json.loads(line)
@@ -89,6 +89,7 @@ def refused(script):
         ("train", ["config", "out", "resume", "help-config"]),
         ("sample", ["model", "lora", "prompt", "out"]),
         ("export", ["run", "format", "out"]),
+        ("evaluate", ["model", "lora", "merged", "images", "protocol", "rewards", "out"]),
         ("prepare", ["dataset", "source", "data-dir"]),
         ("demo", ["model", "runs", "out", "port"]),
         ("convert", ["spm", "out", "dtype"]),
@@ -138,6 +139,30 @@ def test_a_script_that_was_renamed(refused):
         (["export"], "--run is missing: Export this run folder, checkpoint folder, or LoRA file."),
         (["export", "--run=absent", "--out=/proc/a/lora.safetensors"], "cannot write to /proc/a"),
         (["export", "--run=absent", "--out=lora.bin"], "--out=lora.bin: the name of a LoRA file"),
+        (["evaluate"], "--out is missing: Keep images, scores and results in this folder"),
+        (["evaluate", "--out=o", "--lora=spo"], "--lora=spo: expected NAME=SOURCE, such as --lora=spo=runs/spo"),
+        (["evaluate", "--out=o", "--lora=base=a"], "two contestants have the name base, which is the model itself"),
+        (["evaluate", "--out=o", "--lora=a/b=c"], "--lora=a/b=c: 'a/b' is no name of a contestant: expected"),
+        (["evaluate", "--out=o", "--lora=a=b", "--merged=A=c"], "two contestants have the name a: give each"),
+        (["evaluate", "--out=o", "--lora=spo=absent"], "--lora spo: no such file or folder: absent"),
+        (["evaluate", "--out=o", "--merged=a=absent"], "--merged a: no such file or folder: absent"),
+        (["evaluate", "--out=o", "--images=a=absent"], "--images a: no folder absent: expected one with an image for"),
+        (["evaluate", "--out=o", f"--images=a={ROOT}"], "--images a: prompt 0 ('"),
+        (["evaluate", "--out=o", "--strengths=0.5"], "--strengths goes with --lora=NAME=SOURCE only"),
+        (["evaluate", "--out=o", "--strengths=a"], "--strengths=a: expected numbers separated by commas"),
+        (["evaluate", "--out=o", "--lora=a=b:0"], "--lora=a: strength=0: expected a strength other than 0"),
+        (["evaluate", "--out=o", "--protocol=spoo"], "--protocol=spoo: expected"),
+        (["evaluate", "--out=o", "--protocol=spo"], "the prompts of protocol spo are not in"),
+        (["evaluate", "--out=o", "--prompts=absent.txt"], "no prompt file absent.txt"),
+        (["evaluate", "--out=o", "--model=a/b"], "give --protocol=NAME ("),
+        (["evaluate", "--out=o", "--model=a/b", "--prompts=toy:train"], "--rewards is missing"),
+        (["evaluate", "--out=o", "--rewards=absent"], "--rewards = 'absent': expected"),
+        (["evaluate", "--out=o", "--rewards=toy,toy"], "--rewards=toy,toy: toy is there twice"),
+        (["evaluate", "--out=o", "--weights=1"], "--weights = '1': 1 weight for 2 rewards (toy, spm:toy)"),
+        (["evaluate", "--out=o", "--limit=0"], "--limit=0: expected a number from 1"),
+        (["evaluate", "--out=/proc/out"], "cannot write to /proc/out"),
+        (["evaluate", f"--out={ROOT}"], "holds something else than an evaluation: choose another folder"),
+        (["evaluate", f"--out={ROOT}/README.md"], "README.md is a file: expected a folder"),
         (["prepare", "--dataset=absent", "--data-dir=absent"], "--dataset = 'absent'"),
         (["prepare", "--dataset=toy", "--data-dir=/proc/data"], "cannot write to /proc/data"),
         (["demo", "--port=0"], "--port=0: 0 is not an integer in the range [1, 65535]"),

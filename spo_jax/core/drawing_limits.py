@@ -18,6 +18,9 @@ LIMITS = {
     "width": (1, 8192),
     "batch": (1, 1024),
     "guidance": (-MAX_GUIDANCE, MAX_GUIDANCE),
+    "images_per_prompt": (1, 1000),
+    "limit": (1, 1_000_000),
+    "size": (1, 8192),
 }
 
 
@@ -35,7 +38,8 @@ def check_limits(**numbers: int | float | None) -> None:
         if not (isinstance(number, kind) and least <= number <= most):
             shown = number if isinstance(number, Real) else repr(number)
             whole = "whole " if isinstance(number, Real) and not isinstance(number, kind) else ""
-            raise UserError(f"--{name}={shown}: expected a {whole}number from {least} to {most}")
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag}={shown}: expected a {whole}number from {least} to {most}")
 
 
 def check_prompt(prompt: str) -> None:

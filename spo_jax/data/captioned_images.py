@@ -66,7 +66,7 @@ def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
     folder = local_path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {folder} with images and captions")
-    entries = list(_from_metadata(folder) if (folder / METADATA).is_file() else _from_text_files(folder))
+    entries = list(captions_of_manifest(folder) if (folder / METADATA).is_file() else _from_text_files(folder))
     if not entries:
         raise UserError(f"{folder} holds no images; expected {', '.join(_SUFFIXES)} with captions")
     digest = hashlib.sha256()
@@ -80,7 +80,12 @@ def open_captioned_images(folder: str | os.PathLike) -> CaptionedImages:
     return CaptionedImages(files, captions, digest.hexdigest())
 
 
-def _from_metadata(folder: Path) -> Iterator[tuple[Path, str]]:
+def captions_of_manifest(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yields the images that a folder's ``metadata.jsonl`` names, and their captions.
+
+    Raises:
+      UserError: a line cannot be read, or names no file below the folder.
+    """
     file = folder / METADATA
     for number, line in read_lines(file):
         try:

@@ -23,9 +23,7 @@ FOLDER = Path(__file__).parent / "protocols"
 ANY = "*"  # stands for all contestants in `Protocol.guidance_of`
 _KINDS = ("sd", "sdxl")
 _CHOICES = {"solver": SOLVERS, "seed_rule": ("per_image", "same"), "statistic": ("mean", "median")}
-_BOUNDS = {name: LIMITS[name] for name in ("steps", "seed", "guidance")} | {
-    "images_per_prompt": LIMITS["count"],
-    "size": LIMITS["height"],
+_BOUNDS = {name: LIMITS[name] for name in ("steps", "seed", "guidance", "images_per_prompt", "size")} | {
     "group_size": (0, LIMITS["count"][1]),
     "count": (0, LIMITS["count"][1]),
 }

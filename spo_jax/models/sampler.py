@@ -63,8 +63,9 @@ class Sampler:
             prompt_options = pipeline.prompt_options(self.latent_shape)
         self._options = prompt_options
         self._unconditional = pipeline.encode_unconditional(**prompt_options)
+        self._guidance = guidance
         table = pipeline.solver_steps(solver, steps, karras)
-        self._program = jax.jit(functools.partial(_sample, pipeline, table, guidance, lora_scale))
+        self._program = jax.jit(functools.partial(_sample, pipeline, table, lora_scale))
 
     def __call__(
         self, prompts: Sequence[str], init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None
@@ -105,6 +106,9 @@ class Sampler:
         prompts: Sequence[str],
         latents: Callable[[Rows], Float[np.ndarray, "b h w c"]],
         lora: Params | None = None,
+        *,
+        rows: Rows | None = None,
+        guidance: float | None = None,
     ) -> Iterator[Float[np.ndarray, "b H W 3"]]:
         """Draws the images of `__call__`, to the bit, but holds one batch of them at a time.
 
@@ -112,14 +116,18 @@ class Sampler:
           prompts: one per image.
           latents: function from numbers of images to their initial latents.
           lora: as in `__call__`.
+          rows: numbers of the images to draw, ascending; None draws all.
+          guidance: guidance scale; None is the sampler's own. Another one needs no other program.
 
         Yields:
           The images of one batch.
         """
         conditions = _Conditions(lambda texts: self.pipeline.encode_prompts(texts, **self._options), prompts)
-        for rows in self._batches(len(prompts)):
-            images = self._draw_rows(conditions.take(rows), latents(rows), lora)
-            yield images[: len(prompts) - rows[0]]
+        rows = np.arange(len(prompts)) if rows is None else rows
+        for batch in self._batches(len(rows)):
+            numbers = rows[batch]
+            images = self._draw_rows(conditions.take(numbers), latents(numbers), lora, guidance)
+            yield images[: len(rows) - batch[0]]
 
     def _batches(self, count: int) -> Iterator[Rows]:
         """Yields the rows of each batch; the last batch is padded with copies of the last row."""
@@ -127,15 +135,21 @@ class Sampler:
             yield np.minimum(np.arange(start, start + self.batch), count - 1)
 
     def _draw_rows(
-        self, condition: PyTree, latents: Float[np.ndarray, "b h w c"], lora: Params | None
+        self,
+        condition: PyTree,
+        latents: Float[np.ndarray, "b h w c"],
+        lora: Params | None,
+        guidance: float | None = None,
     ) -> Float[np.ndarray, "b H W 3"]:
-        return np.asarray(self._program(self.pipeline.params, lora, condition, self._unconditional, latents))
+        scale = np.float32(self._guidance if guidance is None else guidance)
+        return np.asarray(self._program(self.pipeline.params, lora, condition, self._unconditional, latents, scale))
 
 
 class _Conditions:
     """Encoded prompts, of which only the chunks that the current batch needs are held.
 
-    Chunks are those in which a pipeline encodes all prompts at once, so that rounding is the same.
+    Chunks are those in which a pipeline encodes all prompts at once, so that rounding is the same, whichever rows are
+    taken.
     """
 
     def __init__(self, encode: Callable[[Sequence[str]], PyTree], prompts: Sequence[str]):
@@ -146,11 +160,11 @@ class _Conditions:
 
     def take(self, rows: Rows) -> PyTree:
         """Returns the encoded prompts of ascending rows."""
-        needed = range(rows[0] // self._size, rows[-1] // self._size + 1)
+        needed, which = np.unique(rows // self._size, return_inverse=True)
         held = self._chunks
-        self._chunks = {number: held[number] if number in held else self._chunk(number) for number in needed}
+        self._chunks = {number: held[number] if number in held else self._chunk(number) for number in needed.tolist()}
         joined = jax.tree.map(lambda *parts: np.concatenate(parts), *self._chunks.values())
-        return take_rows(joined, rows - needed[0] * self._size)
+        return take_rows(joined, which * self._size + rows % self._size)
 
     def _chunk(self, number: int) -> PyTree:
         start = number * self._size
@@ -161,13 +175,13 @@ class _Conditions:
 def _sample(
     pipeline: Pipeline,
     table: SolverSteps,
-    guidance: float,
     lora_scale: float,
     params: Params,
     lora: Params | None,
     condition: PyTree,
     unconditional: PyTree,
     latents: Float[Array, "b h w c"],
+    guidance: Float[Array, ""],
 ) -> Float[Array, "b H W 3"]:
     condition, latents = spread((condition, latents))
     weights = params[pipeline.TRAINED]

@@ -17,7 +17,8 @@ from spo_jax.weights.messages import shorten
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SMALL_FILES = (".json", ".txt")
-_OUTPUTS = ("runs", "samples", "exports")  # folders of commands' results; no owner on the hub has such a name
+# Folders of commands' results; no owner on the hub has such a name.
+_OUTPUTS = ("runs", "samples", "exports", "evaluations")
 
 
 def resolve(

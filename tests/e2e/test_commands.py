@@ -8,7 +8,10 @@ import pytest
 from spo_jax.core.config import describe
 from spo_jax.methods import default_config, read_settings
 
-COMMANDS = ("train", "sample", "export", "prepare", "demo", "convert", "evaluate_spm", "doctor", "build_toy.toy_sdxl")
+COMMANDS = (
+    "train", "sample", "export", "evaluate", "prepare", "demo", "convert", "evaluate_spm", "doctor",
+    "build_toy.toy_sdxl",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -35,8 +38,8 @@ def test_examples_work_as_they_stand(succeed, tmp_path, name, made):
 
 @pytest.mark.slow
 def test_examples_work_one_after_the_other(succeed, tmp_path):
-    """Those of export and evaluate_spm read what those of train and prepare write."""
-    for name in ("train", "export", "sample", "prepare", "evaluate_spm"):
+    """Those of export, evaluate and evaluate_spm read what those of train and prepare write."""
+    for name in ("train", "export", "sample", "evaluate", "prepare", "evaluate_spm"):
         succeed(name, *example(succeed, name), cwd=tmp_path)
     assert len(list((tmp_path / "samples").glob("0*.png"))) == 8
 

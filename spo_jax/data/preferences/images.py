@@ -33,13 +33,9 @@ def decode(
       UserError: the file is damaged.
     """
     try:
-        image = _rgb(open_image(data))
-    except MemoryError:
-        raise
+        image = _decoded(data)
     except BadImage as error:
         raise UserError(f"{where} {error}: {hint}") from error
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
-        raise UserError(f"{where} cannot be decoded ({error}): {hint}") from error
 
     # Resize, then crop.
     width, height = image.size
@@ -50,6 +46,24 @@ def decode(
     left, top = ((length - side) // 2 for length in size)
     resized = image.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+def decode_rgb(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes an image at its own size; transparent pixels become white.
+
+    Raises:
+      BadImage: the file is damaged, or no image.
+    """
+    return np.asarray(_decoded(data))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    try:
+        return _rgb(open_image(data))
+    except (MemoryError, BadImage):
+        raise
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, ValueError, struct.error and others
+        raise BadImage(f"cannot be decoded ({error})") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,9 +1,6 @@
 """Checks of what is exported and where to, which need neither jax nor the network."""
 
-import math
 import re
-from collections.abc import Iterable, Sequence
-from numbers import Real
 from pathlib import Path
 
 from spo_jax.core.errors import UserError
@@ -15,7 +12,6 @@ from spo_jax.weights.lora import LORA_FORMATS
 
 FORMATS = (*LORA_FORMATS, "merged", "single-file")
 STRENGTHS_SHEET, STRENGTHS_TABLE = "strengths.png", "strengths.json"
-_MAX_SCALE = 100.0  # what is beyond it is a slip
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -33,13 +29,6 @@ def check_source(source: Path) -> None:
         what = f", this is {describe(source)}" if source.is_dir() else ""
         expected = "expected a folder with checkpoints/, one of its checkpoints, or a LoRA file"
         raise UserError(f"--run={source}: no run here{what} ({expected})")
-
-
-def check_scale(scale: float | int, flag: str = "scale") -> None:
-    """Raises a `UserError` unless ``scale`` is a strength that does something and is no slip."""
-    if not (isinstance(scale, Real) and math.isfinite(scale) and 0 < abs(scale) <= _MAX_SCALE):
-        shown = f"{scale:g}" if isinstance(scale, Real) else repr(scale)
-        raise UserError(f"--{flag}={shown}: expected a strength other than 0, of at most {_MAX_SCALE:g}")
 
 
 def check_out(out: Path, form: str, overwrite: bool) -> None:
@@ -71,34 +60,6 @@ def check_comparison_folder(out: Path, overwrite: bool) -> None:
     check_writable(out)
     for name in (STRENGTHS_SHEET, STRENGTHS_TABLE):
         check_free(out / name, overwrite)
-
-
-def checked_scales(scales: str | Sequence[float | int]) -> list[float]:
-    """Returns the strengths that are compared with 0, in order.
-
-    Args:
-      scales: numbers, or a text with numbers between commas.
-
-    Raises:
-      UserError: there is none, or one is not a number that makes sense.
-    """
-    if isinstance(scales, str):
-        scales = _numbers(scales)
-    elif not isinstance(scales, Iterable):
-        raise UserError(f"--scales={scales!r}: expected a list of strengths, such as [0.5, 0.75, 1]")
-    wanted = [scale for scale in scales if not (isinstance(scale, Real) and scale == 0)]
-    if not wanted:
-        raise UserError("--scales: expected strengths other than 0, such as --scales=0.5,0.75,1")
-    for scale in wanted:
-        check_scale(scale, "scales")
-    return sorted(set(map(float, wanted)))
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--scales={text}: expected numbers separated by commas, such as 0.5,0.75,1") from error
 
 
 def checked_name(name: str, otherwise: str) -> str:

@@ -1,0 +1,330 @@
+"""Compares models on the same noise: ``python -m spo_jax.evaluate --lora=spo=runs/toy --out=evaluations/toy``.
+
+The first contestant is the model itself. Every other one is a LoRA on it (``--lora=NAME=SOURCE[:STRENGTH]``), another
+model (``--merged``), or a folder of images that were made elsewhere (``--images``); these flags may be repeated.
+``--protocol`` names what is drawn and how scores are summed up, ``--rewards`` what scores the images. Images and scores
+are kept in ``--out``: a command that is started again, or with a contestant or a reward more, makes only what is not
+there yet. Results are ``index.html``, ``results.md``, ``results.csv``, ``scores.csv`` and ``results.json``.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from spo_jax import toy
+from spo_jax.core.cli import callable_module, printing, run_command
+from spo_jax.core.drawing_limits import LIMITS, SOLVERS, check_limits, checked_prompts
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import local_path
+from spo_jax.core.progress import stage
+from spo_jax.core.strengths import checked_strengths
+from spo_jax.data.protocol import Protocol, load_protocol, load_protocol_prompts, protocol_names
+from spo_jax.models import check_model
+from spo_jax.rewards import check_reward
+from spo_jax.rewards.common.protocol import Context
+from spo_jax.rewards.common.total import read_weights
+from spo_jax.run.compilation import keep_compiled_programs
+from spo_jax.work.evaluate.elsewhere import find_images
+from spo_jax.work.evaluate.entries import Sources, check_sources, read_entries
+from spo_jax.work.evaluate.layouts import LAYOUTS, check_layout, read_metadata
+from spo_jax.work.evaluate.request import Request
+from spo_jax.work.evaluate.store import check_folder
+
+if TYPE_CHECKING:
+    from spo_jax.work.evaluate.result import Evaluation
+
+_TOY_REWARDS = "toy,spm:toy"
+_CUSTOM = "custom"
+# Fields of a protocol that flags of the same names change.
+_FIELDS = ("solver", "steps", "guidance", "seed", "images_per_prompt", "size")
+
+
+def evaluate(
+    out: str | os.PathLike,
+    *,
+    model: str = toy.NAME,
+    loras: Sources = (),
+    merged: Sources = (),
+    images: Sources = (),
+    strengths: str | Sequence[float | int] = (),
+    protocol: str | os.PathLike = "",
+    prompts: str | os.PathLike | Sequence[str] = "",
+    limit: int | None = None,
+    rewards: str | Sequence[str] = "",
+    weights: str | Sequence[float | int] = "",
+    layouts: Sequence[str] = (),
+    solver: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int | None = None,
+    images_per_prompt: int | None = None,
+    size: int | None = None,
+    revision: str = "",
+    base: str = "",
+    vae: str = "",
+    batch: int = 8,
+    dtype: str = "float32",
+    command: str = "",
+) -> "Evaluation":
+    """Draws images of the same prompts from the same noise by several models, and compares their scores.
+
+    Args:
+      out: folder of the images, scores and results. It may hold an earlier evaluation of the same prompts, or of the
+        first of them, of which all images and scores that still hold are taken.
+      model: the model itself, the contestant ``base``: folder, hub id, single file, or ``toy``.
+      loras: LoRAs by name, or texts ``NAME=SOURCE[:STRENGTH]``; a source is a run's folder, a file or a hub id.
+      merged: other models of the same kind by name, or texts ``NAME=SOURCE``: pipeline folders, single files, hub ids,
+        or UNets alone, which take the place of the model's own.
+      images: folders of images that were made elsewhere by name, or texts ``NAME=FOLDER``.
+      strengths: further strengths of every LoRA, as contestants ``NAME@STRENGTH``.
+      protocol: name of a protocol or file of one; empty takes ``toy`` for the toy, and otherwise makes one of the other
+        arguments, which is called ``custom``.
+      prompts: file of prompts, ``toy:held_out``, or a list of prompts, instead of the protocol's.
+      limit: number of prompts, from the first one on; None takes all.
+      rewards: rewards that score the images, a list or a text with commas between them; empty takes ``toy,spm:toy`` for
+        the toy.
+      weights: a weight for each reward in one more score, ``total``; empty for none.
+      layouts: benchmarks for which the images are also laid out: ``geneval``, ``t2i_compbench``, ``unigenbench``,
+        ``hpsv2``.
+      solver: solver instead of the protocol's, like the arguments that follow.
+      steps: number of sampling steps.
+      guidance: guidance scale of all contestants.
+      seed: seed of the initial noise.
+      images_per_prompt: images of each prompt.
+      size: side of the images in pixels.
+      revision: revision of the model's hub id.
+      base: folder or hub id from which a single file takes its tokenizers and scheduler.
+      vae: folder or hub id of an autoencoder instead of the models' own.
+      batch: number of images drawn at a time.
+      dtype: dtype of weights and activations of the models, ``float32`` or ``bfloat16``; rewards compute in float32.
+      command: the command line, for the record.
+
+    Returns:
+      What was found (`spo_jax.work.evaluate.result.Evaluation`).
+
+    Raises:
+      UserError: a model, contestant, reward, prompt or number cannot be used; the folder holds something else, or is in
+        use; or an image has values that are not finite. What is finished is kept.
+    """
+    # Check everything that can be checked before jax is imported.
+    out = local_path(out)
+    strengths = checked_strengths(strengths, "--strengths") if not _is_empty(strengths) else []
+    entries = read_entries(loras, merged, images, strengths)
+    changes = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
+    changes |= {"images_per_prompt": images_per_prompt, "size": size}
+    chosen, overridden = _protocol(protocol, changes, prompts, model)
+    texts, groups, metadata = _prompts(chosen, prompts, bool(layouts))
+    if limit is not None:
+        check_limits(limit=limit)
+        if limit < len(texts):
+            texts, groups, metadata = texts[:limit], groups[:limit], metadata[:limit]
+            chosen = dataclasses.replace(chosen, count=limit)
+            overridden.append("count")
+    specs = _rewards(rewards, model)
+    total = read_weights(weights if isinstance(weights, str) else ",".join(map(str, weights)), specs, "--weights")
+    check_limits(batch=batch)
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype={dtype}: expected float32 or bfloat16")
+    for layout in layouts:
+        check_layout(layout, metadata, texts)
+    check_folder(out, texts)
+    check_model(model, base, vae)
+    check_sources(entries, model, base, vae)
+    made = {
+        entry.name: find_images(entry.name, entry.source, texts, chosen.images_per_prompt)
+        for entry in entries
+        if entry.kind == "images"
+    }
+    request = Request(
+        out=out,
+        model=model,
+        revision=revision,
+        base=base,
+        vae=vae,
+        entries=entries,
+        images=made,
+        protocol=chosen,
+        overridden=overridden,
+        prompts=texts,
+        groups=groups,
+        metadata=metadata,
+        rewards=specs,
+        weights=total,
+        layouts=layouts,
+        batch=batch,
+        dtype=dtype,
+        command=command,
+    )
+    # Imported here because it takes seconds, and the mistakes above are found in one.
+    with stage("importing JAX"):
+        from spo_jax.work.evaluate import evaluation as work
+
+    evaluation, files = work.evaluate(request)
+    with printing():
+        for file in files:
+            print(f"wrote {file}")
+    return evaluation
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, str | Sequence) and len(value) == 0
+
+
+def _protocol(
+    name: str | os.PathLike,
+    changes: Mapping[str, Any],
+    prompts: str | os.PathLike | Sequence[str],
+    model: str,
+) -> tuple[Protocol, list[str]]:
+    """Returns the protocol with the user's changes, and the names of the fields that they changed."""
+    given = {field: value for field, value in changes.items() if value is not None}
+    check_limits(**{field: value for field, value in given.items() if field != "solver"})
+    if given.get("solver", SOLVERS[0]) not in SOLVERS:
+        raise UserError(f"--solver={given['solver']}: expected {', '.join(SOLVERS)}")
+    if not name and _is_empty(prompts) and model == toy.NAME:
+        name = toy.NAME
+    if not name:
+        if _is_empty(prompts):
+            names = ", ".join(protocol_names())
+            raise UserError(f"give --protocol=NAME ({names}, or a file of your own), or --prompts=FILE")
+        source = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else f"{len(prompts)} prompts from Python"
+        about = "Means over the prompts that the flags name, drawn as they say."
+        return Protocol(_CUSTOM, about, "the flags of this evaluation", source, **given), []
+    protocol = load_protocol(name)
+    overridden = [field for field, value in given.items() if getattr(protocol, field) != value]
+    if "guidance" in given and protocol.guidance_of:
+        given["guidance_of"] = {}
+        overridden = list(dict.fromkeys([*overridden, "guidance"]))
+    if not _is_empty(prompts):
+        given["prompts"] = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else "a list from Python"
+        overridden.append("prompts")
+    return dataclasses.replace(protocol, **given), overridden
+
+
+def _prompts(
+    protocol: Protocol, given: str | os.PathLike | Sequence[str], needs_metadata: bool
+) -> tuple[list[str], list[str], list[dict[str, Any]]]:
+    """Returns the prompts, the group of each, and what else their file says of each."""
+    if not isinstance(given, str | os.PathLike) and not _is_empty(given):
+        texts = checked_prompts(given)
+        return texts, [""] * len(texts), []
+    override = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
+    texts, groups = load_protocol_prompts(protocol, override)
+    return texts, groups, read_metadata(override or protocol.prompts) if needs_metadata else []
+
+
+def _rewards(rewards: str | Sequence[str], model: str) -> list[str]:
+    """Returns the names of the rewards, which can be used as far as that shows now."""
+    parts = rewards.split(",") if isinstance(rewards, str) else list(map(str, rewards))
+    specs = [part.strip() for part in parts if part.strip()]
+    if not specs:
+        if model != toy.NAME:
+            raise UserError("--rewards is missing: name what scores the images, such as --rewards=pickscore,aesthetic")
+        specs = _TOY_REWARDS.split(",")
+    twice = sorted({spec for spec in specs if specs.count(spec) > 1})
+    if twice:
+        raise UserError(f"--rewards={','.join(specs)}: {twice[0]} is there twice")
+    for spec in specs:
+        check_reward(spec, Context(field="--rewards"))
+    return specs
+
+
+# The command
+
+
+def _bounds(name: str) -> dict[str, int | float]:
+    """Returns the range of a number as its flag takes it."""
+    least, most = LIMITS[name]
+    return {"lower_bound": least, "upper_bound": most}
+
+
+def run() -> None:
+    """Runs the command."""
+    named = {
+        "model": flags.DEFINE_string(
+            "model",
+            toy.NAME,
+            "Evaluate this model, the contestant 'base': folder, hub id, single file, or 'toy'.",
+        ),
+        "revision": flags.DEFINE_string("revision", "", "Use this revision of the hub id."),
+        "base": flags.DEFINE_string(
+            "base", "", "Take a single file's tokenizers and scheduler from this folder or hub id."
+        ),
+        "vae": flags.DEFINE_string("vae", "", "Use this autoencoder (folder or hub id) instead of the models' own."),
+        "loras": flags.DEFINE_multi_string(
+            "lora",
+            [],
+            "Evaluate this LoRA, NAME=SOURCE[:STRENGTH]: a run's folder, a file, or OWNER/NAME[/FILE] on the hub. May "
+            "be repeated.",
+        ),
+        "merged": flags.DEFINE_multi_string(
+            "merged",
+            [],
+            "Evaluate this model, NAME=SOURCE: pipeline folder, single file, hub id, or a UNet alone. May be repeated.",
+        ),
+        "images": flags.DEFINE_multi_string(
+            "images",
+            [],
+            "Score the images in this folder, NAME=FOLDER, which were made elsewhere: 0012.png is of prompt 12 (from "
+            "0), or metadata.jsonl says which is of which. May be repeated.",
+        ),
+        "strengths": flags.DEFINE_string(
+            "strengths", "", "Evaluate every LoRA at these strengths too, such as 0.25,0.5: contestants NAME@STRENGTH."
+        ),
+        "protocol": flags.DEFINE_string(
+            "protocol",
+            "",
+            f"Draw and sum up by this protocol: {', '.join(protocol_names())}, or a JSON file (default: 'toy' for the "
+            "toy, else what the other flags say). The flags that follow override its fields, and results say so.",
+        ),
+        "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file, or toy:held_out."),
+        "limit": flags.DEFINE_integer("limit", None, "Draw the first prompts only, this number of them."),
+        "images_per_prompt": flags.DEFINE_integer(
+            "images-per-prompt", None, "Draw this number of images of each prompt.", **_bounds("images_per_prompt")
+        ),
+        "seed": flags.DEFINE_integer("seed", None, "Draw the initial noise from this seed.", **_bounds("seed")),
+        "solver": flags.DEFINE_enum("solver", None, list(SOLVERS), "Sample with this solver."),
+        "steps": flags.DEFINE_integer("steps", None, "Take this number of sampling steps.", **_bounds("steps")),
+        "guidance": flags.DEFINE_float("guidance", None, "Use this guidance scale for all contestants."),
+        "size": flags.DEFINE_integer("size", None, "Make images of this side, in pixels.", **_bounds("size")),
+        "rewards": flags.DEFINE_string(
+            "rewards",
+            "",
+            "Score by these rewards, NAME[@VARIANT][:SOURCE] with commas between them (default for the toy: "
+            f"{_TOY_REWARDS}).",
+        ),
+        "weights": flags.DEFINE_string(
+            "weights", "", "Add a score 'total', the sum of the rewards with these weights, such as 1,0.5."
+        ),
+        "layouts": flags.DEFINE_list(
+            "layout",
+            [],
+            f"Lay the images out for these benchmarks too, separated by commas: {', '.join(LAYOUTS)}.",
+        ),
+        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **_bounds("batch")),
+        "dtype": flags.DEFINE_enum(
+            "dtype", "float32", ["float32", "bfloat16"], "Compute the models in this dtype; rewards are in float32."
+        ),
+        "out": flags.DEFINE_string(
+            "out", None, "Keep images, scores and results in this folder, which may hold an earlier evaluation of them."
+        ),
+    }
+    flags.mark_flag_as_required("out")
+
+    def main(_) -> None:
+        keep_compiled_programs()
+        command = shlex.join(["python", "-m", "spo_jax.evaluate", *sys.argv[1:]])
+        evaluate(**{name: flag.value for name, flag in named.items()}, command=command)
+
+    run_command(main)
+
+
+callable_module(__name__, evaluate)
+
+if __name__ == "__main__":
+    sys.exit(run())

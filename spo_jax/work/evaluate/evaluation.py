@@ -1,0 +1,175 @@
+"""The work of `spo_jax.evaluate`: draws what is missing, scores what is not scored, and writes what was found."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json_object
+from spo_jax.core.memory import explaining_memory
+from spo_jax.core.progress import stage
+from spo_jax.core.run_files import START, run_of
+from spo_jax.core.signs import SIGN_MEANINGS, image_signs
+from spo_jax.core.typing import Float
+from spo_jax.methods import read_settings
+from spo_jax.methods.common.settings import AdapterSettings
+from spo_jax.parallel.mesh import make_mesh
+from spo_jax.run.lock import RunLock
+from spo_jax.run.versions import versions
+from spo_jax.work.evaluate.digests import Digests
+from spo_jax.work.evaluate.drawing import Painter, memory_advice
+from spo_jax.work.evaluate.layouts import write_layout
+from spo_jax.work.evaluate.lineup import Entrant, Lineup, make_lineup
+from spo_jax.work.evaluate.outputs import write_results
+from spo_jax.work.evaluate.request import Request
+from spo_jax.work.evaluate.result import Evaluation, ImagePath
+from spo_jax.work.evaluate.scoring import DIVERSITY, Judge, Scorer, read_judges, to_float, with_total
+from spo_jax.work.evaluate.store import Store, image_key, read_pixels
+from spo_jax.work.export.judged import is_judge
+
+_DIGESTS = "digests.json"
+# Of what was rounded to 8 bits, nobody knows what was beyond the range.
+_LOST = ("out_of_range",)
+_DIVERSITY = "mean distance (1 - cosine of features) between the images of one prompt, 0 to 2"
+
+Values = dict[str, dict[str, Float[np.ndarray, "prompts images"]]]
+
+
+def evaluate(request: Request) -> tuple[Evaluation, list[Path]]:
+    """Evaluates, after `spo_jax.evaluate.evaluate` has checked what it can without jax.
+
+    Returns:
+      What was found, and the files that show it.
+
+    Raises:
+      UserError: as `spo_jax.evaluate.evaluate`.
+    """
+    advice = functools.partial(memory_advice, request.batch, request.dtype)
+    with RunLock(request.out) as lock, explaining_memory(advice):
+        store = Store(request.out, request.prompts)
+        mesh = make_mesh()
+        digests = Digests(request.out / _DIGESTS)
+        with jax.set_mesh(mesh):
+            lineup = make_lineup(request, digests)
+            judges = read_judges(request, lineup)
+            store.begin()
+            digests.save()
+            Painter(request, lineup, store, lock, mesh).draw()
+            evaluation = _measure(request, lineup, judges, store, lock, mesh)
+        files = write_results(evaluation, request.out)
+        for layout in request.layouts:
+            with stage(f"writing the layout {layout}"):
+                files += [laid_out.folder for laid_out in write_layout(evaluation, layout, request.out)]
+    return evaluation, files
+
+
+def _measure(
+    request: Request, lineup: Lineup, judges: Sequence[Judge], store: Store, lock: RunLock, mesh: Any
+) -> Evaluation:
+    """Scores the images, and puts everything together."""
+    paths = {entrant.entry.name: _paths(request, store, entrant) for entrant in lineup.entrants}
+    files = {name: [path(*place) for place in request.places] for name, path in paths.items()}
+    texts = [request.prompts[prompt] for prompt, _ in request.places]
+    with stage("looking at the images"):
+        keys = {
+            name: [image_key(file, text) for file, text in zip(listed, texts, strict=True)]
+            for name, listed in files.items()
+        }
+        signs = {entrant.entry.name: _signs(request, store, entrant, files) for entrant in lineup.entrants}
+    scores = Scorer(request, lineup, store, lock, mesh, files, keys).measure(judges)
+    meanings = with_total(scores, judges, request.weights)
+    for judge in judges:
+        meanings |= judge.meanings
+    # A sign was measured before values were rounded: a reward's score of the same name is of the rounded ones.
+    scores = {
+        name: {score: array for score, array in values.items() if score not in SIGN_MEANINGS} | signs[name]
+        for name, values in scores.items()
+    }
+    return Evaluation(
+        protocol=dataclasses.asdict(request.protocol),
+        overridden=request.overridden,
+        prompts=request.prompts,
+        groups=request.groups,
+        contestants=[entrant.contestant for entrant in lineup.entrants],
+        scores=scores,
+        meanings=meanings | dict(SIGN_MEANINGS) | {DIVERSITY: _DIVERSITY},
+        lower_is_better=[name for judge in judges for name in judge.lower_is_better if name not in SIGN_MEANINGS],
+        signs=[*SIGN_MEANINGS, DIVERSITY],
+        trained_on=_trained_on(lineup, judges),
+        images=paths,
+        about=_about(request, lineup, mesh),
+        metadata=request.metadata,
+    )
+
+
+def _paths(request: Request, store: Store, entrant: Entrant) -> ImagePath:
+    """Returns the function from prompt and image to the file of a contestant's image."""
+    name = entrant.entry.name
+    if entrant.recipe is None:
+        return lambda prompt, image: request.images[name][prompt][image]
+    return functools.partial(store.image_file, name, entrant.recipe)
+
+
+def _signs(
+    request: Request, store: Store, entrant: Entrant, files: Mapping[str, Sequence[Path]]
+) -> dict[str, Float[np.ndarray, "prompts images"]]:
+    """Returns the signs of a contestant's images, as they were measured when these were drawn."""
+    name = entrant.entry.name
+    if entrant.recipe is not None:
+        found = [store.signs(name, entrant.recipe, *place) for place in request.places]
+    else:
+        found = [_signs_of_file(file) for file in files[name]]
+    shape = (len(request.prompts), request.protocol.images_per_prompt)
+    return {sign: np.array([values[sign] for values in found]).reshape(shape) for sign in SIGN_MEANINGS}
+
+
+def _signs_of_file(file: Path) -> dict[str, float]:
+    """Measures the signs of an image that was made elsewhere; NaN for what its 8 bits do not show."""
+    values = image_signs(to_float(read_pixels(file))[None])
+    return {sign: np.nan if sign in _LOST else float(value[0]) for sign, value in values.items()}
+
+
+def _trained_on(lineup: Lineup, judges: Sequence[Judge]) -> dict[str, str]:
+    """Returns, by name of the contestant, the score of the judge that its run was to please, where that is known."""
+    found = {}
+    for entrant in lineup.entrants:
+        if entrant.lora is None:
+            continue
+        run, _ = run_of(Path(entrant.entry.source))
+        file = (run if run.is_dir() else run.parent) / START
+        if not file.is_file():
+            continue
+        try:
+            settings = read_settings(read_json_object(file).get("settings"))
+        except UserError as error:  # of another version, for example; the images are what they are
+            logging.warning("%s: not known what %s was trained on: %s", file, entrant.entry.name, error)
+            continue
+        if not isinstance(settings, AdapterSettings):
+            continue
+        pleased = [judge for judge in judges if is_judge(judge.spec, settings)]
+        if pleased:
+            found[entrant.entry.name] = next(iter(pleased[0].meanings))
+    return found
+
+
+def _about(request: Request, lineup: Lineup, mesh: Any) -> dict[str, Any]:
+    """Returns the facts for the record."""
+    return {
+        "command": request.command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": request.model,
+        "kind": lineup.kind,
+        "size": f"{lineup.size[0]}x{lineup.size[1]}",
+        "dtype": request.dtype,
+        "seed": request.protocol.seed,
+        "rewards": list(request.rewards),
+        "scored": "rewards see the saved 8-bit images; signs were measured before values were rounded and clipped",
+        **versions(mesh),
+    }
