@@ -1,4 +1,4 @@
-"""Configs of CLIP: transformers' ``config.json`` as frozen dataclasses, and two published ones."""
+"""Configs of CLIP: transformers' ``config.json`` as frozen dataclasses, and three published ones."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,6 +22,7 @@ _IGNORED = frozenset({
     "task_specific_params", "problem_type", "chunk_size_feed_forward", "use_return_dict",
     "projection_dim", "vocab_size",
 })  # fmt: skip
+_IGNORED_AT_THE_TOP = _IGNORED | {"eos_token_id", "pruned_heads"}
 _FIXED = {"attention_dropout": (0.0,), "dropout": (0.0,), "pruned_heads": ({}, None)}
 
 
@@ -107,7 +108,8 @@ class CLIPConfig:
         """
         towers = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
         for key in raw:
-            known = key in _IGNORED or key.removesuffix("_dict") in towers
+            # Until version 4, transformers wrote fields of every model here too, of which no tower knows.
+            known = key in _IGNORED_AT_THE_TOP or key.removesuffix("_dict") in towers
             if not known and not key.startswith("_"):
                 raise UserError(f"{where}: {key} is not a field of CLIPConfig")
         configs = {}
@@ -145,6 +147,32 @@ CLIP_L_TEXT: dict[str, Any] = {
     "pad_token_id": 1,
     "projection_dim": 768,
     "vocab_size": 49408,
+}
+
+# openai/clip-vit-large-patch14, 427.6 M parameters, 590 tensors: the network of CLIPScore and of LAION's aesthetic score.
+CLIP_L: dict[str, Any] = {
+    "initializer_factor": 1.0,
+    "logit_scale_init_value": 2.6592,
+    "model_type": "clip",
+    "projection_dim": 768,
+    "text_config": CLIP_L_TEXT,
+    "vision_config": {
+        "attention_dropout": 0.0,
+        "dropout": 0.0,
+        "hidden_act": "quick_gelu",
+        "hidden_size": 1024,
+        "image_size": 224,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "intermediate_size": 4096,
+        "layer_norm_eps": 1e-05,
+        "model_type": "clip_vision_model",
+        "num_attention_heads": 16,
+        "num_channels": 3,
+        "num_hidden_layers": 24,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
 }
 
 # laion/CLIP-ViT-H-14-laion2B-s32B-b79K, 986.1 M parameters, 910 tensors: the network of PickScore and of the SPM.

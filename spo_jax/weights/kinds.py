@@ -17,6 +17,10 @@ LORA = "a LoRA"
 LOHA = "a LoHa"
 LOKR = "a LoKr"
 CLIP = "a CLIP"  # or one of its two encoders
+SPM = "a step-aware preference model"
+OPEN_CLIP = "a CLIP of open_clip, such as HPSv2"
+IMAGE_REWARD = "an ImageReward"
+AESTHETIC_HEAD = "the head of LAION's aesthetic predictor"
 CHECKPOINT = "a checkpoint of a diffusion model"
 AUTOENCODER = "an autoencoder"
 NETWORK = "a network of a diffusers folder"
@@ -26,7 +30,11 @@ _KEYS = (
     (r"\blokr_", LOKR),
     (r"^lora_|\.lora_(down|up|A|B)\.|\.lora\.(down|up)\.", LORA),
     (r"^(model\.diffusion_model|conditioner\.embedders)\.", CHECKPOINT),
+    (r"^(model\.)?t_embedder\.", SPM),
     (r"^(model\.)?(text|vision)_model\.", CLIP),
+    (r"^(visual|transformer\.resblocks)\.", OPEN_CLIP),
+    (r"^blip\.", IMAGE_REWARD),
+    (r"^layers\.\d+\.(weight|bias)$", AESTHETIC_HEAD),
     (r"^(encoder|decoder)\.", AUTOENCODER),
     (r"^(unet\.)?(down_blocks|conv_in)\.", NETWORK),
 )
@@ -86,3 +94,19 @@ def of_keys(keys: Iterable[str]) -> str:
     """Describes weights by their torch names; empty if they are unknown."""
     keys = list(keys)
     return next((what for pattern, what in _KEYS if any(re.search(pattern, key) for key in keys)), "")
+
+
+def check_weights_are(expected: str, keys: Iterable[str], where: str) -> None:
+    """Refuses weights that are known to be of something else, as those of another reward.
+
+    Args:
+      expected: one of the names in this module, such as `CLIP`.
+      keys: torch names of the weights.
+      where: the file or folder, for the message.
+
+    Raises:
+      UserError: they are those of something else.
+    """
+    found = of_keys(keys)
+    if found not in ("", expected):
+        raise UserError(f"{where} is {found}: expected {expected}")

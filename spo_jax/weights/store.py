@@ -92,6 +92,18 @@ def read_state(folder: str | os.PathLike, kind: Kind, variant: str | None = None
     folder = Path(folder)
     if folder.is_file():
         return read_file(folder)
+    name, used = find_weights(folder, kind, variant)
+    if used != variant:
+        logging.warning("%s has no weights in full precision; reading its %s variant: %s", folder, used, name)
+    return _read_shards(folder / name) if name.endswith(".json") else read_file(folder / name)
+
+
+def find_weights(folder: Path, kind: Kind, variant: str | None = None) -> tuple[str, str | None]:
+    """Does what `choose_weights` does for a local folder.
+
+    Raises:
+      UserError: there are no weights.
+    """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}: expected a folder with {weights_name(kind, variant)}")
     names = sorted(entry.name for entry in folder.iterdir())
@@ -99,10 +111,7 @@ def read_state(folder: str | os.PathLike, kind: Kind, variant: str | None = None
     if choice is None:
         expected = weights_name(kind, variant)
         raise UserError(f"{folder} holds no weights: expected {expected}, found {shorten(names) or 'nothing'}")
-    name, used = choice
-    if used != variant:
-        logging.warning("%s has no weights in full precision; reading its %s variant: %s", folder, used, name)
-    return _read_shards(folder / name) if name.endswith(".json") else read_file(folder / name)
+    return choice
 
 
 def read_file(path: str | os.PathLike) -> State:

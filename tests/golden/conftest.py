@@ -97,3 +97,46 @@ class Golden:
 def golden(golden_dir) -> Golden:
     """The folder of ``--golden-dir``."""
     return Golden(golden_dir)
+
+
+class RewardInputs:
+    """Folder, images and prompts of the arrays of reward models.
+
+    Attributes:
+      folder: the folder ``rewards``.
+      prompts: the prompts of all scores.
+      names: names of the images in the order of the arrays.
+      rgba: an image with alpha, uint8 [h w 4].
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        texts = json.loads((folder / "inputs" / "prompts.json").read_text())
+        self.prompts = texts["prompts"]
+        self.names = texts["image_order"]
+        with np.load(folder / "inputs" / "images.npz") as file:
+            self._images = {key.removeprefix("img_"): file[key] for key in file.files}
+        self.rgba = self._images["rgba"]
+
+    def bytes(self, name: str) -> np.ndarray:
+        """An image, uint8 [1 h w 3]; alpha is dropped."""
+        return self._images[name][None, ..., :3]
+
+    def image(self, name: str) -> np.ndarray:
+        """An image in [-1, 1], float32 [1 h w 3]; alpha is dropped."""
+        return self.bytes(name).astype(np.float32) / 127.5 - 1
+
+    def needs(self, name: str) -> Path:
+        """The folder of one reward; the test is skipped without it."""
+        if not (self.folder / name).is_dir():
+            pytest.skip(f"no arrays of {name} in {self.folder}")
+        return self.folder / name
+
+
+@pytest.fixture(scope="session")
+def reward_inputs(golden_dir) -> RewardInputs:
+    """What the arrays of reward models were computed from; tests are skipped without it."""
+    folder = golden_dir / "rewards"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: the arrays of reward models are not here")
+    return RewardInputs(folder)

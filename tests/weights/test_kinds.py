@@ -22,7 +22,7 @@ PIPELINE = toy.ASSETS / "pipeline"
         (PIPELINE / "vae" / "diffusion_pytorch_model.safetensors", "an autoencoder"),
         (PIPELINE / "model_index.json", "a file that ends in .json"),
         (toy.ASSETS / "spm", "a CLIP or preference model"),
-        (toy.ASSETS / "spm" / "model.safetensors", "a CLIP"),
+        (toy.ASSETS / "spm" / "model.safetensors", "a step-aware preference model"),
         (toy.ASSETS, "a folder without a model"),
     ],
     ids=lambda value: getattr(value, "name", ""),
@@ -38,6 +38,9 @@ def test_what_the_package_ships(path, what):
         ("lora_unet_down_blocks_0_attn1_to_q.lora_down.weight", "a LoRA"),
         ("model.diffusion_model.out.2.weight", "a checkpoint of a diffusion model"),
         ("model.text_model.final_layer_norm.weight", "a CLIP"),
+        ("visual.transformer.resblocks.0.ln_1.weight", "a CLIP of open_clip, such as HPSv2"),
+        ("blip.visual_encoder.cls_token", "an ImageReward"),
+        ("layers.0.weight", "the head of LAION's aesthetic predictor"),
         ("something.else", "a safetensors file of unknown content"),
     ],
 )

@@ -1,66 +1,65 @@
-"""The base class of rewards that see an image through a CLIP, such as PickScore and HPSv2."""
+"""The base class of rewards that see an image through a CLIP, such as PickScore and HPSv2, and the loader of theirs."""
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
+from spo_jax.data.tokenizer import AbstractTokenizer
 from spo_jax.nn.clip import CLIPModel
+from spo_jax.nn.clip_config import CLIPConfig
+from spo_jax.nn.shapes import clip_shapes
 from spo_jax.parallel.mesh import gathered, spread_rows
-from spo_jax.rewards.base import DeviceReward, in_equal_chunks
+from spo_jax.parallel.sharding import abstract_weights, place_weights
+from spo_jax.rewards.base import Context, DeviceReward, in_equal_chunks
+from spo_jax.rewards.common.clip_files import PublishedCLIP, clip_tokenizer
 from spo_jax.rewards.common.clip_pixels import Pixels
 from spo_jax.rewards.common.clip_score import encode_texts, text_features, unit_norm
+from spo_jax.rewards.common.preference_files import local_model, read_config, resolve_model
+from spo_jax.rewards.common.preference_model import PreferenceModel, read_tokenizer
+from spo_jax.weights import components, kinds, store
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b l"]]
+Formula = Callable[[Float[Array, " b"], Float[Array, ""]], Float[Array, " b"]]
 
 
-class CLIPReward(DeviceReward):
-    """Scores an image by the cosine between its features and those of its prompt; a subclass may make another score.
+def bare_cosine(cosine: Float[Array, " b"], scale: Float[Array, ""]) -> Float[Array, " b"]:
+    """The formula of a score that is the cosine itself."""
+    del scale
+    return cosine
+
+
+def scaled_cosine(cosine: Float[Array, " b"], scale: Float[Array, ""]) -> Float[Array, " b"]:
+    """The formula of a score that is a CLIP's logit, exp(logit_scale) · cos."""
+    return scale * cosine
+
+
+class CLIPEyes(DeviceReward):
+    """Base class of rewards that see images through a CLIP.
 
     Args:
       name: name of the score.
       meaning: what the score is, in a sentence.
       clip: the network.
-      params: its weights.
-      tokenize: function from prompts to token ids.
+      params: its weights; those of the vision tower and the scale of its logits suffice here.
       pixels: function from images to the network's input.
     """
 
-    def __init__(
-        self, name: str, meaning: str, *, clip: CLIPModel, params: Params, tokenize: Tokenize, pixels: Pixels
-    ):  # fmt: skip
+    def __init__(self, name: str, meaning: str, *, clip: CLIPModel, params: Params, pixels: Pixels):
         self.meanings = {name: meaning}
         self.clip = clip
         self.params = params
-        self.tokenize = tokenize
         self.pixels = pixels
-
-    def features(self, prompts: Sequence[str]) -> Float[np.ndarray, "b p"]:
-        """Computes the text features of prompts, of length 1."""
-        return encode_texts(self.clip, self.params, self.tokenize(prompts))
-
-    def feature_shapes(self) -> PyTree:
-        """Returns the shape of one row of `features`."""
-        ids = jax.ShapeDtypeStruct((1, self.clip.config.text.max_position_embeddings), jnp.int32)
-        return jax.eval_shape(functools.partial(text_features, self.clip), self.params, ids)
 
     def image_features(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
         """Computes the features of images near [-1, 1], of length 1, inside a program."""
         pixels = self.pixels(images, self.clip.config.vision.image_size)
         return unit_norm(self.clip.apply({"params": params}, pixels, method="encode_image"))
-
-    def score(
-        self, params: Params, x: Float[Array, "b h w 3"], features: Float[Array, "b p"], t: Int[Array, " b"]
-    ) -> Float[Array, " b"]:
-        """Scores images near [-1, 1]; the timestep has no influence."""
-        return self.of_cosine(params, jnp.sum(self.image_features(params, x) * features, axis=-1))
-
-    def of_cosine(self, params: Params, cosine: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Makes the score of the cosine; the default is the cosine itself."""
-        return cosine
 
     def embed(self, images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b p"]:
         """Computes the features of finished images near [-1, 1], of length 1, on the host."""
@@ -73,3 +72,105 @@ class CLIPReward(DeviceReward):
             return gathered(self.image_features(params, spread_rows(images)))
 
         return jax.jit(embed)
+
+
+class CLIPReward(CLIPEyes):
+    """Scores an image by the cosine between its features and those of its prompt.
+
+    Args:
+      name: name of the score.
+      meaning: what the score is, in a sentence.
+      clip: the network.
+      params: its weights.
+      tokenize: function from prompts to token ids.
+      pixels: function from images to the network's input.
+      formula: function from the cosine and exp(logit_scale) to the score.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        meaning: str,
+        *,
+        clip: CLIPModel,
+        params: Params,
+        tokenize: Tokenize,
+        pixels: Pixels,
+        formula: Formula = bare_cosine,
+    ):
+        super().__init__(name, meaning, clip=clip, params=params, pixels=pixels)
+        self.tokenize = tokenize
+        self.formula = formula
+
+    def features(self, prompts: Sequence[str]) -> Float[np.ndarray, "b p"]:
+        """Computes the text features of prompts, of length 1."""
+        return encode_texts(self.clip, self.params, self.tokenize(prompts))
+
+    def feature_shapes(self) -> PyTree:
+        """Returns the shape of one row of `features`."""
+        ids = jax.ShapeDtypeStruct((1, self.clip.config.text.max_position_embeddings), jnp.int32)
+        return jax.eval_shape(functools.partial(text_features, self.clip), self.params, ids)
+
+    def score(
+        self, params: Params, x: Float[Array, "b h w 3"], features: Float[Array, "b p"], t: Int[Array, " b"]
+    ) -> Float[Array, " b"]:
+        """Scores images near [-1, 1]; the timestep has no influence."""
+        cosine = jnp.sum(self.image_features(params, x) * features, axis=-1)
+        return self.formula(cosine, self.clip.apply({"params": params}, method="scale"))
+
+
+def clip_network(source: str, context: Context, published: PublishedCLIP) -> tuple[CLIPModel, Path | None]:
+    """Makes the network of a CLIP in transformers' layout; also returns its folder or file.
+
+    Args:
+      source: folder, weights file, hub id or one file of a hub repository; empty for what is published.
+      context: dtype and mesh, and whether to return shapes instead of weights.
+      published: what is published of the reward.
+
+    Returns:
+      The network, and where its weights lie; None if the context is abstract and they are not here.
+
+    Raises:
+      UserError: the model is missing or another one than a CLIP.
+    """
+    name = source or published.model
+    path = local_model(name) if context.abstract else resolve_model(name)
+    config, where = (published.config, name) if path is None else read_config(path, published.config)
+    return CLIPModel(CLIPConfig.from_dict(config, where), dtype=context.dtype), path
+
+
+def clip_weights(clip: CLIPModel, path: Path | None, context: Context) -> Params:
+    """Reads the weights of a CLIP in transformers' layout: every one has to be there, and no other.
+
+    Weights of float16 become the context's dtype. An abstract context gives shapes.
+
+    Raises:
+      UserError: the weights cannot be read, or are those of something else.
+    """
+    shapes = clip_shapes(clip)
+    if context.abstract:
+        return abstract_weights(shapes, context.dtype, context.mesh)
+    state = store.read_state(path, "transformers")
+    kinds.check_weights_are(kinds.CLIP, state, str(path))
+    return place_weights(components.clip_tree(state, shapes, str(path), context.dtype), context.mesh, title=str(path))
+
+
+def load_clip(source: str, context: Context, published: PublishedCLIP) -> PreferenceModel:
+    """Reads a CLIP in transformers' layout and its tokenizer; see `clip_network` and `clip_weights`.
+
+    Raises:
+      UserError: the model cannot be read, is another one than a CLIP, or its tokenizer belongs to another model.
+    """
+    clip, path = clip_network(source, context, published)
+    text = clip.config.text
+    if context.abstract:
+        tokenizer = AbstractTokenizer(text.max_position_embeddings)
+    else:
+        folder = clip_tokenizer(path, published)
+        tokenizer = read_tokenizer(folder, clip.config, str(path))
+        if tokenizer.vocabulary != text.vocab_size:
+            raise UserError(
+                f"{folder}: this tokenizer has {tokenizer.vocabulary} tokens, but {path} has vocab_size = "
+                f"{text.vocab_size}: they belong to different models"
+            )
+    return PreferenceModel(clip, clip_weights(clip, path, context), tokenizer)

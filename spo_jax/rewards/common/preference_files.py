@@ -19,6 +19,7 @@ _PUBLISHED = {
     "sdxl_step-aware_preference_model.bin": "sdxl",
 }
 _PUBLISHED_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+TOKENIZER_FILES = ("*.json", "*.txt")  # patterns of what is fetched of a tokenizer
 _KIND_NAMES = {"sd": "Stable Diffusion 1.x or 2.x", "sdxl": "SDXL"}
 
 
@@ -74,8 +75,16 @@ def check_files(model: str, tokenizer: str, flag: str) -> None:
         tokenizer_folder(folder, None, flag)
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], str]:
-    """Reads the config of a preference model's folder or file; also returns the path of the config."""
+def read_config(path: Path, published: Mapping[str, Any] = CLIP_H) -> tuple[Mapping[str, Any], str]:
+    """Reads the config of a preference model's folder or file; also returns the path of the config.
+
+    Args:
+      path: folder or file of the model.
+      published: config of a file that has none beside it. The published preference models are files of CLIP ViT-H/14.
+
+    Raises:
+      UserError: there is no config, or it is that of something else.
+    """
     file = (path if path.is_dir() else path.parent) / "config.json"
     if (path / "model_index.json").is_file():
         raise UserError(f"{path}: this is a diffusion pipeline; expected a preference model or a CLIP")
@@ -84,8 +93,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{path} is {what}: expected a preference model or a CLIP, with config.json")
     if path.is_file() and what in (LORA, LOHA, LOKR, CHECKPOINT, AUTOENCODER, NETWORK):
         raise UserError(f"{path} is {what}: expected a preference model or a CLIP")
-    # The published checkpoints are single files of CLIP ViT-H/14 without a config beside them.
-    config = read_json_object(file) if file.is_file() or path.is_dir() else CLIP_H
+    config = read_json_object(file) if file.is_file() or path.is_dir() else published
     if "_class_name" in config:  # diffusers writes this field, transformers does not.
         raise UserError(f"{file}: this is a {config['_class_name']}; expected a preference model or a CLIP")
     return config, str(file)
@@ -103,12 +111,21 @@ def tokenizer_folder(path: Path, tokenizer: str | os.PathLike | None, flag: str 
       UserError: there is no tokenizer.
     """
     if tokenizer is not None:
-        path = hub.resolve(tokenizer, allow_patterns=("*.json", "*.txt"))
-    for candidate in (path, path / "tokenizer"):
-        if any((candidate / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-            return candidate
+        path = hub.resolve(tokenizer, allow_patterns=TOKENIZER_FILES)
+    found = find_tokenizer(path)
+    if found is not None:
+        return found
     hint = f"name one with {flag}" if flag else "copy one into its folder"
     raise UserError(f"{path}: no tokenizer beside the preference model; {hint}")
+
+
+def find_tokenizer(path: Path) -> Path | None:
+    """Returns the folder of the tokenizer in a model's folder, or beside its file; None if there is none."""
+    folder = path.parent if path.is_file() else path
+    for candidate in (folder, folder / "tokenizer", folder / "processor"):
+        if any((candidate / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            return candidate
+    return None
 
 
 # The kind of pipeline on whose images a model was trained

@@ -30,6 +30,7 @@ _KINDS = {
     kinds.NETWORK: "holds the weights of a whole UNet, not a LoRA: name its pipeline's folder with --model",
     kinds.AUTOENCODER: "holds the weights of an autoencoder, not a LoRA: name it with --vae",
     kinds.CLIP: "holds the weights of a CLIP, such as a preference model or a text encoder, not a LoRA",
+    kinds.SPM: "holds the weights of a preference model, not a LoRA",
     kinds.LOHA: "is a LoHa, which is not supported: only LoRA is",
     kinds.LOKR: "is a LoKr, which is not supported: only LoRA is",
 }
