@@ -149,7 +149,7 @@ CLIP_L_TEXT: dict[str, Any] = {
     "vocab_size": 49408,
 }
 
-# openai/clip-vit-large-patch14, 427.6 M parameters, 590 tensors: the network of CLIPScore and of LAION's aesthetic score.
+# openai/clip-vit-large-patch14, 427.6 M parameters, 590 tensors: the network of CLIPScore and LAION's aesthetic score.
 CLIP_L: dict[str, Any] = {
     "initializer_factor": 1.0,
     "logit_scale_init_value": 2.6592,

@@ -29,6 +29,48 @@ PREFIX = "A photo depicts "  # of Hessel et al.
 VARIANTS = {
     "logits": "exp(logit_scale) · cos(image, prompt), about 25 to 35",
     "cosine": "cos(image, prompt) by OpenAI's tokenizer and transform",
-    "hessel": "2.5 · max(cos(image, prompt), 0) by OpenAI's tokenizer and transform; the prompt follows 'A photo depicts'",
+    "hessel": "2.5 · max(cos(image, prompt), 0) by OpenAI's tokenizer and transform, after 'A photo depicts'",
     "hessel_no_prefix": "2.5 · max(cos(image, prompt), 0) by OpenAI's tokenizer and transform",
 }
+
+
+def load(source: str, context: Context) -> Reward:
+    """Loads the model.
+
+    Args:
+      source: where it is read from; empty for the published one.
+      context: where and how to load it, and the definition as its variant.
+
+    Raises:
+      UserError: it cannot be read, or is another model.
+    """
+    # These import jax, which `check` does without.
+    from spo_jax.rewards.common.clip_pixels import openai_pixels, transformers_pixels
+    from spo_jax.rewards.common.clip_reward import CLIPReward, bare_cosine, load_clip, scaled_cosine
+
+    variant = context.variant
+    formula = {
+        "": lambda cosine, scale: scale * cosine / 100,
+        "logits": scaled_cosine,
+        "cosine": bare_cosine,
+        "hessel": lambda cosine, scale: 2.5 * cosine.clip(min=0),
+        "hessel_no_prefix": lambda cosine, scale: 2.5 * cosine.clip(min=0),
+    }[variant]
+    of_transformers = variant in ("", "logits")
+    model = load_clip(source, context, PUBLISHED, "hf_fast" if of_transformers else "openai")
+    prefix = PREFIX if variant == "hessel" else ""
+    return CLIPReward(
+        f"clip_score_{variant}" if variant else "clip_score",
+        f"CLIPScore: {VARIANTS.get(variant, 'exp(logit_scale) · cos(image, prompt) / 100, about 0.25 to 0.35')}",
+        clip=model.clip,
+        params=model.params,
+        tokenize=lambda prompts: model.tokenizer([prefix + prompt for prompt in prompts]),
+        pixels=transformers_pixels if of_transformers else openai_pixels,
+        formula=formula,
+    )
+
+
+def check(source: str, context: Context) -> None:
+    """Refuses a model that is missing or something else, as far as that shows without the network."""
+    del context
+    check_clip(source, PUBLISHED)

@@ -5,9 +5,13 @@ both sides: 1e-5 of the largest entry for features, 1e-4 for scores, of which th
 behind five linear layers multiply the rounding of the features.
 """
 
+import copy
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context
@@ -16,6 +20,13 @@ from spo_jax.weights import rules
 from spo_jax.weights.store import read_file
 
 FEATURES, SCORES = 1e-5, 1e-4
+
+
+@functools.cache
+def pixels_of(inputs, pixels, side):
+    """CLIP's input of every image; rewards that prepare images alike share it, because every size is a program."""
+    program = jax.jit(pixels, static_argnums=1)
+    return np.concatenate([program(inputs.image(name), side) for name in inputs.names])
 
 
 class Case:
@@ -29,21 +40,21 @@ class Case:
         self.arrays = golden.arrays(f"rewards/{folder}/golden.npz")
         self.inputs = inputs
         self.golden = golden
-
-    def pixels(self):
-        """CLIP's input of every image."""
-        side = self.reward.clip.config.vision.image_size
-        pixels = jax.jit(self.reward.pixels, static_argnums=1)
-        return np.concatenate([pixels(self.inputs.image(name), side) for name in self.inputs.names])
+        self.pixels = pixels_of(inputs, self.reward.pixels, self.reward.clip.config.vision.image_size)
 
     def scores(self):
-        """Scores [prompts, images]."""
-        rows = []
-        count = len(self.inputs.prompts)
-        for name in self.inputs.names:
-            images = np.repeat(self.inputs.image(name), count, axis=0)
-            rows += self.reward.measure(images, self.inputs.prompts).values()
-        return np.stack(rows, axis=1)
+        """Scores [prompts, images], all from pixels that are made before; `measure` has to agree about an image."""
+        prompts = self.inputs.prompts
+        reward = copy.copy(self.reward)
+        reward.pixels = lambda pixels, side: pixels
+        pixels = np.tile(self.pixels, (len(prompts), 1, 1, 1))
+        features = reward.features([prompt for prompt in prompts for _ in self.inputs.names])
+        scores = jax.jit(reward.score)(reward.params, pixels, features, jnp.zeros(len(pixels), jnp.int32))
+        scores = np.asarray(scores).reshape(len(prompts), -1)
+        image = np.repeat(self.inputs.image(self.inputs.names[0]), len(prompts), axis=0)
+        (measured,) = self.reward.measure(image, prompts).values()
+        np.testing.assert_allclose(measured, scores[:, 0], rtol=1e-5, atol=1e-5 * np.abs(scores).max())
+        return scores
 
     def apply(self, method, *arguments):
         """Calls a function of the network and its arguments in a program."""
@@ -57,7 +68,7 @@ class Case:
         assert error < tolerance, f"{name}: {error}"
 
     def check_pixels(self, name):
-        np.testing.assert_allclose(self.pixels(), self.golden.nhwc(self.arrays[name]), atol=1e-6)
+        np.testing.assert_allclose(self.pixels, self.golden.nhwc(self.arrays[name]), atol=1e-6)
 
 
 def unit(features):
@@ -70,7 +81,7 @@ def check_features(case, pixels, ids, image, text):
     case.close(image_features, image, FEATURES)
     text_features = np.asarray(case.apply("encode_text", jnp.asarray(case.arrays[ids])))
     case.close(text_features, text, FEATURES)
-    embedded = case.reward.embed(case.inputs.image(case.inputs.names[0]))  # the others need a program each
+    embedded = case.reward.embed(case.inputs.image(case.inputs.names[0]))
     assert case.golden.relative_error(embedded, unit(case.arrays[image])[:1]) < FEATURES
     assert case.golden.relative_error(case.reward.features(case.inputs.prompts), unit(case.arrays[text])) < FEATURES
     np.testing.assert_array_equal(case.reward.tokenize(case.inputs.prompts), case.arrays[ids])
@@ -133,3 +144,29 @@ def test_the_aesthetic_score_with_openais_crop(golden, reward_inputs):
         case.apply("encode_image", golden.nhwc(case.arrays["pixel_values_openai"])), "image_embeds_openai", FEATURES
     )
     case.close(case.scores()[0], "scores_openai", SCORES)
+
+
+# Score name -> (array [images, prompts], pixels, token ids, image features, text features).
+TRANSFORMERS = ("pixel_values", "input_ids", "image_embeds", "text_embeds")
+OPENAI = ("openai_pixel_values", "openai_input_ids", "openai_image_features", "openai_text_features")
+PREFIXED = (*OPENAI[:1], "openai_input_ids_prefixed", OPENAI[2], "openai_text_features_prefixed")
+CLIP_SCORES = {
+    "clip_score": ("logits_over_100", TRANSFORMERS),
+    "clip_score@logits": ("logits_per_image", TRANSFORMERS),
+    "clip_score@cosine": ("cos_openai", OPENAI),
+    "clip_score@hessel": ("hessel_prefixed", PREFIXED),
+    "clip_score@hessel_no_prefix": ("hessel_noprefix", OPENAI),
+}
+
+
+@pytest.mark.parametrize("spec", CLIP_SCORES)
+def test_clip_score(golden, reward_inputs, spec):
+    case = Case(golden, reward_inputs, f"{spec}:clipscore")
+    scores, inputs = CLIP_SCORES[spec]
+    case.check_pixels(inputs[0])
+    check_features(case, *inputs)
+    case.close(case.scores().T, scores, SCORES)
+    if scores == "logits_per_image":
+        np.testing.assert_allclose(case.apply("scale"), np.exp(case.arrays["logit_scale"]), rtol=1e-6)
+        for name in ("image_embeds", "text_embeds"):
+            assert golden.relative_error(unit(case.arrays[name]), case.arrays[f"{name}_normed"]) < FEATURES

@@ -10,6 +10,7 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
+from spo_jax.data.original_tokenizer import HF_FAST
 from spo_jax.data.tokenizer import AbstractTokenizer
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
@@ -155,8 +156,14 @@ def clip_weights(clip: CLIPModel, path: Path | None, context: Context) -> Params
     return place_weights(components.clip_tree(state, shapes, str(path), context.dtype), context.mesh, title=str(path))
 
 
-def load_clip(source: str, context: Context, published: PublishedCLIP) -> PreferenceModel:
+def load_clip(source: str, context: Context, published: PublishedCLIP, tokens: str = HF_FAST) -> PreferenceModel:
     """Reads a CLIP in transformers' layout and its tokenizer; see `clip_network` and `clip_weights`.
+
+    Args:
+      source: as in `clip_network`.
+      context: as in `clip_network`.
+      published: as in `clip_network`.
+      tokens: the tokenisation, as `spo_jax.data.original_tokenizer.open_tokenizer` takes it.
 
     Raises:
       UserError: the model cannot be read, is another one than a CLIP, or its tokenizer belongs to another model.
@@ -167,7 +174,7 @@ def load_clip(source: str, context: Context, published: PublishedCLIP) -> Prefer
         tokenizer = AbstractTokenizer(text.max_position_embeddings)
     else:
         folder = clip_tokenizer(path, published)
-        tokenizer = read_tokenizer(folder, clip.config, str(path))
+        tokenizer = read_tokenizer(folder, clip.config, str(path), tokens)
         if tokenizer.vocabulary != text.vocab_size:
             raise UserError(
                 f"{folder}: this tokenizer has {tokenizer.vocabulary} tokens, but {path} has vocab_size = "

@@ -8,6 +8,7 @@ from typing import Any
 from spo_jax import toy
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
+from spo_jax.data.tokenizer import holds_tokenizer
 from spo_jax.nn.clip_config import CLIP_H
 from spo_jax.weights import hub
 from spo_jax.weights.kinds import AUTOENCODER, CHECKPOINT, LOHA, LOKR, LORA, NETWORK, describe
@@ -123,7 +124,7 @@ def find_tokenizer(path: Path) -> Path | None:
     """Returns the folder of the tokenizer in a model's folder, or beside its file; None if there is none."""
     folder = path.parent if path.is_file() else path
     for candidate in (folder, folder / "tokenizer", folder / "processor"):
-        if any((candidate / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        if holds_tokenizer(candidate):
             return candidate
     return None
 

@@ -16,6 +16,7 @@ from spo_jax import toy
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object, write_atomic
 from spo_jax.core.typing import DType, Params
+from spo_jax.data.original_tokenizer import HF_FAST, open_tokenizer
 from spo_jax.data.tokenizer import AbstractTokenizer, Tokenizer
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIP_H, CLIPConfig
@@ -122,18 +123,19 @@ def _read_model(path: Path, clip: CLIPModel, mesh: Mesh | None, title: str, toke
     return PreferenceModel(clip, place_weights(weights, mesh, title=title), read)
 
 
-def read_tokenizer(folder: Path, config: CLIPConfig, model: str) -> Tokenizer:
+def read_tokenizer(folder: Path, config: CLIPConfig, model: str, form: str = HF_FAST) -> Tokenizer:
     """Reads the tokenizer of a CLIP.
 
     Args:
       folder: the tokenizer's folder.
       config: the model's config.
       model: its name in messages.
+      form: the tokenisation, as `spo_jax.data.original_tokenizer.open_tokenizer` takes it.
 
     Raises:
       UserError: it cannot be read, or has tokens that the model does not know.
     """
-    tokenizer = Tokenizer(folder)
+    tokenizer = open_tokenizer(folder, form)
     tokenizer.check_fits(config.text.vocab_size, config.text.max_position_embeddings, model)
     return tokenizer
 
