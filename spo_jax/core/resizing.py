@@ -109,7 +109,7 @@ def _digit_by_digit(images: UInt8[Array, "b h w c"], axis: int, before: int, aft
     """Computes the same sums as products of matrices, because accelerators are slow at picking single pixels.
 
     Matrix units take floats of as few as 8 bits. So the weights are cut into three digits of 8 bits, whose products
-    with a byte and sums of these are whole numbers that float32 holds exactly, and there are three products. As compiled
+    with a byte and their sums are whole numbers that float32 holds exactly, and there are three products. As compiled
     for a TPU v5e, 25 images of 512 pixels move 0.5 GB of memory instead of 12.
     """
     first, weights = _pillow_weights(before, after)

@@ -160,7 +160,7 @@ def test_the_weights_of_something_else_are_named(folder):
     torch.save({"text_model.x": torch.zeros(1)}, folder / "ImageReward.pt")
     _refused(folder, "ImageReward.pt holds the weights of a CLIP: expected ImageReward's")
     torch.save({"state_dict": {"visual.proj": torch.zeros(1)}}, folder / "ImageReward.pt")
-    _refused(folder, "ImageReward.pt holds the weights of something else: expected ImageReward's")
+    _refused(folder, "ImageReward.pt holds the weights of a CLIP of open_clip, such as HPSv2: expected ImageReward's")
 
 
 def test_a_file_that_is_cut_off_is_refused(folder):
