@@ -236,8 +236,9 @@ def win_share(
     wins = (np.sign(second - first) * (-1 if higher_wins else 1) + 1) / 2
     share = float(wins[known].mean())
     trials = float(clusters)
-    if clusters > 1 and (error := _error_of_mean(np.where(known, wins, np.nan)[rows])) > 0:
-        trials = min(max(share * (1 - share) / error**2, clusters), float(known.sum()))
+    if clusters > 1 and 0 < share < 1:
+        error = _error_of_mean(np.where(known, wins, np.nan)[rows])
+        trials = float(np.clip(share * (1 - share) / max(error**2, 1e-12), clusters, known.sum()))
     return Share(share, *_wilson(share, trials), clusters)
 
 

@@ -24,15 +24,15 @@ def noise_limit(scores: int) -> float:
     return -normal.inv_cdf(normal.cdf(-NOISE) / max(scores, 1))
 
 
-def outcomes(scores: Mapping[str, Score]) -> dict[str, Outcome]:
+def outcomes(scores: Mapping[Any, Score]) -> dict[Any, Outcome]:
     """Says what became of each score.
 
     Args:
       scores: what `spo_jax.core.statistics.paired_scores` returns: ``change``, its standard error ``change_se`` (None
-        for a single comparison) and ``lower_is_better``, by name.
+        for a single comparison) and ``lower_is_better``, by name, or by another key.
 
     Returns:
-      By name ``better`` or ``worse``; ``unchanged`` if the change is within the noise (see `noise_limit`); and
+      By key ``better`` or ``worse``; ``unchanged`` if the change is within the noise (see `noise_limit`); and
       ``unknown`` if change or standard error are missing or not finite.
     """
     limit = noise_limit(len(scores))
