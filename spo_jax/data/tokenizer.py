@@ -85,6 +85,21 @@ class Tokenizer:
                     "to different models"
                 )
 
+    def check_is_of(self, vocabulary: int, positions: int, where: str) -> None:
+        """Does what `check_fits` does, and refuses a tokenizer that has fewer tokens than the text encoder knows.
+
+        A pipeline's text encoder may have more embeddings than its tokenizer has tokens; a judge's has as many.
+
+        Raises:
+          UserError: the tokenizer belongs to another text encoder.
+        """
+        self.check_fits(vocabulary, positions, where)
+        if self.vocabulary != vocabulary:
+            raise UserError(
+                f"{self.folder}: this tokenizer has {self.vocabulary} tokens, but {where} has {vocabulary}: they "
+                "belong to different models"
+            )
+
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b l"]:
         """Tokenizes prompts, with start and end tokens, padded and truncated to `length`.
 
