@@ -49,18 +49,22 @@
     byId("vote").scrollIntoView({ block: "start" });
   }
 
-  function advance() {
+  // Shows the next pair of images; ``first`` is a vote that was taken back, whose pair comes first.
+  function advance(first) {
     queue = waiting();
     const count = votesOf(pair).length;
     byId("undo").disabled = !count;
     if (!queue.length) return finish();
+    const again = queue.findIndex(({ item }) => first && item.prompt === first.prompt && item.image === first.image);
+    if (again > 0) queue.unshift(...queue.splice(again, 1));
     const { item, sides } = queue[0];
     byId("vote-prompt").textContent = item.text;
     for (const [side, id, alt] of [[0, "vote-left", "left image"], [1, "vote-right", "right image"]]) {
       byId(id).src = item.shown[sides[side]].source;
       byId(id).alt = `${item.text}, ${alt}`;
     }
-    say(`${count} voted, ${queue.length} to go.` + (isBlind() ? "" : " The names of this pair have been shown, so these votes no longer count as blind."));
+    const seen = isBlind() ? "" : " The names of this pair have been shown, so these votes no longer count as blind.";
+    say(`${count} voted, ${queue.length} to go.${seen}`);
   }
 
   function vote(label) {
@@ -76,13 +80,7 @@
     if (!last) return;
     kept.votes.splice(kept.votes.lastIndexOf(last), 1);
     keep();
-    advance();
-    // The pair that was taken back comes first again.
-    queue.sort((one, other) => (other.item.prompt === last.prompt && other.item.image === last.image) - (one.item.prompt === last.prompt && one.item.image === last.image));
-    const { item, sides } = queue[0];
-    byId("vote-prompt").textContent = item.text;
-    byId("vote-left").src = item.shown[sides[0]].source;
-    byId("vote-right").src = item.shown[sides[1]].source;
+    advance(last);
   }
 
   function finish() {
