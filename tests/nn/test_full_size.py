@@ -1,4 +1,4 @@
-"""Networks at their true sizes against diffusers and transformers: SD 1.5, CLIP-H and the transformers of SDXL.
+"""Networks at their true sizes against diffusers and transformers: SD 1.5, CLIP-H, BLIP, the transformers of SDXL.
 
 The weights are random. The tolerance is 1e-4 of the largest value: both sides are float32, but sum thousands of terms
 in a different order. Only one network is in memory at a time: torch's is freed before ours is compiled.
@@ -25,12 +25,16 @@ from spo_jax.models.stable_diffusion.pipeline import unet_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn import clip_config
 from spo_jax.nn import lora as lora_lib
+from spo_jax.nn.blip import BLIP
+from spo_jax.nn.blip_config import BLIPConfig
 from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
 from spo_jax.nn.layers import SpatialTransformer
-from spo_jax.nn.shapes import clip_shapes, text_shapes, vae_shapes
+from spo_jax.nn.shapes import blip_shapes, clip_shapes, text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
+from spo_jax.weights import rules
 from spo_jax.weights.rules import module_path
+from tests.torch_blip import networks_of_transformers, salesforce_state
 
 pytestmark = pytest.mark.full
 
@@ -179,6 +183,32 @@ def test_clip_h(reference):
         bound = ours.bind({"params": params})
         states = bound.text_model(IDS).last, bound.encode_text(IDS)
         return *states, bound.vision_model(pixels).last, bound.encode_image(pixels), bound(IDS, pixels)
+
+    for out, target in zip(jax.jit(forward)(params), expected, strict=True):
+        assert reference.relative_error(out, target) < TOLERANCE
+
+
+def test_blip(reference):
+    """ImageReward's network, 445 M parameters, with texts of 35 tokens; 28 s on two cores, 4.1 GB at its peak."""
+    config = BLIPConfig()
+    pixels = reference.normal(1, 2, 224, 224, 3)
+    ids = jax.random.randint(jax.random.key(0), (2, 35), 1000, config.text.vocab_size)
+    visible = jnp.arange(35)[None] < jnp.array([[35], [9]])
+    vision, text = map(reference.randomised, networks_of_transformers(config, 0.02))
+    image = vision(reference.nchw(pixels)).last_hidden_state
+    mask = reference.to_torch(visible).long()
+    states = text(reference.to_torch(ids).long(), mask, encoder_hidden_states=image, is_decoder=False)
+    expected = image.numpy(), states.last_hidden_state.numpy()
+    ours = BLIP(config)
+    arrays = {name: value.numpy() for name, value in salesforce_state(vision, text).items()}
+    params = jax.device_put(rules.to_tree(arrays, blip_shapes(ours), "torch", ignore=[r"position_ids$"]))
+    del vision, text, states, arrays
+    gc.collect()
+
+    def forward(params):
+        bound = ours.bind({"params": params})
+        image = bound.encode_image(pixels)
+        return image, bound.text_encoder(ids, visible, image)[-1]
 
     for out, target in zip(jax.jit(forward)(params), expected, strict=True):
         assert reference.relative_error(out, target) < TOLERANCE
