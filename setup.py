@@ -28,6 +28,7 @@ BASE = [
     "packaging>=23",  # reads requirements, for spo_jax.doctor
     "pillow>=11.0",
     "regex>=2024.5",  # cuts prompts into words as CLIP's own tokenizers do
+    "requests>=2.32",  # for the reward http
     "safetensors>=0.5",
     "scipy>=1.13",
     "tensorboardX>=2.6",

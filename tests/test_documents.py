@@ -13,7 +13,7 @@ from tests.commands import ROOT
 DOCUMENTS = sorted(
     file for pattern in ("*.md", "docs/**/*.md", "launch/*.md", "benchmarks/**/*.md") for file in ROOT.glob(pattern)
 )
-FOLDERS = "spo_jax|configs|launch|tests|docs|benchmarks"
+FOLDERS = "spo_jax|configs|examples|launch|tests|docs|benchmarks"
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)|src=\"([^\"]+)\"")
 QUOTED = re.compile(rf"`((?:{FOLDERS})/[^`\s]*)`")
 IN_COMMANDS = re.compile(rf"(?:^|[\s=])((?:{FOLDERS})/[\w./-]*\w)", re.MULTILINE)
