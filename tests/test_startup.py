@@ -235,6 +235,13 @@ def things(tmp_path_factory):
         (["train", TOY, "--config.spo.reward=toy"], "spo.reward = 'toy': this reward is computed on the host"),
         (["train", TOY, "--config.spo.reward=absent"], "config field spo.reward = 'absent': expected '"),
         (["train", TOY, "--config.eval.rewards=toy,absent"], "config field eval.rewards = 'absent'"),
+        (["train", TOY, "--config.eval.rewards=pickscore:{}/empty"], "{}/empty is an empty folder: expected a pref"),
+        (["train", TOY, "--config.eval.rewards=toy,clip_score@hessl"], "'clip_score@hessl': expected clip_score, clip"),
+        (
+            ["train", TOY, "--config.eval.rewards=aesthetic:{}/empty"],
+            "{}/empty: expected one file with the head of the",
+        ),
+        (["train", TOY, "--config.eval.rewards=spm@1000:toy"], "expected spm@T with a whole number T from 0 to 999"),
         (["train", TOY, "--config.spo.decoder={}/empty"], "spo.decoder = '{}/empty' is an empty folder"),
         (["train", TOY, "--out={}/run"], "{}/run already holds a run: pass --resume to continue it"),
         (["train", TOY, "--out={}/empty", "--resume"], "--resume: no checkpoint in {}/empty/checkpoints"),

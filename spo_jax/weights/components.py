@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from spo_jax.core.files import write_json
-from spo_jax.weights import rules, store
+from spo_jax.weights import kinds, rules, store
 
 # Buffers that hold 0..n-1; transformers 4 saved them among the weights.
 IGNORED = (r"(^|\.)position_ids$",)
@@ -103,9 +103,11 @@ def load_clip(
       dtype: the type that floating-point tensors are cast to; None keeps the stored type.
 
     Raises:
-      UserError: there are no readable weights, or they do not fit the tree.
+      UserError: there are no readable weights, they are those of something else, or they do not fit the tree.
     """
-    return clip_tree(store.read_state(path, "transformers", variant), shapes, str(path), dtype)
+    state = store.read_state(path, "transformers", variant)
+    kinds.check_weights_are(kinds.SPM if "t_embedder" in shapes else kinds.CLIP, state, str(path))
+    return clip_tree(state, shapes, str(path), dtype)
 
 
 def clip_tree(

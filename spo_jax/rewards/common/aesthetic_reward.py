@@ -8,14 +8,14 @@ from spo_jax.rewards.base import Context
 from spo_jax.rewards.common.aesthetic_files import CLIP, find_files
 from spo_jax.rewards.common.affine_head import apply_head, fold_head, folded_shapes, head_shapes
 from spo_jax.rewards.common.clip_pixels import Pixels
-from spo_jax.rewards.common.clip_reward import CLIPEyes, clip_network, clip_weights
+from spo_jax.rewards.common.clip_reward import CLIPVisionReward, clip_network, clip_weights
 from spo_jax.rewards.common.preference_files import resolve_model
 from spo_jax.weights import kinds, rules, store
 
 _SEEING = ("vision_model", "visual_projection", "logit_scale")  # the text tower is left out, as there is no text
 
 
-class AestheticReward(CLIPEyes):
+class AestheticReward(CLIPVisionReward):
     """Scores an image by w · x + b, where x are its CLIP features of length 1."""
 
     def score(

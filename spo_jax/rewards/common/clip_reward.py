@@ -23,7 +23,7 @@ from spo_jax.rewards.common.clip_pixels import Pixels
 from spo_jax.rewards.common.clip_score import encode_texts, text_features, unit_norm
 from spo_jax.rewards.common.preference_files import local_model, read_config, resolve_model
 from spo_jax.rewards.common.preference_model import PreferenceModel, read_tokenizer
-from spo_jax.weights import components, kinds, store
+from spo_jax.weights import components
 
 Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b l"]]
 Formula = Callable[[Float[Array, " b"], Float[Array, ""]], Float[Array, " b"]]
@@ -40,7 +40,7 @@ def scaled_cosine(cosine: Float[Array, " b"], scale: Float[Array, ""]) -> Float[
     return scale * cosine
 
 
-class CLIPEyes(DeviceReward):
+class CLIPVisionReward(DeviceReward):
     """Base class of rewards that see images through a CLIP.
 
     Args:
@@ -75,7 +75,7 @@ class CLIPEyes(DeviceReward):
         return jax.jit(embed)
 
 
-class CLIPReward(CLIPEyes):
+class CLIPReward(CLIPVisionReward):
     """Scores an image by the cosine between its features and those of its prompt.
 
     Args:
@@ -141,19 +141,15 @@ def clip_network(source: str, context: Context, published: PublishedCLIP) -> tup
 
 
 def clip_weights(clip: CLIPModel, path: Path | None, context: Context) -> Params:
-    """Reads the weights of a CLIP in transformers' layout: every one has to be there, and no other.
-
-    Weights of float16 become the context's dtype. An abstract context gives shapes.
+    """Reads the weights of a CLIP, every one and no other, or makes their shapes for an abstract context.
 
     Raises:
-      UserError: the weights cannot be read, or are those of something else.
+      UserError: they cannot be read, or are those of something else.
     """
     shapes = clip_shapes(clip)
     if context.abstract:
         return abstract_weights(shapes, context.dtype, context.mesh)
-    state = store.read_state(path, "transformers")
-    kinds.check_weights_are(kinds.CLIP, state, str(path))
-    return place_weights(components.clip_tree(state, shapes, str(path), context.dtype), context.mesh, title=str(path))
+    return place_weights(components.load_clip(path, shapes, dtype=context.dtype), context.mesh, title=str(path))
 
 
 def load_clip(source: str, context: Context, published: PublishedCLIP, tokens: str = HF_FAST) -> PreferenceModel:
