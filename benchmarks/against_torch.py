@@ -32,15 +32,16 @@ class Contender:
 
     Args:
       side: one of `SIDES`.
-      arguments: arguments of the function of that name in `benchmarks.contender`.
+      arguments: arguments of the function of that name in ``module``.
       threads: number of cores that the process may use.
+      module: module that runs as the process, with the manners of `benchmarks.contender`.
 
     Attributes:
       about: description of the side, for the results.
     """
 
-    def __init__(self, side: str, arguments: dict[str, Any], threads: int):
-        line = [sys.executable, "-m", "benchmarks.contender", json.dumps({"side": side, **arguments})]
+    def __init__(self, side: str, arguments: dict[str, Any], threads: int, module: str = "benchmarks.contender"):
+        line = [sys.executable, "-m", module, json.dumps({"side": side, **arguments})]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
