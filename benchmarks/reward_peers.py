@@ -169,7 +169,7 @@ class _Vision(nn.Module):
 
 
 class HPSPeer(nn.Module):
-    """HPSv2: the cosine of image and text in open_clip's ViT-H-14.
+    """HPSv2: 100 times the cosine of image and text in open_clip's ViT-H-14.
 
     Args:
       config: open_clip's config of the model, with ``embed_dim``, ``vision_cfg`` and ``text_cfg``.
@@ -207,7 +207,7 @@ class HPSPeer(nn.Module):
         image = F.normalize(self.visual(pixels), dim=-1)
         x = self.transformer(self.token_embedding(ids) + self.positional_embedding, self.attn_mask)
         end = self.ln_final(x)[torch.arange(len(ids)), ids.argmax(-1)]
-        return (image * F.normalize(end @ self.text_projection, dim=-1)).sum(-1)
+        return 100 * (image * F.normalize(end @ self.text_projection, dim=-1)).sum(-1)
 
     def state(self) -> dict[str, Tensor]:
         """Returns the weights as they are published."""

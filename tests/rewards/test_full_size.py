@@ -101,7 +101,7 @@ def test_hps_is_that_of_open_clip_itself(size, tmp_path):
     with torch.inference_mode():
         pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
         image = theirs.encode_image(pixels, normalize=True)
-        expected = (image * theirs.encode_text(ids, normalize=True)).sum(-1).numpy()
+        expected = 100 * (image * theirs.encode_text(ids, normalize=True)).sum(-1).numpy()
     del theirs
     gc.collect()
     (scores,) = load_reward(spec, Context()).measure(floats(images), prompts).values()
