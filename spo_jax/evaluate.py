@@ -124,7 +124,8 @@ def evaluate(
         if limit < len(texts):
             texts, groups, metadata = texts[:limit], groups[:limit], metadata[:limit]
             chosen = dataclasses.replace(chosen, count=limit)
-            overridden.append("count")
+            if chosen.name != _CUSTOM:
+                overridden.append("count")
     specs = _rewards(rewards, model)
     total = read_weights(weights if isinstance(weights, str) else ",".join(map(str, weights)), specs, "--weights")
     check_limits(batch=batch)
@@ -164,8 +165,9 @@ def evaluate(
     with stage("importing JAX"):
         from spo_jax.work.evaluate import evaluation as work
 
-    evaluation, files = work.evaluate(request)
+    evaluation, text, files = work.evaluate(request)
     with printing():
+        print(f"\n{text}\n")
         for file in files:
             print(f"wrote {file}")
     return evaluation

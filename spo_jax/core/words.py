@@ -79,6 +79,12 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join([", ".join(items[:-1]), items[-1]]) if len(items) > 1 else "".join(items)
 
 
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table for the terminal, indented, with its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [f"  {'  '.join(map(str.ljust, row, widths))}".rstrip() for row in rows]
+
+
 def with_error(value: float, error: float | None, digits: int = 2, sign: str = "") -> str:
     """Writes a value with its standard error, both to the same place: "0.115 ± 0.009".
 

@@ -57,6 +57,22 @@ def test_images_that_are_streamed_are_the_same_to_the_bit(sampler, latents):
     np.testing.assert_array_equal(np.concatenate(batches), sampler(PROMPTS, latents))
 
 
+def test_some_images_of_many_are_the_same_to_the_bit(sampler, latents):
+    whole = sampler(PROMPTS, latents)
+    some = sampler.stream(PROMPTS, lambda rows: latents[rows], rows=np.array([0, 2]))
+    np.testing.assert_array_equal(np.concatenate(list(some)), whole[[0, 2]])
+
+
+def test_another_guidance_needs_no_other_program(toy, sampler, latents):
+    own = sampler(PROMPTS[:2], latents[:2])
+    programs = sampler._program._cache_size()
+    (drawn,) = sampler.stream(PROMPTS[:2], lambda rows: latents[rows], guidance=1.5)
+    assert sampler._program._cache_size() == programs
+    other = Sampler(toy.pipeline, steps=IMAGES["steps"], guidance=1.5, batch=2)
+    np.testing.assert_array_equal(drawn, other(PROMPTS[:2], latents[:2]))
+    assert np.abs(drawn - own).max() > 0.01
+
+
 @pytest.mark.parametrize(("count", "batch"), [(3, 2), (9, 2), (9, 7), (10, 20), (8, 3)])
 def test_prompts_are_encoded_in_the_chunks_of_all_prompts_at_once(monkeypatch, count, batch):
     """The last chunk is filled up with the last prompt, and a chunk is encoded once."""
@@ -72,6 +88,8 @@ def test_prompts_are_encoded_in_the_chunks_of_all_prompts_at_once(monkeypatch, c
         rows = np.minimum(np.arange(start, start + batch), count - 1)
         np.testing.assert_array_equal(conditions.take(rows)["states"], rows)
         assert len(conditions._chunks) <= batch // 4 + 2
+    np.testing.assert_array_equal(conditions.take(np.array([0, count - 1]))["states"], [0, count - 1])
+    calls = calls[: -(-count // min(4, count))]
     starts = range(0, count, min(4, count))
     assert calls == [[min(row, count - 1) for row in range(start, start + min(4, count))] for start in starts]
 

@@ -14,6 +14,7 @@ the first one counts, as the reward's ``meanings`` list them.
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -21,7 +22,6 @@ from absl import logging
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float
 from spo_jax.core.words import counted
-from spo_jax.rewards.common.protocol import Reward
 
 NAME = "total"  # of the score
 # Deviations below this share of the largest value are rounding.
@@ -61,7 +61,15 @@ def read_weights(text: str, rewards: Sequence[str], where: str) -> tuple[float, 
     return weights
 
 
-def signed_weights(rewards: Sequence[Reward], weights: Sequence[float]) -> dict[str, float]:
+@runtime_checkable
+class Named(Protocol):
+    """What is known of a reward before its weights are read; a `Reward` is one."""
+
+    meanings: Mapping[str, str]
+    lower_is_better: Sequence[str]
+
+
+def signed_weights(rewards: Sequence[Named], weights: Sequence[float]) -> dict[str, float]:
     """Returns the weight of each reward's first score by its name, negated where a lower score is better.
 
     Args:

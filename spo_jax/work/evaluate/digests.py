@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,19 @@ class Digests:
         config = file.with_name(_ADAPTER_CONFIG)
         return self._of_files([("lora", file), *([("config", config)] if config.is_file() else [])])
 
-    def of_model(self, path: Path) -> str:
+    def of_model(self, path: Path, parts: Sequence[str] = ()) -> str:
         """Returns the digest of what is read of a pipeline's folder, of a part of one, or of a checkpoint in one file.
+
+        Args:
+          path: the folder or file.
+          parts: subfolders that are read; empty for all that pipelines have.
 
         Raises:
           UserError: a file cannot be read.
         """
         if path.is_file():
             return self._of_files([("model", path)])
-        parts = {part for family in families() for part in family_module(family, "sources").COMPONENTS}
+        parts = parts or [part for family in families() for part in family_module(family, "sources").COMPONENTS]
         names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
         return self._of_files((name, path / name) for name in hub.select_files(names, tuple(parts)))
 

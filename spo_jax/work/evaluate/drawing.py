@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -114,7 +113,7 @@ class Painter:
         name = entrant.entry.name
         changed = self._store.begin_images(name, entrant.recipe)
         if changed:
-            logging.info("%s is drawn anew, and its other images stay: %s", name, changed)
+            say(f"{name} is drawn anew, and its other images stay: {changed}")
         numbers = {place: row for row, place in enumerate(request.places)}
         rows = np.array([numbers[place] for place in places])
         batches = sampler.stream(

@@ -8,7 +8,7 @@ numbers, n images of prompt 0 come first, then those of prompt 1, as ``spo_jax.s
 
 import collections
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -17,7 +17,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.captioned_images import METADATA, captions_of_manifest, image_files
-from spo_jax.data.encoded_images import BadImage, check_header
+from spo_jax.data.encoded_images import BadImage, check_header, open_image
 
 _NUMBERED = re.compile(r"(\d{1,9})(?:[-_](\d{1,6}))?")
 
@@ -44,7 +44,8 @@ def find_images(name: str, folder: str, prompts: Sequence[str], count: int) -> l
     if short:
         first = short[0]
         has = f"{len(found[first])} of {count} images" if count > 1 else "no image"
-        others = f", and so do {len(short) - 1} others" if len(short) > 1 else ""
+        lack = "lacks" if len(short) == 2 else "lack"
+        others = f"; {counted(len(short) - 1, 'other prompt')} {lack} images too" if len(short) > 1 else ""
         how = f"in {METADATA}" if has_manifest else f"such as {first:04d}.png, or a {METADATA} that names them"
         raise UserError(
             f"{flag}: prompt {first} ({excerpt(prompts[first])}) has {has} in {folder}{others}: expected "
@@ -52,6 +53,15 @@ def find_images(name: str, folder: str, prompts: Sequence[str], count: int) -> l
         )
     for file in (file for files in found for file in files):
         _check(file, flag)
+    return found
+
+
+def sizes(files: Iterable[Path]) -> set[tuple[int, int]]:
+    """Returns the (height, width) of all images, from their headers."""
+    found = set()
+    for file in files:
+        with open(file, "rb") as content, open_image(content) as image:
+            found.add((image.height, image.width))
     return found
 
 

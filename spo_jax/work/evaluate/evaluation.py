@@ -23,15 +23,18 @@ from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.run.lock import RunLock
 from spo_jax.run.versions import versions
+from spo_jax.work.evaluate.compare import compare
 from spo_jax.work.evaluate.digests import Digests
 from spo_jax.work.evaluate.drawing import Painter, memory_advice
+from spo_jax.work.evaluate.judges import Judge, read_judges, with_total
 from spo_jax.work.evaluate.layouts import write_layout
 from spo_jax.work.evaluate.lineup import Entrant, Lineup, make_lineup
 from spo_jax.work.evaluate.outputs import write_results
 from spo_jax.work.evaluate.request import Request
 from spo_jax.work.evaluate.result import Evaluation, ImagePath
-from spo_jax.work.evaluate.scoring import DIVERSITY, Judge, Scorer, read_judges, to_float, with_total
+from spo_jax.work.evaluate.scoring import DIVERSITY, Scorer, to_float
 from spo_jax.work.evaluate.store import Store, image_key, read_pixels
+from spo_jax.work.evaluate.terminal import text_table
 from spo_jax.work.export.judged import is_judge
 
 _DIGESTS = "digests.json"
@@ -42,11 +45,11 @@ _DIVERSITY = "mean distance (1 - cosine of features) between the images of one p
 Values = dict[str, dict[str, Float[np.ndarray, "prompts images"]]]
 
 
-def evaluate(request: Request) -> tuple[Evaluation, list[Path]]:
+def evaluate(request: Request) -> tuple[Evaluation, str, list[Path]]:
     """Evaluates, after `spo_jax.evaluate.evaluate` has checked what it can without jax.
 
     Returns:
-      What was found, and the files that show it.
+      What was found, a table of it for the terminal, and the files that show it.
 
     Raises:
       UserError: as `spo_jax.evaluate.evaluate`.
@@ -58,7 +61,7 @@ def evaluate(request: Request) -> tuple[Evaluation, list[Path]]:
         digests = Digests(request.out / _DIGESTS)
         with jax.set_mesh(mesh):
             lineup = make_lineup(request, digests)
-            judges = read_judges(request, lineup)
+            judges = read_judges(request, lineup, mesh)
             store.begin()
             digests.save()
             Painter(request, lineup, store, lock, mesh).draw()
@@ -67,7 +70,7 @@ def evaluate(request: Request) -> tuple[Evaluation, list[Path]]:
         for layout in request.layouts:
             with stage(f"writing the layout {layout}"):
                 files += [laid_out.folder for laid_out in write_layout(evaluation, layout, request.out)]
-    return evaluation, files
+    return evaluation, text_table(compare(evaluation)), files
 
 
 def _measure(
@@ -83,7 +86,7 @@ def _measure(
             for name, listed in files.items()
         }
         signs = {entrant.entry.name: _signs(request, store, entrant, files) for entrant in lineup.entrants}
-    scores = Scorer(request, lineup, store, lock, mesh, files, keys).measure(judges)
+    scores = Scorer(request, lineup.kind, store, lock, mesh, files, keys).measure(judges)
     meanings = with_total(scores, judges, request.weights)
     for judge in judges:
         meanings |= judge.meanings

@@ -1,8 +1,7 @@
 """The contestants, checked against the model: what draws their images, and the recipe that binds images to it."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +16,13 @@ from spo_jax.models.lora import read_lora
 from spo_jax.run.versions import library_versions
 from spo_jax.weights.lora import find_lora
 from spo_jax.work.evaluate.digests import Digests
-from spo_jax.work.evaluate.entries import BASE, Entry
+from spo_jax.work.evaluate.entries import Entry
 from spo_jax.work.evaluate.request import Request
 from spo_jax.work.evaluate.result import Contestant
 from spo_jax.work.evaluate.store import Recipe
 
 LIBRARIES = ("spo_jax", "jax", "jaxlib", "flax")  # those whose versions change what is drawn
+_TEXT_PARTS = ("tokenizer", "tokenizer_2", "scheduler")
 
 
 class Model(NamedTuple):
@@ -38,19 +38,6 @@ class Model(NamedTuple):
         """Opens it with further options of `open_pipeline`."""
         parts = {"revision": self.revision or None, "base": self.base, "vae": self.vae, "unet": self.unet}
         return open_pipeline(self.model, **parts, **options)
-
-    def digests(self, digests: Digests) -> dict[str, str]:
-        """Returns the digests of everything that is read of it."""
-        path = resolve(self.model, self.revision or None)
-        parts = family_module(family_of(path), "parts")
-        found = {"model": digests.of_model(path)}
-        if self.base:  # of which only tokenizers and the scheduler are read
-            found["base"] = self.base
-        if self.vae:
-            found["vae"] = digests.of_model(parts.open_vae(self.vae).path)
-        if self.unet:
-            found["unet"] = digests.of_model(parts.open_unet(self.unet).path)
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,68 +89,105 @@ def make_lineup(request: Request, digests: Digests) -> Lineup:
       UserError: the model, or a contestant, cannot be read; a contestant is of another kind than the model; or the
         images' size is none for the model.
     """
-    model = Model(request.model, request.revision, request.base, request.vae)
-    pipeline = model.open(dtype=jnp.dtype(request.dtype), abstract=True)
+    base = Model(request.model, request.revision, request.base, request.vae)
+    opening = _Opening(request, base, digests)
     side = request.protocol.size
-    shape = pipeline.latent_shape_of(side, side)
-    size = (shape[0] * pipeline.downscale, shape[1] * pipeline.downscale)
+    shape = opening.pipeline.latent_shape_of(side, side)
+    size = (shape[0] * opening.pipeline.downscale, shape[1] * opening.pipeline.downscale)
     check_pixels(f"--batch={request.batch}", request.batch, size)
-    make = functools.partial(_entrant, request, pipeline, model, digests, size)
-    return Lineup([make(entry) for entry in request.entries], pipeline.kind, shape, size)
+    entrants = [opening.entrant(entry, size) for entry in request.entries]
+    return Lineup(entrants, opening.pipeline.kind, shape, size)
 
 
-def _entrant(
-    request: Request, pipeline: Pipeline, base: Model, digests: Digests, size: tuple[int, int], entry: Entry
-) -> Entrant:
-    """Checks one contestant; ``pipeline`` has the shapes of the model ``base``."""
-    if entry.kind == "images":
-        return Entrant(entry, 0.0)
-    try:
-        model, lora = base, None
-        if entry.kind == "merged":
-            model = _merged(entry, base)
-            other = model.open(dtype=pipeline.dtype, abstract=True)
-            _check_alike(other, pipeline, request.model)
-        elif entry.kind == "lora":
-            lora = find_lora(entry.source)
-            read_lora(lora, pipeline.params[pipeline.TRAINED])
-    except UserError as error:
-        if entry.name == BASE:
-            raise
-        raise UserError(f"--{entry.kind} {entry.group}: {error}") from error
-    guidance = request.protocol.guidance_for(pipeline.kind, entry.group)
-    values = _recipe(request, model.digests(digests), guidance, size)
-    if lora is not None:
-        values |= {"lora": digests.of_lora(lora), "strength": entry.strength}
-    return Entrant(entry, guidance, model, lora, Recipe.of(values))
+class _Opening:
+    """Opens contestants one by one; a model or LoRA that several of them share is opened once.
+
+    Args:
+      request: what is evaluated.
+      base: the model that is evaluated.
+      digests: digests of files.
+
+    Attributes:
+      pipeline: the model with shapes in place of its weights.
+    """
+
+    def __init__(self, request: Request, base: Model, digests: Digests):
+        self._request = request
+        self._base = base
+        self._digests = digests
+        self.pipeline = self._open(base)
+        self._read = {base: self._digests_of(base, self.pipeline)}
+        self._loras: dict[str, Path] = {}
+
+    def _open(self, model: Model) -> Pipeline:
+        return model.open(dtype=jnp.dtype(self._request.dtype), abstract=True)
+
+    def entrant(self, entry: Entry, size: tuple[int, int]) -> Entrant:
+        """Checks one contestant, whose images have this (height, width)."""
+        if entry.kind == "images":
+            return Entrant(entry, 0.0)
+        try:
+            model = self._merged(entry) if entry.kind == "merged" else self._base
+            lora = self._lora(entry.source) if entry.kind == "lora" else None
+        except UserError as error:
+            raise UserError(f"--{entry.kind} {entry.group}: {error}") from error
+        guidance = self._request.protocol.guidance_for(self.pipeline.kind, entry.group)
+        values = self._read[model] | _recipe(self._request, guidance, size)
+        if lora is not None:
+            values |= {"lora": self._digests.of_lora(lora), "strength": entry.strength}
+        return Entrant(entry, guidance, model, lora, Recipe.of(values))
+
+    def _lora(self, source: str) -> Path:
+        if source not in self._loras:
+            file = find_lora(source)
+            read_lora(file, self.pipeline.params[self.pipeline.TRAINED])
+            self._loras[source] = file
+        return self._loras[source]
+
+    def _merged(self, entry: Entry) -> Model:
+        """Returns the model of a merged contestant: a whole one, or a UNet in the model that is evaluated."""
+        if is_unet_alone(entry.source):
+            model = self._base._replace(unet=entry.source)
+        else:
+            model = Model(entry.source, base=self._base.base, vae=self._base.vae)
+        if model not in self._read:
+            pipeline = self._open(model)
+            self._check_alike(pipeline)
+            self._read[model] = self._digests_of(model, pipeline)
+        return model
+
+    def _check_alike(self, other: Pipeline) -> None:
+        """Refuses a model whose images cannot start from the same noise."""
+        ours = self.pipeline
+        pairs = (("kind", other.kind, ours.kind), ("latents", other.latent_shape, ours.latent_shape))
+        for what, theirs, expected in pairs:
+            if theirs != expected:
+                raise UserError(
+                    f"{other.folder} is another kind of model than {self._request.model} ({what} {theirs}, expected "
+                    f"{expected}), and contestants start from the same noise: evaluate it by itself, and give its "
+                    "images with --images"
+                )
+
+    def _digests_of(self, model: Model, pipeline: Pipeline) -> dict[str, str]:
+        """Returns the digests of everything that is read of a model."""
+        path = resolve(model.model, model.revision or None)
+        parts = family_module(family_of(path), "parts")
+        found = {"model": self._digests.of_model(path)}
+        text = getattr(pipeline, "base", None)  # where a single file's tokenizers and scheduler lie
+        if text is not None and text != path:
+            found["base"] = self._digests.of_model(text, _TEXT_PARTS)
+        if model.vae:
+            found["vae"] = self._digests.of_model(parts.open_vae(model.vae).path)
+        if model.unet:
+            found["unet"] = self._digests.of_model(parts.open_unet(model.unet).path)
+        return found
 
 
-def _merged(entry: Entry, base: Model) -> Model:
-    """Returns the model of a merged contestant: a whole one, or a UNet in the model that is evaluated."""
-    if is_unet_alone(entry.source):
-        return base._replace(unet=entry.source)
-    return Model(entry.source, base=base.base, vae=base.vae)
-
-
-def _check_alike(other: Pipeline, pipeline: Pipeline, model: str) -> None:
-    """Refuses a model whose images cannot start from the same noise."""
-    for name, theirs, ours in (
-        ("kind", other.kind, pipeline.kind),
-        ("latents", other.latent_shape, pipeline.latent_shape),
-    ):
-        if theirs != ours:
-            raise UserError(
-                f"{other.folder} is another kind of model than {model} ({name} {theirs}, expected {ours}): contestants "
-                "start from the same noise; evaluate it by itself, and give its images with --images"
-            )
-
-
-def _recipe(request: Request, model: Mapping[str, str], guidance: float, size: tuple[int, int]) -> dict[str, Any]:
-    """Returns everything that decides on a contestant's images besides prompt, noise and LoRA."""
+def _recipe(request: Request, guidance: float, size: tuple[int, int]) -> dict[str, Any]:
+    """Returns everything that decides on a contestant's images besides prompt, noise, model and LoRA."""
     protocol = request.protocol
     versions = library_versions()
     return {
-        **model,
         "seed": protocol.seed,
         "seed_rule": protocol.seed_rule,
         "solver": protocol.solver,

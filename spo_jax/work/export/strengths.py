@@ -14,7 +14,7 @@ from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.images import to_uint8
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.progress import stage
-from spo_jax.core.words import counted, readable, with_error
+from spo_jax.core.words import columns, counted, readable, with_error
 from spo_jax.data.contact_sheet import labelled_grid
 from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
@@ -165,10 +165,7 @@ def text_table(result: Mapping[str, Any]) -> str:
         notes = [", lower is better"] if score["lower_is_better"] else []
         notes += [", the judge that the LoRA was trained to please"] if score["is_judge"] else []
         lines += ["", f"{readable(name)}{''.join(notes)}: {score['meaning']}"]
-        cells = [_cells(entry["strength"], entry["scores"][name], found, name) for entry in strengths]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            lines.append("  " + "  ".join(map(str.ljust, line, widths)).rstrip())
+        lines += columns([_cells(entry["strength"], entry["scores"][name], found, name) for entry in strengths])
     return "\n".join(lines)
 
 
