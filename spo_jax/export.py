@@ -2,8 +2,9 @@
 
 The formats ``diffusers`` and ``kohya`` (for web UIs) are LoRA files. The other two hold the whole model, with the LoRA
 merged into its weights: ``merged`` is a pipeline folder, and ``single-file`` is one checkpoint for the web UIs.
-``--run`` names the folder of a run (to export its last checkpoint), one of its checkpoints, or a LoRA file. LoRA files
-are written without reading the base model.
+``--run`` names the folder of a run (to export its last checkpoint), one of its checkpoints (``RUN/checkpoints/20``; or
+``RUN/checkpoints/best``, if a guard looked at the run), or a LoRA file. LoRA files are written without reading the base
+model.
 
 ``--card --out=FOLDER`` writes everything that is published of a LoRA: both LoRA files, images, and a page for the hub;
 ``--push-to=USER/NAME`` uploads it. ``--scales=0.5,0.75,1 --out=FOLDER`` draws the same images at several strengths, so
@@ -62,7 +63,8 @@ def export(
     """Writes the LoRA of a run or of a file in another format.
 
     Args:
-      source: run folder, checkpoint folder (``RUN/checkpoints/STEP``) or LoRA file.
+      source: run folder, checkpoint folder (``RUN/checkpoints/STEP``; the step ``best`` is the one that the run's guard
+        found best) or LoRA file. Of a run that its guard ended, the folder means that one, otherwise the last one.
       form: ``diffusers``, ``kohya``, ``merged`` or ``single-file``.
       out: file that ends in ``.safetensors``, or folder for ``merged``. Beside a file in kohya's format of a run that
         has images, ``NAME.preview.png`` is written, which web UIs show.

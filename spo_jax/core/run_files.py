@@ -6,6 +6,7 @@ from pathlib import Path
 
 BEFORE_AFTER = "before_after.png"
 CHECKPOINTS = "checkpoints"
+BEST = "best"  # stands for a checkpoint's number: the best by the held-out scores of the run's guard
 LORA = "lora.safetensors"
 SPM = "spm"  # the folder of a trained preference model
 SUMMARY = "summary.json"
@@ -13,10 +14,13 @@ START = "run.json"  # how the run was started: its command, settings and number 
 _NAMED = 5  # runs that a message names
 
 
-def run_of(path: Path) -> tuple[Path, int | None]:
-    """Returns the folder of the run, and the step if ``path`` is one of its checkpoints, ``RUN/checkpoints/STEP``."""
-    if path.name.isdigit() and path.parent.name == CHECKPOINTS:
-        return path.parent.parent, int(path.name)
+def run_of(path: Path) -> tuple[Path, int | str | None]:
+    """Returns the folder of the run, and which of its checkpoints ``path`` names, ``RUN/checkpoints/STEP``.
+
+    The step is a number, or `BEST` in place of one; None if the path names no checkpoint.
+    """
+    if path.parent.name == CHECKPOINTS and (path.name.isdigit() or path.name == BEST):
+        return path.parent.parent, int(path.name) if path.name.isdigit() else BEST
     return path, None
 
 

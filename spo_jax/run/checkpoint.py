@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class Checkpointer(CheckpointReader):
       keep: number of latest checkpoints to keep.
       keep_every: keep checkpoints at multiples of this step as well.
       guard: function that is called before each save, and raises if this run may not write any more.
+      preserved: function that returns further steps whose checkpoints must not be removed.
 
     Raises:
       UserError: the folder cannot be created or listed.
@@ -47,14 +48,15 @@ class Checkpointer(CheckpointReader):
         keep: int = 3,
         keep_every: int | None = None,
         guard: Callable[[], None] = lambda: None,
+        preserved: Callable[[], Collection[int]] = tuple,
     ):
         super().__init__(folder)
         policies = ocp.checkpoint_managers
-        preserved = [policies.LatestN(keep)]
+        kept = [policies.LatestN(keep), _Preserved(preserved)]
         if keep_every:
-            preserved.append(policies.EveryNSteps(keep_every))
+            kept.append(policies.EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(preserved),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,  # removes what killed runs left half-written
         )
         try:
@@ -191,6 +193,19 @@ class Checkpointer(CheckpointReader):
                 raise
             silence_orbax()  # again, in case other code has changed the filters since
             raise UserError(f"cannot write a checkpoint in {self.folder}: {reason_of(error)}") from error
+
+
+class _Preserved:
+    """orbax's policy for checkpoints of steps that are asked for anew whenever some are about to be removed."""
+
+    def __init__(self, steps: Callable[[], Collection[int]]):
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Says of each checkpoint whether it stays."""
+        del context
+        steps = self._steps()
+        return [checkpoint.step in steps for checkpoint in checkpoints]
 
 
 def _array(leaf: Any) -> Any:

@@ -119,8 +119,13 @@ def state_items(state: State) -> dict[str, PyTree]:
     return {"params": state.params, "rest": state._replace(params=())}
 
 
-def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, State]:
-    """Reads the number of finished batches, and the state after them, from the last undamaged checkpoint.
+def joined(items: dict[str, PyTree]) -> State:
+    """Puts the state together again that `state_items` has split."""
+    return items["rest"]._replace(params=items["params"])
+
+
+def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, State, dict[str, Any]]:
+    """Reads the number of finished batches, the state after them, and the meta from the last undamaged checkpoint.
 
     Args:
       checkpointer: the checkpoints of the run.
@@ -130,12 +135,12 @@ def restore(checkpointer: Checkpointer, state: State, total: int) -> tuple[int, 
     Raises:
       UserError: more batches are finished than the settings ask for; as `Checkpointer.restore_latest`.
     """
-    done, items, _ = checkpointer.restore_latest(state_items(state))
+    done, items, meta = checkpointer.restore_latest(state_items(state))
     if done > total:
         found = checkpointer.folder / str(done)
         raise UserError(f"--resume: {found} is beyond the requested {counted(total, 'batch')}")
     logging.info("resuming after batch %d", done)
-    return done, items["rest"]._replace(params=items["params"])
+    return done, joined(items), meta
 
 
 # Comparing a run with its resumption

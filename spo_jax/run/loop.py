@@ -15,6 +15,7 @@ from spo_jax.core.typing import Array, Bool, Key, Params
 from spo_jax.parallel.preemption import PreemptionNotice
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.folder import state_items
+from spo_jax.run.guard.guard import Guard
 from spo_jax.run.metrics import MetricsWriter
 
 State = TypeVar("State")
@@ -34,6 +35,7 @@ class RunIO:
       eval_every: batches between two evaluations (0: only after the last batch).
       checkpoint_every: batches between two checkpoints (0: only after the last batch).
       export: function of a state that is called beside every checkpoint, to write what users read.
+      guard: what looks at the run from time to time and may end it; None for nothing.
     """
 
     writer: MetricsWriter
@@ -43,6 +45,7 @@ class RunIO:
     eval_every: int
     checkpoint_every: int
     export: Callable[[Any], None] = lambda state: None
+    guard: Guard | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ def run(
     batches: range,
     io: RunIO,
     progress: Progress,
-) -> State:
+) -> tuple[int, State]:
     """Trains from batch ``batches.start`` to ``batches.stop``.
 
     Args:
@@ -87,7 +90,7 @@ def run(
       progress: what to show for each batch.
 
     Returns:
-      The state after the last batch.
+      The number of batches that are done, which are fewer if the guard ended the run, and the state after them.
 
     Raises:
       UserError: a metric or a trained weight is not finite (the message names the last good checkpoint), or the disk
@@ -95,7 +98,8 @@ def run(
       Preempted: SIGTERM was received; the batch has been finished and saved.
       Interrupted: Ctrl-C was received; likewise.
     """
-    total = batches.stop
+    total = done = batches.stop
+    guard = io.guard
     with PreemptionNotice() as notice, bar(progress.title, total, "batch", batches.start) as shown:
         for done in range(batches.start + 1, total + 1):
             state, row = step(done - 1, state)
@@ -107,24 +111,32 @@ def run(
             if not stop and _is_due(io.eval_every, done, total):
                 row = {**row, **io.evaluate(done, state)}
                 stop = notice.came_meanwhile()
+            ended = best = False
+            if guard is not None and not stop and guard.is_due(done):
+                row = {**row, **guard.look(done, state)}
+                ended, best = guard.ends, guard.kept == done
+                stop = notice.came_meanwhile()
             # The row comes before the checkpoint of the same batch: a killed run may have a row too many, never a gap.
             io.writer.write(done, row)
-            if stop or _is_due(io.checkpoint_every, done, total):
+            if stop or ended or best or _is_due(io.checkpoint_every, done, total):
                 _save(done, state, io, progress)
             shown.set_postfix(progress.shown(io.writer.rows or [row]), refresh=False)
             shown.update()
             if stop:
                 io.checkpointer.wait()
                 raise _stopped(stop, done, total)
+            if ended:
+                break
     io.checkpointer.wait()
-    return state
+    return done, state
 
 
 def _save(done: int, state: State, io: RunIO, progress: Progress) -> None:
     """Saves a checkpoint, and exports its weights; neither replaces good weights by ones that are not finite."""
     if not _all_finite(state.params):
         raise UserError(f"batch {done}: a trained weight is not finite; {_last_good(io.checkpointer)}. {progress.hint}")
-    io.checkpointer.save(done, state_items(state), io.meta)
+    guard = {} if io.guard is None else {"guard": io.guard.saved()}
+    io.checkpointer.save(done, state_items(state), io.meta | guard)
     io.export(state)
 
 

@@ -83,6 +83,30 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.write(step, {name: value for name, value in row.items() if name != "step"})
 
+    def extend(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Adds values to the latest row, for which a run that was stopped had no time.
+
+        Args:
+          step: number of the batch, which has to be that of the latest row.
+          scalars: as in `write`.
+
+        Raises:
+          UserError: as `write`.
+        """
+        if self._file is None:
+            return
+        if not self.rows or self.rows[-1]["step"] != step:
+            raise ValueError(f"the latest row is not that of batch {step}")
+        added = {name: _scalar(value) for name, value in scalars.items()}
+        self.rows[-1] = self.rows[-1] | added
+        self._file.close()
+        write_text(self.path, "".join(_line(row) for row in self.rows))  # in one step: a killed run has no gap
+        self._file = self.path.open("a", encoding="utf-8")
+        with self._writing():
+            self._board.write(step, added)
+        if self._wandb is not None:
+            self._wandb.write(step, added)
+
     def write_images(self, step: int, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
         """Adds images to TensorBoard and Weights & Biases; the JSONL file holds only scalars.
 

@@ -25,7 +25,7 @@ from spo_jax.core.typing import UInt8
 from spo_jax.core.words import duration
 from spo_jax.methods import load_method, rules_of
 from spo_jax.methods.base import Data, Programs, Result, Run
-from spo_jax.parallel.agreement import check_equal, ending_together
+from spo_jax.parallel.agreement import check_equal, decided, ending_together
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
@@ -35,7 +35,10 @@ from spo_jax.run.diagnosis.record import write_start
 from spo_jax.run.diagnosis.rule import diagnose
 from spo_jax.run.diagnosis.shared import scores
 from spo_jax.run.facts import facts_of
-from spo_jax.run.folder import RunFolder, State, open_folder, restore, run_meta
+from spo_jax.run.folder import RunFolder, State, joined, open_folder, restore, run_meta, state_items
+from spo_jax.run.guard.figure import looks_figure
+from spo_jax.run.guard.guard import Guard
+from spo_jax.run.guard.look import looks_of
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.memory import memory_advice
@@ -87,7 +90,7 @@ def train(
             run.export(trained.state, out)
             result = run.finish(trained.state, out)
             seconds = {"compile_seconds": trained.compile_seconds, "wall_seconds": time.perf_counter() - begin}
-            summary = _summary(settings, mesh, run, result, seconds, folder.resuming)
+            summary = _summary(settings, mesh, trained, result, seconds, folder.resuming)
             if is_writer():
                 _write_results(settings, out, run, summary, result, command)
                 if trained.wandb is not None:
@@ -97,7 +100,19 @@ def train(
 
 
 class _Trained(NamedTuple):
+    """What training ended with.
+
+    Attributes:
+      state: the state that is exported and measured.
+      batches: number of batches that were trained.
+      guarded: the guard's entry of the summary; empty without one.
+      wandb: the log of Weights & Biases.
+      compile_seconds: seconds that compiling the programs took.
+    """
+
     state: State
+    batches: int
+    guarded: dict[str, Any]
     wandb: WandbLog | None
     compile_seconds: float
 
@@ -112,23 +127,30 @@ def _trained(
     data: Data,
     command: Sequence[str],
 ) -> Iterator[_Trained]:
-    """Trains, and gives the last state and the log of Weights & Biases, which is open until the context ends."""
+    """Trains, and gives what training ended with; checkpoints and logs are open until the context ends."""
     resuming = folder.resuming
     init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = run.init_state(init_key)
 
     # Before training: measure the state, and compile the programs.
     first_row = run.begin(state, resuming)
+    guard: Guard | None = getattr(run, "guard", None)
+    if guard is not None:
+        first_row = {**first_row, **guard.begin(state, run.total)}
     programs, compile_seconds = _compile(run, state)
 
     log = settings.log
     with contextlib.ExitStack() as held:
         keep = {"keep": log.keep_checkpoints, "keep_every": log.keep_every or None, "guard": folder.guard}
+        if guard is not None:
+            keep["preserved"] = lambda: guard.preserved
         checkpointer = held.enter_context(Checkpointer(out / CHECKPOINTS, **keep))
         start = 0
         if resuming:
             with stage("reading the checkpoint"):
-                start, state = restore(checkpointer, state, run.total)
+                start, state, meta = restore(checkpointer, state, run.total)
+            if guard is not None:
+                guard.resume(meta.get("guard"), decided(checkpointer.steps))
             if start == run.total:
                 logging.info("all %d batches are trained; what follows them is done again", start)
         outputs = held.enter_context(_outputs(settings, out, start if resuming else None))
@@ -136,6 +158,8 @@ def _trained(
             write_start(out, settings, run.total, command, getattr(run, "lower_is_better", ()))
         if first_row and not resuming:
             outputs.curves.write(0, first_row)
+        if guard is not None and guard.misses(start):
+            outputs.curves.extend(start, guard.look(start, state))
 
         # Prepare the first batch before the loop: it may take hours, during which SIGTERM has to end the run at once.
         inputs = held.enter_context(contextlib.closing(run.batches(start)))
@@ -156,10 +180,25 @@ def _trained(
                 run.export(state, out)
 
         meta = run_meta(settings, data.digests)
-        io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every, export)
-        state = run_loop(step, state, range(start, run.total), io, run.progress)
+        io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every, export, guard)
+        done = start
+        if guard is None or not guard.ends:  # which a resumed run may have done already
+            done, state = run_loop(step, state, range(start, run.total), io, run.progress)
+        state, guarded = _guarded(guard, checkpointer, state, done)
 
-        yield _Trained(state, outputs.wandb, compile_seconds)
+        yield _Trained(state, done, guarded, outputs.wandb, compile_seconds)
+
+
+def _guarded(guard: Guard | None, checkpointer: Checkpointer, state: State, done: int) -> tuple[State, dict[str, Any]]:
+    """Returns the state that is exported, which is the best one if the guard ended the run, and the guard's summary."""
+    if guard is None:
+        return state, {}
+    exported = done
+    if guard.ends and guard.kept not in (None, done):
+        exported = guard.kept
+        with stage(f"reading checkpoint {exported}, the best by the held-out scores"):
+            state = joined(checkpointer.restore(exported, state_items(state))[0])
+    return state, guard.summary(exported, done)
 
 
 def _compile(run: Run, state: State) -> tuple[Programs, float]:
@@ -210,7 +249,7 @@ def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
 
 
 def _summary(
-    settings: RunSettings, mesh: Mesh, run: Run, result: Result, seconds: Mapping[str, float], resumed: bool
+    settings: RunSettings, mesh: Mesh, trained: _Trained, result: Result, seconds: Mapping[str, float], resumed: bool
 ) -> dict[str, Any]:
     finished = datetime.now(UTC)
     # Of a resumed run only the last part is known.
@@ -218,8 +257,9 @@ def _summary(
     summary = {
         "verdict": verdict(result.summary.get("scores", {})),
         **result.summary,
+        **({"guard": trained.guarded} if trained.guarded else {}),
         "method": settings.method,
-        "batches": run.total,
+        "batches": trained.batches,
         **{name: round(value, 2) for name, value in seconds.items()},
         **started,
         "finished": _moment(finished),
@@ -242,6 +282,8 @@ def _write_results(
     rows = read_metrics(out / METRICS)
     curves = Curves(rows, dataclasses.asdict(settings), result.summary.get("scores", {}))
     rules = [rule for rule in rules_of(settings.method) if rule is not scores]  # the verdict tells these
+    looks = looks_of(rows) if getattr(run, "guard", None) is not None else []
+    figures = [*result.figures, *([looks_figure(looks, run.guard.plan.in_a_row)] if looks else [])]
     with stage("writing the report"):
         write_report(
             out / "report.html",
@@ -250,7 +292,7 @@ def _write_results(
             rows=rows,
             summary=summary,
             pairs=result.pairs,
-            figures=result.figures,
+            figures=figures,
             charts=run.charts,
             steps=[*result.steps, *longer(settings, command, out)],
             findings=diagnose(curves, rules),
@@ -267,6 +309,8 @@ def _print_scores(summary: dict[str, Any], out: Path) -> None:
             error = "" if score["change_se"] is None else f" ± {score['change_se']:.4f}"
             print(f"  {name:20s} {before} -> {after}   change {_fixed(score['change'], '+.4f')}{error}")
         print(f"\n{summary['verdict']}")
+        if "guard" in summary:
+            print(summary["guard"]["text"])
         print(f"{duration(summary['wall_seconds'])} in all; see {out / 'report.html'}")
 
 

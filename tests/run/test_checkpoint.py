@@ -78,7 +78,7 @@ def test_the_state_of_a_run_comes_back_as_what_it_was(tmp_path):
     with Checkpointer(tmp_path) as checkpointer:
         checkpointer.save(1, state_items(state), META)
         checkpointer.wait()
-        done, restored = restore(checkpointer, jax.eval_shape(lambda: state), total=1)
+        done, restored, _ = restore(checkpointer, jax.eval_shape(lambda: state), total=1)
         assert done == 1 and type(restored) is State
         assert_equal_trees(restored, state)
         checkpointer.save(2, state_items(state), META)

@@ -13,8 +13,10 @@ from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.run import loop
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.checkpoint_reader import CheckpointReader
+from spo_jax.run.guard.look import looks_of
 from spo_jax.run.loop import Progress, RunIO, run_keys
 from spo_jax.run.metrics import MetricsWriter, read_metrics
+from tests.guarded import hacked, make_guard
 
 PROGRESS = Progress(
     title="Test",
@@ -51,7 +53,19 @@ def nothing(*_):
     pass
 
 
-def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_every=50, export=nothing, during=nothing):
+def run(
+    folder,
+    step,
+    total,
+    first=0,
+    state=None,
+    eval_every=50,
+    checkpoint_every=50,
+    export=nothing,
+    during=nothing,
+    guard=None,
+    keep=10,
+):
     """Batches ``first`` to ``total``; gives (state, what was evaluated). ``during`` is called in every evaluation."""
     evaluated = []
 
@@ -60,12 +74,15 @@ def run(folder, step, total, first=0, state=None, eval_every=50, checkpoint_ever
         evaluated.append((number, float(state.params["a"][0])))
         return {"evaluated": 1.0}
 
+    def preserved():
+        return () if guard is None else guard.preserved
+
     with (
-        Checkpointer(folder / "checkpoints", keep=10) as checkpointer,
+        Checkpointer(folder / "checkpoints", keep=keep, preserved=preserved) as checkpointer,
         MetricsWriter(folder, resume_step=first or None) as writer,
     ):
-        io = RunIO(writer, checkpointer, {"seed": 3}, evaluate, eval_every, checkpoint_every, export)
-        state = loop.run(step, state or start(), range(first, total), io, PROGRESS)
+        io = RunIO(writer, checkpointer, {"seed": 3}, evaluate, eval_every, checkpoint_every, export, guard)
+        _, state = loop.run(step, state or start(), range(first, total), io, PROGRESS)
     return state, evaluated
 
 
@@ -212,3 +229,49 @@ def test_the_keys_of_a_run_follow_from_its_seed():
     keys = [jax.random.key_data(key).tolist() for seed in (0, 0, 1) for key in run_keys(seed)]
     assert keys[:2] == keys[2:4]
     assert len({str(key) for key in keys}) == 4
+
+
+def test_a_guard_looks_saves_the_best_and_ends_the_run(tmp_path):
+    """The run is worth most after batch 3, so that its guard ends it after batch 6; batches 4 and 5 are not saved."""
+    steps = Steps()
+    guard = make_guard(hacked(best=3), 20)
+    state, evaluated = run(tmp_path, steps, 20, checkpoint_every=0, eval_every=0, guard=guard)
+    assert len(steps.seen) == 6 and state.params["a"].tolist() == [6.0] and not evaluated
+    assert checkpoints_in(tmp_path) == [1, 2, 3, 6]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [look.worse for look in looks_of(rows)] == [0, 0, 0, 0, 1, 2]
+    saved = CheckpointReader(tmp_path / "checkpoints").read_meta(6)
+    assert saved["seed"] == 3 and saved["guard"] == guard.saved() and saved["guard"]["stopped"]
+
+
+def test_the_best_checkpoint_is_never_removed(tmp_path):
+    guard = make_guard(hacked(best=3), 20, mode="warn")
+    run(tmp_path, Steps(), 20, checkpoint_every=1, keep=2, guard=guard)
+    assert checkpoints_in(tmp_path) == [2, 3, 19, 20]  # 2 was the best before 3 was saved
+
+
+def test_a_run_that_is_stopped_has_no_time_for_a_look_and_takes_it_when_it_is_resumed(tmp_path):
+    whole = make_guard(hacked(best=3), 20)
+    run(tmp_path / "whole", Steps(), 20, guard=whole)
+
+    guard = make_guard(hacked(best=3), 20)
+    steps = Steps()
+
+    def step(number, state):
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return steps(number, state)
+
+    with pytest.raises(Preempted):
+        run(tmp_path / "parts", step, 20, guard=guard)
+    assert guard.looks[-1].batch == 3 and checkpoints_in(tmp_path / "parts")[-1] == 4
+
+    again = make_guard(hacked(best=3), 20)
+    again.resume(CheckpointReader(tmp_path / "parts" / "checkpoints").read_meta(4)["guard"], [1, 2, 3, 4])
+    assert again.misses(4)
+    with MetricsWriter(tmp_path / "parts", resume_step=4) as writer:
+        writer.extend(4, again.look(4, None))
+    run(tmp_path / "parts", steps, 20, first=4, guard=again)
+    assert again.saved() == whole.saved()
+    parts, of_whole = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("parts", "whole"))
+    assert looks_of(parts) == looks_of(of_whole) and [row["step"] for row in parts] == [1, 2, 3, 4, 5, 6]

@@ -12,6 +12,7 @@ from spo_jax.core import run_files
 from spo_jax.core.typing import Key, Params
 from spo_jax.methods.base import Images, Result
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
+from spo_jax.methods.common.looks import make_guard
 from spo_jax.methods.common.next_steps import adapter_steps
 from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.settings import AdapterSettings
@@ -22,7 +23,8 @@ from spo_jax.nn.lora import init_lora
 from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make, shapes_of, to_host
-from spo_jax.rewards.base import Reward
+from spo_jax.rewards.base import DeviceReward, Reward
+from spo_jax.run.guard.guard import Guard
 from spo_jax.run.loop import Row
 
 
@@ -37,9 +39,11 @@ class AdapterRun:
       mesh: mesh over which weights and batches are laid.
       eval_prompts: prompts of the images before and after training; None for an abstract run.
       shared: rewards that are loaded already, by their names in the settings.
+      judge: the reward from which the run learns; None if there is none.
 
     Attributes:
       METHOD: name of the method in the metadata of the LoRA file.
+      guard: the guard against hacking; None if the settings ask for none.
       charts: the subclass's charts, after those of the evaluation.
 
     Raises:
@@ -56,14 +60,24 @@ class AdapterRun:
         mesh: Mesh,
         eval_prompts: Sequence[str] | None = None,
         shared: dict[str, Reward] | None = None,
+        judge: DeviceReward | None = None,
     ):
         self.settings = settings
         self.pipeline = pipeline
         self.mesh = mesh
+        self.guard: Guard | None = None
         if eval_prompts is not None:
-            rewards = load_rewards(settings.eval, pipeline, mesh, settings, shared or {})
-            self._evaluation = BeforeAfter(pipeline, settings.eval, settings.lora.scale, eval_prompts, rewards)
+            shared = {} if shared is None else shared
+            own = settings.eval
+            rewards = load_rewards(own.reward_names, pipeline, mesh, settings, shared)
+            self._evaluation = BeforeAfter(pipeline, own, settings.lora.scale, eval_prompts, rewards)
             self.charts = {**self._evaluation.charts, **self.charts}
+            if own.guard != "off":
+                others = load_rewards(own.guard_names, pipeline, mesh, settings, shared, "eval.guard_rewards")
+                on_images = judge if judge is not None and judge.READS == "images" else None
+                self.guard, charts = make_guard(settings, self._evaluation, others, on_images)
+                first = next(iter(charts))  # the others are much like those of the evaluation
+                self.charts = {first: charts[first], **self.charts, **charts}
 
     @property
     def lower_is_better(self) -> Sequence[str]:
@@ -105,8 +119,7 @@ class AdapterRun:
 
     def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
         """Draws a grid of the first evaluation images, and adds their mean scores to the row."""
-        del number
-        row, grid = self._evaluation.evaluate(state.params)
+        row, grid = self._evaluation.evaluate(number, state.params)
         return row, {"samples": grid}
 
     def export(self, state: TrainState, folder: Path) -> None:

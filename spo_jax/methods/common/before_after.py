@@ -63,6 +63,8 @@ class BeforeAfter:
             lora_scale=lora_scale,
             batch=min(settings.batch, settings.images),
         )
+        self.image_size = pipeline.image_size
+        self._drawn: tuple[int, ImageArray] | None = None
         self.rewards = rewards
         for reward in rewards:
             reward.check(self.prompts, pipeline.image_size)
@@ -104,6 +106,7 @@ class BeforeAfter:
           UserError: a score is not finite.
         """
         self.before = self.images(lora, title="images before training")
+        self._drawn = (0, self.before)
         with stage("scoring the images"):
             self._scores_before = self.measure_base(self.before)
         return _row({name: values[: self.settings.grid_images] for name, values in self._scores_before.items()})
@@ -121,6 +124,22 @@ class BeforeAfter:
         """
         count = len(self.prompts) if count is None else min(count, len(self.prompts))
         return self.sampler.draw(self.condition, self.latents[:count], lora, title)
+
+    def images_at(self, number: int, lora: Params, count: int) -> ImageArray:
+        """Draws the first images as `images`, unless they were drawn for this batch already.
+
+        The evaluation and the guard look at the same batches, and each batch's images are drawn once for both.
+
+        Args:
+          number: number of batches finished so far.
+          lora: the adapter after them.
+          count: number of prompts, from the first on.
+        """
+        count = min(count, len(self.prompts))
+        if self._drawn is None or self._drawn[0] != number or len(self._drawn[1]) < count:
+            least = self.settings.guard_images if self.settings.guard != "off" else 0
+            self._drawn = (number, self.images(lora, max(count, least)))
+        return self._drawn[1][:count]
 
     def measure_base(self, images: ImageArray) -> Scores:
         """Scores the base model's images as `measure`, and fixes by them how scores are normalised in the total.
@@ -171,13 +190,17 @@ class BeforeAfter:
             scores[total.NAME] = self._total(scores)
         return scores
 
-    def evaluate(self, lora: Params) -> tuple[Row, UInt8[np.ndarray, "H W 3"]]:
+    def evaluate(self, number: int, lora: Params) -> tuple[Row, UInt8[np.ndarray, "H W 3"]]:
         """Draws and scores the first images during training.
+
+        Args:
+          number: number of batches finished so far.
+          lora: the adapter after them.
 
         Returns:
           The mean scores as ``eval_NAME``, which may not be finite, and the images in a grid.
         """
-        images = self.images(lora, self.settings.grid_images)
+        images = self.images_at(number, lora, self.settings.grid_images)
         return _row(self._scores(images)), image_grid(to_uint8(images), GRID_COLUMNS)
 
     def finish(self, lora: Params) -> tuple[dict[str, Any], list[ImagePair]]:
@@ -200,25 +223,31 @@ class BeforeAfter:
 
 
 def load_rewards(
-    settings: EvalSettings, pipeline: Pipeline, mesh: Mesh | None, options: Any, shared: dict[str, Reward]
+    names: Sequence[str],
+    pipeline: Pipeline,
+    mesh: Mesh | None,
+    options: Any,
+    shared: dict[str, Reward],
+    field: str = "eval.rewards",
 ) -> list[Reward]:
-    """Loads the rewards that the settings of the evaluation name.
+    """Loads rewards that score images.
 
     Args:
-      settings: settings of the evaluation.
+      names: their names, as `spo_jax.rewards.load_reward` takes them.
       pipeline: the model whose images are scored.
       mesh: mesh on which the rewards' weights are placed.
       options: the method's settings; a reward's options are the fields of the group that is named after it.
       shared: rewards that are loaded already, by their names in the settings; newly loaded ones are added.
+      field: config field that names them, for messages.
 
     Raises:
       UserError: a reward cannot be loaded.
     """
     rewards = []
-    for spec in settings.reward_names:
+    for spec in names:
         if spec not in shared:
             group = reward_options(options, spec)
-            shared[spec] = load_reward(spec, Context(pipeline.kind, pipeline.dtype, mesh, group))
+            shared[spec] = load_reward(spec, Context(pipeline.kind, pipeline.dtype, mesh, group, field=field))
         rewards.append(shared[spec])
     return rewards
 

@@ -46,6 +46,8 @@ def check_rewards(settings: Any, **judges: str) -> None:
     """
     named = [("eval.rewards", spec, False) for spec in settings.eval.reward_names]
     named += [(f"{group}.reward", spec, True) for group, spec in judges.items()]
+    if settings.eval.guard != "off":
+        named += [("eval.guard_rewards", spec, False) for spec in settings.eval.guard_names]
     for field, spec, judging in named:
         check_reward(spec, Context(options=reward_options(settings, spec), field=field), judging)
 

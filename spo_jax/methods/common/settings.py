@@ -124,20 +124,52 @@ class EvalSettings(Settings):
         "(empty: no total).",
     )
 
+    guard: str = setting(
+        "off",
+        "What happens if the score that is trained on rises while held-out ones fall beyond noise: off (nobody looks), "
+        "warn, or stop, which ends the run and exports the best weights by the held-out scores.",
+        choices=("off", "warn", "stop"),
+    )
+    guard_rewards: str = setting(
+        "", "Held-out rewards, from which the run does not learn, separated by commas; the guard scores with them."
+    )
+    guard_every: int = setting(
+        0,
+        "Batches between two looks of the guard (0: as log.eval_every, whose images it then shares).",
+        at_least=0,
+        at_most=MAX_COUNT,
+    )
+    guard_images: int = setting(
+        25, "Number of images of a look: the first of those before and after training.", at_least=2, at_most=50_000
+    )
+    guard_looks: int = setting(2, "Worse looks in a row that are an alarm.", at_least=1, at_most=1000)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(bool(self.reward_names), "rewards", "at least one reward, such as 'spm'")
+        if self.guard != "off":
+            expected = f"at least one reward that is not trained on, such as 'toy', for eval.guard = {self.guard!r}"
+            self.require(bool(self.guard_names), "guard_rewards", expected)
         read_weights(self.weights, self.reward_names, "config field eval.weights")
 
     @property
     def reward_names(self) -> tuple[str, ...]:
         """The names of the rewards, in order."""
-        return tuple(name.strip() for name in self.rewards.split(",") if name.strip())
+        return _names(self.rewards)
+
+    @property
+    def guard_names(self) -> tuple[str, ...]:
+        """The names of the guard's rewards, in order."""
+        return _names(self.guard_rewards)
 
     @property
     def reward_weights(self) -> tuple[float, ...]:
         """The weight of each reward in the total, in order; empty if there is no total."""
         return read_weights(self.weights, self.reward_names, "config field eval.weights")
+
+
+def _names(rewards: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in rewards.split(",") if name.strip())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What is checked of a run of SPO before jax is imported."""
 
 from spo_jax.methods.common.checks import check_decoder, check_model, check_rewards
+from spo_jax.methods.common.judged import check_held_out
 from spo_jax.methods.spo.settings import SPOTrainSettings
 
 
@@ -12,4 +13,5 @@ def check(settings: SPOTrainSettings) -> None:
     """
     check_model(settings)
     check_rewards(settings, spo=settings.spo.reward)
+    check_held_out(settings)
     check_decoder(settings.spo.decoder, "spo.decoder")

@@ -103,7 +103,7 @@ class SPORun(AdapterRun):
 
     def __init__(self, spo: SPO, data: PromptData | None = None):
         shared = {spo.settings.spo.reward: spo.judge.reward}
-        super().__init__(spo.settings, spo.pipeline, spo.mesh, data and data.eval_prompts, shared)
+        super().__init__(spo.settings, spo.pipeline, spo.mesh, data and data.eval_prompts, shared, spo.judge.reward)
         self.spo = spo
         self._data = data
         self.total = self.settings.total_batches(len(data.prompts)) if data else 0

@@ -98,7 +98,9 @@ def read_record(folder: Path) -> Record:
     done = max((row["step"] for row in rows), default=0)
     total = start.get("batches", summary.get("batches"))
     # A run that was made longer has the summary of its first end until it reaches the second.
-    finished = bool(summary) and not user and summary.get("batches") == (done if total is None else total)
+    whole = summary.get("batches") == (done if total is None else total)
+    by_guard = (summary.get("guard") or {}).get("stopped_batch") == done  # an end as well
+    finished = bool(summary) and not user and (whole or by_guard)
     state: State = "going" if user else "finished" if finished else "stopped"
     curves = Curves(
         rows,

@@ -5,6 +5,8 @@ import statistics
 from spo_jax.core.words import counted, duration, listed, readable, with_error
 from spo_jax.run.diagnosis.curves import FEW, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
+from spo_jax.run.guard.look import looks_of
+from spo_jax.run.guard.told import alarm_of, told
 from spo_jax.run.trend import FIRST, LATEST
 from spo_jax.run.verdict import outcomes
 
@@ -121,4 +123,29 @@ def speed(curves: Curves) -> Finding | None:
     )
 
 
-RULES: tuple[Rule, ...] = (not_finite, few_batches, scores, gradient_norm, speed)
+def hacking(curves: Curves) -> Finding | None:
+    """What the guard's looks say: a judge's score that rises while everything else falls; `spo_jax.run.guard.rule`."""
+    looks = looks_of(curves.rows)
+    if len(looks) < 2:
+        return None
+    last = looks[-1]
+    alarm = alarm_of(looks, curves.setting("eval.guard_looks", 2))
+    if alarm:
+        what = told(*alarm)
+        best = f"batch {last.best}, which is the best (python -m spo_jax.export --run=RUN/checkpoints/best)"
+        return Finding(
+            "problem",
+            what[0].upper() + what[1:],
+            (f"Take {best}. " if last.best else "By the held-out scores nothing is better than the base model. ")
+            + "Next time train for fewer batches or lower optimizer.learning_rate; for good, the judge needs pairs in "
+            "which what it fell for is the worse image.",
+        )
+    taken = counted(len(looks) - 1, "look")
+    best = f"the best was in batch {last.best}" if last.best else "none was better than before training"
+    if last.worse:
+        text = f"The latest of the guard's {taken} is worse than the best one ({best}), beyond noise."
+        return Finding("note", text, "Another one in a row would be an alarm: look again after it.")
+    return Finding("good", f"The guard saw no sign that the judge is exploited in {taken}; {best}.")
+
+
+RULES: tuple[Rule, ...] = (not_finite, few_batches, scores, hacking, gradient_norm, speed)

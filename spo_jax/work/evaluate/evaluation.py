@@ -19,6 +19,7 @@ from spo_jax.core.run_files import START, run_of
 from spo_jax.core.signs import SIGN_MEANINGS, image_signs
 from spo_jax.core.typing import Float
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.judged import is_judge
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.run.lock import RunLock
@@ -35,7 +36,6 @@ from spo_jax.work.evaluate.result import Evaluation, ImagePath
 from spo_jax.work.evaluate.scoring import DIVERSITY, Scorer, to_float
 from spo_jax.work.evaluate.store import Store, image_key, read_pixels
 from spo_jax.work.evaluate.terminal import text_table
-from spo_jax.work.export.judged import is_judge
 
 _DIGESTS = "digests.json"
 # Of what was rounded to 8 bits, nobody knows what was beyond the range.

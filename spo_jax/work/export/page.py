@@ -14,12 +14,12 @@ from spo_jax import toy
 from spo_jax.core import markdown
 from spo_jax.core.trees import flatten
 from spo_jax.core.words import duration, listed, readable
+from spo_jax.methods.common.judged import is_judge, judges
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.models.lora import names_of
 from spo_jax.run.report.scores import day, score_rows, setting_rows
 from spo_jax.run.report.steps import command
 from spo_jax.run.verdict import noise_limit
-from spo_jax.work.export.judged import is_judge, judges
 from spo_jax.work.export.licences import Licence, licence_of
 from spo_jax.work.export.metadata import description, model_name
 from spo_jax.work.export.preview import preview_file

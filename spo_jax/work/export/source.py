@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
-from spo_jax.core.run_files import BEFORE_AFTER, CHECKPOINTS, SUMMARY, run_of
+from spo_jax.core.run_files import BEFORE_AFTER, BEST, CHECKPOINTS, SUMMARY, run_of
 from spo_jax.core.typing import Params
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.settings import AdapterSettings
@@ -118,12 +118,9 @@ def _shapes(base: Base) -> Params:
 
 def _from_checkpoint(folder: Path, base: Base) -> tuple[LoRA, Base, RunRecord]:
     """Returns the LoRA of a checkpoint, the base model that is given or, otherwise, the run's, and the run's record."""
-    run, step = run_of(folder)
+    run, named = run_of(folder)
     checkpoints = CheckpointReader(run / CHECKPOINTS)
-    if step is None:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"--run={folder}: there is no checkpoint in it")
+    step = named if isinstance(named, int) else _chosen(checkpoints, folder, best=named == BEST)
     meta = checkpoints.read_meta(step)
     check_format(run / CHECKPOINTS / str(step), meta)
     settings = read_settings(meta["settings"])
@@ -137,8 +134,28 @@ def _from_checkpoint(folder: Path, base: Base) -> tuple[LoRA, Base, RunRecord]:
     return lora, base, RunRecord(run, step, settings, _summary(run, step))
 
 
+def _chosen(checkpoints: CheckpointReader, folder: Path, best: bool) -> int:
+    """Returns the latest checkpoint, or the run's best by its guard if that is asked for or if the guard ended it.
+
+    Raises:
+      UserError: there is no checkpoint, or no guard looked at the run.
+    """
+    latest = checkpoints.latest_step()
+    if latest is None:
+        raise UserError(f"--run={folder}: there is no checkpoint in it")
+    guard = checkpoints.read_meta(latest).get("guard") or {}
+    kept = (guard.get("kept") or {}).get("batch")
+    if best and kept is None:
+        steps = ", ".join(map(str, sorted(checkpoints.steps())))
+        raise UserError(
+            f"--run={folder}: no guard says which checkpoint was best (config field eval.guard): name one ({steps})"
+        )
+    return kept if kept is not None and (best or guard.get("stopped")) else latest
+
+
 def _summary(run: Path, step: int) -> Mapping[str, Any]:
-    """Reads the summary of a run, which says nothing about checkpoints before its last batch."""
+    """Reads the summary of a run, which is about the one checkpoint that was exported at its end."""
     file = run / SUMMARY
     summary = read_json_object(file) if file.is_file() else {}
-    return summary if summary.get("batches") == step else {}
+    exported = (summary.get("guard") or {}).get("exported_batch", summary.get("batches"))
+    return summary if exported == step else {}

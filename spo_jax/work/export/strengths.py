@@ -19,6 +19,7 @@ from spo_jax.data.contact_sheet import labelled_grid
 from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
 from spo_jax.methods.common.checks import reward_options
+from spo_jax.methods.common.judged import is_judge
 from spo_jax.methods.common.settings import AdapterSettings, EvalSettings
 from spo_jax.models.base import Pipeline
 from spo_jax.models.lora import check_fits
@@ -28,7 +29,6 @@ from spo_jax.rewards.base import Context, Reward, Scores
 from spo_jax.run.report.scores import MARKS
 from spo_jax.run.verdict import outcomes
 from spo_jax.work.export.checks import STRENGTHS_SHEET, STRENGTHS_TABLE
-from spo_jax.work.export.judged import is_judge
 from spo_jax.work.export.metadata import model_name
 from spo_jax.work.export.source import Base, Source, read_source
 
@@ -101,7 +101,7 @@ def _evaluation(
         pipeline: Pipeline = source.base.open(vae=vae, dtype=jnp.dtype(settings.dtype))
     lora = source.lora
     check_fits(lora.tree, pipeline.params[pipeline.TRAINED], f"--run={source.place}", source.base.model)
-    judges: list[Reward] = load_rewards(settings.eval, pipeline, None, settings, {}) if scored else []
+    judges: list[Reward] = load_rewards(settings.eval.reward_names, pipeline, None, settings, {}) if scored else []
     return BeforeAfter(pipeline, settings.eval, lora.alpha / lora.rank, prompts, judges)
 
 

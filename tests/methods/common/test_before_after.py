@@ -80,7 +80,7 @@ def test_the_fresh_adapter_draws_the_base_model_s_images(evaluation, adapters):
 
 def test_scores_are_compared_image_by_image(evaluation, adapters, reward):
     fresh, trained = adapters
-    assert evaluation.start(fresh) == pytest.approx(evaluation.evaluate(fresh)[0], abs=1e-4)
+    assert evaluation.start(fresh) == pytest.approx(evaluation.evaluate(0, fresh)[0], abs=1e-4)
     summary, pairs = evaluation.finish(trained)
     before = evaluation.images(fresh).mean((1, 2, 3))
     after = evaluation.images(trained).mean((1, 2, 3))
@@ -100,7 +100,7 @@ def test_scores_are_compared_image_by_image(evaluation, adapters, reward):
 
 def test_during_training_the_first_images_are_drawn_and_scored(evaluation, adapters, reward):
     images = evaluation.images(adapters[1], 2)
-    row, grid = evaluation.evaluate(adapters[1])
+    row, grid = evaluation.evaluate(1, adapters[1])
     np.testing.assert_array_equal(grid, image_grid(to_uint8(images), before_after.GRID_COLUMNS))
     assert row == pytest.approx({"eval_brightness": images.mean(), "eval_darkness": -images.mean()}, abs=1e-5)
     assert reward.prompts[-1] == PROMPTS[:2]
@@ -119,7 +119,7 @@ def test_the_total_is_on_one_scale_before_during_and_after_training(pipeline, ad
         return 2 * (brightness - before.mean()).mean() / before.std()
 
     assert evaluation.start(fresh)["eval_total"] == pytest.approx(expected(before[:2]), abs=1e-3)
-    assert evaluation.evaluate(trained)[0]["eval_total"] == pytest.approx(expected(after[:2]), abs=1e-3)
+    assert evaluation.evaluate(1, trained)[0]["eval_total"] == pytest.approx(expected(after[:2]), abs=1e-3)
     assert evaluation.charts["eval_total"][1].startswith("2 × brightness, each in standard deviations")
     score = evaluation.finish(trained)[0]["scores"]["total"]
     assert score["before"] == pytest.approx(0, abs=1e-3) and score["after"] == pytest.approx(expected(after), abs=1e-3)
@@ -131,7 +131,7 @@ def test_the_total_is_on_one_scale_before_during_and_after_training(pipeline, ad
 def test_scores_that_are_not_finite_end_no_training(evaluation, adapters):
     """The losses decide about that; the curve has a gap."""
     damaged = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), adapters[0])
-    row, _ = evaluation.evaluate(damaged)
+    row, _ = evaluation.evaluate(2, damaged)
     assert np.isnan(row["eval_brightness"])
 
 
@@ -159,7 +159,7 @@ def test_a_reward_is_loaded_once_with_the_options_of_its_group(pipeline, monkeyp
     judge = Brightness()
     shared = {"spm": judge}
     evaluation = dataclasses.replace(SETTINGS, rewards="spm, spm:other, toy, toy")
-    rewards = load_rewards(evaluation, pipeline, None, settings, shared)
+    rewards = load_rewards(evaluation.reward_names, pipeline, None, settings, shared)
     options = {"model": "folder", "tokenizer": ""}
     assert loaded == [("spm:other", "sd", options), ("toy", "sd", {})]
     assert rewards[0] is judge and rewards[2] is rewards[3]

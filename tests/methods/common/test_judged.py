@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from spo_jax.methods.common.judged import is_judge
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
-from spo_jax.work.export.judged import is_judge
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Whether a score is that of the very judge that a LoRA was trained to please."""
+"""Whether a score is that of the very judge that a LoRA is trained to please."""
 
 import dataclasses
 from pathlib import Path
 
+from spo_jax.core.errors import UserError
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.rewards import parse_spec
@@ -21,6 +22,20 @@ def is_judge(spec: str, settings: AdapterSettings) -> bool:
     """
     terms = [term for judge in _judges(settings) for term in _terms(judge)]
     return _resolved(spec, settings) in [_resolved(term, settings) for term in terms]
+
+
+def check_held_out(settings: AdapterSettings) -> None:
+    """Refuses a reward of the guard from which the run learns, because it rises whatever becomes of the images.
+
+    Raises:
+      UserError: the guard is on, and one of its rewards is the judge or a term of it.
+    """
+    for spec in settings.eval.guard_names if settings.eval.guard != "off" else ():
+        if is_judge(spec, settings):
+            raise UserError(
+                f"config field eval.guard_rewards names {spec!r}, by which the run is judged: expected rewards from "
+                "which it does not learn"
+            )
 
 
 def judges(settings: AdapterSettings) -> list[tuple[str, str]]:

@@ -1,0 +1,81 @@
+"""What a guard saw, in sentences."""
+
+from collections.abc import Mapping, Sequence
+
+from spo_jax.core.words import counted, listed, readable
+from spo_jax.run.guard.look import Look
+
+_TOLD = 3  # scores that a sentence names
+
+
+def alarm_of(looks: Sequence[Look], in_a_row: int) -> tuple[Look, Look] | None:
+    """Returns the latest look at which an alarm was given, after the look that it was compared with, or None.
+
+    Args:
+      looks: the looks of a run, in order.
+      in_a_row: worse looks in a row that are an alarm.
+    """
+    # A resumed run may have a lower number than the one by which its looks were taken.
+    alarms = [look for look in looks if look.worse == in_a_row] or [look for look in looks if look.worse > in_a_row]
+    found = [(other, alarms[-1]) for other in looks if alarms and other.batch == alarms[-1].best]
+    return found[0] if found else None
+
+
+def told(best: Look, now: Look) -> str:
+    """Says in one sentence what an alarm is about.
+
+    Args:
+      best: the look that it was compared with.
+      now: the look at which it was given.
+    """
+    fell = f"the held-out scores fell by {-now.gain:.1f} standard errors ({_moved(best.held_out, now.held_out)})"
+    since = f"since {when(best.batch)}"
+    looks = f"in {counted(now.worse, 'look')} in a row" if now.worse > 1 else "in one look"
+    if now.rise is None:
+        return f"the run is past its best: {since} {fell}, {looks}."
+    rose = f"{_moved(best.trained, now.trained)} ({now.rise:+.1f} standard errors)"
+    return f"the run exploits the errors of its judge: {since} its own score rose, {rose}, while {fell}, {looks}."
+
+
+def outcome(looks: Sequence[Look], in_a_row: int, stopped: int | None, exported: int) -> str:
+    """Says in a sentence or two what the guard of a finished run saw and did.
+
+    Args:
+      looks: the looks of the run, in order.
+      in_a_row: worse looks in a row that are an alarm.
+      stopped: batch after which the guard stopped the run; None if it did not.
+      exported: batch of the weights that were exported.
+    """
+    alarm = alarm_of(looks, in_a_row)
+    if alarm is not None and stopped is not None:
+        return f"Stopped by the guard after batch {stopped}: {told(*alarm)} {_exported(looks[-1], exported)}"
+    if alarm is not None:
+        return f"The guard warned in batch {alarm[1].batch}: {told(*alarm)} {_best(looks[-1], exported)}"
+    taken = counted(sum(look.batch > 0 for look in looks), "look")
+    return f"The guard saw no sign that the judge is exploited, in {taken}. {_best(looks[-1], exported)}"
+
+
+def _exported(last: Look, exported: int) -> str:
+    if last.best == exported:
+        return f"The weights after batch {exported}, the best by the held-out scores, are what was exported."
+    return (
+        f"By the held-out scores nothing was better than the model {when(last.best)}; what was exported is batch "
+        f"{exported}, the best since."
+    )
+
+
+def _best(last: Look, exported: int) -> str:
+    if last.best == exported:
+        return f"Its last look, after batch {exported}, was the best by the held-out scores."
+    return f"The best by the held-out scores was {when(last.best)}; what was exported is batch {exported}."
+
+
+def when(batch: int) -> str:
+    """Names the moment after a number of batches, as part of a sentence."""
+    return f"batch {batch}" if batch else "before training"
+
+
+def _moved(before: Mapping[str, float], now: Mapping[str, float]) -> str:
+    moved = [name for name, value in now.items() if name in before and value != before[name]]
+    parts = [f"{readable(name)} from {before[name]:.3g} to {now[name]:.3g}" for name in moved[:_TOLD]]
+    return listed(parts)
