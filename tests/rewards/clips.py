@@ -14,11 +14,15 @@ TOKENIZER = ASSETS / "spm" / "tokenizer"
 SIDE = 32  # of the input in pixels
 LENGTH = 16  # of a prompt in tokens
 
-_TEXT = dict(vocab_size=569, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+_TEXT = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=LENGTH
+)
 _VISION = dict(hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
 
 
-def write_clip(folder: Path, width: int = 24, act: str = "gelu", scale: float = 20.0) -> CLIPModel:
+def write_clip(
+    folder: Path, width: int = 24, act: str = "gelu", scale: float = 20.0, vocabulary: int = 569
+) -> CLIPModel:
     """Writes a CLIPModel with its tokenizer, and returns transformers' network.
 
     Args:
@@ -26,10 +30,12 @@ def write_clip(folder: Path, width: int = 24, act: str = "gelu", scale: float = 
       width: width of the features.
       act: activation, ``gelu`` or ``quick_gelu``.
       scale: exp(logit_scale).
+      vocabulary: number of token embeddings; the tokenizer has 569 tokens.
     """
     torch.manual_seed(width)
     config = CLIPConfig(
-        text_config=_TEXT | dict(max_position_embeddings=LENGTH, hidden_act=act, eos_token_id=568),
+        text_config=_TEXT
+        | dict(vocab_size=vocabulary, max_position_embeddings=LENGTH, hidden_act=act, eos_token_id=568),
         vision_config=_VISION | dict(image_size=SIDE, patch_size=8, hidden_act=act),
         projection_dim=width,
     )

@@ -96,10 +96,8 @@ def test_the_published_files_come_from_the_hub(small, monkeypatch):
     shutil.copy(folder / HEAD, folder / "aesthetic-model.pth")
     load_reward("aesthetic", Context())
     (folder / "aesthetic-model.pth").unlink()
-    assert asked == [
-        ("openai/clip-vit-large-patch14", None),
-        ("trl-lib/ddpo-aesthetic-predictor", ["aesthetic-model.pth"]),
-    ]
+    head = ("trl-lib/ddpo-aesthetic-predictor", ["aesthetic-model.pth"])
+    assert asked == [head, ("openai/clip-vit-large-patch14", None)]  # the small file first
 
 
 def test_an_abstract_reward_has_the_shapes_of_the_loaded_one(small):

@@ -39,19 +39,21 @@ def load_aesthetic(source: str, context: Context, name: str, meaning: str, pixel
       UserError: they cannot be read, are something else, or do not fit each other.
     """
     head_source, clip_source = find_files(source)
+    layers = None if context.abstract else _read_layers(head_source)  # before the CLIP, which is fetched for minutes
     clip, path = clip_network(clip_source, context, CLIP)
     width = clip.config.projection_dim
-    if context.abstract:
+    if layers is None:
         head = abstract_weights(folded_shapes(width), jnp.float32, context.mesh)
     else:
-        head = place_weights(_read_head(head_source, width), context.mesh, title=head_source)
+        folded = fold_head(rules.to_tree(layers, head_shapes(width), head_source))
+        head = place_weights(folded, context.mesh, title=head_source)
     weights = clip_weights(clip, path, context)
     params = {part: weights[part] for part in _SEEING} | {"head": head}
     return AestheticReward(name, meaning, clip=clip, params=params, pixels=pixels)
 
 
-def _read_head(source: str, width: int) -> Params:
+def _read_layers(source: str) -> store.State:
     path = resolve_model(source)
     state = store.read_file(path)
     kinds.check_weights_are(kinds.AESTHETIC_HEAD, state, str(path))
-    return fold_head(rules.to_tree(state, head_shapes(width), str(path)))
+    return state

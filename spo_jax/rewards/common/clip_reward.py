@@ -165,15 +165,15 @@ def load_clip(source: str, context: Context, published: PublishedCLIP, tokens: s
       UserError: the model cannot be read, is another one than a CLIP, or its tokenizer belongs to another model.
     """
     clip, path = clip_network(source, context, published)
+    params = clip_weights(clip, path, context)
     text = clip.config.text
     if context.abstract:
-        tokenizer = AbstractTokenizer(text.max_position_embeddings)
-    else:
-        folder = clip_tokenizer(path, published)
-        tokenizer = read_tokenizer(folder, clip.config, str(path), tokens)
-        if tokenizer.vocabulary != text.vocab_size:
-            raise UserError(
-                f"{folder}: this tokenizer has {tokenizer.vocabulary} tokens, but {path} has vocab_size = "
-                f"{text.vocab_size}: they belong to different models"
-            )
-    return PreferenceModel(clip, clip_weights(clip, path, context), tokenizer)
+        return PreferenceModel(clip, params, AbstractTokenizer(text.max_position_embeddings))
+    folder = clip_tokenizer(path, published)
+    tokenizer = read_tokenizer(folder, clip.config, str(path), tokens)
+    if tokenizer.vocabulary != text.vocab_size:
+        raise UserError(
+            f"{folder}: this tokenizer has {tokenizer.vocabulary} tokens, but {path} has vocab_size = "
+            f"{text.vocab_size}: they belong to different models"
+        )
+    return PreferenceModel(clip, params, tokenizer)
