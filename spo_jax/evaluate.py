@@ -132,7 +132,7 @@ def evaluate(
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype={dtype}: expected float32 or bfloat16")
     for layout in layouts:
-        check_layout(layout, metadata, texts)
+        check_layout(layout, metadata, texts, groups, chosen.images_per_prompt)
     check_folder(out, texts)
     check_model(model, base, vae)
     check_sources(entries, model, base, vae)

@@ -28,12 +28,14 @@ class Layout(NamedTuple):
       problem: says what a list of prompts lacks, or returns an empty string.
       files: yields the name of each image's file, with the numbers of its prompt and image.
       texts: yields names and contents of text files.
-      command: the command to run next, in which {folder} is the folder.
+      home: the benchmark's repository.
+      command: the command to run there next, in which {folder} is the folder.
     """
 
     problem: Callable[[Drawn], str]
     files: Callable[[Drawn], Iterator[tuple[str, int, int]]]
     texts: Callable[[Drawn], Iterator[tuple[str, str]]]
+    home: str
     command: str
 
 
@@ -134,16 +136,22 @@ LAYOUTS: Mapping[str, Layout] = {
         _geneval_problem,
         _geneval_files,
         _geneval_texts,
+        "https://github.com/djghosh13/geneval",
         "python evaluation/evaluate_images.py {folder} --outfile results.jsonl --model-path OBJECT_DETECTOR_FOLDER "
         "&& python evaluation/summary_scores.py results.jsonl",
     ),
     "t2i_compbench": Layout(
-        _compbench_problem, _compbench_files, _no_texts, "cd BLIPvqa_eval && python BLIP_vqa.py --out_dir={folder}"
+        _compbench_problem,
+        _compbench_files,
+        _no_texts,
+        "https://github.com/Karine-Huang/T2I-CompBench",
+        "cd BLIPvqa_eval && python BLIP_vqa.py --out_dir={folder}",
     ),
     "unigenbench": Layout(
         _unigenbench_problem,
         _unigenbench_files,
         _no_texts,
+        "https://github.com/CodeGoat24/UniGenBench",
         "python eval/qwenvl_72b_en_eval.py --data_path {folder} --api_url http://HOST:8080 "
         "--csv_file data/test_prompts_en.csv",
     ),
@@ -151,6 +159,7 @@ LAYOUTS: Mapping[str, Layout] = {
         _hpsv2_problem,
         _hpsv2_files,
         _no_texts,
+        "https://github.com/tgxs002/HPSv2",
         "python -c \"import sys, hpsv2; hpsv2.evaluate(sys.argv[1], hps_version='v2.1')\" {folder}",
     ),
 }

@@ -18,6 +18,8 @@ from spo_jax.data.prompts import TOY, parse_entries
 from spo_jax.work.evaluate.benchmarks import LAYOUTS, Drawn
 from spo_jax.work.evaluate.result import Evaluation, ImagePath
 
+COMMANDS = "commands.txt"
+
 
 @dataclasses.dataclass(frozen=True)
 class LaidOut:
@@ -86,6 +88,8 @@ def check_layout(
 def write_layout(evaluation: Evaluation, layout: str, out: Path) -> list[LaidOut]:
     """Writes the images of all contestants to ``OUT/layouts/LAYOUT/CONTESTANT``, as hard links where that is possible.
 
+    Beside them, ``commands.txt`` has the benchmark's command for each.
+
     Args:
       evaluation: what was drawn.
       layout: one of `LAYOUTS`.
@@ -115,6 +119,8 @@ def write_layout(evaluation: Evaluation, layout: str, out: Path) -> list[LaidOut
             _place(path, prompt, image, folder / name)
         command = chosen.command.format(folder=shlex.quote(str(folder.resolve())))
         found.append(LaidOut(contestant.name, folder, command))
+    commands = "".join(f"{each.command}\n" for each in found)
+    write_text(out / "layouts" / layout / COMMANDS, f"# In a copy of {chosen.home}:\n{commands}")
     return found
 
 

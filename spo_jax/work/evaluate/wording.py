@@ -55,6 +55,8 @@ def difference_text(difference: Estimate) -> str:
     """Writes a difference with its interval, all to the place to which the standard error is known."""
     if difference.error is None or difference.low is None or difference.high is None:
         return with_error(difference.value, None, sign="+")
+    if difference.error == 0:
+        return f"{difference.value:+.3g}" if difference.value else "0"
     ends = [with_error(end, difference.error, sign="+").partition(" ")[0] for end in (difference.low, difference.high)]
     value = with_error(difference.value, difference.error, sign="+").partition(" ")[0]
     return f"{value} [{', '.join(ends)}]"

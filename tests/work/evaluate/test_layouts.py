@@ -38,6 +38,8 @@ def test_geneval_finds_a_folder_for_each_prompt_with_its_line(tmp_path):
     assert json.loads((base.folder / "00001" / "metadata.jsonl").read_text()) == GENEVAL[1]
     original = tmp_path / "images" / "base" / "00001_2.png"
     assert (base.folder / "00001" / "samples" / "0002.png").read_bytes() == original.read_bytes()
+    commands = (tmp_path / "layouts" / "geneval" / "commands.txt").read_text()
+    assert commands.count("\n") == 6 and base.command in commands and "github.com/djghosh13/geneval" in commands
     assert str(base.folder) in base.command and "evaluate_images.py" in base.command
     assert [each.contestant for each in laid_out] == ["base", "spo@0.5", "spo@1", "spo@2", "theirs"]
 

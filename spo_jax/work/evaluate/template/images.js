@@ -17,7 +17,7 @@ function addressOf(file) {
 
   function best(shown, score) {
     const values = Object.values(shown).map((entry) => entry.scores[score.name]).filter((value) => value != null);
-    return values.length < 2 || score.sign ? null : score.lower ? Math.min(...values) : Math.max(...values);
+    return score.sign || new Set(values).size < 2 ? null : score.lower ? Math.min(...values) : Math.max(...values);
   }
 
   function figureOf(item, name, entry) {

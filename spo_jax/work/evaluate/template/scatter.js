@@ -120,8 +120,11 @@
 
   const options = DATA.scores.map((score) => [score.name, score.text + (score.sign ? " (sign)" : "")]);
   const names = DATA.scores.map((score) => score.name);
-  fill(byId("across"), options, names[0]);
-  fill(byId("up"), options, names[1] || names[0]);
+  // First of all two rewards that differ between contestants, if there are such.
+  const differs = (name) => new Set(Object.values(DATA.values).map((values) => values[name]).filter((value) => value != null)).size > 1;
+  const chosen = [...names.filter((name) => !scoreOf[name].sign && differs(name)), ...names];
+  fill(byId("across"), options, chosen[0]);
+  fill(byId("up"), options, chosen.find((name) => name !== chosen[0]) || chosen[0]);
   for (const id of ["across", "up"]) byId(id).addEventListener("change", draw);
   if (names.length) {
     draw();
