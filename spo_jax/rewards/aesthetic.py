@@ -15,7 +15,9 @@ same; for others the crops can differ by one pixel.
 
 from spo_jax.rewards.common.aesthetic_files import CLIP, find_files
 from spo_jax.rewards.common.clip_files import check_clip
+from spo_jax.rewards.common.preference_files import local_model
 from spo_jax.rewards.common.protocol import Context, Reward
+from spo_jax.weights.kinds import AESTHETIC_HEAD, check_file_is
 
 VARIANTS = {"openai": "cropped as OpenAI's code does, in the original; transformers' processor rounds down instead"}
 
@@ -43,5 +45,8 @@ def load(source: str, context: Context) -> Reward:
 def check(source: str, context: Context) -> None:
     """Refuses files that are missing or something else, as far as that shows without the network."""
     del context
-    _, clip = find_files(source)
+    head, clip = find_files(source)
+    path = local_model(head)
+    if path is not None:
+        check_file_is(AESTHETIC_HEAD, path)
     check_clip(clip, CLIP)

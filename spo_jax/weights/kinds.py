@@ -96,6 +96,19 @@ def of_keys(keys: Iterable[str]) -> str:
     return next((what for pattern, what in _KEYS if any(re.search(pattern, key) for key in keys)), "")
 
 
+def check_file_is(expected: str, path: Path) -> None:
+    """Refuses a file of weights that is damaged, or known to be something else, without reading the weights.
+
+    Args:
+      expected: as in `check_weights_are`.
+      path: the file.
+
+    Raises:
+      UserError: the file is no file of weights, is damaged, or holds the weights of something else.
+    """
+    check_weights_are(expected, store.read_names(path), str(path))
+
+
 def check_weights_are(expected: str, keys: Iterable[str], where: str) -> None:
     """Refuses weights that are known to be of something else, as those of another reward.
 

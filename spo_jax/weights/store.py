@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save, save_file
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object, write_atomic, write_json
 from spo_jax.weights.messages import explain_unreadable, printable, shorten
-from spo_jax.weights.torch_zip import read_torch_zip
+from spo_jax.weights.torch_zip import read_torch_names, read_torch_zip
 
 State = dict[str, np.ndarray]
 Kind = Literal["diffusers", "transformers"]
@@ -127,6 +127,19 @@ def read_file(path: str | os.PathLike) -> State:
         return _with_safetensors(path, load_file)
     check_suffix(path)
     return read_torch_zip(path)
+
+
+def read_names(path: str | os.PathLike) -> list[str]:
+    """Reads the names of the tensors of a file that `read_file` takes, without the weights.
+
+    Raises:
+      UserError: as `read_file`, as far as it shows without the weights.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return list(read_shapes(path))
+    check_suffix(path)
+    return read_torch_names(path)
 
 
 def check_suffix(path: Path) -> None:

@@ -7,6 +7,7 @@ weights are read: that no two records share bytes, that the tensors fit their st
 
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +36,42 @@ def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
       UserError: the file is not such a zip file, is damaged, has anything except tensors of these types in its state
         dict (another Python object is never imported, let alone called), or would take far more memory than its size.
     """
+    return _opened(path, _read_within_limit)
+
+
+def read_torch_names(path: Path) -> list[str]:
+    """Reads the names of the tensors of a state dict, and none of its weights.
+
+    Raises:
+      UserError: as `read_torch_zip`, as far as it shows without the weights.
+    """
+    return _opened(path, lambda records, tensors: list(tensors))
+
+
+def _opened(path: Path, use: Callable[["_Records", dict[str, Tensor]], Any]) -> Any:
+    """Opens a file for a function of its records and of what it says of its tensors, and explains what goes wrong."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = _Records(archive, path)
-            tensors = _state_dict(interpret(records.read_pickle()), path)
-            # Tied weights are two names of one storage. A thousand names would let a small file exhaust the memory.
-            size = sum(tensor.count * tensor.storage.dtype.itemsize for tensor in tensors.values())
-            file_size = path.stat().st_size
-            if size > _COPIES * file_size:
-                raise UserError(
-                    f"{path} has too many names for the same storage: its tensors take {size} bytes, but the file has "
-                    f"only {file_size}"
-                )
-            return _read(records, tensors)
+            return use(records, _state_dict(interpret(records.read_pickle()), path))
     except UserError:
         raise
     except zipfile.BadZipFile as error:
         raise UserError(f"{path} is not a torch zip file: {explain_unreadable(path)}") from error
     except Exception as error:  # For a damaged list of records, zipfile can raise anything; its docs give no list.
         raise UserError(f"cannot read {path} as a torch state dict: {' '.join(str(error).split())[:300]}") from error
+
+
+def _read_within_limit(records: "_Records", tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    # Tied weights are two names of one storage. A thousand names would let a small file exhaust the memory.
+    size = sum(tensor.count * tensor.storage.dtype.itemsize for tensor in tensors.values())
+    file_size = records.path.stat().st_size
+    if size > _COPIES * file_size:
+        raise UserError(
+            f"{records.path} has too many names for the same storage: its tensors take {size} bytes, but the file has "
+            f"only {file_size}"
+        )
+    return _read(records, tensors)
 
 
 def _state_dict(value: Any, path: Path) -> dict[str, Tensor]:
@@ -105,6 +123,7 @@ class _Records:
     """The records of an archive, of which no two share bytes."""
 
     def __init__(self, archive: zipfile.ZipFile, path: Path):
+        self.path = path
         self._archive = archive
         infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
         for info in infos:

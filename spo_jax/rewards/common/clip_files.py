@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from spo_jax.rewards.common.preference_files import TOKENIZER_FILES, find_tokenizer, local_model, read_config
-from spo_jax.weights import hub, store
+from spo_jax.weights import hub, kinds, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,9 @@ def check_clip(source: str, published: PublishedCLIP) -> None:
     if path is None:
         return
     read_config(path, published.config)
-    if path.is_dir():
-        store.find_weights(path, "transformers")
-    else:
-        store.check_suffix(path)
+    file = path / store.find_weights(path, "transformers")[0] if path.is_dir() else path
+    if not file.name.endswith(".index.json"):  # which lists several files
+        kinds.check_file_is(kinds.CLIP, file)
 
 
 def clip_tokenizer(path: Path, published: PublishedCLIP) -> Path:

@@ -12,7 +12,7 @@ from spo_jax.data.tokenizer import holds_tokenizer
 from spo_jax.nn.clip_config import CLIP_H, CLIPConfig
 from spo_jax.nn.open_clip_config import read_open_clip_config
 from spo_jax.rewards.common.published_file import PublishedFile, local_file
-from spo_jax.weights import hub
+from spo_jax.weights import hub, kinds
 
 CONFIGS = ("ViT-H-14.json", "open_clip_config.json")
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # of the CLIP from which both versions were trained
@@ -43,6 +43,7 @@ def check_files(source: str, name: str) -> None:
     file = local_file(source, VERSIONS[name])
     if file is not None:
         read_sizes(file)
+        kinds.check_file_is(kinds.OPEN_CLIP, file)
 
 
 def check_version(source: str, name: str) -> None:

@@ -8,7 +8,7 @@ from spo_jax.data.bert_tokenizer import is_bert_tokenizer
 from spo_jax.nn.blip_config import BertConfig, BLIPConfig, ViTConfig
 from spo_jax.rewards.common.preference_files import local_model
 from spo_jax.weights import hub, store
-from spo_jax.weights.kinds import describe
+from spo_jax.weights.kinds import IMAGE_REWARD, check_file_is, describe
 
 PUBLISHED = "THUDM/ImageReward"
 WEIGHTS = "ImageReward.pt"
@@ -30,6 +30,7 @@ def check_files(source: str) -> None:
     weights = _local_weights(source)
     if weights is not None:
         read_sizes(weights)
+        check_file_is(IMAGE_REWARD, weights)
 
 
 def find_weights(source: str) -> Path:
