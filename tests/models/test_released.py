@@ -28,6 +28,7 @@ from spo_jax.parallel.sharding import shapes_of
 from spo_jax.weights import hub
 from spo_jax.weights.lora import find_lora
 from spo_jax.weights.rules import to_state
+from tests.commands import ROOT
 from tests.models.helpers import FOLDER
 
 # Where the UNet lies in each repository, and what else is beside it.
@@ -218,3 +219,9 @@ def test_what_is_no_unet_is_named(tmp_path: Path, on_hub: Any) -> None:
         open_pipeline("toy", unet="acme/unets/two")
     with pytest.raises(UserError, match="acme/none is neither a local path nor a repository on the hub"):
         open_pipeline("toy", unet="acme/none")
+
+
+def test_the_documents_name_every_released_checkpoint_that_was_tested() -> None:
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("published.md", "results.md"))
+    names = [name.removesuffix("/unet") for name in (*UNETS, *LORAS, PIPELINE)]
+    assert [name for name in names if name not in text] == []
