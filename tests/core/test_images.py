@@ -1,52 +1,8 @@
-"""Image arithmetic that equals torch's, and grids of images."""
+"""Images as bytes, and grids of them."""
 
-import jax.numpy as jnp
 import numpy as np
-import pytest
-import torch
 
 from spo_jax.core.images import above, image_grid, to_uint8
-from spo_jax.core.resizing import center_crop, resize_bicubic, shorter_side_size
-
-
-@pytest.mark.parametrize("size", [(5, 6), (7, 9), (16, 3), (8, 12), (64, 40), (1, 1)])
-def test_resize_equals_torch(size):
-    """Up, down, one axis of each, and the identity."""
-    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(
-        torch.from_numpy(images).permute(0, 3, 1, 2), size=size, mode="bicubic", align_corners=False
-    )
-    ours = resize_bicubic(jnp.asarray(images), size)
-    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), atol=2e-6)
-
-
-def test_resize_keeps_the_dtype_but_not_its_precision():
-    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3)), jnp.bfloat16)
-    ours = resize_bicubic(images, (5, 5))
-    assert ours.dtype == jnp.bfloat16
-    expected = resize_bicubic(images.astype(jnp.float32), (5, 5)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(ours.astype(jnp.float32), expected.astype(jnp.float32))
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "expected"), [(512, 512, (224, 224)), (512, 768, (224, 336)), (300, 200, (336, 224))]
-)
-def test_shorter_side_size(height, width, expected):
-    assert shorter_side_size(height, width, 224) == expected
-
-
-def test_shorter_side_size_rounds_half_up():
-    assert shorter_side_size(4, 5, 2) == (2, 3)  # 2.5
-
-
-@pytest.mark.parametrize(("width", "first"), [(4, 0), (5, 0), (6, 1), (7, 2), (8, 2), (9, 2), (11, 4)])
-def test_crop_offset_rounds_half_to_even(width, first):
-    """Crops of 4: the offsets of widths 5, 7, 9, 11 are 0.5, 1.5, 2.5 and 3.5."""
-    columns = jnp.broadcast_to(jnp.arange(float(width)).reshape(1, 1, width, 1), (1, width, width, 3))
-    cropped = center_crop(columns, 4)
-    assert cropped.shape == (1, 4, 4, 3)
-    assert cropped[0, 0, :, 0].tolist() == [first, first + 1, first + 2, first + 3]
-    np.testing.assert_array_equal(center_crop(columns.swapaxes(1, 2), 4), cropped.swapaxes(1, 2))
 
 
 def test_to_uint8_clips_and_rounds():
