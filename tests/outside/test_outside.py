@@ -97,11 +97,14 @@ def test_a_method_and_a_reward_run_through_train(house, model):
 def test_spo_learns_from_a_reward_outside_the_package(house, model):
     config = spo_jax.default_config("spo")
     config.update({"model": str(model), "max_batches": 1, "prompts_per_batch": 2, "mesh": {"data": 1}, "eval": EVAL})
-    config.eval.rewards = "my_rewards.redness"
+    config.eval.rewards = "my_rewards.redness,spm:toy"  # beside one of ours, and in a sum with it
+    config.eval.weights = "1,0.5"
     spo = {"reward": "my_rewards.redness", "num_steps": 3, "divert_start_step": 1, "num_candidates": 2}
     config.spo.update(spo | {"threshold": 0.0, "decode_chunk": 4, "train_batch_size": 4, "train_chunk": 4})
     summary = spo_jax.train(spo_jax.read_settings(config), "runs/spo")
-    assert set(summary["scores"]) == {"redness"}
+    assert set(summary["scores"]) == {"redness", "spm_score", "total"}
+    assert summary["scores"]["total"]["before"] == pytest.approx(0, abs=1e-6)
+    assert summary["scores"]["total"]["meaning"].startswith("1 × redness + 0.5 × spm_score, each in standard dev")
     (row,) = [row for row in read_metrics("runs/spo/metrics.jsonl") if "loss" in row]
     assert np.isfinite(row["loss"])
 
