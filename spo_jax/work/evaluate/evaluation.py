@@ -22,6 +22,7 @@ from spo_jax.methods import read_settings
 from spo_jax.methods.common.judged import is_judge
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.parallel.mesh import make_mesh
+from spo_jax.rewards.common import total
 from spo_jax.run.lock import RunLock
 from spo_jax.run.versions import versions
 from spo_jax.work.evaluate.compare import compare
@@ -105,7 +106,7 @@ def _measure(
         meanings=meanings | dict(SIGN_MEANINGS) | {DIVERSITY: _DIVERSITY},
         lower_is_better=[name for judge in judges for name in judge.lower_is_better if name not in SIGN_MEANINGS],
         signs=[*SIGN_MEANINGS, DIVERSITY],
-        trained_on=_trained_on(lineup, judges),
+        trained_on=_trained_on(lineup, judges, bool(request.weights)),
         images=paths,
         about=_about(request, lineup, mesh),
         metadata=request.metadata,
@@ -139,8 +140,11 @@ def _signs_of_file(file: Path) -> dict[str, float]:
     return {sign: np.nan if sign in _LOST else float(value[0]) for sign, value in values.items()}
 
 
-def _trained_on(lineup: Lineup, judges: Sequence[Judge]) -> dict[str, str]:
-    """Returns, by name of the contestant, the score of the judge that its run was to please, where that is known."""
+def _trained_on(lineup: Lineup, judges: Sequence[Judge], weighted: bool) -> dict[str, str]:
+    """Returns, by name of the contestant, the scores of the judge that its run was to please, where that is known.
+
+    A judge may be a sum of several. The total, if it is ``weighted``, holds what its terms were trained on.
+    """
     found = {}
     for entrant in lineup.entrants:
         if entrant.lora is None:
@@ -158,7 +162,8 @@ def _trained_on(lineup: Lineup, judges: Sequence[Judge]) -> dict[str, str]:
             continue
         pleased = [judge for judge in judges if is_judge(judge.spec, settings)]
         if pleased:
-            found[entrant.entry.name] = next(iter(pleased[0].meanings))
+            names = [next(iter(judge.meanings)) for judge in pleased] + ([total.NAME] if weighted else [])
+            found[entrant.entry.name] = ",".join(names)
     return found
 
 
