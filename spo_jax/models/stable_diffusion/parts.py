@@ -156,11 +156,13 @@ def check_unet(unet: PartSource, model: Mapping[str, Any], where: str | os.PathL
       UserError: they differ; the message names both.
     """
     configs = unet.config("unet"), model
-    found, expected = ((architecture(config), config.get("cross_attention_dim")) for config in configs)
+    found, expected = (
+        f"{architecture(config).partition(',')[0]} with text states {config.get('cross_attention_dim')} wide"
+        for config in configs
+    )
     if found != expected:
         raise UserError(
-            f"{unet.where('unet')} is a UNet of {found[0]} (text states {found[1]} wide), but {where} is {expected[0]} "
-            f"({expected[1]} wide): expected a UNet of the same kind"
+            f"{unet.where('unet')} is a UNet of {found}, but {where} is {expected}: expected a UNet of the same kind"
         )
 
 

@@ -30,7 +30,12 @@ def protocol_fields(evaluation: Evaluation) -> dict[str, str]:
     """Returns the fields of the protocol that say what was drawn, with their values as text."""
     shown = [*FIELDS, *(["group_size"] if evaluation.protocol.get("group_size") else ())]
     shown += [name for name in evaluation.overridden if name not in shown]
-    return {name: _value(evaluation.protocol[name]) for name in shown if name in evaluation.protocol}
+    fields = {name: _value(evaluation.protocol[name]) for name in shown if name in evaluation.protocol}
+    scale = evaluation.protocol.get("guidance")
+    others = [f"{each.name} {each.guidance:g}" for each in evaluation.contestants if each.guidance not in (0, scale)]
+    if others and "guidance" in fields:  # a protocol may give contestants scales of their own; 0 is not known
+        fields["guidance"] += f", but {listed(others)}"
+    return fields
 
 
 def _value(value: Any) -> str:

@@ -12,6 +12,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.work.evaluate.gallery import gallery
 from spo_jax.work.evaluate.outputs import write_results
 from spo_jax.work.evaluate.result import Contestant
+from spo_jax.work.evaluate.wording import protocol_fields
 from tests.run.report.test_page import Page
 from tests.work.evaluate.made_up import HOSTILE, made_up
 
@@ -48,6 +49,13 @@ def test_the_protocol_stands_with_every_table(tmp_path):
     assert len(tables) == 6 and all(part.index("but with steps=20") < part.index("| ---") for part in tables)
     for section in ("scores", "wins", "scatter", "protocol"):
         assert "but with steps=20" in page.partition(f'<section id="{section}">')[2].partition("</section>")[0]
+
+
+def test_contestants_with_a_guidance_of_their_own_are_named(tmp_path):
+    evaluation = made_up(tmp_path, prompts=3)
+    others = [dataclasses.replace(evaluation.contestants[0], guidance=7.5), *evaluation.contestants[1:]]
+    assert protocol_fields(evaluation)["guidance"] == "5"
+    assert protocol_fields(dataclasses.replace(evaluation, contestants=others))["guidance"] == "5, but base 7.5"
 
 
 def test_texts_of_others_are_never_markup(tmp_path):
