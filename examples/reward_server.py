@@ -28,6 +28,7 @@ from PIL import Image, ImageStat
 SCORES = {"brightness": "mean brightness, 0 to 1"}
 LOWER_IS_BETTER = []
 BATCH = 16  # images in a request, at most
+VERSION = "1"  # another one for another judge: evaluations then compute the scores that they keep again
 
 
 def score(images: list[Image.Image], prompts: list[str]) -> dict[str, list[float]]:
@@ -44,7 +45,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         """Describes the scorer."""
         if self._is_allowed():
-            self._answer(200, {"scores": SCORES, "lower_is_better": LOWER_IS_BETTER, "batch": BATCH})
+            facts = {"scores": SCORES, "lower_is_better": LOWER_IS_BETTER, "batch": BATCH, "version": VERSION}
+            self._answer(200, facts)
 
     def do_POST(self):
         """Scores images."""

@@ -31,7 +31,7 @@ def networks_of_transformers(config: BLIPConfig, spread: float) -> tuple[torch.n
     """Makes transformers' vision model and text model of BLIP, with random weights, biases and norms."""
     vision = transformers.BlipVisionConfig(
         hidden_size=config.vision.embed_dim,
-        intermediate_size=config.vision.embed_dim * config.vision.mlp_ratio,
+        intermediate_size=int(config.vision.embed_dim * config.vision.mlp_ratio),
         num_hidden_layers=config.vision.depth,
         num_attention_heads=config.vision.num_heads,
         image_size=config.vision.image_size,
@@ -68,7 +68,7 @@ def salesforce_state(vision: torch.nn.Module, text: torch.nn.Module) -> dict[str
 # The special tokens are elsewhere than in the published vocabulary, whose last line is not a special token either.
 WORDS = ["[PAD]", "a", "red", "blue", "[UNK]", "[MASK]", "[SEP]", "star", "on", "[CLS]", "the", "sea", "##s", "s", "."]
 CONFIG = BLIPConfig(
-    ViTConfig(image_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2),
+    ViTConfig(image_size=16, patch_size=8, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.0),
     BertConfig(
         vocab_size=len(WORDS) + 2,
         hidden_size=16,

@@ -46,7 +46,7 @@ class _Block(nn.Module):
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         config = self.config
         attention = _FusedAttention(config.num_heads, self.dtype, name="attn")
-        mlp = MLP(config.embed_dim * config.mlp_ratio, "gelu", self.dtype, name="mlp")
+        mlp = MLP(int(config.embed_dim * config.mlp_ratio), "gelu", self.dtype, name="mlp")
         x = x + attention(layer_norm(config.layer_norm_eps, self.dtype, "norm1")(x))
         return x + mlp(layer_norm(config.layer_norm_eps, self.dtype, "norm2")(x))
 

@@ -17,7 +17,7 @@ class ViTConfig(JSONConfig):
     embed_dim: int = limited(1024, at_least=1, at_most=2**15)
     depth: int = limited(24, at_least=1, at_most=256)
     num_heads: int = limited(16, at_least=1, at_most=2**10)
-    mlp_ratio: int = limited(4, at_least=1, at_most=64)
+    mlp_ratio: float = limited(4.0, above=0, at_most=64)
     layer_norm_eps: float = limited(1e-6, above=0, at_most=1)
 
     IGNORED = frozenset({"note"})

@@ -11,11 +11,14 @@ no reader of multipart forms any more. Unknown fields of an answer are ignored, 
 
     {"scores": {"hpsv3": "human preference as HPSv3 predicts it (its mean)"},
      "lower_is_better": [],
-     "batch": 8}
+     "batch": 8,
+     "version": "HPSv3.safetensors of September 2025"}
 
 - ``scores``: the name of every score, with a sentence that says what it is. Names have letters, digits and ``_-.@/``.
 - ``lower_is_better``: names of those for which a lower value is better; may be left out.
 - ``batch``: the most images that the server takes in a request; may be left out.
+- ``version``: a text that changes with the scores. An evaluation keeps scores with it, and computes them again where it
+  is another one; may be left out.
 
 ``POST URL`` scores images, each for its prompt:
 
@@ -89,6 +92,9 @@ class HTTPReward:
     Args:
       client: what sends requests to the server.
 
+    Attributes:
+      version: what the server says about its version; empty if it says nothing.
+
     Raises:
       UserError: the server does not answer, or not with a description.
     """
@@ -105,9 +111,11 @@ class HTTPReward:
         batch = answer.get("batch", client.options.batch)
         if type(batch) is not int or batch < 1:
             raise client.misunderstood(batch, "batch to be a whole number from 1 on")
-        self.meanings = {
-            name: f"{' '.join(meaning.split())} (computed at {client.url})" for name, meaning in names.items()
-        }
+        self.version = answer.get("version", "")
+        if not isinstance(self.version, str):
+            raise client.misunderstood(self.version, "version to be a text")
+        lines = {name: " ".join(meaning.split()) for name, meaning in names.items()}
+        self.meanings = {name: f"{line} (computed at {client.url})" for name, line in lines.items()}
         self.lower_is_better = tuple(lower)
         self._batch = min(batch, client.options.batch)
 

@@ -168,8 +168,20 @@ def test_what_is_there_is_not_made_again(how, micro_run, tmp_path, written, monk
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
-def spied(load, scored):
-    """Wraps a reward's ``load``, so that the numbers of scored images are listed."""
+def test_a_reward_that_says_another_version_scores_again(how, tmp_path, written, monkeypatch):
+    """Weights say what a reward is; one without weights, such as `http`, may say it with a text."""
+    from tests import brightness
+
+    load = brightness.load
+    scored = []
+    for version in ("1", "1", "2"):
+        monkeypatch.setattr(brightness, "load", spied(load, scored, version=version))
+        evaluate(tmp_path / "out", **how, limit=1)
+    assert written == ["base"] * 2 and scored == [2, 2]
+
+
+def spied(load, scored, **attributes):
+    """Wraps a reward's ``load``, so that the numbers of scored images are listed and the reward has more attributes."""
 
     def spy(source, context):
         reward = load(source, context)
@@ -180,6 +192,7 @@ def spied(load, scored):
             return measure(images, prompts)
 
         reward.measure = measure_and_count
+        vars(reward).update(attributes)
         return reward
 
     return spy

@@ -79,7 +79,7 @@ def _read(
         versions = library_versions()
         identity = {
             "spec": spec,
-            "weights": weights_digest(params) if params else "",
+            "weights": weights_digest(params) if params else getattr(reward, "version", ""),
             "versions": {name: versions[name] for name in LIBRARIES},
         }
     return Judge(spec, identity, dict(reward.meanings), tuple(reward.lower_is_better), hasattr(reward, "embed"))
