@@ -15,7 +15,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from benchmarks.reward_peers import AestheticPeer, CLIPPeer, CLIPScorePeer, HPSPeer, ImageRewardPeer, randomised
+from benchmarks.blip_peer import ImageRewardPeer
+from benchmarks.open_clip_peer import HPSPeer
+from benchmarks.reward_peers import AestheticPeer, CLIPPeer, CLIPScorePeer, randomised
 from spo_jax.core.byte_characters import byte_characters
 from spo_jax.core.files import write_json, write_text
 from spo_jax.nn.clip_config import CLIP_H, CLIP_L

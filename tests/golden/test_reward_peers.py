@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.reward_peers import AestheticPeer, CLIPPeer, CLIPScorePeer, HPSPeer, ImageRewardPeer
+from benchmarks.blip_peer import ImageRewardPeer
+from benchmarks.open_clip_peer import HPSPeer
+from benchmarks.reward_peers import AestheticPeer, CLIPPeer, CLIPScorePeer
 
 
 @pytest.fixture(scope="module")
