@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
@@ -24,6 +25,7 @@ from spo_jax.core.trees import flatten
 from spo_jax.models import check_model, is_unet_alone, open_pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.stable_diffusion import parts
+from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.parallel.sharding import shapes_of
 from spo_jax.weights import hub
 from spo_jax.weights.lora import find_lora
@@ -153,6 +155,16 @@ def test_all_files_that_diffusers_writes_are_read(
     check_model(str(FOLDER), unet=str(tmp_path))
     shapes = shapes_of(toy.pipeline.params["unet"])
     assert_has(parts.open_unet(tmp_path).weights("unet", shapes, np.float32), unet.float(), tolerance)
+
+
+def test_an_average_of_weights_is_read_as_diffusers_saves_it(tmp_path: Path, toy: Any) -> None:
+    """Trainers with ``--use_ema`` write ``unet_ema``, whose config has the settings of the average."""
+    unet = random_unet(FOLDER)
+    EMAModel(unet.parameters(), model_cls=UNet2DConditionModel, model_config=unet.config).save_pretrained(tmp_path)
+    assert "optimization_step" in json.loads((tmp_path / "config.json").read_text())
+    UNetConfig.from_dict(parts.open_unet(tmp_path).config("unet"))
+    shapes = shapes_of(toy.pipeline.params["unet"])
+    assert_has(parts.open_unet(tmp_path).weights("unet", shapes, np.float32), unet)
 
 
 def test_the_unet_of_a_whole_pipeline_can_be_named(on_hub: Any, toy: Any) -> None:

@@ -59,8 +59,12 @@ class UNetConfig(JSONConfig):
         "class_embeddings_concat": (False,), "mid_block_only_cross_attention": (None, False),
         "cross_attention_norm": (None,),
     }  # fmt: skip
-    # diffusers reads it only together with fields that are refused above.
-    IGNORED = frozenset({"addition_embed_type_num_heads"})
+    # diffusers reads the first only together with fields that are refused above. The others are notes of a trainer that
+    # averaged the weights: diffusers' EMAModel writes its settings into the config of the average.
+    IGNORED = frozenset({
+        "addition_embed_type_num_heads", "decay", "min_decay", "optimization_step", "update_after_step",
+        "use_ema_warmup", "inv_gamma", "power",
+    })  # fmt: skip
 
     def _check(self, where: str, raw: Mapping[str, Any]) -> None:
         check_levels(where, "block_out_channels", self.block_out_channels)
