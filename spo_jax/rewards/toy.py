@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float
 from spo_jax.rewards.common.protocol import Context, Scores
 from spo_jax.toy import truth
@@ -27,6 +28,16 @@ class ToyTruth:
 
 
 def load(source: str, context: Context) -> ToyTruth:
-    """Returns the reward, which has no weights and depends on neither argument."""
-    del source, context
+    """Returns the reward, which has no weights and does not depend on the context.
+
+    Raises:
+      UserError: a source is named.
+    """
+    check(source, context)
     return ToyTruth()
+
+
+def check(source: str, context: Context) -> None:
+    """Refuses a source, because there is nothing to read."""
+    if source:
+        raise UserError(f"{context.where} = 'toy:{source}': the reward toy reads no weights; expected 'toy'")

@@ -5,7 +5,7 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.methods.common.judge import open_judge
-from spo_jax.rewards import load_reward
+from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context, Reward
 from spo_jax.toy import world
 
@@ -38,3 +38,10 @@ def test_it_cannot_judge_in_a_rollout(toy):
     """It is computed on the host."""
     with pytest.raises(UserError, match="spo.reward = 'toy': .* on the host .*, such as 'spm'"):
         open_judge("toy", {}, toy.pipeline, decoder="vae", group="spo")
+
+
+def test_a_source_is_refused_because_there_is_nothing_to_read():
+    with pytest.raises(UserError, match="eval.rewards = 'toy:x': the reward toy reads no weights; expected 'toy'"):
+        check_reward("toy:x", Context())
+    with pytest.raises(UserError, match="reads no weights"):
+        load_reward("toy:x", Context())
