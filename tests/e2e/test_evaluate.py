@@ -291,6 +291,7 @@ def test_contestants_of_another_family(command, flags, micro, lora_of_sdxl, tmp_
         (f"--lora=a={lora_of_sdxl}", ["--lora a: ", "sdxl.safetensors"]),
         (f"--merged=a={micro.sdxl}", ["--merged a: ", "is another kind of model than", "(kind sdxl, expected sd)"]),
         (f"--rewards=spm:{micro.spm_sdxl}", [str(micro.spm_sdxl)]),
+        ("--size=33", ["--size=33: expected a multiple of"]),
     ):
         assert_one_line(command("evaluate", *flags, flag, f"--out={out}"), parts)
         assert not out.exists()

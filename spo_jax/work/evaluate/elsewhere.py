@@ -46,7 +46,8 @@ def find_images(name: str, folder: str, prompts: Sequence[str], count: int) -> l
         has = f"{len(found[first])} of {count} images" if count > 1 else "no image"
         lack = "lacks" if len(short) == 2 else "lack"
         others = f"; {counted(len(short) - 1, 'other prompt')} {lack} images too" if len(short) > 1 else ""
-        how = f"in {METADATA}" if has_manifest else f"such as {first:04d}.png, or a {METADATA} that names them"
+        example = f"{first:04d}-0.png" if count > 1 else f"{first:04d}.png"
+        how = f"in {METADATA}" if has_manifest else f"such as {example}, or a {METADATA} that names them"
         raise UserError(
             f"{flag}: prompt {first} ({excerpt(prompts[first])}) has {has} in {folder}{others}: expected "
             f"{counted(count, 'image')} for every prompt, {how}"

@@ -92,7 +92,10 @@ def make_lineup(request: Request, digests: Digests) -> Lineup:
     base = Model(request.model, request.revision, request.base, request.vae)
     opening = _Opening(request, base, digests)
     side = request.protocol.size
-    shape = opening.pipeline.latent_shape_of(side, side)
+    try:
+        shape = opening.pipeline.latent_shape_of(side, side)
+    except UserError as error:
+        raise UserError(str(error).replace("--height", "--size")) from error
     size = (shape[0] * opening.pipeline.downscale, shape[1] * opening.pipeline.downscale)
     check_pixels(f"--batch={request.batch}", request.batch, size)
     entrants = [opening.entrant(entry, size) for entry in request.entries]
