@@ -96,8 +96,8 @@ class Tokenizer:
         self.check_fits(vocabulary, positions, where)
         if self.vocabulary != vocabulary:
             raise UserError(
-                f"{self.folder}: this tokenizer has {self.vocabulary} tokens, but {where} has {vocabulary}: they "
-                "belong to different models"
+                f"{self.folder}: this tokenizer has {self.vocabulary} tokens, but {where} has vocab_size = "
+                f"{vocabulary}: they belong to different models"
             )
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "b l"]:

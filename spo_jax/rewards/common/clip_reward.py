@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.data.original_tokenizer import HF_FAST
 from spo_jax.data.tokenizer import AbstractTokenizer
@@ -171,9 +170,5 @@ def load_clip(source: str, context: Context, published: PublishedCLIP, tokens: s
         return PreferenceModel(clip, params, AbstractTokenizer(text.max_position_embeddings))
     folder = clip_tokenizer(path, published)
     tokenizer = read_tokenizer(folder, clip.config, str(path), tokens)
-    if tokenizer.vocabulary != text.vocab_size:
-        raise UserError(
-            f"{folder}: this tokenizer has {tokenizer.vocabulary} tokens, but {path} has vocab_size = "
-            f"{text.vocab_size}: they belong to different models"
-        )
+    tokenizer.check_is_of(text.vocab_size, text.max_position_embeddings, str(path))
     return PreferenceModel(clip, params, tokenizer)

@@ -6,16 +6,15 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
 from spo_jax.data.bert_tokenizer import is_bert_tokenizer
 from spo_jax.nn.blip_config import BertConfig, BLIPConfig, ViTConfig
-from spo_jax.rewards.common.preference_files import local_model
-from spo_jax.weights import hub, store
-from spo_jax.weights.kinds import IMAGE_REWARD, check_file_is, describe
+from spo_jax.rewards.common.published_file import PublishedFile, find_file, local_file
+from spo_jax.weights import hub
+from spo_jax.weights.kinds import IMAGE_REWARD, check_file_is
 
-PUBLISHED = "THUDM/ImageReward"
-WEIGHTS = "ImageReward.pt"
 _TOKENIZER = "google-bert/bert-base-uncased"
 _TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
 _TEXT_SIZES = "med_config.json"
 _VISION_SIZES = "vit_config.json"
+PUBLISHED = PublishedFile("THUDM/ImageReward", "ImageReward.pt", "ImageReward", (_TEXT_SIZES, _VISION_SIZES))
 
 
 def check_files(source: str) -> None:
@@ -27,7 +26,7 @@ def check_files(source: str) -> None:
     Raises:
       UserError: a path does not exist, is something else, or a config beside the weights is not one.
     """
-    weights = _local_weights(source)
+    weights = local_file(source, PUBLISHED)
     if weights is not None:
         read_sizes(weights)
         check_file_is(IMAGE_REWARD, weights)
@@ -39,7 +38,7 @@ def find_weights(source: str) -> Path:
     Raises:
       UserError: the file is missing or something else.
     """
-    return _local_weights(source) or _fetch_weights(source or PUBLISHED)
+    return find_file(source, PUBLISHED)
 
 
 def find_tokenizer(weights: Path) -> Path:
@@ -61,7 +60,7 @@ def find_tokenizer(weights: Path) -> Path:
 
 def local_sizes(source: str) -> BLIPConfig:
     """Returns the sizes of a source that is here, and the published ones for a source on the hub."""
-    weights = _local_weights(source)
+    weights = local_file(source, PUBLISHED)
     return BLIPConfig() if weights is None else read_sizes(weights)
 
 
@@ -78,28 +77,6 @@ def read_sizes(weights: Path) -> BLIPConfig:
         vision=ViTConfig.from_dict(read_json_object(vision), str(vision)) if vision.is_file() else published.vision,
         text=BertConfig.from_dict(read_json_object(text), str(text)) if text.is_file() else published.text,
     )
-
-
-def _local_weights(source: str) -> Path | None:
-    """Returns the file of weights of a source that is here; None for what has to be on the hub."""
-    path = local_model(source or PUBLISHED)
-    if path is None:
-        return None
-    if path.is_dir():
-        if not (path / WEIGHTS).is_file():
-            raise UserError(f"{path} is {describe(path)}: expected a folder with {WEIGHTS}")
-        path = path / WEIGHTS
-    store.check_suffix(path)
-    return path
-
-
-def _fetch_weights(source: str) -> Path:
-    owner, name, *file = source.split("/")
-    weights = file[0] if file else WEIGHTS
-    folder = hub.resolve(f"{owner}/{name}", allow_patterns=(weights, _TEXT_SIZES, _VISION_SIZES))
-    if not (folder / weights).is_file():
-        raise UserError(f"{source} on the hub has no file {weights}: expected the weights of ImageReward")
-    return folder / weights
 
 
 def _beside(weights: Path) -> Path | None:
