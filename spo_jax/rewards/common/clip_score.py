@@ -48,8 +48,13 @@ def text_features(clip: CLIPModel, params: Params, ids: Int[Array, "b l"]) -> Fl
 
 
 def encode_texts(clip: CLIPModel, params: Params, ids: Int[np.ndarray, "b l"]) -> Float[np.ndarray, "b p"]:
-    """Computes `text_features` for any number of prompts, on the host."""
-    return in_chunks(functools.partial(_encode_texts, clip, params), ids, _TEXT_CHUNK)
+    """Computes `text_features` for any number of prompts, on the host.
+
+    They are filled up to a power of two, so that counts that change from call to call need few programs.
+    """
+    size = min(1 << max(len(ids) - 1, 0).bit_length(), _TEXT_CHUNK)
+    rows = np.minimum(np.arange(-(-len(ids) // size) * size), len(ids) - 1)
+    return in_chunks(functools.partial(_encode_texts, clip, params), ids[rows], size)[: len(ids)]
 
 
 @functools.partial(jax.jit, static_argnums=0)  # one function, so that a second call compiles nothing

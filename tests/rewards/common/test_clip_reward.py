@@ -20,6 +20,7 @@ from spo_jax.parallel.mesh import make_mesh
 from spo_jax.parallel.settings import MeshSettings
 from spo_jax.rewards import check_reward, load_reward, pickscore
 from spo_jax.rewards.base import Context, Reward
+from spo_jax.rewards.common import clip_score
 from spo_jax.rewards.common.clip_reward import clip_network
 from spo_jax.toy import ASSETS
 from spo_jax.weights import hub
@@ -95,6 +96,24 @@ def test_many_images_are_scored_in_one_program_on_all_devices(clip, reward):
         lowered = spread._score_finished.lower(spread.params, images[:8], spread.features(prompts[:8]))
     text = lowered.compile().as_text()
     assert "f32[1,32,32,3]" in text and "f32[8,32,32,3]" not in text  # a device prepares its own images only
+
+
+def test_any_number_of_prompts_needs_few_programs(reward, monkeypatch):
+    """Each is encoded as if it were alone; counts from 17 to 32 share a program, and larger ones that of 64."""
+    prompts = [f"a red star {number}" for number in range(70)]
+    shapes = set()
+    encode = clip_score._encode_texts
+
+    def encode_and_note(clip, params, ids):
+        shapes.add(len(ids))
+        return encode(clip, params, ids)
+
+    monkeypatch.setattr(clip_score, "_encode_texts", encode_and_note)
+    whole = reward.features(prompts)
+    assert whole.shape == (70, 24) and shapes == {64}
+    for count in (1, 17, 30):
+        np.testing.assert_allclose(reward.features(prompts[:count]), whole[:count], atol=1e-5)
+    assert shapes == {1, 32, 64}
 
 
 def test_an_abstract_reward_has_the_shapes_of_the_loaded_one(clip, reward):
