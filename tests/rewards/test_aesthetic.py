@@ -117,10 +117,12 @@ def folder(small, tmp_path):
     return shutil.copytree(small[0], tmp_path / "aesthetic")
 
 
-def refused(folder, message, act=load_reward):
-    with pytest.raises(UserError, match=message) as error:
-        act(f"aesthetic:{folder}", Context())
-    assert "\n" not in str(error.value)
+def refused(folder, message, *acts):
+    """Whether loading ends in one line, or what is given in its place."""
+    for act in acts or (load_reward,):
+        with pytest.raises(UserError, match=message) as error:
+            act(f"aesthetic:{folder}", Context())
+        assert "\n" not in str(error.value)
 
 
 def test_the_check_finds_what_is_missing(folder):
@@ -150,10 +152,10 @@ def test_other_heads_are_refused(folder):
 def test_a_clip_in_place_of_the_head_is_refused(folder):
     (folder / HEAD).unlink()
     shutil.copy(folder / "clip" / "model.safetensors", folder / "head.safetensors")
-    refused(folder, "head.safetensors is a CLIP: expected the head of LAION's aesthetic predictor")
+    refused(folder, "head.safetensors is a CLIP: expected the head of LAION's aesthetic", check_reward, load_reward)
 
 
 def test_a_truncated_head_is_refused(folder):
     whole = (folder / HEAD).read_bytes()
     (folder / HEAD).write_bytes(whole[: len(whole) // 2])
-    refused(folder, "linearMSE.pth is not a torch zip file|cannot read .*linearMSE.pth")
+    refused(folder, "linearMSE.pth is not a torch zip file", check_reward, load_reward)

@@ -175,11 +175,12 @@ def test_weights_of_16_bits_are_computed_in_32(clip, folder):
     np.testing.assert_allclose(reward.measure(images, PROMPTS[:2])["pickscore"], expected, atol=2e-4)
 
 
-def refused(spec, message):
-    """Whether loading ends in one line."""
-    with pytest.raises(UserError, match=message) as error:
-        load_reward(spec, Context())
-    assert "\n" not in str(error.value)
+def refused(spec, message, *acts):
+    """Whether loading ends in one line; with ``check_reward``, whether the check before does as well."""
+    for act in (load_reward, *acts):
+        with pytest.raises(UserError, match=message) as error:
+            act(spec, Context())
+        assert "\n" not in str(error.value)
 
 
 def test_every_weight_has_to_be_there_and_no_other(folder):
@@ -198,18 +199,18 @@ def test_every_weight_has_to_be_there_and_no_other(folder):
 def test_weights_of_another_reward_are_named(folder, tensors, what):
     arrays = {name: np.ones(shape, np.float32) for name, shape in tensors.items()}
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(f"pickscore:{folder}", f"{folder} is {what}: expected a CLIP$")
+    refused(f"pickscore:{folder}", f"is {what}: expected a CLIP$", check_reward)
 
 
 def test_a_preference_model_is_no_pickscore_and_the_other_way_round(folder):
-    refused(f"pickscore:{ASSETS}/spm", "is a step-aware preference model: expected a CLIP")
+    refused(f"pickscore:{ASSETS}/spm", "is a step-aware preference model: expected a CLIP", check_reward)
     refused(f"spm:{folder}", f"{folder} is a CLIP: expected a step-aware preference model")
 
 
 def test_a_truncated_file_is_refused(folder):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    refused(f"pickscore:{folder}", f"cannot read {folder}/model.safetensors as safetensors")
+    refused(f"pickscore:{folder}", f"cannot read {folder}/model.safetensors as safetensors", check_reward)
 
 
 @pytest.mark.parametrize("vocabulary", [568, 570])
