@@ -90,6 +90,8 @@ def train(
             run.export(trained.state, out)
             result = run.finish(trained.state, out)
             seconds = {"compile_seconds": trained.compile_seconds, "wall_seconds": time.perf_counter() - begin}
+            if trained.guarded:
+                seconds["guard_seconds"] = run.guard.seconds
             summary = _summary(settings, mesh, trained, result, seconds, folder.resuming)
             if is_writer():
                 _write_results(settings, out, run, summary, result, command)

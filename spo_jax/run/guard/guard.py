@@ -1,6 +1,7 @@
 """The guard of a run: takes looks, remembers the best one, and says when a run should end."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -57,11 +58,14 @@ class Guard:
     Attributes:
       looks: the looks so far, beginning with the one before training.
       kept: batch of the best look after training began, whose checkpoint is kept; None before there is one.
+      seconds: seconds that looks took, of a resumed run since it was resumed. Images that the evaluation has drawn for
+        itself are not counted.
     """
 
     def __init__(self, plan: Plan, measure: Callable[[int, Any], Measured]):
         self.plan = plan
         self.looks: list[Look] = []
+        self.seconds = 0.0
         self._measure = measure
         self._total = 0
         self._reference: _Best | None = None  # the best look, from which changes are counted
@@ -106,7 +110,9 @@ class Guard:
 
     def look(self, batch: int, state: Any) -> dict[str, float]:
         """Takes a look, tells an alarm, and returns the look's part of the batch's row."""
+        begin = time.perf_counter()
         measured = self._measure(batch, state)
+        self.seconds += time.perf_counter() - begin
         measured = Measured.from_json(decided(measured.to_json))
         look = self._compared(batch, measured)
         self.looks.append(look)

@@ -6,9 +6,11 @@ import pytest
 from spo_jax.core.words import readable
 from spo_jax.methods import rules_of
 from spo_jax.run.diagnosis import shared
+from spo_jax.run.diagnosis.curves import Curves
 from spo_jax.run.diagnosis.rule import diagnose, headline
 from tests.commands import ROOT
 from tests.curves import curves_of, line
+from tests.guarded import hacked, make_guard
 
 NORMS = line(0.1, 0.12, noise=0.02)
 
@@ -101,3 +103,32 @@ def test_every_rule_is_in_the_documents():
     for method in ("spo", "spm", "finetune"):
         for rule in rules_of(method):
             assert f"| {readable(rule.__name__)} " in text, rule.__name__
+
+
+def looked(batches, in_a_row=2):
+    """The curves of a run whose guard looked at every batch."""
+    guard = make_guard(hacked(best=3), 20, mode="warn")
+    for batch in range(1, batches + 1):
+        guard.look(batch, None)
+    rows = [{"step": look.batch, **look.row()} for look in guard.looks]
+    return Curves(rows, {"eval": {"guard_looks": in_a_row}})
+
+
+@pytest.mark.parametrize(
+    ("batches", "level", "text"),
+    [
+        (4, "good", "The guard saw no sign that the judge is exploited in 4 looks; the best was in batch 3."),
+        (5, "note", "The latest of the guard's 5 looks is worse than the best one"),
+        (6, "problem", "The run exploits the errors of its judge: since batch 3 its own score rose, judge from"),
+    ],
+)
+def test_hacking(batches, level, text):
+    found = shared.hacking(looked(batches))
+    assert found.level == level and found.text.startswith(text)
+    assert ("Take batch 3, which is the best" in found.advice) == (level == "problem")
+
+
+def test_hacking_needs_looks_and_follows_the_settings():
+    assert shared.hacking(curves_of(loss=[0.7])) is None
+    assert shared.hacking(looked(0)) is None
+    assert shared.hacking(looked(6, in_a_row=3)).level == "note"

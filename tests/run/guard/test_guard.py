@@ -6,7 +6,7 @@ import logging as stdlib_logging
 import numpy as np
 import pytest
 
-from benchmarks.guard import false_alarms
+from benchmarks.guard import delays, longest_rows
 from spo_jax.run.guard.guard import Guard
 from spo_jax.run.guard.look import looks_of
 from tests.guarded import hacked, make_guard, measured
@@ -180,5 +180,11 @@ def test_the_summary_tells_what_happened():
 @pytest.mark.parametrize("noise", ["fresh", "walk"])
 def test_false_alarms_are_as_rare_as_the_documents_say(noise):
     """The judge rises in every run, and the held-out scores only wander; `benchmarks.guard` has more runs and looks."""
-    assert false_alarms(noise, images=25, looks=10, in_a_row=2, runs=150, seed=0) <= 0.02
-    assert false_alarms(noise, images=25, looks=10, in_a_row=1, runs=150, seed=0) > 0.005, "it can alarm at all"
+    longest = longest_rows(noise, images=25, looks=10, runs=200)
+    assert (longest >= 2).mean() <= 0.025
+    assert (longest >= 1).mean() > 0.005, "it can alarm at all"
+
+
+def test_a_fall_of_a_fifth_of_a_deviation_a_look_is_found():
+    found = delays(0.2, images=25, looks=20, in_a_row=2, runs=40)
+    assert len(found) == 40 and np.mean(found) < 7
