@@ -8,6 +8,8 @@ from spo_jax.core.words import listed, readable, with_error
 from spo_jax.run.diagnosis.curves import FEW, Curve, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 from spo_jax.run.diagnosis.shared import ENOUGH
+from spo_jax.run.guard.look import looks_of
+from spo_jax.run.guard.told import alarm_of
 
 # A tenth of the published clip range: with more, rounding decides what is clipped.
 MOST_FIRST_ERROR = 0.01
@@ -161,7 +163,12 @@ def margin(curves: Curves) -> Finding | None:
 
 
 def past_its_best(curves: Curves) -> Finding | None:
-    """Scores besides the judge's that fall again; if the judge's rises meanwhile, its errors are what is learnt."""
+    """Scores besides the judge's that fall again; if the judge's rises meanwhile, its errors are what is learnt.
+
+    A guard measures the same better, in pairs, so that the rule is silent where one has given an alarm.
+    """
+    if alarm_of(looks_of(curves.rows), curves.setting("eval.guard_looks", 2)):
+        return None
     fallen = _fallen_scores(curves)
     if not fallen:
         return None

@@ -1,11 +1,14 @@
 """The rules of SPO, each on a healthy and on a sick curve that was made up."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from spo_jax.methods.spo import rules
 from spo_jax.methods.spo.row import MOST_FIRST_ERROR
 from tests.curves import curves_of, every, line
+from tests.guarded import hacked, make_guard
 
 RATE = {"optimizer": {"learning_rate": 0.001}}
 ONES = np.ones(40)
@@ -145,3 +148,13 @@ def test_a_score_whose_direction_is_not_known_says_nothing():
     series = {"spm_score__t1": RISING, "eval_aesthetic": every(10, [0.42, 0.4, 0.3, 0.25])}
     assert rules.past_its_best(curves_of(lower=None, **series)) is None
     assert rules.past_its_best(curves_of(**series)) is not None
+
+
+def test_where_a_guard_has_given_an_alarm_its_own_rule_tells_it():
+    curves = curves_of(spm_score__t1=RISING, eval_aesthetic=every(10, [0.42, 0.4, 0.3, 0.25]))
+    assert rules.past_its_best(curves) is not None
+    guard = make_guard(hacked(best=3), 20)
+    for batch in range(1, 7):
+        guard.look(batch, None)
+    rows = [{**row, **look.row()} for row, look in zip(curves.rows, guard.looks, strict=False)]
+    assert rules.past_its_best(dataclasses.replace(curves, rows=[*rows, *curves.rows[len(rows) :]])) is None
