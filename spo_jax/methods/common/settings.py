@@ -126,8 +126,8 @@ class EvalSettings(Settings):
 
     guard: str = setting(
         "off",
-        "What happens if the score that is trained on rises while held-out ones fall beyond noise: off (nobody looks), "
-        "warn, or stop, which ends the run and exports the best weights by the held-out scores.",
+        "What happens if held-out scores fall beyond noise while the score that is trained on does not: off (nobody "
+        "looks), warn, or stop, which ends the run and exports the best weights by the held-out scores.",
         choices=("off", "warn", "stop"),
     )
     guard_rewards: str = setting(

@@ -5,7 +5,11 @@ by image. The reference is the best look so far by the held-out scores, the one 
 *worse* if, since the reference,
 
 1. the held-out scores together fell by more than `limit` standard errors, and
-2. the score that the run learns from rose by more than `RISE` standard errors, if it can be measured on images.
+2. the score that the run learns from did not fall by more than `SEEN` standard errors, if images have that score.
+
+So the judge does not see that the images became worse. It need not rise any more: a judge that is being exploited often
+stays at its highest score while everything else goes on falling, as in `configs/toy_hacked.py`. Where the judge's score
+falls as well, the run goes wrong, but its judge knows.
 
 An alarm is the given number of worse looks in a row. Held-out scores are put together as O'Brien (Biometrics 40, 1984)
 does: each image's difference is divided by the standard deviation of these differences over the images, averaged over
@@ -26,7 +30,7 @@ import numpy as np
 from spo_jax.core.typing import Float
 from spo_jax.run.verdict import NOISE
 
-RISE = NOISE  # standard errors by which the trained score has to rise; the held-out scores decide about false alarms
+SEEN = NOISE  # standard errors by which the trained score falls if the judge sees it; false alarms do not depend on it
 _MOST = 99.0  # standard errors; where every image changes alike there is no noise, and infinity is not JSON
 
 Values = Mapping[str, Float[np.ndarray, " n"]]  # scores of the images of a look, by name

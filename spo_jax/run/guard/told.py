@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from spo_jax.core.words import counted, listed, readable
 from spo_jax.run.guard.look import Look
+from spo_jax.run.guard.rule import SEEN
 
 _TOLD = 3  # scores that a sentence names
 
@@ -33,8 +34,10 @@ def told(best: Look, now: Look) -> str:
     looks = f"in {counted(now.worse, 'look')} in a row" if now.worse > 1 else "in one look"
     if now.rise is None:
         return f"the run is past its best: {since} {fell}, {looks}."
-    rose = f"{_moved(best.trained, now.trained)} ({now.rise:+.1f} standard errors)"
-    return f"the run exploits the errors of its judge: {since} its own score rose, {rose}, while {fell}, {looks}."
+    went = "rose" if now.rise > SEEN else "did not fall"
+    moved = _moved(best.trained, now.trained)
+    own = f"its own score {went} ({moved + ', ' if moved else ''}{now.rise:+.1f} standard errors)"
+    return f"the run exploits the errors of its judge: {since} {own}, while {fell}, {looks}."
 
 
 def outcome(looks: Sequence[Look], in_a_row: int, stopped: int | None, exported: int) -> str:

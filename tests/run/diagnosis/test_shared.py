@@ -119,7 +119,7 @@ def looked(batches, in_a_row=2):
     [
         (4, "good", "The guard saw no sign that the judge is exploited in 4 looks; the best was in batch 3."),
         (5, "note", "The latest of the guard's 5 looks is worse than the best one"),
-        (6, "problem", "The run exploits the errors of its judge: since batch 3 its own score rose, judge from"),
+        (6, "problem", "The run exploits the errors of its judge: since batch 3 its own score rose (judge from"),
     ],
 )
 def test_hacking(batches, level, text):

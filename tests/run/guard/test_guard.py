@@ -31,7 +31,7 @@ def test_a_hacked_run_is_stopped_soon_after_its_best(caplog):
     assert [look.worse for look in guard.looks] == [0, 0, 0, 0, 0, 1, 2]
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith(
-        "guard: the run exploits the errors of its judge: since batch 3 its own score rose, judge"
+        "guard: the run exploits the errors of its judge: since batch 3 its own score rose (judge"
     )
     assert "quality from" in message and message.endswith("in 2 looks in a row.")
 
@@ -48,12 +48,21 @@ def test_a_run_that_only_becomes_better_gives_no_alarm():
     assert guard.kept == 20 and not any(look.worse for look in guard.looks)
 
 
-def test_without_a_rise_of_the_judge_it_is_not_hacked():
-    """Both fall: the run goes wrong, but its judge says so as well."""
+def test_where_the_judge_falls_too_it_is_not_hacked():
+    """The run goes wrong, but its judge says so as well."""
     values = hacked(best=3)
     guard = make_guard(lambda batch: values(batch)._replace(trained={"judge": -values(batch).trained["judge"]}), 20)
     assert look_until_end(guard, 20) == 20
     assert guard.kept == 3 and not any(look.worse for look in guard.looks)
+
+
+def test_a_judge_that_stays_at_its_highest_is_exploited_as_well():
+    """It need not rise any more: it does not see that the images become worse."""
+    values = hacked(best=3)
+    guard = make_guard(lambda batch: values(batch)._replace(trained=values(min(batch, 3)).trained), 20)
+    assert look_until_end(guard, 20) == 6
+    assert guard.looks[-1].rise == 0
+    assert "its own score did not fall (+0.0 standard errors)" in guard.summary(3, 6)["text"]
 
 
 def test_without_a_judge_the_held_out_scores_decide():
