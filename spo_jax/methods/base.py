@@ -66,6 +66,9 @@ class Run(Protocol):
     It may also have a true attribute ``exports_at_checkpoints``, if `export` is quick and replaces its file in one
     step: then it is also called beside every checkpoint.
 
+    A run may have a `spo_jax.run.guard.guard.Guard` as ``guard``, which looks at it from time to time and may end it
+    before its last batch; `finish` is then given the best state.
+
     And ``lower_is_better``, the names of scores in its rows and results that improve by falling.
 
     Attributes:

@@ -38,7 +38,7 @@ from spo_jax.run.facts import facts_of
 from spo_jax.run.folder import RunFolder, State, joined, open_folder, restore, run_meta, state_items
 from spo_jax.run.guard.figure import looks_figure
 from spo_jax.run.guard.guard import Guard
-from spo_jax.run.guard.look import looks_of
+from spo_jax.run.guard.look import BEST, WORSE, looks_of
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.memory import memory_advice
@@ -285,13 +285,15 @@ def _write_results(
     curves = Curves(rows, dataclasses.asdict(settings), result.summary.get("scores", {}))
     rules = [rule for rule in rules_of(settings.method) if rule is not scores]  # the verdict tells these
     looks = looks_of(rows) if getattr(run, "guard", None) is not None else []
+    counts = (WORSE, BEST)  # for programs, and no curves to look at
+    shown = [{name: value for name, value in row.items() if name not in counts} for row in rows]
     figures = [*result.figures, *([looks_figure(looks, run.guard.plan.in_a_row)] if looks else [])]
     with stage("writing the report"):
         write_report(
             out / "report.html",
             title=run.progress.title + (f" on {Path(model).name if Path(model).exists() else model}" if model else ""),
             settings=settings,
-            rows=rows,
+            rows=shown,
             summary=summary,
             pairs=result.pairs,
             figures=figures,

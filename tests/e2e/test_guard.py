@@ -56,7 +56,8 @@ def test_report_doctor_and_terminal_say_why(stopped, command, capsys, tmp_path):
     text = read_json(stopped / "summary.json")["guard"]["text"]
     assert text.startswith("Stopped by the guard after batch 6: the run exploits the errors of its judge")
     page = (stopped / "report.html").read_text()
-    assert text in page and "Trained on, and held out" in page and "alarm: batch 6" in page
+    assert page.count(text) == 1 and "guard worse looks" not in page and "guard_worse_looks" not in page
+    assert "Trained on, and held out" in page and "alarm: batch 6" in page
     shown = " ".join(command("doctor", f"--run={stopped}").stdout.split())
     assert "finished, 6 of 20 batches" in shown and "hacking: The run exploits the errors of its judge" in shown
     train(COUNTING, tmp_path / "again")

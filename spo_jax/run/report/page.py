@@ -44,7 +44,7 @@ def write_report(
       settings: the settings of the run; those that differ from their defaults come first.
       rows: rows as `spo_jax.run.metrics.read_metrics` returns them; they may be empty, as may any curve.
       summary: content of the run's `summary.json`. Its ``scores`` is what `spo_jax.core.statistics.paired_scores`
-        returns; everything else in it is listed at the end.
+        returns; ``text`` in its ``guard`` stands below the verdict; everything else in it is listed at the end.
       pairs: images before and after; the first `MOST_PAIRS` are shown.
       figures: (heading, caption, figure in matplotlib's default colours), shown after the scores.
       charts: maps a chart to (title, what to look for). A metric ``group/series`` is a curve in the chart ``group``;
@@ -62,6 +62,7 @@ def write_report(
         facts=facts(summary),
         verdict=summary.get("verdict") or verdict(scores),
         tone=_tone(scores),
+        guard=(summary.get("guard") or {}).get("text", ""),
         pairs=[shown(pair) for pair in pairs[:MOST_PAIRS]],
         total=summary.get("images", len(pairs)),
         open_pairs=OPEN_PAIRS,
@@ -101,6 +102,8 @@ def _tone(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _rest(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What the summary holds besides scores and verdict, and the versions after it."""
+    """What the summary holds besides what is shown elsewhere, and the versions after it."""
     rest = {name: value for name, value in summary.items() if name not in ("scores", "verdict", "versions")}
+    if "guard" in rest:
+        rest["guard"] = {name: value for name, value in rest["guard"].items() if name not in ("text", "looks")}
     return flatten(rest, sep=".") | flatten(summary.get("versions") or {}, sep=".")
