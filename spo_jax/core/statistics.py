@@ -94,7 +94,7 @@ def paired_scores(
 def resample_counts(clusters: int, seed: int, resamples: int = RESAMPLES) -> Int[np.ndarray, "r clusters"]:
     """Draws bootstrap resamples of clusters: how often each cluster is in each of them."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    return generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(np.int32)
 
 
 def estimate(
@@ -175,7 +175,9 @@ def _error_of_mean(values: Float[np.ndarray, "clusters members"]) -> float:
 
 def _means(values: Float[np.ndarray, "clusters members"], counts: Int[np.ndarray, "r clusters"]) -> Any:
     """Returns the mean of each resample."""
-    return counts @ np.nansum(values, 1) / (counts @ np.isfinite(values).sum(1))
+    sums = np.stack([np.nansum(values, 1), np.isfinite(values).sum(1)], axis=1)
+    totals, known = (counts.astype(np.float64) @ sums).T  # products of whole numbers would be made one by one
+    return totals / known
 
 
 def _medians(values: Float[np.ndarray, "clusters members"], counts: Int[np.ndarray, "r clusters"]) -> Any:
@@ -185,7 +187,7 @@ def _medians(values: Float[np.ndarray, "clusters members"], counts: Int[np.ndarr
     ordered = values[known][order]
     medians = []
     for part in np.array_split(counts, -(-counts.shape[0] * len(ordered) // _CHUNK)):
-        upto = part[:, cluster[order]].cumsum(1)
+        upto = part[:, cluster[order]].cumsum(1, dtype=np.int32)
         total = upto[:, -1:]
         lower, upper = (np.argmax(upto >= rank, axis=1) for rank in ((total + 1) // 2, total // 2 + 1))
         medians.append((ordered[lower] + ordered[upper]) / 2)

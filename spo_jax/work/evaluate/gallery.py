@@ -51,7 +51,12 @@ def gallery(evaluation: Evaluation, out: Path, most_bytes: int = MOST_BYTES) -> 
             )
     items.sort(key=lambda item: (item["prompt"], item["image"]))
     total = len(evaluation.prompts) * evaluation.images_per_prompt
-    return {"items": items, "total": total, "folder": relative(folder, out.resolve()), "key": _key(evaluation)}
+    return {
+        "items": items,
+        "total": total,
+        "folder": relative(folder, out.resolve()),
+        "key": _key(evaluation, names, folder),
+    }
 
 
 def _spread(prompts: int, images: int) -> Iterator[tuple[int, int]]:
@@ -86,8 +91,8 @@ def _common_folder(evaluation: Evaluation, names: Sequence[str]) -> Path:
     return Path(os.path.commonpath([file.parent for file in files]))
 
 
-def _key(evaluation: Evaluation) -> str:
-    """Returns a digest of what was drawn, under which a browser keeps votes."""
+def _key(evaluation: Evaluation, names: Sequence[str], folder: Path) -> str:
+    """Returns a digest of what was drawn, under which a browser keeps votes; names of files say what made them."""
     told = [dict(evaluation.protocol), list(evaluation.prompts)]
-    told += [[each.name, each.what, each.strength, each.guidance] for each in evaluation.contestants]
+    told += [[name, relative(evaluation.images[name](0, 0), folder)] for name in names if evaluation.prompts]
     return hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()[:16]

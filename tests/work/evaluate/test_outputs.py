@@ -120,10 +120,10 @@ def test_large_images_are_reduced(tmp_path):
 
 def test_votes_of_other_evaluations_are_not_mixed_up(tmp_path):
     evaluation = made_up(tmp_path, prompts=2)
-    keys = {
-        gallery(each, tmp_path)["key"] for each in (evaluation, dataclasses.replace(evaluation, prompts=["a", "b"]))
-    }
-    assert len(keys) == 2
+    other_prompts = dataclasses.replace(evaluation, prompts=["a", "b"])
+    redrawn = dataclasses.replace(evaluation, images=evaluation.images | {"spo@1": evaluation.images["spo@2"]})
+    keys = {gallery(each, tmp_path)["key"] for each in (evaluation, other_prompts, redrawn)}
+    assert len(keys) == 3
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
