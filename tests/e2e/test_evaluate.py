@@ -285,16 +285,19 @@ def lora_of_sdxl(micro, tmp_path):
     return tmp_path / "sdxl.safetensors"
 
 
-def test_contestants_of_another_family(command, flags, micro, lora_of_sdxl, tmp_path):
-    out = tmp_path / "out"
-    for flag, parts in (
-        (f"--lora=a={lora_of_sdxl}", ["--lora a: ", "sdxl.safetensors"]),
-        (f"--merged=a={micro.sdxl}", ["--merged a: ", "is another kind of model than", "(kind sdxl, expected sd)"]),
-        (f"--rewards=spm:{micro.spm_sdxl}", [str(micro.spm_sdxl)]),
-        ("--size=33", ["--size=33: expected a multiple of"]),
+def test_contestants_of_another_family(how, micro, lora_of_sdxl, tmp_path):
+    for changed, part in (
+        ({"loras": [f"a={lora_of_sdxl}"]}, "^--lora a: .*sdxl.safetensors"),
+        (
+            {"merged": [f"a={micro.sdxl}"]},
+            r"^--merged a: .* is another kind of model than .*\(kind sdxl, expected sd\)",
+        ),
+        ({"rewards": f"spm:{micro.spm_sdxl}"}, "spm_sdxl"),
+        ({"size": 33}, "^--size=33: expected a multiple of"),
     ):
-        assert_one_line(command("evaluate", *flags, flag, f"--out={out}"), parts)
-        assert not out.exists()
+        with pytest.raises(UserError, match=part):
+            evaluate(tmp_path / "out", **how | changed)
+        assert not (tmp_path / "out").exists()
 
 
 def test_folders_that_are_no_place_for_it(command, flags, compared, tmp_path):
