@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
@@ -33,15 +33,10 @@ from spo_jax.work.evaluate.elsewhere import find_images
 from spo_jax.work.evaluate.entries import Sources, check_sources, read_entries
 from spo_jax.work.evaluate.layouts import LAYOUTS, check_layout, read_metadata
 from spo_jax.work.evaluate.request import Request
+from spo_jax.work.evaluate.result import CUSTOM, Evaluation
 from spo_jax.work.evaluate.store import check_folder
 
-if TYPE_CHECKING:
-    from spo_jax.work.evaluate.result import Evaluation
-
 _TOY_REWARDS = "toy,spm:toy"
-_CUSTOM = "custom"
-# Fields of a protocol that flags of the same names change.
-_FIELDS = ("solver", "steps", "guidance", "seed", "images_per_prompt", "size")
 
 
 def evaluate(
@@ -70,7 +65,7 @@ def evaluate(
     batch: int = 8,
     dtype: str = "float32",
     command: str = "",
-) -> "Evaluation":
+) -> Evaluation:
     """Draws images of the same prompts from the same noise by several models, and compares their scores.
 
     Args:
@@ -124,7 +119,7 @@ def evaluate(
         if limit < len(texts):
             texts, groups, metadata = texts[:limit], groups[:limit], metadata[:limit]
             chosen = dataclasses.replace(chosen, count=limit)
-            if chosen.name != _CUSTOM:
+            if chosen.name != CUSTOM:
                 overridden.append("count")
     specs = _rewards(rewards, model)
     total = read_weights(weights if isinstance(weights, str) else ",".join(map(str, weights)), specs, "--weights")
@@ -196,7 +191,7 @@ def _protocol(
             raise UserError(f"give --protocol=NAME ({names}, or a file of your own), or --prompts=FILE")
         source = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else f"{len(prompts)} prompts from Python"
         about = "Means over the prompts that the flags name, drawn as they say."
-        return Protocol(_CUSTOM, about, "the flags of this evaluation", source, **given), []
+        return Protocol(CUSTOM, about, "the flags of this evaluation", source, **given), []
     protocol = load_protocol(name)
     overridden = [field for field, value in given.items() if getattr(protocol, field) != value]
     if "guidance" in given and protocol.guidance_of:

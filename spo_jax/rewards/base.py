@@ -18,7 +18,7 @@ from spo_jax.parallel.mesh import devices_in_context, gathered, spread_rows
 from spo_jax.parallel.sizes import padded_chunk
 from spo_jax.rewards.common.protocol import Context, Reward, Scores
 
-__all__ = ["Context", "DeviceReward", "Reward", "Scores", "in_equal_chunks"]
+__all__ = ["Context", "DeviceReward", "EmbeddingReward", "Reward", "Scores", "in_equal_chunks"]
 
 _CHUNK = 25  # number of images that a device scores at a time
 
@@ -104,6 +104,26 @@ class DeviceReward:
         shardings = [getattr(x, "sharding", None) for x in jax.tree.leaves(self.params)]
         mesh = next((sharding.mesh for sharding in shardings if isinstance(sharding, NamedSharding)), None)
         return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+class EmbeddingReward(DeviceReward):
+    """Base class of rewards that have features of an image without its prompt; a subclass defines `image_features`."""
+
+    def image_features(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
+        """Computes the features of images near [-1, 1], of length 1, inside a program."""
+        raise NotImplementedError
+
+    def embed(self, images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b p"]:
+        """Computes the features of finished images near [-1, 1], of length 1, on the host."""
+        with self._on_devices():
+            return in_equal_chunks(lambda rows: self._embed(self.params, images[rows]), len(images))
+
+    @functools.cached_property
+    def _embed(self) -> Callable[..., Array]:
+        def embed(params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
+            return gathered(self.image_features(params, spread_rows(images)))
+
+        return jax.jit(embed)
 
 
 def in_equal_chunks(function: Callable[[Int[np.ndarray, " b"]], Any], count: int) -> Any:

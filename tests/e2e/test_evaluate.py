@@ -7,6 +7,7 @@ batch beside an image differ.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -250,7 +251,11 @@ def test_a_killed_evaluation_goes_on(succeed, flags, micro_run, compared, tmp_pa
 
 
 def test_images_from_elsewhere_are_scored_only(how, compared, tmp_path, written):
+    """They may have any size, and each its own."""
     (folder,) = (compared / "images" / "spo").iterdir()
+    folder = shutil.copytree(folder, tmp_path / "images")
+    with Image.open(folder / "0001-0.png") as image:
+        image.resize((32, 48), Image.Resampling.NEAREST).save(folder / "0001-0.png")  # 16 x 16, doubled and tripled
     evaluation = evaluate(tmp_path / "out", **how, images={"mj": folder})
     assert set(written) == {"base"}
     drawn = pixels(compared, "spo").astype(np.float32) / 127.5 - 1

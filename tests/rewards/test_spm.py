@@ -90,3 +90,16 @@ def test_a_published_file_gets_its_tokenizer_from_the_hub(monkeypatch, reward):
     load_reward("spm:runs/spm/spm", Context())
     load_reward("spm", Context(options={"model": "a.bin", "tokenizer": "mine"}))
     assert asked == ["laion/CLIP-ViT-H-14-laion2B-s32B-b79K", None, "mine"]
+
+
+def test_features_of_images_make_the_score(toy):
+    """The score is the scaled cosine of what `embed` and `features` return."""
+    reward = load_reward("spm@401:toy", Context())
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 32, 32, 3)).astype(np.float32)
+    prompts = ["a red star", "a blue moon", "a red star"]
+    features = reward.embed(images)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, rtol=1e-5)
+    scale = toy.spm.clip.apply({"params": toy.spm.params}, method="scale")
+    cosines = (features * reward.features(prompts)).sum(1)
+    np.testing.assert_allclose(reward.measure(images, prompts)["spm_score_401"], scale * cosines, rtol=1e-4, atol=1e-4)
+    assert np.abs(features - load_reward("spm:toy", Context()).embed(images)).max() > 1e-3  # the timestep counts

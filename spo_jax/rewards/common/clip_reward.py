@@ -14,9 +14,8 @@ from spo_jax.data.tokenizer import AbstractTokenizer
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.nn.shapes import clip_shapes
-from spo_jax.parallel.mesh import gathered, spread_rows
 from spo_jax.parallel.sharding import abstract_weights, place_weights
-from spo_jax.rewards.base import Context, DeviceReward, in_equal_chunks
+from spo_jax.rewards.base import Context, EmbeddingReward
 from spo_jax.rewards.common.clip_files import PublishedCLIP, clip_tokenizer
 from spo_jax.rewards.common.clip_pixels import Pixels
 from spo_jax.rewards.common.clip_score import encode_texts, text_features, unit_norm
@@ -39,7 +38,7 @@ def scaled_cosine(cosine: Float[Array, " b"], scale: Float[Array, ""]) -> Float[
     return scale * cosine
 
 
-class CLIPVisionReward(DeviceReward):
+class CLIPVisionReward(EmbeddingReward):
     """Base class of rewards that see images through a CLIP.
 
     Args:
@@ -60,18 +59,6 @@ class CLIPVisionReward(DeviceReward):
         """Computes the features of images near [-1, 1], of length 1, inside a program."""
         pixels = self.pixels(images, self.clip.config.vision.image_size)
         return unit_norm(self.clip.apply({"params": params}, pixels, method="encode_image"))
-
-    def embed(self, images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b p"]:
-        """Computes the features of finished images near [-1, 1], of length 1, on the host."""
-        with self._on_devices():
-            return in_equal_chunks(lambda rows: self._embed(self.params, images[rows]), len(images))
-
-    @functools.cached_property
-    def _embed(self) -> Callable[..., Array]:
-        def embed(params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
-            return gathered(self.image_features(params, spread_rows(images)))
-
-        return jax.jit(embed)
 
 
 class CLIPReward(CLIPVisionReward):

@@ -78,6 +78,13 @@ def score_images(
       t: diffusion timesteps.
       text: text features of unit length.
     """
-    pixels = pixel_values(images, clip.config.vision.image_size)
-    features = unit_norm(clip.apply({"params": params}, pixels, t, method="encode_image"))
+    features = image_features(clip, params, images, t)
     return clip.apply({"params": params}, method="scale") * jnp.sum(features * text, axis=-1)
+
+
+def image_features(
+    clip: CLIPModel, params: Params, images: Float[Array, "b h w 3"], t: Int[Array, " b"]
+) -> Float[Array, "b p"]:
+    """Computes the image features of unit length that `score_images` compares with text."""
+    pixels = pixel_values(images, clip.config.vision.image_size)
+    return unit_norm(clip.apply({"params": params}, pixels, t, method="encode_image"))

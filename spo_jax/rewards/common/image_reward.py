@@ -1,7 +1,6 @@
 """ImageReward on the devices: its weights, its features of prompts, and its score."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -13,9 +12,8 @@ from spo_jax.core.typing import Array, Bool, Float, Int, Params, PyTree
 from spo_jax.data.bert_tokenizer import BertTokenizer
 from spo_jax.nn.blip import BLIP
 from spo_jax.nn.shapes import blip_shapes
-from spo_jax.parallel.mesh import gathered, spread_rows
 from spo_jax.parallel.sharding import abstract_weights, place_weights
-from spo_jax.rewards.base import DeviceReward, in_equal_chunks
+from spo_jax.rewards.base import EmbeddingReward
 from spo_jax.rewards.common.affine_head import apply_head, fold_head, folded_shapes, head_shapes
 from spo_jax.rewards.common.clip_pixels import openai_pixels
 from spo_jax.rewards.common.clip_score import unit_norm
@@ -34,7 +32,7 @@ _IGNORED = (*IGNORED, r"^blip\.(vision|text)_proj\.(weight|bias)$")
 Tokens = dict[str, Int[Array | np.ndarray, "b l"] | Bool[Array | np.ndarray, "b l"]]
 
 
-class ImageReward(DeviceReward):
+class ImageReward(EmbeddingReward):
     """Scores an image by BLIP's first token of the prompt that has seen it.
 
     Args:
@@ -70,19 +68,11 @@ class ImageReward(DeviceReward):
         first = self.blip.apply({"params": params["blip"]}, features["ids"], features["mask"], pixels)
         return (apply_head(params["head"], first) - MEAN) / STD
 
-    def embed(self, images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b p"]:
-        """Computes the class token of finished images near [-1, 1], of length 1, on the host."""
-        with self._on_devices():
-            return in_equal_chunks(lambda rows: self._embed(self.params, images[rows]), len(images))
-
-    @functools.cached_property
-    def _embed(self) -> Callable[..., Array]:
-        def embed(params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
-            pixels = openai_pixels(spread_rows(images), self.blip.config.vision.image_size)
-            tokens = self.blip.apply({"params": params["blip"]}, pixels, method="encode_image")
-            return gathered(unit_norm(tokens[:, 0]))
-
-        return jax.jit(embed)
+    def image_features(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
+        """Computes the class token of images near [-1, 1], of length 1, inside a program."""
+        pixels = openai_pixels(images, self.blip.config.vision.image_size)
+        tokens = self.blip.apply({"params": params["blip"]}, pixels, method="encode_image")
+        return unit_norm(tokens[:, 0])
 
 
 def load_image_reward(source: str, context: Context) -> ImageReward:

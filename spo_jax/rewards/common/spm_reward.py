@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int, Params
-from spo_jax.rewards.base import DeviceReward
-from spo_jax.rewards.common.clip_score import encode_texts, score_images, text_features
+from spo_jax.rewards.base import EmbeddingReward
+from spo_jax.rewards.common.clip_score import encode_texts, image_features, score_images, text_features
 from spo_jax.rewards.common.preference_model import PreferenceModel
 
 
-class SPMReward(DeviceReward):
+class SPMReward(EmbeddingReward):
     """Scores an image by exp(logit_scale) * cos(image, text) at a timestep.
 
     Args:
@@ -45,3 +45,8 @@ class SPMReward(DeviceReward):
         if self.timestep is not None:
             t = jnp.full_like(t, self.timestep)
         return score_images(self.model.clip, params, x, t, features)
+
+    def image_features(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
+        """Computes the features of finished images, of length 1, inside a program."""
+        t = jnp.full(len(images), self.timestep or 0, jnp.int32)
+        return image_features(self.model.clip, params, images, t)

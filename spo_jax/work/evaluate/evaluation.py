@@ -177,7 +177,7 @@ def _about(request: Request, lineup: Lineup, mesh: Any) -> dict[str, Any]:
         "size": f"{lineup.size[0]}x{lineup.size[1]}",
         "dtype": request.dtype,
         "seed": request.protocol.seed,
-        "rewards": list(request.rewards),
+        "rewards": ", ".join(request.rewards),
         "scored": "rewards see the saved 8-bit images; signs were measured before values were rounded and clipped",
         **versions(mesh),
     }

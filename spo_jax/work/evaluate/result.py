@@ -9,6 +9,7 @@ import numpy as np
 
 from spo_jax.core.typing import Float
 
+CUSTOM = "custom"  # the protocol of an evaluation whose flags name none
 ImagePath = Callable[[int, int], Path]  # (prompt, image) to the PNG
 
 

@@ -1,5 +1,6 @@
 """Scores the images, one reward in memory at a time; scores that are there already are not computed again."""
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,19 @@ class Scorer:
             return
         with stage(f"reading the reward {judge.spec}"):
             reward = judge.load(self._kind, self._mesh)
-        total = sum(map(len, self._keys.values()))
-        done = total - sum(map(len, missing.values()))
-        with bar(f"scores of {judge.spec}", total, "image", initial=done) as shown:
-            for name, rows in missing.items():
-                self._score(reward, judge, name, rows, opened[name], shown)
+        if any(missing.values()):
+            total = sum(map(len, self._keys.values()))
+            done = total - sum(map(len, missing.values()))
+            with bar(f"scores of {judge.spec}", total, "image", initial=done) as shown:
+                for name, rows in missing.items():
+                    self._score(reward, judge, name, rows, opened[name], shown)
         if any(alone.values()):
             with stage(f"measuring diversity by the features of {judge.spec}"):
                 for name, prompts in alone.items():
                     self._measure_diversity(reward, name, prompts, opened[name])
+        # Its programs hold the reward, and the reward them: without this, its weights would stay beside the next one's.
+        del reward
+        gc.collect()
 
     def _score(
         self, reward: Reward, judge: Judge, name: str, rows: Sequence[int], scores: ScoreFile, shown: tqdm

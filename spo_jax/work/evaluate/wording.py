@@ -12,7 +12,7 @@ from spo_jax.run.report.scores import MARKS as OUTCOMES
 from spo_jax.run.verdict import FEW
 from spo_jax.work.evaluate.compare import Cell, Comparison, GroupValue
 from spo_jax.work.evaluate.front import DEFINITION, Knee
-from spo_jax.work.evaluate.result import Evaluation
+from spo_jax.work.evaluate.result import CUSTOM, Evaluation
 
 # A mark and a word besides the colour; signs of hacking have no better direction.
 MARKS: Mapping[str, str] = MappingProxyType(OUTCOMES | {"higher": "↑ higher", "lower": "↓ lower", "": ""})
@@ -44,6 +44,8 @@ def _value(value: Any) -> str:
 
 def caption(evaluation: Evaluation) -> str:
     """Names the protocol and what was changed of it, to stand with every table."""
+    if evaluation.protocol.get("name") == CUSTOM:
+        return "No protocol by name: drawn as the flags say."
     name = f"Protocol {evaluation.protocol.get('name', '')}"
     if not evaluation.overridden:
         return f"{name}, unchanged."
