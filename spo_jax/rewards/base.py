@@ -97,7 +97,7 @@ class DeviceReward:
             t = jnp.zeros(len(images), jnp.int32)
             return gathered(self.score(params, spread_rows(images), features, t))
 
-        return jax.jit(score)
+        return _measurement(score)
 
     def _on_devices(self) -> contextlib.AbstractContextManager:
         """Puts the mesh on which the weights lie in context, for callers that have not done so."""
@@ -123,7 +123,21 @@ class EmbeddingReward(DeviceReward):
         def embed(params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
             return gathered(self.image_features(params, spread_rows(images)))
 
-        return jax.jit(embed)
+        return _measurement(embed)
+
+
+def _measurement(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Compiles a measurement, whose products are in float32 on every device where the network is.
+
+    A score that is published has to be the same on all machines (see `docs/parity.md`); a rollout's need not.
+    """
+
+    @functools.wraps(function)
+    def measure(*arguments: Any) -> Array:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments)
+
+    return jax.jit(measure)
 
 
 def in_equal_chunks(function: Callable[[Int[np.ndarray, " b"]], Any], count: int) -> Any:

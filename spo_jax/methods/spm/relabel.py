@@ -101,8 +101,7 @@ def clean_scores(
     # Compute the missing scores; texts are encoded only if there are any.
     @functools.cache
     def texts() -> Float[np.ndarray, "u p"]:
-        with jax.default_matmul_precision("highest"):
-            return encode_texts(judge.clip, judge.params, tokens)
+        return encode_texts(judge.clip, judge.params, tokens)
 
     def compute(batch: LoadedBatch) -> Array:
         text = texts()[preferences.prompt[batch.rows]]

@@ -59,7 +59,9 @@ def encode_texts(clip: CLIPModel, params: Params, ids: Int[np.ndarray, "b l"]) -
 
 @functools.partial(jax.jit, static_argnums=0)  # one function, so that a second call compiles nothing
 def _encode_texts(clip: CLIPModel, params: Params, ids: Int[Array, "b l"]) -> Float[Array, "b p"]:
-    return gathered(text_features(clip, params, ids))
+    # Texts are encoded once, so these products are in float32 on every device (see `docs/parity.md`).
+    with jax.default_matmul_precision("highest"):
+        return gathered(text_features(clip, params, ids))
 
 
 def score_images(

@@ -3,6 +3,7 @@
 Scores are float32 on both sides; logits of 20 times a cosine differ by 1e-5 of the scale.
 """
 
+import copy
 import shutil
 
 import jax
@@ -24,6 +25,7 @@ from spo_jax.rewards.common import clip_score
 from spo_jax.rewards.common.clip_reward import clip_network
 from spo_jax.toy import ASSETS
 from spo_jax.weights import hub
+from tests.precisions import FULL, precisions
 from tests.rewards import clips
 
 PROMPTS = ["a red star", "a blue moon over a green square", "a red star"]
@@ -96,6 +98,22 @@ def test_many_images_are_scored_in_one_program_on_all_devices(clip, reward):
         lowered = spread._score_finished.lower(spread.params, images[:8], spread.features(prompts[:8]))
     text = lowered.compile().as_text()
     assert "f32[1,32,32,3]" in text and "f32[8,32,32,3]" not in text  # a device prepares its own images only
+
+
+def test_finished_images_and_prompts_are_measured_in_full_precision(reward):
+    """TPUs and NVIDIA GPUs multiply float32 in fewer bits unless asked, which suffices inside a rollout."""
+    reward = copy.copy(reward)
+    reward.pixels = lambda images, side: images  # Pillow's resize is exact in any precision
+    images = jnp.zeros((2, clips.SIDE, clips.SIDE, 3))
+    ids = jnp.asarray(reward.tokenize(PROMPTS[:2]))
+    text = jnp.asarray(reward.features(PROMPTS[:2]))
+    of_prompts = precisions(lambda params: clip_score._encode_texts(reward.clip, params, ids), reward.params)
+    of_scores = precisions(reward._score_finished, reward.params, images, text)
+    of_features = precisions(reward._embed, reward.params, images)
+    assert set(of_prompts) == {("dot_general", FULL)}
+    assert set(of_scores) == set(of_features) == {("dot_general", FULL), ("conv_general_dilated", FULL)}
+    in_a_rollout = precisions(reward.score, reward.params, images, text, jnp.zeros(2, jnp.int32))
+    assert set(in_a_rollout) == {("dot_general", None), ("conv_general_dilated", None)}
 
 
 def test_any_number_of_prompts_needs_few_programs(reward, monkeypatch):
