@@ -285,6 +285,7 @@ def _write_results(
     curves = Curves(rows, dataclasses.asdict(settings), result.summary.get("scores", {}))
     rules = [rule for rule in rules_of(settings.method) if rule is not scores]  # the verdict tells these
     looks = looks_of(rows) if getattr(run, "guard", None) is not None else []
+    ended = (summary.get("guard") or {}).get("stopped_batch") is not None  # and would end again
     counts = (WORSE, BEST)  # for programs, and no curves to look at
     shown = [{name: value for name, value in row.items() if name not in counts} for row in rows]
     figures = [*result.figures, *([looks_figure(looks, run.guard.plan.in_a_row)] if looks else [])]
@@ -298,7 +299,7 @@ def _write_results(
             pairs=result.pairs,
             figures=figures,
             charts=run.charts,
-            steps=[*result.steps, *longer(settings, command, out)],
+            steps=[*result.steps, *([] if ended else longer(settings, command, out))],
             findings=diagnose(curves, rules),
         )
 
