@@ -32,7 +32,7 @@ _KEYS = (
     (r"^(model\.diffusion_model|conditioner\.embedders)\.", CHECKPOINT),
     (r"^(model\.)?t_embedder\.", SPM),
     (r"^(model\.)?(text|vision)_model\.", CLIP),
-    (r"^(visual|transformer\.resblocks)\.", OPEN_CLIP),
+    (r"^(module\.)?(visual|transformer\.resblocks)\.", OPEN_CLIP),
     (r"^blip\.", IMAGE_REWARD),
     (r"^layers\.\d+\.(weight|bias)$", AESTHETIC_HEAD),
     (r"^(encoder|decoder)\.", AUTOENCODER),

@@ -13,6 +13,8 @@ import numpy as np
 from spo_jax.weights import rules
 
 _PROJECTIONS = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
+_PREFIX = "module."  # of checkpoints that were written while training on several devices
+_IGNORED = (r"^attn_mask$",)  # the causal mask, which old versions of open_clip write with the weights
 # Each is applied to every name, in this order.
 _NAMES = (
     (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
@@ -49,11 +51,12 @@ def clip_tree(
     named: dict[str, np.ndarray] = {}
     for key, array in state.items():
         named |= _as_transformers(key, array)
-    return rules.to_tree(named, shapes, where, dtype=dtype)
+    return rules.to_tree(named, shapes, where, ignore=_IGNORED, dtype=dtype)
 
 
 def _as_transformers(key: str, array: np.ndarray) -> dict[str, np.ndarray]:
     """Names one tensor as transformers does; the one of query, key and value becomes three."""
+    key = key.removeprefix(_PREFIX)
     if key in _PROJECTIONS:
         return {_PROJECTIONS[key]: array.T}
     fused = re.fullmatch(r"(.+\.)in_proj_(weight|bias)", key)

@@ -237,3 +237,13 @@ def test_a_config_of_the_hub_and_weights_in_safetensors_are_read(network, folder
     save_file(network.state_dict(), folder / "hps.safetensors")
     reward = load_reward(f"hpsv21:{folder / 'hps.safetensors'}", Context())
     jax.tree.map(np.testing.assert_array_equal, reward.params, rewards["hpsv21"].params)
+
+
+def test_a_checkpoint_of_training_on_several_devices_is_read(network, folder, rewards):
+    """torch's wrapper puts a prefix before every name, and old versions of open_clip write the causal mask."""
+    mask = torch.full((77, 77), float("-inf")).triu(1)
+    state = {f"module.{name}": x for name, x in {**network.state_dict(), "attn_mask": mask}.items()}
+    torch.save({"state_dict": state, "epoch": 3, "optimizer": {"param_groups": []}}, folder / FILE)
+    check_reward(f"hpsv21:{folder}", Context())
+    reward = load_reward(f"hpsv21:{folder}", Context())
+    jax.tree.map(np.testing.assert_array_equal, reward.params, rewards["hpsv21"].params)
