@@ -78,7 +78,7 @@ class DeviceReward:
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
         """Scores finished images on all devices that hold the weights; returns the scores by name.
 
-        A prompt that several images have is encoded once.
+        A prompt that several images have is encoded once. An image that is not finite has the score NaN.
         """
         (name,) = self.meanings
         different = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
@@ -95,7 +95,9 @@ class DeviceReward:
     def _score_finished(self) -> Callable[..., Array]:
         def score(params: Params, images: Float[Array, "b h w 3"], features: PyTree) -> Float[Array, " b"]:
             t = jnp.zeros(len(images), jnp.int32)
-            return gathered(self.score(params, spread_rows(images), features, t))
+            scores = self.score(params, spread_rows(images), features, t)
+            # A reward that rounds images to bytes would give a finite score to one that is not finite.
+            return gathered(jnp.where(jnp.isfinite(images).all((1, 2, 3)), scores, jnp.nan))
 
         return _measurement(score)
 

@@ -125,15 +125,18 @@ class HTTPReward:
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
         """Scores finished images near [-1, 1], some at a time; returns the scores by name.
 
+        An image that is not finite has the score NaN, and is sent as what is left of it.
+
         Raises:
           UserError: the server fails, or answers with something else than a finite number per image and score.
         """
         parts: dict[str, list[float]] = {name: [] for name in self.meanings}
         for start in range(0, len(images), self._batch):
             rows = slice(start, start + self._batch)
-            for name, values in self._scores(to_uint8(images[rows]), list(prompts[rows])).items():
+            for name, values in self._scores(to_uint8(np.nan_to_num(images[rows])), list(prompts[rows])).items():
                 parts[name] += values
-        return {name: np.array(values, np.float32) for name, values in parts.items()}
+        is_finite = np.isfinite(images).all((1, 2, 3))
+        return {name: np.where(is_finite, np.array(values, np.float32), np.nan) for name, values in parts.items()}
 
     def _scores(self, images: UInt8[np.ndarray, "b h w 3"], prompts: list[str]) -> dict[str, list[float]]:
         names = list(self.meanings)

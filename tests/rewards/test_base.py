@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.resizing import to_bytes
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.parallel.mesh import make_mesh, replicated
 from spo_jax.rewards import Spec, check_reward, load_reward, parse_spec
@@ -118,6 +119,21 @@ def test_features_and_the_timestep_0_are_passed_to_the_score(images):
     prompts = ["x" * index for index in range(len(images))]
     np.testing.assert_array_equal(reward.measure(images, prompts)["prompt_length"], np.arange(26))
     assert reward.feature_shapes() == {"length": jax.ShapeDtypeStruct((1,), jnp.float32)}
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_an_image_that_is_not_finite_has_no_score(images, wrong):
+    """Rewards that read images as bytes would take it for one with black or white pixels."""
+
+    class Brightness(DeviceReward):
+        meanings = {"brightness": "mean of the image in bytes"}
+
+        def score(self, params, x, features, t):
+            return to_bytes(x).astype(jnp.float32).mean((1, 2, 3))
+
+    images[1, 2, 3, 0] = wrong
+    scores = Brightness().measure(images[:3], ["a", "b", "c"])["brightness"]
+    np.testing.assert_array_equal(np.isnan(scores), [False, True, False])
 
 
 def test_a_prompt_of_several_images_is_encoded_once(images):

@@ -95,6 +95,14 @@ def _refused(act: Callable[[], Any], *parts: str) -> str:
 # What is sent and read
 
 
+def test_an_image_that_is_not_finite_has_no_score(serve):
+    images = np.zeros((3, 4, 4, 3), np.float32)
+    images[1, 2, 3, 0] = np.nan
+    scores = load_reward(f"http:{serve(_scorer(lambda body: (200, [0.5] * len(body['prompts']))))}", Context())
+    (found,) = scores.measure(images, ["a", "b", "c"]).values()
+    np.testing.assert_array_equal(found, np.float32([0.5, np.nan, 0.5]))
+
+
 def test_images_and_prompts_arrive_and_scores_return(serve):
     """Batches are in order; images are 8-bit PNG files; two scores, one of which is better when it is lower."""
     requests = []

@@ -71,5 +71,5 @@ class Reward(Protocol):
         ...
 
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
-        """Scores finished images near [-1, 1]; returns the scores by name."""
+        """Scores finished images near [-1, 1]; returns the scores by name, NaN for an image that is not finite."""
         ...
