@@ -20,6 +20,7 @@ from spo_jax.models import open_pipeline
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import to_host
 from spo_jax.run.folder import Resume
+from spo_jax.run.guard.look import looks_of
 from spo_jax.run.metrics import read_metrics
 from spo_jax.toy.world import TRAIN_PROMPTS
 from spo_jax.train import train
@@ -141,7 +142,8 @@ def test_a_run_saved_on_eight_devices_is_resumed_on_two(settings, tmp_path):
 def test_two_processes_make_the_run_of_one(micro_config, in_processes, tmp_path):
     """Over loopback, a device each; one writes."""
     flags = [f"--config={micro_config}", "--config.mesh.data=-1", "--config.max_batches=2"]
-    flags += ["--config.optimizer.learning_rate=1e-3"]
+    flags += ["--config.optimizer.learning_rate=1e-3", "--config.eval.guard=warn", "--config.eval.guard_every=1"]
+    flags += ["--config.eval.guard_rewards=tests.e2e.redness"]
     for count, name in ((2, "two"), (1, "one")):
         in_processes(count, "train", *flags, f"--out={tmp_path / name}")
 
@@ -149,6 +151,8 @@ def test_two_processes_make_the_run_of_one(micro_config, in_processes, tmp_path)
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert [[row["step"] for row in part] for part in rows] == [[0, 1, 2]] * 2  # a row each, though two processes ran
     assert [row["valid_pairs"] for row in rows[0][1:]] == [row["valid_pairs"] for row in rows[1][1:]]
+    looks = [[look.held_out["redness"] for look in looks_of(part)] for part in rows]
+    assert len(looks[0]) == 3 and looks[0] == pytest.approx(looks[1], abs=1e-3)
 
 
 @pytest.mark.slow

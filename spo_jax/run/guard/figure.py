@@ -26,7 +26,7 @@ def looks_figure(looks: Sequence[Look], in_a_row: int) -> tuple[str, str, Figure
     held_out = _first_of_each(looks[0].held_out)[:_MOST]
     panels = [(name, [look.trained[name] for look in looks], "C0") for name in list(looks[0].trained)[:1]]
     panels += [(name, [look.held_out[name] for look in looks], "C1") for name in held_out]
-    figure = Figure(figsize=(7, 1 + 1.5 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(5.2, 0.8 + 1.2 * len(panels)), layout="constrained")
     axes = list(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0])
     for panel, (name, values, colour) in zip(axes, panels, strict=True):
         _draw(panel, [look.batch for look in looks], values, colour, readable(name))
