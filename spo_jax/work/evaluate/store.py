@@ -74,9 +74,12 @@ class Store:
         known = _prompts(self.folder)
         if len(known) < len(self.prompts):
             write_json(self.folder / INDEX, {"format": _FORMAT, "prompts": self.prompts})
-        for file in self.folder.glob(f"{_IMAGES}/*/*/.*.png"):
-            with contextlib.suppress(OSError):
-                file.unlink()
+        # Names of `write_atomic`: .evaluation.json.ab12cd.json
+        results = (f".*{suffix}.*{suffix}" for suffix in (".json", ".csv", ".md", ".html"))
+        for pattern in (*results, f"{_SCORES}/*/.*.json.*.json", f"{_IMAGES}/*/*/.*.png.*.png"):
+            for file in self.folder.glob(pattern):
+                with contextlib.suppress(OSError):
+                    file.unlink()
 
     # Images
 
@@ -198,7 +201,9 @@ def check_folder(folder: Path, prompts: Sequence[str]) -> None:
         raise UserError(f"--out={folder} is a file: expected a folder")
     check_writable(folder)
     if not (folder / INDEX).is_file():
-        if folder.is_dir() and {file.name for file in folder.iterdir()} - {LOCK, CARD}:
+        # An evaluation that was killed before this file was whole has left a part of it, which `Store.begin` removes.
+        others = (file.name for file in folder.iterdir() if not file.match(f".{INDEX}.*")) if folder.is_dir() else ()
+        if set(others) - {LOCK, CARD}:
             raise UserError(f"--out={folder} holds something else than an evaluation: choose another folder")
         return
     known = _prompts(folder)

@@ -61,10 +61,25 @@ def test_another_recipe_has_other_images_and_says_what_differs(store):
 
 def test_what_a_killed_evaluation_has_left_of_its_last_file_is_removed(store):
     file = store.write_image("spo", RECIPE, 0, 0, PIXELS, SIGNS)
-    left = file.with_name(f".{file.name}.abc.png")
-    left.write_bytes(b"half")
+    scores = store.scores({"spec": "toy"}, "spo")
+    scores.save()
+    (kept,) = store.folder.glob("scores/*/spo.json")
+    results = store.folder / "results.md"
+    results.write_text("whole")
+    left = [whole.with_name(f".{whole.name}.ab12{whole.suffix}") for whole in (file, kept, results)]
+    for half in left:
+        half.write_bytes(b"half")
+    (store.folder / ".results.md.swp").write_text("of an editor")
     Store(store.folder, PROMPTS).begin()
-    assert not left.exists() and file.exists()
+    assert not any(half.exists() for half in left) and file.exists() and kept.exists() and results.exists()
+    assert (store.folder / ".results.md.swp").exists()
+
+
+def test_an_evaluation_that_was_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
+    (tmp_path / ".evaluation.json.ab12.json").write_text('{"form')
+    (tmp_path / ".lock").touch()
+    Store(tmp_path, PROMPTS).begin()
+    assert [file.name for file in sorted(tmp_path.iterdir())] == [".lock", "evaluation.json"]
 
 
 def test_prompts_may_become_more_or_fewer_but_not_others(store):
