@@ -67,11 +67,12 @@ def evaluate(request: Request) -> tuple[Evaluation, str, list[Path]]:
             digests.save()
             Painter(request, lineup, store, lock, mesh).draw()
             evaluation = _measure(request, lineup, judges, store, lock, mesh)
-        files = write_results(evaluation, request.out)
+        comparison = compare(evaluation)
+        files = write_results(comparison, request.out)
         for layout in request.layouts:
             with stage(f"writing the layout {layout}"):
                 files += [laid_out.folder for laid_out in write_layout(evaluation, layout, request.out)]
-    return evaluation, text_table(compare(evaluation)), files
+    return evaluation, text_table(comparison), files
 
 
 def _measure(

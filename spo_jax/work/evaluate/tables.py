@@ -1,6 +1,7 @@
 """An evaluation as JSON and CSV."""
 
 import csv
+import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import permutations
@@ -112,13 +113,15 @@ def scores_csv(evaluation: Evaluation, out: Path) -> str:
 
 
 def _image_rows(evaluation: Evaluation, scores: Sequence[str], out: Path) -> Iterator[list[Any]]:
+    folder_of = functools.cache(lambda folder: Path(relative(folder, out)))  # one for thousands of images
     for contestant in evaluation.contestants:
         measured = evaluation.scores.get(contestant.name, {})
         path = evaluation.images.get(contestant.name)
         for number, prompt in enumerate(evaluation.prompts):
             for image in range(evaluation.images_per_prompt):
                 values = [measured[score][number, image] if score in measured else None for score in scores]
-                file = "" if path is None else relative(path(number, image), out)
+                drawn = None if path is None else path(number, image)
+                file = "" if drawn is None else (folder_of(drawn.parent) / drawn.name).as_posix()
                 yield [contestant.name, number, image, evaluation.groups[number], file, *values, prompt]
 
 

@@ -8,6 +8,7 @@ import scipy.stats
 from spo_jax.core.tally import Tally
 from spo_jax.data.preferences.check import Pair, check
 from spo_jax.data.preferences.sources.folder import open_form
+from spo_jax.work.evaluate.compare import compare
 from spo_jax.work.evaluate.outputs import write_results
 from tests.run.report.test_page import contrast
 from tests.work.evaluate.made_up import HOSTILE, made_up
@@ -20,7 +21,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
     evaluation = made_up(folder, prompts=9)
     evaluation.prompts[0] = HOSTILE
-    write_results(evaluation, folder)
+    write_results(compare(evaluation), folder)
     return folder
 
 

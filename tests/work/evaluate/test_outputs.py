@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
+from spo_jax.work.evaluate.compare import compare
 from spo_jax.work.evaluate.gallery import gallery
 from spo_jax.work.evaluate.outputs import write_results
 from spo_jax.work.evaluate.result import Contestant
@@ -23,7 +24,7 @@ def data_of(page):
 
 def test_every_form_has_the_same_numbers(tmp_path):
     evaluation = made_up(tmp_path, prompts=12)
-    files = write_results(evaluation, tmp_path)
+    files = write_results(compare(evaluation), tmp_path)
     assert [file.name for file in files] == ["results.json", "results.csv", "scores.csv", "results.md", "index.html"]
     results = json.loads(files[0].read_text())
     value = results["scores"]["spo@1"]["pickscore"]["value"]
@@ -43,7 +44,7 @@ def test_every_form_has_the_same_numbers(tmp_path):
 
 def test_the_protocol_stands_with_every_table(tmp_path):
     evaluation = made_up(tmp_path, prompts=12, overridden=("steps",), groups=["anime"] * 6 + ["photo"] * 6)
-    files = write_results(evaluation, tmp_path)
+    files = write_results(compare(evaluation), tmp_path)
     markdown, page = files[3].read_text(), files[4].read_text()
     tables = [part for part in markdown.split("\n## ") if "| ---" in part]
     assert len(tables) == 6 and all(part.index("but with steps=20") < part.index("| ---") for part in tables)
@@ -74,7 +75,7 @@ def test_texts_of_others_are_never_markup(tmp_path):
         groups=[HOSTILE] * 3,
         about={"command": HOSTILE},
     )
-    files = write_results(evaluation, tmp_path)
+    files = write_results(compare(evaluation), tmp_path)
     page = Page(files[4].read_text())
     assert page.source.count("<script") == 2 and page.source.count("</script>") == 2  # the data, and the page's own
     assert not page.images[0].get("src") and not any("onerror" in dict(attributes) for _, attributes in page.tags)
@@ -91,13 +92,13 @@ def test_part_of_an_evaluation_can_be_written(tmp_path):
     evaluation.scores["spo@1"]["pickscore"][5:] = np.nan
     for image in (tmp_path / "images" / "spo@2").iterdir():
         image.unlink()
-    files = write_results(evaluation, tmp_path)
+    files = write_results(compare(evaluation), tmp_path)
     assert "NaN" not in files[0].read_text() and "nan" not in files[3].read_text()
     assert "Not complete: " in files[3].read_text()
     data = data_of(Page(files[4].read_text()))
     assert "spo@2" not in data["items"][0]["shown"] and "pickscore" not in data["items"][11]["shown"]["spo@1"]["scores"]
     nothing = {name: {} for name in evaluation.scores}
-    write_results(dataclasses.replace(evaluation, scores=nothing, images={}), tmp_path / "nothing")
+    write_results(compare(dataclasses.replace(evaluation, scores=nothing, images={})), tmp_path / "nothing")
 
 
 def test_images_in_the_page_are_spread_and_few_enough(tmp_path):
@@ -129,4 +130,4 @@ def test_votes_of_other_evaluations_are_not_mixed_up(tmp_path):
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        write_results(made_up(tmp_path, prompts=1), tmp_path / "file")
+        write_results(compare(made_up(tmp_path, prompts=1)), tmp_path / "file")
