@@ -133,13 +133,11 @@ def hacking(curves: Curves) -> Finding | None:
     if alarm:
         what = told(*alarm)
         best = f"batch {last.best}, which is the best (python -m spo_jax.export --run=RUN/checkpoints/best)"
-        return Finding(
-            "problem",
-            what[0].upper() + what[1:],
-            (f"Take {best}. " if last.best else "By the held-out scores nothing is better than the base model. ")
-            + "Next time train for fewer batches or lower optimizer.learning_rate; for good, the judge needs pairs in "
-            "which what it fell for is the worse image.",
-        )
+        advice = f"Take {best}." if last.best else "By the held-out scores nothing is better than the base model."
+        advice += " Next time train for fewer batches, or lower optimizer.learning_rate."
+        if last.trained:
+            advice += " For good, the judge needs pairs in which what it fell for is the worse image."
+        return Finding("problem", what[0].upper() + what[1:], advice)
     taken = counted(len(looks) - 1, "look")
     best = f"the best was in batch {last.best}" if last.best else "none was better than before training"
     if last.worse:
