@@ -39,6 +39,7 @@ def ours(spec: str, images: np.ndarray, prompts: list[str]) -> Side:
         return to_pixels(floats, network.config.vision.image_size).block_until_ready()
 
     def scores() -> np.ndarray:
+        reward.forget_prompts()
         (values,) = reward.measure(floats, prompts).values()
         return values
 

@@ -21,6 +21,7 @@ from spo_jax.rewards.common.protocol import Context, Reward, Scores
 __all__ = ["Context", "DeviceReward", "EmbeddingReward", "Reward", "Scores", "in_equal_chunks"]
 
 _CHUNK = 25  # number of images that a device scores at a time
+_KEPT_PROMPTS = 4096  # whose features are kept on the host: 16 MB of those of a ViT-H, the prompts of every protocol
 
 
 class DeviceReward:
@@ -78,18 +79,37 @@ class DeviceReward:
     def measure(self, images: Float[np.ndarray, "b h w 3"], prompts: Sequence[str]) -> Scores:
         """Scores finished images on all devices that hold the weights; returns the scores by name.
 
-        A prompt that several images have is encoded once. An image that is not finite has the score NaN.
+        A prompt that several images have is encoded once, and not again in later calls. An image that is not finite has
+        the score NaN.
         """
         (name,) = self.meanings
-        different = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-        which = np.array([different[prompt] for prompt in prompts], int)
         with self._on_devices():
-            features = self.features(list(different))
+            known = self._features_of(prompts)
 
             def score(rows: Int[np.ndarray, " b"]) -> Array:
-                return self._score_finished(self.params, images[rows], take_rows(features, which[rows]))
+                features = jax.tree.map(lambda *x: np.concatenate(x), *(known[prompts[row]] for row in rows))
+                return self._score_finished(self.params, images[rows], features)
 
             return {name: in_equal_chunks(score, len(images))}
+
+    def _features_of(self, prompts: Sequence[str]) -> dict[str, PyTree]:
+        """Returns the features of prompts, one row each, and computes those that are not kept from earlier calls."""
+        wanted = list(dict.fromkeys(prompts))
+        if len(self._kept.keys() | wanted) > _KEPT_PROMPTS:
+            self.forget_prompts()
+        new = [prompt for prompt in wanted if prompt not in self._kept]
+        if new:
+            features = self.features(new)
+            self._kept.update((prompt, take_rows(features, np.array([row]))) for row, prompt in enumerate(new))
+        return {prompt: self._kept[prompt] for prompt in wanted}
+
+    def forget_prompts(self) -> None:
+        """Gives up the features of prompts that are kept, so that they are computed again."""
+        self._kept.clear()
+
+    @functools.cached_property
+    def _kept(self) -> dict[str, PyTree]:
+        return {}
 
     @functools.cached_property
     def _score_finished(self) -> Callable[..., Array]:

@@ -11,7 +11,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.resizing import to_bytes
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.parallel.mesh import make_mesh, replicated
-from spo_jax.rewards import Spec, check_reward, load_reward, parse_spec
+from spo_jax.rewards import Spec, base, check_reward, load_reward, parse_spec
 from spo_jax.rewards.base import Context, DeviceReward, Reward
 from spo_jax.rewards.common.spm_reward import SPMReward
 from spo_jax.rewards.toy import ToyTruth
@@ -136,7 +136,9 @@ def test_an_image_that_is_not_finite_has_no_score(images, wrong):
     np.testing.assert_array_equal(np.isnan(scores), [False, True, False])
 
 
-def test_a_prompt_of_several_images_is_encoded_once(images):
+def test_a_prompt_is_encoded_once(images, monkeypatch):
+    """Several images may have it, in one call or, as images of several contestants, in several ones."""
+
     class PromptLength(DeviceReward):
         meanings = {"prompt_length": "length of the prompt"}
         asked = []
@@ -151,7 +153,12 @@ def test_a_prompt_of_several_images_is_encoded_once(images):
     reward = PromptLength()
     prompts = ["long", "a"] * 3 + ["mid"] * 4
     np.testing.assert_array_equal(reward.measure(images[:10], prompts)["prompt_length"], [4, 1] * 3 + [3] * 4)
-    assert reward.asked == [["long", "a", "mid"]]
+    np.testing.assert_array_equal(reward.measure(images[:2], ["mid", "other"])["prompt_length"], [3, 5])
+    assert reward.asked == [["long", "a", "mid"], ["other"]]
+    monkeypatch.setattr(base, "_KEPT_PROMPTS", 4)  # what was kept is given up for new prompts
+    for _ in range(2):
+        np.testing.assert_array_equal(reward.measure(images[:2], ["new", "a"])["prompt_length"], [3, 1])
+    assert reward.asked[2:] == [["new", "a"]]
 
 
 @pytest.mark.parametrize("count", [3, 26])
