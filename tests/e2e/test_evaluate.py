@@ -5,17 +5,22 @@ Resumed evaluations have the same images to the bit, because programs and their 
 batch beside an image differ.
 """
 
+import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from spo_jax.core.errors import UserError
 from spo_jax.evaluate import evaluate
@@ -179,6 +184,61 @@ def test_a_reward_that_says_another_version_scores_again(how, tmp_path, written,
         monkeypatch.setattr(brightness, "load", spied(load, scored, version=version))
         evaluate(tmp_path / "out", **how, limit=1)
     assert written == ["base"] * 2 and scored == [2, 2]
+
+
+def test_what_is_replaced_while_an_evaluation_draws_is_not_taken_for_what_was_there(
+    how, micro_run, tmp_path, written, monkeypatch
+):  # fmt: skip
+    """Images and scores are bound to what was read at the beginning, and hours may pass until it is used."""
+    from tests import brightness
+
+    lora = shutil.copy(micro_run / "lora.safetensors", tmp_path)
+    small = how | {"images_per_prompt": 1, "limit": 1, "loras": {"spo": lora}}
+    begin = Store.begin
+
+    def begin_and_replace(self):
+        begin(self)
+        with safe_open(lora, "numpy") as file:
+            save_file({name: 2 * file.get_tensor(name) for name in file.keys()}, lora, file.metadata())  # noqa: SIM118
+
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="spo: files of its lora were replaced since"):
+        patched.setattr(Store, "begin", begin_and_replace)
+        evaluate(tmp_path / "out", **small)
+    assert written == ["base"]
+    monkeypatch.setattr(brightness, "load", changing(brightness.load, iter("12")))
+    with pytest.raises(UserError, match="the reward tests.brightness was replaced since this evaluation began"):
+        evaluate(tmp_path / "out", **small)
+    assert written == ["base", "spo"] and not list(tmp_path.glob("out/scores/*/*"))
+
+
+def changing(load, versions):
+    """Wraps a reward's ``load``, so that each time it says another version."""
+
+    def load_next(source, context):
+        reward = load(source, context)
+        reward.version = next(versions)
+        return reward
+
+    return load_next
+
+
+def test_a_reward_of_ones_own_that_is_rewritten_scores_again(how, tmp_path, monkeypatch):
+    from tests import brightness
+
+    text = Path(brightness.__file__).read_text()
+    module = tmp_path / "rewriting" / "mine.py"
+    module.parent.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # it tells files of one size by whole seconds
+    scores = []
+    for mean in ("1 * images.mean((1, 2, 3))", "2 * images.mean((1, 2, 3))"):
+        module.write_text(text.replace("images.mean((1, 2, 3))", mean))
+        importlib.invalidate_caches()
+        for name in ("rewriting.mine", "rewriting"):
+            sys.modules.pop(name, None)
+        evaluation = evaluate(tmp_path / "out", **how | {"rewards": "rewriting.mine", "limit": 1})
+        scores.append(evaluation.scores["base"]["brightness"])
+    np.testing.assert_allclose(scores[1], 2 * scores[0], rtol=1e-5)
 
 
 def spied(load, scored, **attributes):

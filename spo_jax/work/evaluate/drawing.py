@@ -20,7 +20,8 @@ from spo_jax.models.drawing import read_adapter, warn_of_cuts
 from spo_jax.models.sampler import Sampler, latents_of
 from spo_jax.nn.lora import scaled
 from spo_jax.run.lock import RunLock
-from spo_jax.work.evaluate.lineup import Entrant, Lineup
+from spo_jax.work.evaluate.digests import Digests
+from spo_jax.work.evaluate.lineup import Entrant, Lineup, check_unchanged
 from spo_jax.work.evaluate.request import Request
 from spo_jax.work.evaluate.store import Store
 
@@ -49,14 +50,16 @@ class Painter:
       store: the folder.
       lock: its lock.
       mesh: the devices.
+      digests: digests of the files from which contestants are read.
     """
 
-    def __init__(self, request: Request, lineup: Lineup, store: Store, lock: RunLock, mesh: Mesh):
+    def __init__(self, request: Request, lineup: Lineup, store: Store, lock: RunLock, mesh: Mesh, digests: Digests):
         self._request = request
         self._lineup = lineup
         self._store = store
         self._lock = lock
         self._mesh = mesh
+        self._digests = digests
         self._bar: tqdm | None = None
 
     def draw(self) -> int:
@@ -106,6 +109,7 @@ class Painter:
             if entrant.lora is not None:
                 tree, scale = read_adapter(pipeline, entrant.lora)
                 lora = scaled(tree, scale * entrant.entry.strength)  # so that one program serves all strengths
+            check_unchanged(entrant, pipeline, self._digests)
             self._draw_entrant(sampler, entrant, lora, missing[entrant.entry.name])
 
     def _draw_entrant(self, sampler: Sampler, entrant: Entrant, lora: Params | None, places: Sequence[Place]) -> None:

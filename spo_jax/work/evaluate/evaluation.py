@@ -65,7 +65,7 @@ def evaluate(request: Request) -> tuple[Evaluation, str, list[Path]]:
             judges = read_judges(request, lineup, mesh)
             store.begin()
             digests.save()
-            Painter(request, lineup, store, lock, mesh).draw()
+            Painter(request, lineup, store, lock, mesh, digests).draw()
             evaluation = _measure(request, lineup, judges, store, lock, mesh)
         comparison = compare(evaluation)
         files = write_results(comparison, request.out)

@@ -1,17 +1,21 @@
 """The rewards of an evaluation: looked at before anything is drawn, loaded again when there is something to score."""
 
 import dataclasses
+import hashlib
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Float
-from spo_jax.rewards import load_reward
+from spo_jax.rewards import load_reward, parse_spec
 from spo_jax.rewards.base import Context, Reward
 from spo_jax.rewards.common import total
 from spo_jax.run.versions import library_versions
@@ -42,8 +46,18 @@ class Judge:
     embeds: bool
 
     def load(self, kind: str, mesh: Mesh) -> Reward:
-        """Loads the reward onto the devices; it computes in float32."""
-        return _load(self.spec, kind, mesh)
+        """Loads the reward onto the devices; it computes in float32.
+
+        Raises:
+          UserError: it cannot be loaded, or is another one than at the beginning, to which the scores would be bound.
+        """
+        reward = _load(self.spec, kind, mesh)
+        if _identity(self.spec, reward) != self.identity:
+            raise UserError(
+                f"the reward {self.spec} was replaced since this evaluation began: start it again, and the new one "
+                "scores; what is finished stays"
+            )
+        return reward
 
 
 def read_judges(request: Request, lineup: Lineup, mesh: Mesh) -> list[Judge]:
@@ -75,14 +89,28 @@ def _read(
                 reward.check(request.prompts, size)
             except UserError as error:
                 raise UserError(f"the reward {spec} cannot score the images of {name}: {error}") from error
-        params = getattr(reward, "params", {})
-        versions = library_versions()
-        identity = {
-            "spec": spec,
-            "weights": weights_digest(params) if params else getattr(reward, "version", ""),
-            "versions": {name: versions[name] for name in LIBRARIES},
-        }
+        identity = _identity(spec, reward)
     return Judge(spec, identity, dict(reward.meanings), tuple(reward.lower_is_better), hasattr(reward, "embed"))
+
+
+def _identity(spec: str, reward: Reward) -> dict[str, Any]:
+    """Returns everything that decides on a reward's scores besides image and prompt."""
+    params = getattr(reward, "params", {})
+    versions = library_versions()
+    return {
+        "spec": spec,
+        "weights": weights_digest(params) if params else "",
+        "version": getattr(reward, "version", ""),
+        "code": _code_digest(parse_spec(spec).name),
+        "platform": jax.default_backend(),  # as for images, see `spo_jax.work.evaluate.lineup`
+        "versions": {name: versions[name] for name in LIBRARIES},
+    }
+
+
+def _code_digest(name: str) -> str:
+    """Returns the digest of the file of a user's own reward, which has no version as ours have; empty for ours."""
+    file = getattr(sys.modules.get(name), "__file__", None) if "." in name else None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def _load(spec: str, kind: str, mesh: Mesh) -> Reward:

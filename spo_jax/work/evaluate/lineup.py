@@ -119,7 +119,7 @@ class _Opening:
         self._base = base
         self._digests = digests
         self.pipeline = self._open(base)
-        self._read = {base: self._digests_of(base, self.pipeline)}
+        self._read = {base: _files(base, self.pipeline, digests)}
         self._loras: dict[str, Path] = {}
 
     def _open(self, model: Model) -> Pipeline:
@@ -156,7 +156,7 @@ class _Opening:
         if model not in self._read:
             pipeline = self._open(model)
             self._check_alike(pipeline)
-            self._read[model] = self._digests_of(model, pipeline)
+            self._read[model] = _files(model, pipeline, self._digests)
         return model
 
     def _check_alike(self, other: Pipeline) -> None:
@@ -171,19 +171,44 @@ class _Opening:
                     "images with --images"
                 )
 
-    def _digests_of(self, model: Model, pipeline: Pipeline) -> dict[str, str]:
-        """Returns the digests of everything that is read of a model."""
-        path = resolve(model.model, model.revision or None)
-        parts = family_module(family_of(path), "parts")
-        found = {"model": self._digests.of_model(path)}
-        text = getattr(pipeline, "base", None)  # where a single file's tokenizers and scheduler lie
-        if text is not None and text != path:
-            found["base"] = self._digests.of_model(text, _TEXT_PARTS)
-        if model.vae:
-            found["vae"] = self._digests.of_model(parts.open_vae(model.vae).path)
-        if model.unet:
-            found["unet"] = self._digests.of_model(parts.open_unet(model.unet).path)
-        return found
+
+def check_unchanged(entrant: Entrant, pipeline: Pipeline, digests: Digests) -> None:
+    """Refuses to draw from files that are others than those to which the images would be bound.
+
+    Hours may lie between the look at a contestant and its turn, in which a run may have written another LoRA.
+
+    Args:
+      entrant: a contestant that is about to be drawn.
+      pipeline: its model, which has just been read like its LoRA.
+      digests: digests of files.
+
+    Raises:
+      UserError: a file was replaced.
+    """
+    found = _files(entrant.model, pipeline, digests)
+    if entrant.lora is not None:
+        found["lora"] = digests.of_lora(entrant.lora)
+    for what, digest in found.items():
+        if entrant.recipe.values[what] != digest:
+            raise UserError(
+                f"contestant {entrant.entry.name}: files of its {what} were replaced since this evaluation began: "
+                "start it again, and it is drawn from the new ones; what is finished stays"
+            )
+
+
+def _files(model: Model, pipeline: Pipeline, digests: Digests) -> dict[str, str]:
+    """Returns the digests of everything that is read of a model."""
+    path = resolve(model.model, model.revision or None)
+    parts = family_module(family_of(path), "parts")
+    found = {"model": digests.of_model(path)}
+    text = getattr(pipeline, "base", None)  # where a single file's tokenizers and scheduler lie
+    if text is not None and text != path:
+        found["base"] = digests.of_model(text, _TEXT_PARTS)
+    if model.vae:
+        found["vae"] = digests.of_model(parts.open_vae(model.vae).path)
+    if model.unet:
+        found["unet"] = digests.of_model(parts.open_unet(model.unet).path)
+    return found
 
 
 def _recipe(request: Request, guidance: float, size: tuple[int, int]) -> dict[str, Any]:
