@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from spo_jax import rewards
 from spo_jax.core.errors import UserError
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.settings import AdapterSettings
@@ -21,7 +22,7 @@ def is_judge(spec: str, settings: AdapterSettings) -> bool:
       settings: settings of the run.
     """
     terms = [term for judge in _judges(settings) for term in _terms(judge)]
-    return _resolved(spec, settings) in [_resolved(term, settings) for term in terms]
+    return any(_same(_resolved(spec, settings), _resolved(term, settings)) for term in terms)
 
 
 def check_held_out(settings: AdapterSettings) -> None:
@@ -31,7 +32,7 @@ def check_held_out(settings: AdapterSettings) -> None:
       UserError: the guard is on, and one of its rewards is the judge or a term of it.
     """
     for spec in settings.eval.guard_names if settings.eval.guard != "off" else ():
-        if is_judge(spec, settings):
+        if any(is_judge(term, settings) for term in _terms(spec)):
             raise UserError(
                 f"config field eval.guard_rewards names {spec!r}, by which the run is judged: expected rewards from "
                 "which it does not learn"
@@ -56,7 +57,13 @@ def _terms(spec: str) -> list[str]:
 
 def _named(spec: str, settings: AdapterSettings) -> tuple[str, str]:
     parsed = parse_spec(spec)  # another variant is the same judge
-    return parsed.name, parsed.source or str(reward_options(settings, spec).get("model", ""))
+    name = parsed.name.removeprefix(f"{rewards.__name__}.")  # ours may be named by their dotted paths as well
+    return name, parsed.source or str(reward_options(settings, spec).get("model", ""))
+
+
+def _same(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Compares two judges; without a source one is the published reward, of which a source may be a copy."""
+    return one[0] == other[0] and (one[1] == other[1] or not (one[1] and other[1]))
 
 
 def _resolved(spec: str, settings: AdapterSettings) -> tuple[str, str]:

@@ -12,6 +12,8 @@ from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
     ("judge", "judges", "others"),
     [
         ("spm", ["spm", "spm:toy"], ["toy", "spm:other", ""]),
+        ("pickscore", ["pickscore:my/copy", "spo_jax.rewards.pickscore", "pickscore@x"], ["aesthetic", "spm"]),
+        ("pickscore:one/copy", ["pickscore", "pickscore:one/copy"], ["pickscore:another/model"]),
         ("sum:1*spm:toy+20*my.redness", ["sum:1*spm:toy+20*my.redness", "spm:toy", "my.redness"], ["toy", "spm:a"]),
     ],
 )

@@ -138,6 +138,12 @@ def test_what_judges_is_not_held_out(judge):
             check_held_out(settings)
 
 
+def test_a_sum_that_holds_the_judge_is_not_held_out():
+    held_out = dataclasses.replace(EVAL, guard_rewards="sum:1*my.redness+0.1*spm:toy")
+    with pytest.raises(UserError, match="eval.guard_rewards names 'sum:.*', by which the run is judged"):
+        check_held_out(SPOTrainSettings(eval=held_out))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
