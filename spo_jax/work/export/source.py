@@ -144,18 +144,31 @@ def _chosen(checkpoints: CheckpointReader, folder: Path, best: bool) -> int:
     if latest is None:
         raise UserError(f"--run={folder}: there is no checkpoint in it")
     guard = checkpoints.read_meta(latest).get("guard") or {}
-    kept = (guard.get("kept") or {}).get("batch")
+    kept, ended = (guard.get("kept") or {}).get("batch"), guard.get("stopped")
+    if told := _guarded_end(run_of(folder)[0], latest):
+        # The last look may have been taken only when the run was resumed, after this checkpoint had been saved.
+        kept, ended = told.get("kept_batch"), told.get("stopped_batch") is not None
     if best and kept is None:
         steps = ", ".join(map(str, sorted(checkpoints.steps())))
         raise UserError(
             f"--run={folder}: no guard says which checkpoint was best (config field eval.guard): name one ({steps})"
         )
-    return kept if kept is not None and (best or guard.get("stopped")) else latest
+    return kept if kept is not None and (best or ended) else latest
 
 
 def _summary(run: Path, step: int) -> Mapping[str, Any]:
     """Reads the summary of a run, which is about the one checkpoint that was exported at its end."""
-    file = run / SUMMARY
-    summary = read_json_object(file) if file.is_file() else {}
+    summary = _read_summary(run)
     exported = (summary.get("guard") or {}).get("exported_batch", summary.get("batches"))
     return summary if exported == step else {}
+
+
+def _guarded_end(run: Path, latest: int) -> Mapping[str, Any]:
+    """Reads what the summary says of the guard, if the latest checkpoint is that of the run's end."""
+    summary = _read_summary(run)
+    return (summary.get("guard") or {}) if summary.get("batches") == latest else {}
+
+
+def _read_summary(run: Path) -> Mapping[str, Any]:
+    file = run / SUMMARY
+    return read_json_object(file) if file.is_file() else {}

@@ -43,12 +43,23 @@ def test_without_a_guard_it_is_the_last(write_run):
 @pytest.mark.parametrize(("stopped", "step"), [(False, 3), (True, 2)])
 def test_the_best_is_exported_if_the_guard_ended_the_run_or_by_its_name(write_run, stopped, step):
     guard = {"guard": {"stopped": stopped, "kept": {"batch": 2}}}
-    run = write_run(guard, batches=3, guard={"exported_batch": step}, verdict="it got better")
+    told = {"exported_batch": step, "kept_batch": 2, "stopped_batch": 3 if stopped else None}
+    run = write_run(guard, batches=3, guard=told, verdict="it got better")
     assert step_of(run) == step and step_of(run / "checkpoints" / "best") == 2
     assert step_of(run / "checkpoints" / "3") == 3, "a number means what it says"
     for at in (2, 3):
         summary = read_source(run / "checkpoints" / str(at), Base()).record.summary
         assert bool(summary) == (at == step), "it is about the weights that were exported"
+
+
+def test_a_look_that_was_taken_after_the_last_checkpoint_counts(write_run):
+    """The run was stopped before its last look, and ended by it as soon as it was resumed."""
+    before = {"guard": {"stopped": False, "kept": {"batch": 1}}}
+    told = {"exported_batch": 2, "kept_batch": 2, "stopped_batch": 3}
+    run = write_run(before, batches=3, guard=told)
+    assert step_of(run) == step_of(run / "checkpoints" / "best") == 2
+    earlier = write_run(before, batches=2, guard=told)  # it has been made longer since
+    assert step_of(earlier) == 3 and step_of(earlier / "checkpoints" / "best") == 1
 
 
 def test_before_the_first_look_nothing_is_best(write_run):
