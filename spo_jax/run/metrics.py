@@ -87,7 +87,7 @@ class MetricsWriter:
         """Adds values to the latest row, for which a run that was stopped had no time.
 
         Args:
-          step: number of the batch, which has to be that of the latest row.
+          step: number of the batch; its row is the latest one, or the curves were lost and it becomes a row of its own.
           scalars: as in `write`.
 
         Raises:
@@ -96,7 +96,8 @@ class MetricsWriter:
         if self._file is None:
             return
         if not self.rows or self.rows[-1]["step"] != step:
-            raise ValueError(f"the latest row is not that of batch {step}")
+            self.write(step, scalars)
+            return
         added = {name: _scalar(value) for name, value in scalars.items()}
         self.rows[-1] = self.rows[-1] | added
         self._file.close()

@@ -59,6 +59,16 @@ def test_a_resumed_run_has_neither_gaps_nor_duplicates(tmp_path):
     assert [(row["step"], row["loss"]) for row in read_metrics(writer.path)] == [(1, 1), (2, 2), (3, 30)]
 
 
+def test_values_join_the_latest_row_or_become_one(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 0.5})
+        writer.extend(1, {"score": 2.0})
+        writer.extend(2, {"score": 3.0})  # the curves of the batch were lost
+        writer.write(3, {"loss": 0.25})
+    rows = [{"step": 1, "loss": 0.5, "score": 2.0}, {"step": 2, "score": 3.0}, {"step": 3, "loss": 0.25}]
+    assert read_metrics(writer.path) == rows
+
+
 def test_tensorboard_hides_rows_that_are_written_again(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         writer.write(1, {"loss": 1})
