@@ -33,7 +33,7 @@ def make_guard(
     return guard
 
 
-def hacked(images: int = 25, best: int = 3, seed: int = 0) -> Callable[[int], Measured]:
+def hacked(images: int = 25, best: int = 3, seed: int = 0, name: str = "quality") -> Callable[[int], Measured]:
     """Scores of a run whose judge always rises, and whose quality rises until a batch.
 
     After the best batch it falls by less than the noise, and from the next one on by far more.
@@ -45,6 +45,6 @@ def hacked(images: int = 25, best: int = 3, seed: int = 0) -> Callable[[int], Me
     def of(batch: int) -> Measured:
         fallen = 0.0 if batch <= best else 0.02 if batch == best + 1 else 1.0
         quality = base + 0.3 * min(batch, best) - fallen + noise[batch]
-        return measured(quality, base + batch + noise[-batch - 1])
+        return measured({name: quality}, base + batch + noise[-batch - 1])
 
     return of

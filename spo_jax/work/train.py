@@ -38,7 +38,7 @@ from spo_jax.run.facts import facts_of
 from spo_jax.run.folder import RunFolder, State, joined, open_folder, restore, run_meta, state_items
 from spo_jax.run.guard.figure import looks_figure
 from spo_jax.run.guard.guard import Guard
-from spo_jax.run.guard.look import BEST, WORSE, looks_of
+from spo_jax.run.guard.look import BEST, WORSE
 from spo_jax.run.loop import Row, RunIO, run_keys
 from spo_jax.run.loop import run as run_loop
 from spo_jax.run.memory import memory_advice
@@ -184,7 +184,13 @@ def _trained(
         meta = run_meta(settings, data.digests)
         io = RunIO(outputs.curves, checkpointer, meta, evaluate, log.eval_every, log.checkpoint_every, export, guard)
         done = start
-        if guard is None or not guard.ends:  # which a resumed run may have done already
+        if guard is not None and guard.ends:
+            logging.warning(
+                "the guard has ended this run after batch %d; what follows is done again. "
+                "--config.eval.guard=warn trains on",
+                start,
+            )
+        else:
             done, state = run_loop(step, state, range(start, run.total), io, run.progress)
         state, guarded = _guarded(guard, checkpointer, state, done)
 
@@ -284,7 +290,7 @@ def _write_results(
     rows = read_metrics(out / METRICS)
     curves = Curves(rows, dataclasses.asdict(settings), result.summary.get("scores", {}))
     rules = [rule for rule in rules_of(settings.method) if rule is not scores]  # the verdict tells these
-    looks = looks_of(rows) if getattr(run, "guard", None) is not None else []
+    looks = run.guard.looks if getattr(run, "guard", None) is not None else []
     ended = (summary.get("guard") or {}).get("stopped_batch") is not None  # and would end again
     counts = (WORSE, BEST)  # for programs, and no curves to look at
     shown = [{name: value for name, value in row.items() if name not in counts} for row in rows]

@@ -26,6 +26,7 @@ class Guarded(Settings):
 
     guard: str = setting("stop", "As for other methods.")
     guard_looks: int = setting(2, "As for other methods.")
+    guard_score: str = setting("quality", "Name of the held-out score.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Counting:
     def __init__(self, settings: CountingSettings):
         self.total = settings.batches
         guard = settings.eval
-        plan = {"mode": guard.guard, "in_a_row": guard.guard_looks, "begin": False}
-        self.guard = make_guard(hacked(best=3), self.total, **plan) if guard.guard != "off" else None
+        plan = {"mode": guard.guard, "in_a_row": guard.guard_looks, "about": {"rewards": guard.guard_score}}
+        looks = hacked(best=3, name=guard.guard_score)
+        self.guard = make_guard(looks, self.total, begin=False, **plan) if guard.guard != "off" else None
 
     def init_state(self, key: Any) -> State:
         """Begins with 0."""

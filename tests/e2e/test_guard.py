@@ -80,9 +80,10 @@ def test_killed_and_resumed_equals_uninterrupted(stopped, tmp_path, at):
     assert last == CheckpointReader(stopped / "checkpoints").read_meta(6)
 
 
-def test_a_run_that_was_ended_stays_so_and_goes_on_with_another_setting(stopped, tmp_path):
+def test_a_run_that_was_ended_stays_so_and_goes_on_with_another_setting(stopped, tmp_path, caplog):
     shutil.copytree(stopped, tmp_path / "run")
     train(COUNTING, tmp_path / "run", Resume(if_there=True))
+    assert "the guard has ended this run after batch 6" in caplog.text
     assert rows_of(tmp_path / "run") == rows_of(stopped)
     assert read_json(tmp_path / "run" / "summary.json")["guard"] == read_json(stopped / "summary.json")["guard"]
 
@@ -90,6 +91,17 @@ def test_a_run_that_was_ended_stays_so_and_goes_on_with_another_setting(stopped,
     assert warned["batches"] == 20 and warned["guard"]["exported_batch"] == 20 and warned["guard"]["kept_batch"] == 3
     assert warned["guard"]["text"].startswith("The guard warned in batch 6: ")
     assert checkpoints_in(tmp_path / "run") == [2, 3, 20]
+
+
+def test_with_other_held_out_rewards_the_looks_begin_anew(stopped, tmp_path):
+    """Batch 6, after which the other scores have ended the run, is looked at again; the report shows the new looks."""
+    shutil.copytree(stopped, tmp_path / "run")
+    summary = train(dataclasses.replace(COUNTING, eval=Guarded(guard_score="other")), tmp_path / "run", Resume(True))
+    guard = summary["guard"]
+    assert [look["step"] for look in guard["looks"]] == [0, *range(6, 21)] and guard["stopped_batch"] is None
+    assert guard["kept_batch"] in range(6, 21)
+    assert [look.batch for look in looks_of(read_metrics(tmp_path / "run" / "metrics.jsonl"))] == [*range(6, 21)]
+    assert "above other, which it does not" in (tmp_path / "run" / "report.html").read_text()
 
 
 # SPO

@@ -138,7 +138,7 @@ def hacking(curves: Curves) -> Finding | None:
         if last.trained:
             advice += " For good, the judge needs pairs in which what it fell for is the worse image."
         return Finding("problem", what[0].upper() + what[1:], advice)
-    taken = counted(len(looks) - 1, "look")
+    taken = counted(sum(look.batch > 0 for look in looks), "look")
     best = f"the best was in batch {last.best}" if last.best else "none was better than before training"
     if last.worse:
         text = f"The latest of the guard's {taken} is worse than the best one ({best}), beyond noise."

@@ -9,7 +9,7 @@ from absl import logging
 
 from spo_jax.parallel.agreement import decided
 from spo_jax.run.guard.look import Look, Measured, means
-from spo_jax.run.guard.rule import SEEN, gains, in_errors, limit
+from spo_jax.run.guard.rule import MOST, SEEN, gains, in_errors, limit
 from spo_jax.run.guard.told import alarm_of, outcome, told
 
 
@@ -98,6 +98,12 @@ class Guard:
           total: number of batches of the whole run.
         """
         self._total = total
+        if self._limit >= MOST:
+            logging.warning(
+                "guard: of %d images no fall is beyond noise, so there will be no alarm: raise eval.guard_images and "
+                "eval.images",
+                self.plan.images,
+            )
         return self.look(0, state)
 
     def is_due(self, batch: int) -> bool:
@@ -116,7 +122,7 @@ class Guard:
         measured = Measured.from_json(decided(measured.to_json))
         look = self._compared(batch, measured)
         self.looks.append(look)
-        if look.worse == self.plan.in_a_row:
+        if look.worse == self.plan.in_a_row and look.gain is not None:
             logging.warning("guard: %s", told(*alarm_of(self.looks, self.plan.in_a_row)))
         return look.row()
 
@@ -128,6 +134,7 @@ class Guard:
             logging.warning("guard: a score after batch %d is not finite, so this look is not compared", batch)
         elif reference is None:
             self._reference = _Best(batch, now)
+            self._kept = self._reference if batch else None
         else:
             gain = self._gain(now, reference)
             if now.trained:

@@ -114,8 +114,16 @@ class Look:
 
 
 def looks_of(rows: Sequence[Mapping[str, int | float | None]]) -> list[Look]:
-    """Returns the looks among the rows of a run, in order."""
-    return [look for look in map(Look.from_row, rows) if look is not None]
+    """Returns the looks among the rows of a run that have the scores of the latest one, in order.
+
+    A run may be resumed with other rewards, after which its earlier looks are not compared.
+    """
+    looks = [look for look in map(Look.from_row, rows) if look is not None]
+    return [
+        look
+        for look in looks
+        if look.trained.keys() >= looks[-1].trained.keys() and look.held_out.keys() >= looks[-1].held_out.keys()
+    ]
 
 
 def means(values: Values) -> dict[str, float]:

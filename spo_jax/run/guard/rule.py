@@ -31,7 +31,7 @@ from spo_jax.core.typing import Float
 from spo_jax.run.verdict import NOISE
 
 SEEN = NOISE  # standard errors by which the trained score falls if the judge sees it; false alarms do not depend on it
-_MOST = 99.0  # standard errors; where every image changes alike there is no noise, and infinity is not JSON
+MOST = 99.0  # standard errors; where every image changes alike there is no noise, and infinity is not JSON
 
 Values = Mapping[str, Float[np.ndarray, " n"]]  # scores of the images of a look, by name
 
@@ -75,4 +75,4 @@ def in_errors(differences: Float[np.ndarray, " n"]) -> float:
     if len(differences) < 2 or mean == 0:
         return 0.0
     error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    return math.copysign(_MOST, mean) if abs(mean) >= _MOST * error else mean / error
+    return math.copysign(MOST, mean) if abs(mean) >= MOST * error else mean / error

@@ -16,8 +16,10 @@ def alarm_of(looks: Sequence[Look], in_a_row: int) -> tuple[Look, Look] | None:
       looks: the looks of a run, in order.
       in_a_row: worse looks in a row that are an alarm.
     """
+    compared = [look for look in looks if look.gain is not None]  # a look that is not finite adds nothing to its row
     # A resumed run may have a lower number than the one by which its looks were taken.
-    alarms = [look for look in looks if look.worse == in_a_row] or [look for look in looks if look.worse > in_a_row]
+    alarms = [look for look in compared if look.worse == in_a_row]
+    alarms = alarms or [look for look in compared if look.worse > in_a_row]
     found = [(other, alarms[-1]) for other in looks if alarms and other.batch == alarms[-1].best]
     return found[0] if found else None
 
@@ -61,6 +63,11 @@ def outcome(looks: Sequence[Look], in_a_row: int, stopped: int | None, exported:
 def _exported(last: Look, exported: int) -> str:
     if last.best == exported:
         return f"The weights after batch {exported}, the best by the held-out scores, are what was exported."
+    if last.best:
+        return (
+            f"The best by the held-out scores was {when(last.best)}, whose checkpoint is no longer there; what was "
+            f"exported is batch {exported}."
+        )
     return (
         f"By the held-out scores nothing was better than the model {when(last.best)}; what was exported is batch "
         f"{exported}, the best since."

@@ -111,6 +111,30 @@ def test_scores_that_are_not_finite_are_not_compared(caplog):
     assert len(looks_of(rows)) == 8
 
 
+def test_a_look_that_is_not_finite_repeats_no_alarm(caplog):
+    values = hacked(best=3)
+    broken = measured(np.full(25, np.nan), np.zeros(25))
+    guard = make_guard(lambda batch: broken if batch == 7 else values(batch), 7, mode="warn")
+    look_until_end(guard, 7)
+    assert guard.looks[-1].worse == 2 and caplog.text.count("exploits the errors") == 1
+    assert guard.summary(exported=7, done=7)["text"].startswith("The guard warned in batch 6: ")
+
+
+def test_without_scores_before_training_the_first_look_is_kept():
+    values = hacked(best=0)
+    broken = measured(np.full(25, np.nan), np.zeros(25))
+    guard = make_guard(lambda batch: values(batch) if batch else broken, 20)
+    look_until_end(guard, 20)
+    assert guard.looks[-1].best == guard.kept == 1
+
+
+def test_a_guard_of_too_few_images_for_an_alarm_says_so(caplog):
+    make_guard(hacked(images=2), 3)
+    assert "there will be no alarm" not in caplog.text
+    make_guard(hacked(images=2), 20)
+    assert "of 2 images no fall is beyond noise, so there will be no alarm" in caplog.text
+
+
 @pytest.mark.parametrize("at", [1, 3, 4, 5])
 def test_a_resumed_guard_is_the_same_bit_for_bit(at):
     whole = make_guard(hacked(best=3), 20)
@@ -156,6 +180,8 @@ def test_a_best_checkpoint_that_is_gone_is_not_exported(caplog):
     assert second.kept is None and "checkpoint of batch 3, the best so far, is no longer there" in caplog.text
     assert look_until_end(second, 20, 6) == 6
     assert second.kept == 6, "the best of those that are there"
+    text = second.summary(exported=6, done=6)["text"]
+    assert text.endswith("was batch 3, whose checkpoint is no longer there; what was exported is batch 6.")
 
 
 def test_a_run_that_was_ended_stays_so_unless_the_settings_change():

@@ -1,5 +1,6 @@
 """Looks as rows of the curves, and back."""
 
+import dataclasses
 import json
 import math
 
@@ -31,6 +32,12 @@ def test_rows_without_a_look_are_skipped():
     look = LOOK
     rows = [{"step": 1, "loss": 0.7}, json.loads(json.dumps({"step": 20, "loss": 0.7, **look.row()}))]
     assert looks_of(rows) == [look]
+
+
+def test_looks_of_other_scores_are_left_out():
+    """A run was resumed with other held-out rewards."""
+    now = dataclasses.replace(LOOK, batch=30, held_out={"image_reward": 0.1})
+    assert looks_of([{"step": look.batch, **look.row()} for look in (LOOK, now)]) == [now]
 
 
 def test_what_is_not_known_is_not_in_the_row():
