@@ -105,6 +105,7 @@ class RewardInputs:
     Attributes:
       folder: the folder ``rewards``.
       prompts: the prompts of all scores.
+      token_only: prompts of which there are token ids and no scores.
       names: names of the images in the order of the arrays.
       rgba: an image with alpha, uint8 [h w 4].
     """
@@ -113,6 +114,7 @@ class RewardInputs:
         self.folder = folder
         texts = json.loads((folder / "inputs" / "prompts.json").read_text())
         self.prompts = texts["prompts"]
+        self.token_only = texts["token_only_prompts"]
         self.names = texts["image_order"]
         with np.load(folder / "inputs" / "images.npz") as file:
             self._images = {key.removeprefix("img_"): file[key] for key in file.files}

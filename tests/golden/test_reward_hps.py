@@ -5,7 +5,6 @@ Pillow are equal.
 Features are compared from the original's pixels, 1e-5 of the largest value, and from images as the score is, 1e-4.
 """
 
-import json
 from types import SimpleNamespace
 
 import jax
@@ -24,22 +23,14 @@ REWARDS = {"hpsv2": "v2", "hpsv21": "v21"}
 
 
 @pytest.fixture(scope="module")
-def case(golden_dir, golden):
+def case(golden, reward_inputs):
     """The arrays, and the images [1 h w 3] and prompts that they are of."""
-    folder = golden_dir / "rewards" / "hpsv2"
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder}")
-    inputs = golden_dir / "rewards" / "inputs"
-    prompts = json.loads((inputs / "prompts.json").read_text())
-    with np.load(inputs / "images.npz") as images:
-        pixels = [images[f"img_{name}"] for name in prompts["image_order"]]
-        rgba = images["img_rgba"]
     return SimpleNamespace(
-        folder=folder,
+        folder=reward_inputs.needs("hpsv2"),
         arrays=golden.arrays("rewards/hpsv2/golden.npz"),
-        images=[image[None].astype(np.float32) / 127.5 - 1 for image in pixels],
-        rgba=rgba[None].astype(np.float32) / 127.5 - 1,
-        prompts=prompts["prompts"],
+        images=[reward_inputs.image(name) for name in reward_inputs.names],
+        with_alpha=reward_inputs.image("rgba"),
+        prompts=reward_inputs.prompts,
     )
 
 
@@ -74,7 +65,7 @@ def test_pixels(case, golden, pixels, mode):
 def test_alpha_does_not_change_colours_that_are_resized_as_tensors(case, golden, mode):
     """The original keeps alpha, which its network then refuses; here it is dropped."""
     theirs = golden.nhwc(case.arrays[f"pixels_rgba_{MODES[mode]}"])
-    (ours,) = jax.jit(PIXELS[mode], static_argnums=1)(jnp.asarray(case.rgba[..., :3]), theirs.shape[0])
+    (ours,) = jax.jit(PIXELS[mode], static_argnums=1)(jnp.asarray(case.with_alpha), theirs.shape[0])
     np.testing.assert_allclose(ours, theirs[..., :3], atol=PIXEL)
 
 

@@ -4,7 +4,6 @@ Ids, masks, bytes and ranks are equal. Features differ by 1e-5 of the largest va
 sums in another order; the score adds the folded head, whose original adds 1,024 products in float32: 1e-4 relative.
 """
 
-import json
 from types import SimpleNamespace
 
 import jax
@@ -26,23 +25,15 @@ FEATURES, SCORES = 1e-5, 1e-4
 
 
 @pytest.fixture(scope="module")
-def case(golden_dir, golden):
+def case(golden, reward_inputs):
     """The reward, its arrays, and the images [1 h w 3] and prompts that they are of."""
-    folder = golden_dir / "rewards" / "imagereward"
-    if not folder.is_dir():
-        pytest.skip(f"no folder {folder}")
-    inputs = golden_dir / "rewards" / "inputs"
-    prompts = json.loads((inputs / "prompts.json").read_text())
-    with np.load(inputs / "images.npz") as images:
-        pixels = [images[f"img_{name}"] for name in prompts["image_order"]]
-        rgba = images["img_rgba"]
     return SimpleNamespace(
-        reward=load_reward(f"image_reward:{folder}", Context()),
+        reward=load_reward(f"image_reward:{reward_inputs.needs('imagereward')}", Context()),
         arrays=golden.arrays("rewards/imagereward/golden.npz"),
-        images=[image[None].astype(np.float32) / 127.5 - 1 for image in pixels],
-        rgba=rgba,
-        prompts=prompts["prompts"],
-        texts=prompts["prompts"] + prompts["token_only_prompts"],
+        images=[reward_inputs.image(name) for name in reward_inputs.names],
+        rgba=reward_inputs.rgba,
+        prompts=reward_inputs.prompts,
+        texts=reward_inputs.prompts + reward_inputs.token_only,
     )
 
 

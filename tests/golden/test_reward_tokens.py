@@ -3,8 +3,6 @@
 ``hf_fast_mask`` is not compared, because no network here reads a mask.
 """
 
-import json
-
 import pytest
 
 from spo_jax.data.original_tokenizer import open_tokenizer
@@ -24,31 +22,22 @@ FILES = [("tokenizer.json",), ("vocab.json", "merges.txt", "special_tokens_map.j
 
 
 @pytest.fixture(scope="module")
-def folder(golden_dir):
-    folder = golden_dir / "rewards"
-    if not folder.is_dir():
-        pytest.skip(f"no arrays of rewards in {golden_dir}")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prompts(folder):
-    content = json.loads((folder / "inputs" / "prompts.json").read_text())
-    return content["prompts"] + content["token_only_prompts"]
+def prompts(reward_inputs):
+    return reward_inputs.prompts + reward_inputs.token_only
 
 
 @pytest.mark.parametrize(("array", "tokenizer", "form"), CASES, ids=[case[0] for case in CASES])
-def test_ids_are_those_of_the_original(golden, folder, prompts, array, tokenizer, form):
+def test_ids_are_those_of_the_original(golden, reward_inputs, prompts, array, tokenizer, form):
     prefix = PREFIX if array.endswith("prefix") else ""
-    ids = open_tokenizer(folder / tokenizer, form)([prefix + prompt for prompt in prompts])
+    ids = open_tokenizer(reward_inputs.needs(tokenizer), form)([prefix + prompt for prompt in prompts])
     assert_same(ids, golden.arrays("rewards/clip_tokenizer/golden_tokens.npz")[array], prompts)
 
 
 @pytest.mark.parametrize("form", ["hf_fast", "open_clip", "openai", "hf_slow_ftfy", "hf_slow_noftfy"])
 @pytest.mark.parametrize("files", FILES, ids=lambda files: files[0])
-def test_ids_do_not_depend_on_the_file_of_the_vocabulary(golden, folder, prompts, form, files, tmp_path):
+def test_ids_do_not_depend_on_the_file_of_the_vocabulary(golden, reward_inputs, prompts, form, files, tmp_path):
     for name in files:
-        (tmp_path / name).write_bytes((folder / "clip_tokenizer" / name).read_bytes())
+        (tmp_path / name).write_bytes((reward_inputs.needs("clip_tokenizer") / name).read_bytes())
     ids = open_tokenizer(tmp_path, form)(prompts)
     assert_same(ids, golden.arrays("rewards/clip_tokenizer/golden_tokens.npz")[form], prompts)
 
