@@ -41,7 +41,8 @@ def test_a_whole_model_and_a_run_without_lora_are_named(tmp_path: Path) -> None:
     ):
         find_lora(tmp_path / "model")
     (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
-    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "4"):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for folder in (tmp_path / "run", checkpoints / "4", checkpoints / "best"):
         with pytest.raises(UserError, match=f"{folder} has no lora.safetensors: .* spo_jax.export --run={folder} "):
             find_lora(folder)
 

@@ -37,6 +37,9 @@ def find_lora(source: str | os.PathLike) -> Path:
         return _in_folder(path)
     if path.exists():
         return path
+    run, step = run_files.run_of(path)
+    if step == run_files.BEST and run_files.holds_run(run):  # the best checkpoint by its name, which is no folder
+        raise UserError(_no_lora_in_run(path, run))
     match = _ON_HUB.fullmatch(str(source))
     if match is None or _is_meant_locally(str(source)):
         raise UserError(
