@@ -72,7 +72,7 @@ def test_what_is_padded_has_no_influence(reference):
     """Other tokens in the place of the padding change nothing at the places in front of it."""
     ours = BLIP(BLIPConfig(VISION, TEXT))
     pixels = reference.normal(0, 2, 14, 14, 3)
-    params = ours.init(jax.random.key(0), IDS, VISIBLE, pixels)
+    params = jax.jit(ours.init)(jax.random.key(0), IDS, VISIBLE, pixels)
     first = reference.jit(ours.apply)
     expected = first(params, IDS, VISIBLE, pixels)
     other = IDS.at[0, 5:].set(33)
