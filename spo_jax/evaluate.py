@@ -11,32 +11,28 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, printing, run_command
-from spo_jax.core.drawing_limits import LIMITS, SOLVERS, check_limits, checked_prompts
+from spo_jax.core.drawing_limits import LIMITS, SOLVERS, check_limits
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
 from spo_jax.core.strengths import checked_strengths
-from spo_jax.data.protocol import Protocol, load_protocol, load_protocol_prompts, protocol_names
+from spo_jax.data.protocol import protocol_names
 from spo_jax.models import check_model
-from spo_jax.rewards import check_reward
-from spo_jax.rewards.common.protocol import Context
 from spo_jax.rewards.common.total import read_weights
 from spo_jax.run.compilation import keep_compiled_programs
+from spo_jax.work.evaluate.asked import TOY_REWARDS, asked_prompts, asked_protocol, asked_rewards, is_empty
 from spo_jax.work.evaluate.elsewhere import find_images
 from spo_jax.work.evaluate.entries import Sources, check_sources, read_entries
-from spo_jax.work.evaluate.layouts import LAYOUTS, check_layout, read_metadata
+from spo_jax.work.evaluate.layouts import LAYOUTS, check_layout
 from spo_jax.work.evaluate.request import Request
 from spo_jax.work.evaluate.result import CUSTOM, Evaluation
 from spo_jax.work.evaluate.store import check_folder
-
-_TOY_REWARDS = "toy,spm:toy"
 
 
 def evaluate(
@@ -108,12 +104,12 @@ def evaluate(
     """
     # Check everything that can be checked before jax is imported.
     out = local_path(out)
-    strengths = checked_strengths(strengths, "--strengths") if not _is_empty(strengths) else []
+    strengths = checked_strengths(strengths, "--strengths") if not is_empty(strengths) else []
     entries = read_entries(loras, merged, images, strengths)
     changes = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
     changes |= {"images_per_prompt": images_per_prompt, "size": size}
-    chosen, overridden = _protocol(protocol, changes, prompts, model)
-    texts, groups, metadata = _prompts(chosen, prompts, bool(layouts))
+    chosen, overridden = asked_protocol(protocol, changes, prompts, model)
+    texts, groups, metadata = asked_prompts(chosen, prompts, bool(layouts))
     if limit is not None:
         check_limits(limit=limit)
         if limit < len(texts):
@@ -121,7 +117,7 @@ def evaluate(
             chosen = dataclasses.replace(chosen, count=limit)
             if chosen.name != CUSTOM:
                 overridden.append("count")
-    specs = _rewards(rewards, model)
+    specs = asked_rewards(rewards, model)
     total = read_weights(weights if isinstance(weights, str) else ",".join(map(str, weights)), specs, "--weights")
     check_limits(batch=batch)
     if dtype not in ("float32", "bfloat16"):
@@ -166,69 +162,6 @@ def evaluate(
         for file in files:
             print(f"wrote {file}")
     return evaluation
-
-
-def _is_empty(value: Any) -> bool:
-    return isinstance(value, str | Sequence) and len(value) == 0
-
-
-def _protocol(
-    name: str | os.PathLike,
-    changes: Mapping[str, Any],
-    prompts: str | os.PathLike | Sequence[str],
-    model: str,
-) -> tuple[Protocol, list[str]]:
-    """Returns the protocol with the user's changes, and the names of the fields that they changed."""
-    given = {field: value for field, value in changes.items() if value is not None}
-    check_limits(**{field: value for field, value in given.items() if field != "solver"})
-    if given.get("solver", SOLVERS[0]) not in SOLVERS:
-        raise UserError(f"--solver={given['solver']}: expected {', '.join(SOLVERS)}")
-    if not name and _is_empty(prompts) and model == toy.NAME:
-        name = toy.NAME
-    if not name:
-        if _is_empty(prompts):
-            names = ", ".join(protocol_names())
-            raise UserError(f"give --protocol=NAME ({names}, or a file of your own), or --prompts=FILE")
-        source = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else f"{len(prompts)} prompts from Python"
-        about = "Means over the prompts that the flags name, drawn as they say."
-        return Protocol(CUSTOM, about, "the flags of this evaluation", source, **given), []
-    protocol = load_protocol(name)
-    overridden = [field for field, value in given.items() if getattr(protocol, field) != value]
-    if "guidance" in given and protocol.guidance_of:
-        given["guidance_of"] = {}
-        overridden = list(dict.fromkeys([*overridden, "guidance"]))
-    if not _is_empty(prompts):
-        given["prompts"] = os.fspath(prompts) if isinstance(prompts, str | os.PathLike) else "a list from Python"
-        overridden.append("prompts")
-    return dataclasses.replace(protocol, **given), overridden
-
-
-def _prompts(
-    protocol: Protocol, given: str | os.PathLike | Sequence[str], needs_metadata: bool
-) -> tuple[list[str], list[str], list[dict[str, Any]]]:
-    """Returns the prompts, the group of each, and what else their file says of each."""
-    if not isinstance(given, str | os.PathLike) and not _is_empty(given):
-        texts = checked_prompts(given)
-        return texts, [""] * len(texts), []
-    override = os.fspath(given) if isinstance(given, str | os.PathLike) else ""
-    texts, groups = load_protocol_prompts(protocol, override)
-    return texts, groups, read_metadata(override or protocol.prompts) if needs_metadata else []
-
-
-def _rewards(rewards: str | Sequence[str], model: str) -> list[str]:
-    """Returns the names of the rewards, which can be used as far as that shows now."""
-    parts = rewards.split(",") if isinstance(rewards, str) else list(map(str, rewards))
-    specs = [part.strip() for part in parts if part.strip()]
-    if not specs:
-        if model != toy.NAME:
-            raise UserError("--rewards is missing: name what scores the images, such as --rewards=pickscore,aesthetic")
-        specs = _TOY_REWARDS.split(",")
-    twice = sorted({spec for spec in specs if specs.count(spec) > 1})
-    if twice:
-        raise UserError(f"--rewards={','.join(specs)}: {twice[0]} is there twice")
-    for spec in specs:
-        check_reward(spec, Context(field="--rewards"))
-    return specs
 
 
 # The command
@@ -293,7 +226,7 @@ def run() -> None:
             "rewards",
             "",
             "Score by these rewards, NAME[@VARIANT][:SOURCE] with commas between them (default for the toy: "
-            f"{_TOY_REWARDS}).",
+            f"{TOY_REWARDS}).",
         ),
         "weights": flags.DEFINE_string(
             "weights", "", "Add a score 'total', the sum of the rewards with these weights, such as 1,0.5."
