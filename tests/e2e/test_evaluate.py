@@ -6,12 +6,14 @@ batch beside an image differ.
 """
 
 import importlib
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -290,6 +292,28 @@ def test_an_evaluation_that_was_cut_off_goes_on_with_the_same_images(how, compar
     images(out, "base")["0001-0.png"].unlink()
     evaluate(out, **how)
     np.testing.assert_array_equal(pixels(out, "base"), pixels(compared, "base"))
+
+
+def test_images_are_written_while_the_next_ones_are_drawn(how, tmp_path, monkeypatch):
+    from spo_jax.models.sampler import Sampler
+
+    draw, write = Sampler._draw_rows, Store.write_image
+    drawing_second = threading.Event()
+    numbers = itertools.count(1)
+
+    def draw_and_tell(self, *arguments):
+        if next(numbers) == 2:
+            drawing_second.set()
+        return draw(self, *arguments)
+
+    def write_after(self, *arguments):
+        assert drawing_second.wait(20)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(Sampler, "_draw_rows", draw_and_tell)
+    monkeypatch.setattr(Store, "write_image", write_after)
+    evaluate(tmp_path / "out", **how | {"prompts": [*PROMPTS, "a green cross", "a pink ring"]})  # 10 images, at most 8
+    assert len(images(tmp_path / "out", "base")) == 10 and next(numbers) == 3
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax.numpy as jnp
@@ -128,11 +129,15 @@ class Painter:
             guidance=entrant.guidance,
         )
         start = 0
-        for images in self._shown(batches, name):
-            self._lock.check()
-            self._write(entrant, places[start : start + len(images)], images)
-            start += len(images)
-            self._bar.update(len(images))
+        # Compressing a large PNG takes a good part of a second: a batch is written while the next one is drawn.
+        with ThreadPoolExecutor(1) as writer:
+            writing: Future | None = None
+            for images in self._shown(batches, name):
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, entrant, places[start : start + len(images)], images)
+                start += len(images)
+            writing.result()
 
     def _latents(self, rows: np.ndarray) -> Float[np.ndarray, "b h w c"]:
         protocol = self._request.protocol
@@ -152,6 +157,7 @@ class Painter:
 
     def _write(self, entrant: Entrant, places: Sequence[Place], images: Float[np.ndarray, "b H W 3"]) -> None:
         """Writes a batch; the finite images of one with others are kept."""
+        self._lock.check()
         name = entrant.entry.name
         finite = np.isfinite(images).all((1, 2, 3))
         signs = image_signs(images)
@@ -167,6 +173,7 @@ class Painter:
                 f"values that are not finite, with guidance {entrant.guidance:g}: check the guidance and the LoRA's "
                 "strength, and try --dtype=float32"
             )
+        self._bar.update(len(images))
 
 
 def memory_advice(batch: int, dtype: str) -> str:

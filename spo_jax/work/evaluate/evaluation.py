@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,9 @@ def _measure(
     paths = {entrant.entry.name: _paths(request, store, entrant) for entrant in lineup.entrants}
     files = {name: [path(*place) for place in request.places] for name, path in paths.items()}
     texts = [request.prompts[prompt] for prompt, _ in request.places]
-    with stage("looking at the images"):
-        keys = {
-            name: [image_key(file, text) for file, text in zip(listed, texts, strict=True)]
-            for name, listed in files.items()
-        }
+    # Threads, because reading and hashing release Python's lock, and a finished evaluation may have 50 GB of images.
+    with stage("looking at the images"), ThreadPoolExecutor() as threads:
+        keys = {name: list(threads.map(image_key, listed, texts)) for name, listed in files.items()}
         signs = {entrant.entry.name: _signs(request, store, entrant, files) for entrant in lineup.entrants}
     scores = Scorer(request, lineup.kind, store, lock, mesh, files, keys).measure(judges)
     meanings = with_total(scores, judges, request.weights)

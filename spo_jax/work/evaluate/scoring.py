@@ -117,7 +117,7 @@ class Scorer:
     ) -> None:
         """Scores some images of a contestant, and writes the scores now and then."""
         shown.set_postfix_str(name, refresh=False)
-        for part in equal_parts(rows, _SAVED):
+        for part in equal_parts(rows, len(self._keys[name]), _SAVED):
             for same, images in self._of_one_size(name, part):
                 measured = reward.measure(images, [self._prompt(row) for row in same])
                 self._check_finite(judge, name, same, measured)
@@ -130,7 +130,7 @@ class Scorer:
     def _measure_diversity(self, reward: Any, name: str, prompts: Sequence[int], scores: ScoreFile) -> None:
         """Measures how far the images of a prompt are from each other, for some prompts."""
         joint, count = self._joint_keys(name), self._shape[1]
-        for part in equal_parts(prompts, max(1, _SAVED // count)):
+        for part in equal_parts(prompts, len(joint), max(1, _SAVED // count)):
             rows = [prompt * count + image for prompt in part for image in range(count)]
             features = {}
             for same, images in self._of_one_size(name, rows):
@@ -165,14 +165,23 @@ class Scorer:
                 )
 
 
-def equal_parts(rows: Sequence[int], most: int) -> list[list[int]]:
-    """Cuts rows into as few parts as possible of at most ``most``, all of one size, for which programs are compiled.
+def equal_parts(rows: Sequence[int], total: int, most: int) -> list[list[int]]:
+    """Cuts rows into parts of one size, for which programs are compiled.
 
-    The last part is filled up with its last row.
+    The size is that which cuts all rows into as few parts of at most ``most`` as possible. It does not depend on how
+    many rows are missing, so that scores that were cut off go on with the same programs and batches, to the bit.
+
+    Args:
+      rows: the rows that are missing.
+      total: number of all rows.
+      most: largest size of a part.
+
+    Returns:
+      The parts; the last one is filled up with its last row.
     """
     if not rows:
         return []
-    size = -(-len(rows) // -(-len(rows) // most))
+    size = -(-total // -(-total // most))
     parts = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
     parts[-1] += [parts[-1][-1]] * (size - len(parts[-1]))
     return parts

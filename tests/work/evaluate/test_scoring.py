@@ -12,9 +12,10 @@ from spo_jax.work.evaluate.scoring import equal_parts, mean_distance, to_float
 
 @pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (50, [50]), (51, [26, 26]), (130, [44, 44, 44])])
 def test_parts_have_one_size(count, sizes):
-    parts = equal_parts(range(count), 50)
+    parts = equal_parts(range(count), count, 50)
     assert [len(part) for part in parts] == sizes and sum(parts, [])[:count] == list(range(count))
     assert set(sum(parts, [])) == set(range(count))
+    assert equal_parts(range(count)[sum(sizes[:1]) :], count, 50) == parts[1:]  # after the first one was saved
 
 
 def test_diversity_is_the_mean_distance_of_all_pairs():
