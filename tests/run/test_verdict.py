@@ -1,10 +1,12 @@
 """The verdict on a run: honest about noise, as plain about worse as about better, and true without scores."""
 
+import math
+
 import numpy as np
 import pytest
 
 from spo_jax.core.statistics import paired_scores
-from spo_jax.run.verdict import noise_limit, outcomes, verdict
+from spo_jax.run.verdict import noise_limit, outcomes, shown_limit, verdict
 
 
 def score(change, error, lower=False, count=100):
@@ -106,3 +108,27 @@ def test_of_measured_scores():
     assert "only 4 comparisons" in verdict(few)
     one = paired_scores({"s": before[:1]}, {"s": before[:1] + 1}, {})
     assert verdict(one).startswith("Not known: ")
+
+
+@pytest.mark.parametrize("count", [2, 3, 10, 100])
+def test_few_comparisons_without_an_effect_are_no_more_often_called_better_or_worse(count):
+    """With the limit of exactly known errors, 8 scores of 10 comparisons would give a finding in 17 of 100 runs."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(2000, 8, count))
+    changes, errors = draws.mean(2), draws.std(2, ddof=1) / np.sqrt(count)
+    called = np.mean(
+        [
+            set(outcomes({n: score(*pair, count=count) for n, pair in enumerate(pairs)}).values()) != {"unchanged"}
+            for pairs in np.stack([changes, errors], axis=2)
+        ]
+    )
+    assert 0.025 < called < 0.065  # 0.045 is meant
+
+
+def test_the_limit_is_students():
+    assert noise_limit(10, 100) == pytest.approx(2.90, abs=0.01) and noise_limit(10, 10) == pytest.approx(3.8, abs=0.1)
+    assert noise_limit(3, 10**6) == pytest.approx(noise_limit(3), abs=1e-4)
+    assert noise_limit(3, 1) == math.inf
+    assert outcomes({"s": score(0.3, 0.0, count=1)}) == {"s": "unknown"}
+    assert shown_limit({"a": score(1, 1, count=10), "b": score(1, 1, count=4)}) == f"{noise_limit(2, 4):.2g}"
+    assert shown_limit({"a": {"change": 1.0, "change_se": 1.0}}) == "2"

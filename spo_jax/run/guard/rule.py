@@ -23,12 +23,11 @@ best one as a reference, whose luck makes later ones look worse. Two looks in a 
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 
 import numpy as np
 
 from spo_jax.core.typing import Float
-from spo_jax.run.verdict import NOISE
+from spo_jax.run.verdict import NOISE, noise_limit
 
 SEEN = NOISE  # standard errors by which the trained score falls if the judge sees it; false alarms do not depend on it
 MOST = 99.0  # standard errors; where every image changes alike there is no noise, and infinity is not JSON
@@ -43,11 +42,7 @@ def limit(images: int, looks: int) -> float:
       images: number of images of a look.
       looks: number of looks of the whole run, without the one before training.
     """
-    from scipy.special import stdtrit  # here, because only training needs it
-
-    if images < 2:
-        return math.inf
-    return float(-stdtrit(images - 1, NormalDist().cdf(-NOISE) / max(looks, 1)))
+    return noise_limit(looks, images)
 
 
 def gains(now: Values, then: Values, lower_is_better: Sequence[str] = ()) -> Float[np.ndarray, " n"]:

@@ -17,7 +17,7 @@ from spo_jax.run.report.charts import Chart, charts_of, inline_svg
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair, shown
 from spo_jax.run.report.scores import facts, score_rows, setting_rows
 from spo_jax.run.report.steps import NextStep
-from spo_jax.run.verdict import noise_limit, outcomes, verdict
+from spo_jax.run.verdict import outcomes, shown_limit, verdict
 
 OPEN_PAIRS = 12  # pairs that are not folded
 OPEN_CHARTS = 6  # charts that are not folded
@@ -67,7 +67,7 @@ def write_report(
         total=summary.get("images", len(pairs)),
         open_pairs=OPEN_PAIRS,
         scores=score_rows(scores),
-        noise=f"{noise_limit(len(scores)):.2g}",
+        noise=shown_limit(scores),
         figures=[
             Chart(heading, caption, inline_svg(figure, f"{heading}. {caption}", f"figure-{number}"))
             for number, (heading, caption, figure) in enumerate(figures)

@@ -61,7 +61,7 @@ class Comparison:
       wins: by reward, contestant and opponent: the share of images in which the contestant's is the better one.
       compared: number of differences that were looked at.
       limit: standard errors beyond which a difference counts, so widened that looking at all of them finds none in
-        noise.
+        noise; where prompts lack scores, that of the difference with the fewest. Infinite for a single prompt.
       knees: by name of a LoRA that was evaluated at several strengths.
     """
 
@@ -122,7 +122,7 @@ def compare(evaluation: Evaluation) -> Comparison:
         groups=_groups(evaluation, cells),
         wins={score: _wins(evaluation, score) for score in evaluation.rewards},
         compared=len(differences),
-        limit=noise_limit(len(differences)),
+        limit=noise_limit(len(differences), min((each.clusters for each in differences.values()), default=None)),
         knees=knees_of(evaluation),
     )
 
@@ -130,12 +130,13 @@ def compare(evaluation: Evaluation) -> Comparison:
 def _outcomes(
     evaluation: Evaluation, differences: Mapping[tuple[str, str], Estimate]
 ) -> dict[tuple[str, str], str]:  # fmt: skip
-    """Says of each difference whether it is beyond noise; the limit is widened by the number of all of them."""
+    """Says of each difference whether it is beyond noise; the limit is that of all of them together."""
     found = outcomes(
         {
             key: {
                 "change": difference.value,
                 "change_se": difference.error,
+                "count": difference.clusters,
                 "lower_is_better": key[1] in evaluation.lower_is_better and key[1] not in evaluation.signs,
             }
             for key, difference in differences.items()

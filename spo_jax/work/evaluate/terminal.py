@@ -2,11 +2,11 @@
 
 from spo_jax.core.words import columns, counted, readable
 from spo_jax.work.evaluate.compare import Cell, Comparison
-from spo_jax.work.evaluate.wording import MARKS, TRAINED, caption, difference_text, value_text
+from spo_jax.work.evaluate.wording import MARKS, TRAINED, caption, cautions, difference_text, value_text
 
 
 def text_table(comparison: Comparison) -> str:
-    """Writes scores, differences to the first contestant with intervals, and what is beyond noise."""
+    """Writes scores, differences to the first contestant with intervals, what is beyond noise, and what that means."""
     evaluation = comparison.evaluation
     statistic = evaluation.protocol.get("statistic", "mean")
     what = f"{counted(len(evaluation.prompts), 'prompt')} with {counted(evaluation.images_per_prompt, 'image')} each"
@@ -20,7 +20,8 @@ def text_table(comparison: Comparison) -> str:
         lines += ["", f"{readable(score)}{notes}: {evaluation.meanings.get(score, '')}".rstrip(": "), *columns(rows)]
     if any(cell.trained for cells in comparison.cells.values() for cell in cells.values()):
         lines += ["", f"{TRAINED} what the contestant was trained on"]
-    return "\n".join(lines)
+    said = cautions(comparison)
+    return "\n".join([*lines, "", *said] if said else lines)
 
 
 def _cells(cell: Cell) -> tuple[str, str, str]:

@@ -1,5 +1,6 @@
 """What an evaluation found in words, for the tables, the page and the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -148,21 +149,40 @@ def remarks(comparison: Comparison) -> list[str]:
         f"Values are {evaluation.protocol.get('statistic', 'mean')}s over {counted(prompts, 'prompt')} with "
         f"{counted(images, 'image')} each, ± one standard error; intervals are 95 %, from resampled prompts."
     ]
-    if comparison.compared:
-        said.append(
-            f"A difference counts where it exceeds {comparison.limit:.2g} standard errors, because "
-            f"{counted(comparison.compared, 'difference')} {'is' if comparison.compared == 1 else 'are'} looked at."
-        )
+    said += _limit(comparison)
     if any(cell.trained for cells in comparison.cells.values() for cell in cells.values()):
         said.append(f"{TRAINED} marks a score that the contestant was trained on: a gain there proves little.")
     if evaluation.signs:
         signs = listed([readable(score) for score in evaluation.score_names if score in evaluation.signs])
         said.append(f"Signs of reward hacking ({signs}) are no rewards and have no better direction.")
-    if prompts < FEW:
-        said.append(f"With only {counted(prompts, 'prompt')}, all of this is a hint and not a finding.")
+    said += _few(comparison)
     if missing := _missing(evaluation):
         said.append(f"Not complete: {'; '.join(missing)}.")
     return said
+
+
+def cautions(comparison: Comparison) -> list[str]:
+    """Returns those of the remarks that verdicts should not be read without."""
+    return _limit(comparison) + _few(comparison)
+
+
+def _few(comparison: Comparison) -> list[str]:
+    prompts = len(comparison.evaluation.prompts)
+    return [f"With only {counted(prompts, 'prompt')}, all of this is a hint and not a finding."] * (prompts < FEW)
+
+
+def _limit(comparison: Comparison) -> list[str]:
+    """Says by how much a difference has to exceed its standard error, if there is one."""
+    if not comparison.compared:
+        return []
+    if math.isinf(comparison.limit):
+        return ["No difference can be told from noise: a single prompt has no standard error."]
+    looked_at = f"{counted(comparison.compared, 'difference')} {'is' if comparison.compared == 1 else 'are'} looked at"
+    prompts = counted(len(comparison.evaluation.prompts), "prompt")
+    return [
+        f"A difference counts where it exceeds {comparison.limit:.2g} standard errors, because {looked_at}, and "
+        f"because standard errors are estimated from {prompts}."
+    ]
 
 
 def _missing(evaluation: Evaluation) -> Sequence[str]:

@@ -19,7 +19,7 @@ from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.models.lora import names_of
 from spo_jax.run.report.scores import day, score_rows, setting_rows
 from spo_jax.run.report.steps import command
-from spo_jax.run.verdict import noise_limit
+from spo_jax.run.verdict import shown_limit
 from spo_jax.work.export.licences import Licence, licence_of
 from spo_jax.work.export.metadata import description, model_name
 from spo_jax.work.export.preview import preview_file
@@ -181,7 +181,7 @@ def _scores(record: RunRecord) -> dict[str, Any]:
         "scores": rows,
         "images": record.summary.get("images", 0),
         "verdict": record.summary.get("verdict", ""),
-        "noise": f"{noise_limit(len(scores)):.2g}",
+        "noise": shown_limit(scores),
         "drawn": f", drawn by DDIM in {how.steps} steps with guidance {how.guidance_scale:g}",
         "meanings": {name: meaning for name, meaning in meanings.items() if meaning},
         "judged": listed([row["name"] for row in rows if row["is_judge"]]),

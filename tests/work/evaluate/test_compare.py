@@ -5,7 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from spo_jax.run.verdict import noise_limit
 from spo_jax.work.evaluate.compare import compare
+from spo_jax.work.evaluate.tables import results_json
+from spo_jax.work.evaluate.terminal import text_table
 from spo_jax.work.evaluate.wording import caption, difference_text, finding, remarks
 from tests.work.evaluate.made_up import made_up
 
@@ -29,7 +32,7 @@ def test_outcomes_are_beyond_the_noise_of_all_that_is_looked_at(tmp_path):
     assert outcomes["spo@1"] == {"pickscore": "better", "hpsv21": "better", "saturation": "higher"}
     assert outcomes["spo@2"] == {"pickscore": "better", "hpsv21": "unchanged", "saturation": "higher"}
     assert outcomes["theirs"] == {"pickscore": "unchanged", "saturation": "unchanged"}
-    assert comparison.compared == 11 and comparison.limit == pytest.approx(2.87, abs=0.01)  # Bonferroni's, of 2
+    assert comparison.compared == 11 and comparison.limit == noise_limit(11, 20)
 
 
 def test_lower_is_better_turns_the_outcome_and_the_wins(tmp_path):
@@ -102,6 +105,28 @@ def test_few_prompts_are_a_hint(tmp_path):
     single = compare(made_up(tmp_path, prompts=1))
     assert single.cells["spo@1"]["pickscore"].outcome == "unknown"
     assert finding(single, "spo@1").startswith("Not known for pickscore and hpsv21")
+    assert {cell.outcome for row in single.cells.values() for cell in row.values()} == {"", "unknown"}
+    assert any("a single prompt has no standard error" in remark for remark in remarks(single))
+    assert results_json(single)["noise_limit"] is None
+
+
+def test_few_prompts_need_a_larger_difference(tmp_path):
+    """Differences of 3.6 standard errors: beyond the limit of 11 exact ones, and not beyond that of 5 prompts."""
+    evaluation = made_up(tmp_path, prompts=5)
+    errors = np.array([-2, -1, 0, 1, 2]) / np.sqrt(2.5)
+    for scores in evaluation.scores.values():
+        scores["pickscore"][:] = np.arange(5.0)[:, None]
+    evaluation.scores["spo@1"]["pickscore"] += (errors + 3.6 / np.sqrt(5))[:, None]
+    cell = compare(evaluation).cells["spo@1"]["pickscore"]
+    assert cell.difference.value / cell.difference.error == pytest.approx(3.6) and noise_limit(11) < 3
+    assert cell.outcome == "unchanged"
+
+
+def test_the_terminal_says_how_far_to_trust_verdicts(tmp_path):
+    few = text_table(compare(made_up(tmp_path, prompts=5)))
+    assert "A difference counts where it exceeds" in few and "estimated from 5 prompts" in few
+    assert few.endswith("With only 5 prompts, all of this is a hint and not a finding.")
+    assert "hint" not in text_table(compare(made_up(tmp_path, prompts=20)))
 
 
 def test_overridden_fields_are_named_with_their_values(tmp_path):
