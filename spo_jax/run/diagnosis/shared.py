@@ -6,7 +6,7 @@ from spo_jax.core.words import counted, duration, listed, readable, with_error
 from spo_jax.run.diagnosis.curves import FEW, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 from spo_jax.run.guard.look import looks_of
-from spo_jax.run.guard.told import alarm_of, told
+from spo_jax.run.guard.told import alarm_of, nothing, taken, told
 from spo_jax.run.trend import FIRST, LATEST
 from spo_jax.run.verdict import outcomes
 
@@ -129,7 +129,8 @@ def hacking(curves: Curves) -> Finding | None:
     if len(looks) < 2:
         return None
     last = looks[-1]
-    alarm = alarm_of(looks, curves.setting("eval.guard_looks", 2))
+    in_a_row = curves.setting("eval.guard_looks", 2)
+    alarm = alarm_of(looks, in_a_row)
     if alarm:
         what = told(*alarm)
         best = f"batch {last.best}, which is the best (python -m spo_jax.export --run=RUN/checkpoints/best)"
@@ -138,12 +139,12 @@ def hacking(curves: Curves) -> Finding | None:
         if last.trained:
             advice += " For good, the judge needs pairs in which what it fell for is the worse image."
         return Finding("problem", what[0].upper() + what[1:], advice)
-    taken = counted(sum(look.batch > 0 for look in looks), "look")
     best = f"the best was in batch {last.best}" if last.best else "none was better than before training"
     if last.worse:
-        text = f"The latest of the guard's {taken} is worse than the best one ({best}), beyond noise."
-        return Finding("note", text, "Another one in a row would be an alarm: look again after it.")
-    return Finding("good", f"The guard saw no sign that the judge is exploited in {taken}; {best}.")
+        text = f"The latest of the guard's {taken(looks)} is worse than the best one ({best}), beyond noise."
+        missing = counted(max(in_a_row - last.worse, 1), "more worse look")
+        return Finding("note", text, f"With {missing} in a row there would be an alarm: look again then.")
+    return Finding("good", f"{nothing(looks)}; {best}.")
 
 
 RULES: tuple[Rule, ...] = (not_finite, few_batches, scores, hacking, gradient_norm, speed)

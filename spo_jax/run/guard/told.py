@@ -56,8 +56,18 @@ def outcome(looks: Sequence[Look], in_a_row: int, stopped: int | None, exported:
         return f"Stopped by the guard after batch {stopped}: {told(*alarm)} {_exported(looks[-1], exported)}"
     if alarm is not None:
         return f"The guard warned in batch {alarm[1].batch}: {told(*alarm)} {_best(looks[-1], exported)}"
-    taken = counted(sum(look.batch > 0 for look in looks), "look")
-    return f"The guard saw no sign that the judge is exploited, in {taken}. {_best(looks[-1], exported)}"
+    return f"{nothing(looks)}. {_best(looks[-1], exported)}"
+
+
+def nothing(looks: Sequence[Look]) -> str:
+    """Says that the looks of a run gave no alarm."""
+    seen = "sign that the judge is exploited" if looks[-1].trained else "lasting fall of the held-out scores"
+    return f"The guard saw no {seen} in {taken(looks)}"
+
+
+def taken(looks: Sequence[Look]) -> str:
+    """Counts the looks since training began."""
+    return counted(sum(look.batch > 0 for look in looks), "look")
 
 
 def _exported(last: Look, exported: int) -> str:

@@ -131,4 +131,6 @@ def test_hacking(batches, level, text):
 def test_hacking_needs_looks_and_follows_the_settings():
     assert shared.hacking(curves_of(loss=[0.7])) is None
     assert shared.hacking(looked(0)) is None
-    assert shared.hacking(looked(6, in_a_row=3)).level == "note"
+    for in_a_row, missing in ((3, "1 more worse look"), (4, "2 more worse looks")):
+        found = shared.hacking(looked(6, in_a_row))
+        assert found.level == "note" and found.advice.startswith(f"With {missing} in a row there would be an alarm")

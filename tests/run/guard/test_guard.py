@@ -70,6 +70,11 @@ def test_without_a_judge_the_held_out_scores_decide():
     guard = make_guard(lambda batch: values(batch)._replace(trained={}), 20)
     assert look_until_end(guard, 20) == 6
     assert guard.looks[-1].rise is None
+    quiet = make_guard(lambda batch: values(min(batch, 3))._replace(trained={}), 5)
+    look_until_end(quiet, 5)
+    assert quiet.summary(exported=5, done=5)["text"].startswith(
+        "The guard saw no lasting fall of the held-out scores in 5 looks. "
+    )
 
 
 def test_worse_looks_have_to_come_in_a_row():
@@ -207,7 +212,7 @@ def test_the_summary_tells_what_happened():
     quiet = make_guard(hacked(best=5), 6, mode="warn")
     look_until_end(quiet, 6)
     text = quiet.summary(exported=6, done=6)["text"]
-    assert text.startswith("The guard saw no sign that the judge is exploited, in 6 looks.")
+    assert text.startswith("The guard saw no sign that the judge is exploited in 6 looks.")
     assert text.endswith("The best by the held-out scores was batch 5; what was exported is batch 6.")
     assert quiet.summary(exported=6, done=6)["stopped_batch"] is None
 
