@@ -34,12 +34,14 @@ class DeviceReward:
       READS: input of `score`: ``images`` near [-1, 1], or ``latents`` as the diffusion model sees them.
       meanings: as in `Reward`.
       lower_is_better: as in `Reward`.
+      signs: as in `Reward`.
       params: weights, which are an argument of programs and not a constant in them.
     """
 
     READS: ClassVar[str] = "images"
     meanings: Mapping[str, str] = {}
     lower_is_better: Sequence[str] = ()
+    signs: Sequence[str] = ()
     params: Params = {}
 
     def features(self, prompts: Sequence[str]) -> PyTree:

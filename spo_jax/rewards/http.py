@@ -16,6 +16,7 @@ no reader of multipart forms any more. Unknown fields of an answer are ignored, 
 
 - ``scores``: the name of every score, with a sentence that says what it is. Names have letters, digits and ``_-.@/``.
 - ``lower_is_better``: names of those for which a lower value is better; may be left out.
+- ``signs``: names of those that have no better direction, such as brightness; may be left out.
 - ``batch``: the most images that the server takes in a request; may be left out.
 - ``version``: a text that changes with the scores. An evaluation keeps scores with it, and computes them again where it
   is another one; may be left out.
@@ -49,7 +50,7 @@ has no business.
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,7 @@ class HTTPReward:
         names = answer.get("scores") if isinstance(answer, dict) else None
         if not isinstance(names, dict) or not names or not all(_is_score(*item) for item in names.items()):
             raise client.misunderstood(answer, _DESCRIPTION)
-        lower = answer.get("lower_is_better", [])
-        if not isinstance(lower, list) or any(not isinstance(name, str) or name not in names for name in lower):
-            raise client.misunderstood(lower, f"lower_is_better to be a list with names of {sorted(names)}")
+        lower, signs = (_listed(client, answer, field, names) for field in ("lower_is_better", "signs"))
         batch = answer.get("batch", client.options.batch)
         if type(batch) is not int or batch < 1:
             raise client.misunderstood(batch, "batch to be a whole number from 1 on")
@@ -116,7 +115,8 @@ class HTTPReward:
             raise client.misunderstood(self.version, "version to be a text")
         lines = {name: " ".join(meaning.split()) for name, meaning in names.items()}
         self.meanings = {name: f"{line} (computed at {client.url})" for name, line in lines.items()}
-        self.lower_is_better = tuple(lower)
+        self.lower_is_better = lower
+        self.signs = signs
         self._batch = min(batch, client.options.batch)
 
     def check(self, prompts: Sequence[str], size: tuple[int, int]) -> None:
@@ -148,6 +148,14 @@ class HTTPReward:
         if not isinstance(scores, dict) or not all(_are_numbers(scores.get(name), len(images)) for name in names):
             raise self._client.misunderstood(answer, expected)
         return {name: [float(value) for value in scores[name]] for name in names}
+
+
+def _listed(client: Client, answer: Mapping[str, Any], field: str, names: Collection[str]) -> tuple[str, ...]:
+    """Returns the scores that a description names in a field."""
+    listed = answer.get(field, [])
+    if not isinstance(listed, list) or any(not isinstance(name, str) or name not in names for name in listed):
+        raise client.misunderstood(listed, f"{field} to be a list with names of {sorted(names)}")
+    return tuple(listed)
 
 
 def _is_score(name: str, meaning: Any) -> bool:

@@ -188,6 +188,16 @@ def test_a_reward_that_says_another_version_scores_again(how, tmp_path, written,
     assert written == ["base"] * 2 and scored == [2, 2]
 
 
+def test_a_measure_without_a_better_direction_is_no_reward(how, tmp_path, monkeypatch):
+    from tests import brightness
+
+    monkeypatch.setattr(brightness, "load", spied(brightness.load, [], signs=("brightness",)))
+    evaluation = evaluate(tmp_path / "out", **how | {"rewards": f"{BRIGHTNESS},{BRIGHTNESS}:_two"}, limit=1)
+    assert evaluation.rewards == ["brightness_two"] and "brightness" in evaluation.signs
+    row = next(line for line in (tmp_path / "out" / "results.csv").read_text().splitlines() if ",brightness," in line)
+    assert ",brightness,sign," in row
+
+
 def test_what_is_replaced_while_an_evaluation_draws_is_not_taken_for_what_was_there(
     how, micro_run, tmp_path, written, monkeypatch
 ):  # fmt: skip

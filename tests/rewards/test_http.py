@@ -109,6 +109,7 @@ def test_images_and_prompts_arrive_and_scores_return(serve):
     description = {
         "scores": {"mean": "mean of the image", "length": "letters\n of the prompt"},
         "lower_is_better": ["length"],
+        "signs": ["mean"],
         "batch": 2,
         "version": "2025-09",
         "contact": "someone",
@@ -126,7 +127,7 @@ def test_images_and_prompts_arrive_and_scores_return(serve):
     reward = load_reward(f"http:{url}", FLAG)
     assert isinstance(reward, Reward)
     assert reward.meanings["length"] == f"letters of the prompt (computed at {url})"
-    assert (reward.lower_is_better, reward.version) == (("length",), "2025-09")
+    assert (reward.lower_is_better, reward.signs, reward.version) == (("length",), ("mean",), "2025-09")
     reward.check(PROMPTS, (4, 6))
     scores = reward.measure(IMAGES, PROMPTS)
     assert [body["prompts"] for body in requests] == [["a", "b"], ["ç", "d"], ["e"]]
@@ -299,6 +300,7 @@ BAD_DESCRIPTIONS = [
     {"scores": {"<b>": "a name that a page would show"}},
     {"scores": {"beauty": ""}, "lower_is_better": ["ugliness"]},
     {"scores": {"beauty": ""}, "lower_is_better": "beauty"},
+    {"scores": {"beauty": ""}, "signs": ["redness"]},
     {"scores": {"beauty": ""}, "batch": 0},
     {"scores": {"beauty": ""}, "batch": "8"},
     {"scores": {"beauty": ""}, "version": 2},

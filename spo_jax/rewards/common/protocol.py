@@ -56,7 +56,9 @@ class Reward(Protocol):
     by name, or a range of whole numbers.
 
     A reward may also have a function ``embed(images)`` that returns a feature vector of length 1 of each image,
-    Float[np.ndarray, "b p"]; evaluation measures with it how different images of one prompt are.
+    Float[np.ndarray, "b p"]; evaluation measures with it how different images of one prompt are. And it may have
+    ``signs``, the names of those of its scores that have no better direction, such as brightness: evaluation shows them
+    beside the signs of reward hacking, and counts no wins by them and no gain.
 
     Attributes:
       meanings: one sentence for each score that `measure` returns, by name. Variants have other names than the default.

@@ -105,7 +105,7 @@ def _measure(
         scores=scores,
         meanings=meanings | dict(SIGN_MEANINGS) | {DIVERSITY: _DIVERSITY},
         lower_is_better=[name for judge in judges for name in judge.lower_is_better if name not in SIGN_MEANINGS],
-        signs=[*SIGN_MEANINGS, DIVERSITY],
+        signs=[*SIGN_MEANINGS, DIVERSITY, *(name for judge in judges for name in judge.signs)],
         trained_on=_trained_on(lineup, judges, bool(request.weights)),
         images=paths,
         about=_about(request, lineup, mesh),

@@ -37,6 +37,7 @@ class Judge:
       meanings: a sentence for each of its scores.
       lower_is_better: those of its scores that improve by falling.
       embeds: whether it has features of images, of which diversity is computed.
+      signs: those of its scores that have no better direction.
     """
 
     spec: str
@@ -44,6 +45,7 @@ class Judge:
     meanings: Mapping[str, str]
     lower_is_better: Sequence[str]
     embeds: bool
+    signs: Sequence[str] = ()
 
     def load(self, kind: str, mesh: Mesh) -> Reward:
         """Loads the reward onto the devices; it computes in float32.
@@ -90,7 +92,14 @@ def _read(
             except UserError as error:
                 raise UserError(f"the reward {spec} cannot score the images of {name}: {error}") from error
         identity = _identity(spec, reward)
-    return Judge(spec, identity, dict(reward.meanings), tuple(reward.lower_is_better), hasattr(reward, "embed"))
+    return Judge(
+        spec, identity, dict(reward.meanings), tuple(reward.lower_is_better), hasattr(reward, "embed"), _signs(reward)
+    )
+
+
+def _signs(reward: Reward) -> tuple[str, ...]:
+    """Returns the scores of a reward that have no better direction, which most rewards do not speak of."""
+    return tuple(getattr(reward, "signs", ()))
 
 
 def _identity(spec: str, reward: Reward) -> dict[str, Any]:

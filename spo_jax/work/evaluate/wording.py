@@ -132,8 +132,9 @@ def knee_text(comparison: Comparison, group: str, knee: Knee) -> str:
     basis = f"judged by {judged}" if knee.held_out else f"judged by {judged}, which it was trained on"
     if knee.knee is None:
         return f"{group} has no knee: no strength is better than {comparison.first} beyond noise ({basis}: {gains})."
-    best = "" if knee.best == knee.knee else f"; the largest gain is at {knee.best}"
-    return f"{group} has its knee at {knee.knee}{best} ({basis}: {gains})."
+    strength = {each.name: each.strength for each in comparison.evaluation.contestants}
+    best = "" if knee.best == knee.knee else f"; the largest gain is at {strength[knee.best]:g}"
+    return f"{group} has its knee at strength {strength[knee.knee]:g}{best} ({basis}: {gains})."
 
 
 def knee_definition(comparison: Comparison) -> str:

@@ -49,6 +49,13 @@ def test_the_knee_is_the_smallest_strength_that_is_not_worse_beyond_noise(tmp_pa
     assert compare(evaluation).knees["spo"].knee == "spo@0.5"
 
 
+def test_the_knee_is_told_by_its_strength_and_leaves_out_what_has_no_better_direction(tmp_path):
+    comparison = compare(made_up(tmp_path))
+    assert knee_text(comparison, "spo", comparison.knees["spo"]).startswith("spo has its knee at strength 1 (judged by")
+    knee = compare(made_up(tmp_path, signs=("saturation", "hpsv21"))).knees["spo"]
+    assert knee.rewards == ["pickscore"] and not knee.held_out
+
+
 def test_without_a_gain_there_is_no_knee(tmp_path):
     evaluation = made_up(tmp_path)
     for name in ("spo@0.5", "spo@1", "spo@2"):
