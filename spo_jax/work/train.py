@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from spo_jax.core.cli import printing
+from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.memory import explaining_memory
@@ -205,7 +206,12 @@ def _guarded(guard: Guard | None, checkpointer: Checkpointer, state: State, done
     if guard.ends and guard.kept not in (None, done):
         exported = guard.kept
         with stage(f"reading checkpoint {exported}, the best by the held-out scores"):
-            state = joined(checkpointer.restore(exported, state_items(state))[0])
+            try:
+                items, _ = checkpointer.restore(exported, state_items(state))
+            except UserError as error:
+                last = f"move it away and resume the run to export the weights after batch {done}"
+                raise UserError(f"{error}; it is the best by the held-out scores: restore it, or {last}") from error
+            state = joined(items)
     return state, guard.summary(exported, done)
 
 

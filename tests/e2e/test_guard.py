@@ -11,6 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
+from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.run.checkpoint_reader import CheckpointReader
 from spo_jax.run.folder import Resume
@@ -91,6 +92,19 @@ def test_a_run_that_was_ended_stays_so_and_goes_on_with_another_setting(stopped,
     assert warned["batches"] == 20 and warned["guard"]["exported_batch"] == 20 and warned["guard"]["kept_batch"] == 3
     assert warned["guard"]["text"].startswith("The guard warned in batch 6: ")
     assert checkpoints_in(tmp_path / "run") == [2, 3, 20]
+
+
+def test_a_damaged_best_checkpoint_is_named_and_can_be_given_up(stopped, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    damaged = next(path for path in sorted((run / "checkpoints" / "3" / "params").rglob("*")) if path.is_file())
+    damaged.unlink()
+    with pytest.raises(UserError, match=r"checkpoints/3 is damaged: .*; it is the best by the held-out scores"):
+        train(COUNTING, run, Resume(required=True))
+    assert checkpoints_in(run) == [2, 3, 6]
+    (run / "checkpoints" / "3").rename(tmp_path / "3")
+    summary = train(COUNTING, run, Resume(required=True))
+    assert summary["guard"]["exported_batch"] == 6 and "batch 3, whose checkpoint is no longer there" in str(summary)
 
 
 def test_with_other_held_out_rewards_the_looks_begin_anew(stopped, tmp_path):
