@@ -48,6 +48,16 @@ def visit(browser, written):
     assert not wrong
 
 
+def test_a_table_that_is_too_wide_says_so(visit):
+    table = "#scores .card.wide"
+    wide, narrow = (visit(viewport={"width": width, "height": 800}) for width in (2400, 390))
+    assert not wide.locator("#scores .scroll-hint").is_visible()
+    narrow.wait_for_selector("#scores .scroll-hint", state="visible")
+    narrow.wait_for_selector(f"{table}.more")
+    narrow.eval_on_selector(table, "table => table.scrollTo(table.scrollWidth, 0)")
+    narrow.wait_for_selector(f"{table}:not(.more)")
+
+
 def sides(tab):
     return [tab.get_attribute(f"#vote-{side}", "src") for side in ("left", "right")]
 

@@ -32,3 +32,15 @@ if (winsBy) {
   addEventListener("afterprint", showWins);
   showWins();
 }
+
+// Tables that are wider than the page say so, and have a shadow where more of them is.
+document.querySelectorAll(".wide").forEach((table) => {
+  const hint = element("p", { class: "scroll-hint" }, "There are more columns: scroll the table sideways →");
+  table.before(hint);
+  const look = () => {
+    hint.hidden = table.scrollWidth <= table.clientWidth + 1;
+    table.classList.toggle("more", table.scrollLeft + table.clientWidth < table.scrollWidth - 1);
+  };
+  table.addEventListener("scroll", look, { passive: true });
+  new ResizeObserver(look).observe(table);
+});
