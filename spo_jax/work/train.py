@@ -332,4 +332,4 @@ def _print_scores(summary: dict[str, Any], out: Path) -> None:
 
 
 def _fixed(value: float | None, form: str) -> str:
-    return "not finite" if value is None else format(value, form)
+    return "not finite" if value is None else format(round(value, 4) + 0.0, form)  # and no -0.0000
