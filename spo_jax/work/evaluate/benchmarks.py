@@ -29,7 +29,8 @@ class Layout(NamedTuple):
       files: yields the name of each image's file, with the numbers of its prompt and image.
       texts: yields names and contents of text files.
       home: the benchmark's repository.
-      command: the command to run there next, in which {folder} is the folder.
+      command: the command to run there next, in which {folder} is the folder; a line for each kind of prompts, if the
+        benchmark scores several differently. Commands of several contestants follow each other in one script.
     """
 
     problem: Callable[[Drawn], str]
@@ -145,7 +146,9 @@ LAYOUTS: Mapping[str, Layout] = {
         _compbench_files,
         _no_texts,
         "https://github.com/Karine-Huang/T2I-CompBench",
-        "cd BLIPvqa_eval && python BLIP_vqa.py --out_dir={folder}",
+        "(cd BLIPvqa_eval && python BLIP_vqa.py --out_dir={folder})  # prompts of colour, shape and texture\n"
+        "(cd UniDet_eval && python 2D_spatial_eval.py --outpath={folder})  # of spatial relations\n"
+        "(cd CLIPScore_eval && python CLIP_similarity.py --outpath={folder})  # of non-spatial relations",
     ),
     "unigenbench": Layout(
         _unigenbench_problem,

@@ -30,7 +30,7 @@ from spo_jax.work.evaluate.compare import compare
 from spo_jax.work.evaluate.digests import Digests
 from spo_jax.work.evaluate.drawing import Painter, memory_advice
 from spo_jax.work.evaluate.judges import Judge, read_judges, with_total
-from spo_jax.work.evaluate.layouts import write_layout
+from spo_jax.work.evaluate.layouts import left_behind, write_layout
 from spo_jax.work.evaluate.lineup import Entrant, Lineup, make_lineup
 from spo_jax.work.evaluate.outputs import write_results
 from spo_jax.work.evaluate.request import Request
@@ -73,6 +73,12 @@ def evaluate(request: Request) -> tuple[Evaluation, str, list[Path]]:
         for layout in request.layouts:
             with stage(f"writing the layout {layout}"):
                 files += [laid_out.folder for laid_out in write_layout(evaluation, layout, request.out)]
+        for layout in left_behind(request.layouts, request.out):
+            logging.warning(
+                "%s is as an earlier evaluation left it: --layout=%s lays these images out",
+                request.out / "layouts" / layout,
+                layout,
+            )
     return evaluation, text_table(comparison), files
 
 

@@ -28,7 +28,7 @@ class LaidOut:
     Attributes:
       contestant: its name.
       folder: the folder that the benchmark reads.
-      command: the command to run next in a copy of the benchmark's own repository.
+      command: the command to run next in a copy of the benchmark's own repository; perhaps several lines of them.
     """
 
     contestant: str
@@ -122,6 +122,11 @@ def write_layout(evaluation: Evaluation, layout: str, out: Path) -> list[LaidOut
     commands = "".join(f"{each.command}\n" for each in found)
     write_text(out / "layouts" / layout / COMMANDS, f"# In a copy of {chosen.home}:\n{commands}")
     return found
+
+
+def left_behind(layouts: Sequence[str], out: Path) -> list[str]:
+    """Returns the layouts that an earlier evaluation has left in its folder, and that are not written now."""
+    return [name for name in LAYOUTS if name not in layouts and (out / "layouts" / name).is_dir()]
 
 
 def _place(path: ImagePath, prompt: int, image: int, target: Path) -> None:

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import re
+import subprocess
 
 import pytest
 from PIL import Image
 
 from spo_jax.core.errors import UserError
-from spo_jax.work.evaluate.layouts import check_layout, read_metadata, write_layout
+from spo_jax.work.evaluate.layouts import check_layout, left_behind, read_metadata, write_layout
 from tests.work.evaluate.made_up import made_up
 
 GENEVAL = [
@@ -52,6 +53,24 @@ def test_compbench_finds_the_prompt_in_the_name_of_the_file(tmp_path):
     names = [name.removeprefix("samples/") for name in names]
     assert sorted(names, key=lambda name: int(name.split("_")[-1].split(".")[0])) == names
     assert {name.split("_")[0] for name in names} == {"a panda number 0", "a panda number 1"}
+
+
+def test_the_commands_of_all_contestants_run_as_one_script(tmp_path):
+    """A shell that has gone into a folder for one contestant has to come back for the next."""
+    laid_out = write_layout(made_up(tmp_path, prompts=2), "t2i_compbench", tmp_path)
+    scripts = ("BLIPvqa_eval/BLIP_vqa.py", "UniDet_eval/2D_spatial_eval.py", "CLIPScore_eval/CLIP_similarity.py")
+    for script in scripts:
+        (tmp_path / "clone" / script).parent.mkdir(parents=True)
+        (tmp_path / "clone" / script).write_text(f"import sys; print({script!r}, sys.argv[1].partition('=')[2])")
+    commands = tmp_path / "layouts" / "t2i_compbench" / "commands.txt"
+    run = subprocess.run(["bash", "-e", commands], cwd=tmp_path / "clone", capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [f"{script} {each.folder}" for each in laid_out for script in scripts]
+
+
+def test_a_layout_that_an_earlier_evaluation_left_is_known(tmp_path):
+    assert left_behind([], tmp_path) == []
+    write_layout(made_up(tmp_path, prompts=1), "t2i_compbench", tmp_path)
+    assert left_behind(["geneval"], tmp_path) == ["t2i_compbench"] and left_behind(["t2i_compbench"], tmp_path) == []
 
 
 def test_unigenbench_finds_the_number_of_the_prompt_in_its_table(tmp_path):
