@@ -39,9 +39,17 @@ def noise_limit(scores: int, count: int | None = None) -> float:
 
 
 def shown_limit(scores: Mapping[Any, Score]) -> str:
-    """Writes the limit for these scores; that of the fewest comparisons, if scores differ in their number."""
-    counts = [score["count"] for score in scores.values() if score.get("count") is not None]
-    return f"{noise_limit(len(scores), min(counts, default=None)):.2g}"
+    """Writes the limit for these scores; that of the fewest comparisons, if scores differ in their number.
+
+    A score of a single comparison has no limit, and no outcome either.
+    """
+    counts = [score["count"] for score in scores.values() if (score.get("count") or 0) > 1]
+    return limit_text(noise_limit(len(scores), min(counts, default=None)))
+
+
+def limit_text(limit: float) -> str:
+    """Writes a limit to two digits; that of two or three comparisons is large, and written without an exponent."""
+    return f"{limit:.2g}" if limit < 99 else f"{limit:.0f}"
 
 
 def outcomes(scores: Mapping[Any, Score]) -> dict[Any, Outcome]:

@@ -131,4 +131,6 @@ def test_the_limit_is_students():
     assert noise_limit(3, 1) == math.inf
     assert outcomes({"s": score(0.3, 0.0, count=1)}) == {"s": "unknown"}
     assert shown_limit({"a": score(1, 1, count=10), "b": score(1, 1, count=4)}) == f"{noise_limit(2, 4):.2g}"
+    assert shown_limit({"a": score(1, None, count=1)}) == "2" and shown_limit({"a": score(1, 1, count=2)}) == "14"
+    assert shown_limit({n: score(1, 1, count=2) for n in range(9)}) == "126"
     assert shown_limit({"a": {"change": 1.0, "change_se": 1.0}}) == "2"

@@ -10,7 +10,7 @@ import numpy as np
 from spo_jax.core.statistics import Estimate
 from spo_jax.core.words import counted, listed, readable, with_error
 from spo_jax.run.report.scores import MARKS as OUTCOMES
-from spo_jax.run.verdict import FEW
+from spo_jax.run.verdict import FEW, limit_text
 from spo_jax.work.evaluate.compare import Cell, Comparison, GroupValue
 from spo_jax.work.evaluate.front import DEFINITION, Knee
 from spo_jax.work.evaluate.result import CUSTOM, Evaluation
@@ -181,7 +181,7 @@ def _limit(comparison: Comparison) -> list[str]:
     looked_at = f"{counted(comparison.compared, 'difference')} {'is' if comparison.compared == 1 else 'are'} looked at"
     prompts = counted(len(comparison.evaluation.prompts), "prompt")
     return [
-        f"A difference counts where it exceeds {comparison.limit:.2g} standard errors, because {looked_at}, and "
+        f"A difference counts where it exceeds {limit_text(comparison.limit)} standard errors, because {looked_at}, and "
         f"because standard errors are estimated from {prompts}."
     ]
 
