@@ -251,7 +251,7 @@ def run() -> None:
         command = shlex.join(["python", "-m", "spo_jax.evaluate", *sys.argv[1:]])
         evaluate(**{name: flag.value for name, flag in named.items()}, command=command)
 
-    run_command(main)
+    run_command(main, interrupted="interrupted; what is finished stays, and the same command goes on from there")
 
 
 callable_module(__name__, evaluate)

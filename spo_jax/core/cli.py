@@ -39,7 +39,9 @@ _EXAMPLE = re.compile(r":\s+``(python -m [^`]+)``\.?")
 _NO_DEFAULT = re.compile(r"\s*\(default: '(None|false|)'\)")
 
 
-def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+def run_command(
+    main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None, interrupted: str = "interrupted"
+) -> None:
     """Parses absl flags and runs ``main``; never returns.
 
     The exit status is 0 if the command finished, 1 if the program has a fault (with a traceback), 2 if the user made a
@@ -49,6 +51,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     Args:
       main: the command; it may raise `UserError`, `Preempted` and `Interrupted`.
       argv: the command line, with the program's name first; None takes ``sys.argv``.
+      interrupted: what to say after Ctrl-C.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -58,7 +61,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         main(argv)
 
     def reporting(argv: Sequence[str]) -> None:
-        interruption = Interruption()
+        interruption = Interruption(interrupted)
         try:
             with interruption, _naming_long_names():
                 guarded(argv)
@@ -71,8 +74,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         except Preempted as preempted:
             print(f"{preempted}; to resume: {resuming_command()}", file=sys.stderr)
             sys.exit(75)
-        except Interrupted as interrupted:
-            interruption.report(f"{interrupted}; to resume: {resuming_command()}")
+        except Interrupted as ended:
+            interruption.report(f"{ended}; to resume: {resuming_command()}")
             sys.exit(INTERRUPTED)
         except KeyboardInterrupt:
             interruption.report()

@@ -1,5 +1,6 @@
 """Lookup of modules by name: a method, a reward or a source of data is a module of the package or of the user."""
 
+import difflib
 import importlib
 import importlib.util
 import os
@@ -29,7 +30,9 @@ def find_module(package: str, name: str, where: str, expected: Sequence[str] = (
     known = module_names(package)
     if name not in known:
         listed = ", ".join(map(repr, expected or known))
-        raise UserError(f"{where} = {name!r}: expected {listed}, or the dotted path of a module of your own")
+        near = difflib.get_close_matches(name, expected or known, 1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"{where} = {name!r}: {meant}expected {listed}, or the dotted path of a module of your own")
     return importlib.import_module(f"{package}.{name}")
 
 

@@ -76,13 +76,17 @@ class Interruption:
 
     The main thread gets its `KeyboardInterrupt` and may clean up for two seconds. A second Ctrl-C does not wait.
 
+    Args:
+      message: the line about the end.
+
     Attributes:
       active: whether such a context is open, as in every command.
     """
 
     active: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    def __init__(self, message: str = "interrupted") -> None:
+        self._message = message
         self._seen = False
         self._reported = False
         self._held = contextlib.ExitStack()
@@ -115,11 +119,11 @@ class Interruption:
         timer.daemon = True
         timer.start()
 
-    def report(self, message: str = "interrupted") -> None:
-        """Writes the one line about the end, unless it has been written."""
+    def report(self, message: str = "") -> None:
+        """Writes the one line about the end, or another one, unless it has been written."""
         if not self._reported:
             self._reported = True
-            write_line(message)
+            write_line(message or self._message)
 
     def _abandon(self) -> None:
         self.report()

@@ -105,7 +105,7 @@ def _reason(path: Path) -> str:
     file = path / INDEX
     if not file.is_file():
         what = describe(path)
-        aside = "; spo_jax.sample takes a LoRA as --lora" if "LoRA" in what else ""
+        aside = "; a LoRA is named with --lora" if "LoRA" in what else ""
         expected = f"expected a diffusers pipeline folder or the hub id of one{aside}"
         return f"{path} is {what}: no model_index.json here; {expected}"
     classes = [name for family in families() for name in family_module(family, "sources").CLASSES]

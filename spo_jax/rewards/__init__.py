@@ -11,6 +11,7 @@ from types import ModuleType
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import find_module, module_names
+from spo_jax.rewards.common.own import check_function, check_reward_object
 from spo_jax.rewards.common.protocol import Context, Reward
 
 
@@ -47,7 +48,9 @@ def load_reward(spec: str, context: Context) -> Reward:
       UserError: there is no such reward or variant, or it cannot be loaded.
     """
     module, source, context = _find(spec, context)
-    return module.load(source, context)
+    reward = module.load(source, context)
+    check_reward_object(reward, f"{module.__name__}.load")
+    return reward
 
 
 def check_reward(spec: str, context: Context, judges: bool = False) -> None:
@@ -97,6 +100,9 @@ def _find(spec: str, context: Context, judges: bool = False) -> tuple[ModuleType
             f"{context.where} = {spec!r}: expected a module with a function load(source, context), "
             f"but {module.__name__} has none"
         )
+    for function in ("load", "check"):
+        if hasattr(module, function):
+            check_function(getattr(module, function), f"{module.__name__}.{function}", ("source", "context"))
     _check_variant(spec, module, context.where)
     return module, parsed.source, dataclasses.replace(context, variant=parsed.variant)
 

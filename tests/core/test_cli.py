@@ -177,6 +177,13 @@ def test_a_fault_and_an_interruption(command):
     assert (status, stderr) == (130, "interrupted\n")
 
 
+def test_a_command_says_what_an_interruption_means(command, tmp_path):
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND.replace("run_command(main)", "run_command(main, interrupted='start it again')"))
+    status, _, stderr = command("--config=good.py", "--act=interrupt")
+    assert (status, stderr) == (130, "start it again\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [

@@ -47,7 +47,7 @@ def test_a_dotted_path_into_the_package_itself():
 
 @pytest.mark.parametrize("name", ["smp", "", "base", "common"])
 def test_an_unknown_name_lists_ours(name):
-    with pytest.raises(UserError, match=f"^config field method = '{name}': expected .*'spm', 'spo', or the dotted "):
+    with pytest.raises(UserError, match=f"^config field method = '{name}': .*expected .*'spm', 'spo', or the dotted "):
         find_module("spo_jax.methods", name, "config field method")
 
 
@@ -70,3 +70,10 @@ def test_a_fault_inside_the_user_s_module_keeps_its_traceback(own):
     own("my_package/broken", "1 / 0\n")
     with pytest.raises(ZeroDivisionError):
         find_module("spo_jax.rewards", "my_package.broken", "--reward")
+
+
+def test_a_misspelled_name_of_ours_is_guessed():
+    with pytest.raises(UserError, match="--rewards = 'toi': did you mean 'toy'\\? expected 'aesthetic', "):
+        find_module("spo_jax.rewards", "toi", "--rewards")
+    with pytest.raises(UserError, match="--rewards = 'qqqqq': expected 'aesthetic', "):
+        find_module("spo_jax.rewards", "qqqqq", "--rewards")

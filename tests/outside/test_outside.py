@@ -1,6 +1,6 @@
 """A reward, a method and a source of pairs from a folder outside the package, named by dotted paths.
 
-The reward is the one of docs/development.md; the method and the source are in ``house/``. They are used through the
+The rewards are those of docs/development.md; the method and the source are in ``house/``. They are used through the
 package's Python functions, as a notebook would use them, on models with random weights.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -18,7 +19,9 @@ import spo_jax
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.data.preferences.format import open_preferences
+from spo_jax.rewards import check_reward
 from spo_jax.rewards.base import Context
+from spo_jax.rewards.common.own import measured
 from spo_jax.run.metrics import read_metrics
 from tests.commands import ROOT
 from tests.e2e.micro import write_micro
@@ -37,7 +40,8 @@ def house(tmp_path, monkeypatch):
     """The current folder holds the user's own modules, which are forgotten afterwards."""
     shutil.copytree(HERE / "house", tmp_path, dirs_exist_ok=True)
     (tmp_path / "my_rewards").mkdir()
-    (tmp_path / "my_rewards" / "redness.py").write_text(_reward_of_the_documents())
+    (tmp_path / "my_rewards" / "redness.py").write_text(_reward_of_the_documents("Redness"))
+    (tmp_path / "my_rewards" / "taste.py").write_text(_reward_of_the_documents("Taste"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
@@ -45,9 +49,9 @@ def house(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def _reward_of_the_documents() -> str:
+def _reward_of_the_documents(name: str) -> str:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "development.md").read_text(), re.DOTALL)
-    (block,) = [block for block in blocks if "class Redness" in block]
+    (block,) = [block for block in blocks if f"class {name}" in block]
     return block
 
 
@@ -56,7 +60,7 @@ def _load_reward(name: str) -> object:
 
 
 def test_they_are_as_short_as_the_documents_say():
-    lines = [line for line in _reward_of_the_documents().splitlines() if line.strip()]
+    lines = [line for line in _reward_of_the_documents("Redness").splitlines() if line.strip()]
     assert len(lines) <= 10
     assert len((HERE / "house" / "my_methods" / "denoising.py").read_text().splitlines()) <= 150
 
@@ -107,6 +111,68 @@ def test_spo_learns_from_a_reward_outside_the_package(house, model):
     assert summary["scores"]["total"]["meaning"].startswith("1 × redness + 0.5 × spm_score, each in standard dev")
     (row,) = [row for row in read_metrics("runs/spo/metrics.jsonl") if "loss" in row]
     assert np.isfinite(row["loss"])
+
+
+class _Brightest(torch.nn.Module):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return (pixels.amax((1, 2, 3)) + 1) / 2
+
+
+@pytest.fixture
+def taste(house):
+    torch.jit.save(torch.jit.script(_Brightest()), str(house / "taste.pt"))
+    return house / "my_rewards" / "taste.py"
+
+
+def test_a_scorer_in_torch_scores_images(taste):
+    reward = spo_jax.load_reward("my_rewards.taste:taste.pt", Context())
+    images = np.full((2, 8, 8, 3), -1, np.float32)
+    images[1, 3, 4, 2] = 1.5
+    images.setflags(write=False)  # as arrays of jax are
+    assert measured(reward, images, ["a", "b"])["taste"].tolist() == [0, 1]
+    with pytest.raises(UserError, match="computed on the host and cannot judge"):
+        check_reward("my_rewards.taste:taste.pt", Context(), judges=True)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("def load(source, context)", "def load(source)", "taste.load takes (source): expected load(source, context)"),
+        ("def check(self, prompts, size)", "def check(self, prompts)", "Taste.check takes (prompts): expected check("),
+        ("def measure(self, images, ", "def measure(self, ", "Taste.measure takes (prompts): expected measure(images"),
+        ("lower_is_better = ()", "", "taste.load returns an object of type Taste without lower_is_better: expected a"),
+        ("lower_is_better = ()", "lower_is_better = ['other']", "lower_is_better of my_rewards.taste.load is ['oth"),
+        ('{"taste": "how', '{"taste", "how', "expected a sentence for each score, by name"),
+        ("return Taste(source)", "Taste(source)", "taste.load returns None without meanings, lower_is_better, check"),
+    ],
+)
+def test_a_reward_of_another_form_is_refused_before_it_scores(taste, right, wrong, message):
+    text = taste.read_text()
+    taste.write_text(text.replace(right, wrong))
+    assert taste.read_text() != text
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        _load_reward("my_rewards.taste:taste.pt")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        (".flatten()", "[:1]", "Taste.measure returned taste of shape (1,): expected 2 numbers, one for each image"),
+        ('return {"taste"', 'return {"tasty"', "returned scores tasty: expected those in its meanings, taste"),
+        ("return {", "found = {", "Taste.measure returned None: expected a dict with taste"),
+        (".numpy()", ".requires_grad_()", "as an object of type Tensor that numpy cannot read (Can't call numpy()"),
+        (".numpy()", ".numpy().astype(str)", "of dtype <U32: expected 2 numbers"),
+    ],
+)
+def test_scores_of_another_form_are_refused(taste, right, wrong, message):
+    text = taste.read_text()
+    taste.write_text(text.replace(right, wrong))
+    assert taste.read_text() != text
+    reward = _load_reward("my_rewards.taste:taste.pt")
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        measured(reward, np.zeros((2, 8, 8, 3), np.float32), ["a", "b"])
+    assert "\n" not in str(error.value)
 
 
 def test_pairs_of_a_source_outside_the_package(house):

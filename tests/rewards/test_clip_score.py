@@ -86,3 +86,12 @@ def test_other_definitions_are_refused():
         UserError, match="= 'clip_score@2.5': expected clip_score, clip_score@logits, clip_score@cosine,"
     ):
         load_reward("clip_score@2.5", Context())
+
+
+def test_a_folder_without_a_tokenizer_is_named_when_the_published_one_cannot_be_fetched(tmp_path):
+    clips.write_clip(tmp_path / "clip")
+    for file in [*(tmp_path / "clip").glob("*token*"), *(tmp_path / "clip").glob("vocab*")]:
+        file.unlink()
+    message = r"/clip has no tokenizer \(tokenizer.json, or vocab.json .* tokenizer/\), so the published .*: HF"
+    with pytest.raises(UserError, match=message):
+        load_reward(f"clip_score:{tmp_path / 'clip'}", Context())

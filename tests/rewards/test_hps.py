@@ -170,7 +170,7 @@ def other_tokenizer(folder):
         (rewrite(lambda state: state.update({"text_projection": torch.ones(12, 16)})), "1 of another shape or type"),
         (other_tokenizer, "this tokenizer has .* tokens, but .*HPS_v2.1_compressed.pt has .*different models"),
         (lambda folder: (folder / "ViT-H-14.json").unlink(), "this tokenizer has .* but .* has vocab_size = 49408"),
-        (lambda folder: (folder / "bpe_simple_vocab_16e6.txt.gz").unlink(), "has no tokenizer beside HPS_v2.1_comp"),
+        (lambda folder: (folder / "bpe_simple_vocab_16e6.txt.gz").unlink(), "HPS_v2.1_compressed.pt is no tokenizer"),
     ],
     ids=[
         "truncated", "PickScore", "missing", "unknown", "fused", "shape", "other tokenizer", "no config",

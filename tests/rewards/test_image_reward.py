@@ -174,7 +174,9 @@ def test_another_tokenizer_is_refused(folder):
     vocabulary.write_text("\n".join([*WORDS, "one more"]) + "\n")
     _refused(folder, f"tokenizer has 18 tokens, .DEC. and .ENC. included, but .*ImageReward.pt has {len(WORDS) + 2}")
     shutil.rmtree(folder / "bert-base-uncased")
-    _refused(folder, "has no folder bert-base-uncased with the tokenizer's vocab.txt, and HF_HUB_OFFLINE is set")
+    # One clause says what is missing, and why the hub is asked.
+    _refused(folder, r"beside .*ImageReward.pt is no tokenizer \(vocab.txt, there or in bert-base-uncased/\), so")
+    _refused(folder, "so the published one is fetched: HF_HUB_OFFLINE is set")
 
 
 def test_the_tokenizer_may_lie_among_the_weights(folder):

@@ -20,6 +20,7 @@ from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context, Reward, Scores
 from spo_jax.rewards.common import total
+from spo_jax.rewards.common.own import measured
 from spo_jax.run.loop import Row
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair
 
@@ -165,7 +166,8 @@ class BeforeAfter:
         scores = self._scores(images)
         for name, values in scores.items():
             if not np.isfinite(values).all():
-                raise UserError(f"{name} of the evaluation images is not finite: check eval.guidance_scale and dtype")
+                cause = "check what it computes" if np.isfinite(images).all() else "check eval.guidance_scale and dtype"
+                raise UserError(f"{name} of the evaluation images is not finite: {cause}")
         return scores
 
     def compare(self, before: Scores, after: Scores) -> dict[str, dict[str, Any]]:
@@ -185,7 +187,7 @@ class BeforeAfter:
     def _scores(self, images: ImageArray) -> Scores:
         scores = {}
         for reward in self.rewards:
-            scores |= reward.measure(images, self.prompts[: len(images)])
+            scores |= measured(reward, images, self.prompts[: len(images)])
         if self._total is not None:
             scores[total.NAME] = self._total(scores)
         return scores

@@ -13,6 +13,7 @@ from spo_jax.methods.common.judged import judges
 from spo_jax.methods.common.settings import AdapterSettings
 from spo_jax.methods.common.state import TrainState
 from spo_jax.rewards.base import Reward, Scores
+from spo_jax.rewards.common.own import measured
 from spo_jax.run.guard.guard import Guard, Plan
 from spo_jax.run.guard.look import HELD_OUT, SIGN, TRAINED, Measured
 
@@ -56,7 +57,7 @@ def make_guard(
 
 
 def _scores(rewards: Sequence[Reward], images: ImageArray, prompts: Sequence[str]) -> Scores:
-    return {name: values for reward in rewards for name, values in reward.measure(images, prompts).items()}
+    return {name: values for reward in rewards for name, values in measured(reward, images, prompts).items()}
 
 
 def _about(settings: AdapterSettings, prompts: Sequence[str]) -> dict[str, Any]:

@@ -5,8 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spo_jax.rewards.common.preference_files import TOKENIZER_FILES, find_tokenizer, local_model, read_config
-from spo_jax.weights import hub, kinds, store
+from spo_jax.rewards.common.preference_files import (
+    TOKENIZER_FILES,
+    TOKENIZER_NAMES,
+    find_tokenizer,
+    local_model,
+    read_config,
+)
+from spo_jax.rewards.common.published_file import fetch_tokenizer
+from spo_jax.weights import kinds, store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,5 +51,9 @@ def check_clip(source: str, published: PublishedCLIP) -> None:
 
 
 def clip_tokenizer(path: Path, published: PublishedCLIP) -> Path:
-    """Returns the folder of a model's tokenizer: its own, or the published one, which is fetched."""
-    return find_tokenizer(path) or hub.resolve(published.tokenizer, allow_patterns=TOKENIZER_FILES)
+    """Returns the folder of a model's tokenizer: its own, or the published one, which is fetched.
+
+    Raises:
+      UserError: it is neither here nor on the hub.
+    """
+    return find_tokenizer(path) or fetch_tokenizer(path, published.tokenizer, TOKENIZER_FILES, TOKENIZER_NAMES)

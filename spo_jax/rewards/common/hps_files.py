@@ -11,8 +11,9 @@ from spo_jax.core.files import read_json_object
 from spo_jax.data.tokenizer import holds_tokenizer
 from spo_jax.nn.clip_config import CLIP_H, CLIPConfig
 from spo_jax.nn.open_clip_config import read_open_clip_config
-from spo_jax.rewards.common.published_file import PublishedFile, local_file
-from spo_jax.weights import hub, kinds
+from spo_jax.rewards.common.preference_files import TOKENIZER_FILES, TOKENIZER_NAMES
+from spo_jax.rewards.common.published_file import PublishedFile, fetch_tokenizer, local_file
+from spo_jax.weights import kinds
 
 CONFIGS = ("ViT-H-14.json", "open_clip_config.json")
 TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # of the CLIP from which both versions were trained
@@ -82,7 +83,4 @@ def find_tokenizer(file: Path) -> Path:
     for folder in (file.parent, file.parent / "tokenizer"):
         if holds_tokenizer(folder):
             return folder
-    try:
-        return hub.resolve(TOKENIZER, allow_patterns=("*.json", "*.txt"))
-    except UserError as error:
-        raise UserError(f"{file.parent} has no tokenizer beside {file.name}, and {error}") from error
+    return fetch_tokenizer(file, TOKENIZER, TOKENIZER_FILES, TOKENIZER_NAMES)

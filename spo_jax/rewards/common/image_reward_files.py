@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
 from spo_jax.data.bert_tokenizer import is_bert_tokenizer
 from spo_jax.nn.blip_config import BertConfig, BLIPConfig, ViTConfig
-from spo_jax.rewards.common.published_file import PublishedFile, find_file, local_file
-from spo_jax.weights import hub
+from spo_jax.rewards.common.published_file import PublishedFile, fetch_tokenizer, find_file, local_file
 from spo_jax.weights.kinds import IMAGE_REWARD, check_file_is
 
 _TOKENIZER = "google-bert/bert-base-uncased"
@@ -50,12 +48,7 @@ def find_tokenizer(weights: Path) -> Path:
     folder = _beside(weights)
     if folder is not None:
         return folder
-    try:
-        return hub.resolve(_TOKENIZER, allow_patterns=_TOKENIZER_FILES)
-    except UserError as error:
-        raise UserError(
-            f"{weights.parent} has no folder {_TOKENIZER.split('/')[1]} with the tokenizer's vocab.txt, and {error}"
-        ) from error
+    return fetch_tokenizer(weights, _TOKENIZER, _TOKENIZER_FILES, "vocab.txt, there or in bert-base-uncased/")
 
 
 def local_sizes(source: str) -> BLIPConfig:

@@ -21,6 +21,7 @@ _PUBLISHED = {
 }
 _PUBLISHED_TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 TOKENIZER_FILES = ("*.json", "*.txt")  # patterns of what is fetched of a tokenizer
+TOKENIZER_NAMES = "tokenizer.json, or vocab.json with merges.txt, there or in tokenizer/"  # what messages call one
 _KIND_NAMES = {"sd": "Stable Diffusion 1.x or 2.x", "sdxl": "SDXL"}
 
 

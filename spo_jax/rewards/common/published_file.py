@@ -1,6 +1,7 @@
 """Rewards that are one file of a repository on the hub: where the file is, and what is fetched with it; no jax here."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from spo_jax.core.errors import UserError
@@ -66,3 +67,22 @@ def find_file(source: str, published: PublishedFile) -> Path:
     if not (folder / wanted).is_file():
         raise UserError(f"{owner}/{name} on the hub has no file {wanted}: expected the weights of {published.what}")
     return folder / wanted
+
+
+def fetch_tokenizer(model: Path, repository: str, patterns: Sequence[str], expected: str) -> Path:
+    """Fetches the published tokenizer of a model that has none beside it.
+
+    Args:
+      model: folder or file of the model.
+      repository: hub id of the tokenizer.
+      patterns: patterns of its files.
+      expected: which files would be a tokenizer beside the model, for the message.
+
+    Raises:
+      UserError: it is not on the hub either, or cannot be fetched.
+    """
+    try:
+        return hub.resolve(repository, allow_patterns=patterns)
+    except UserError as error:
+        where = f"{model} has" if model.is_dir() else f"beside {model} is"
+        raise UserError(f"{where} no tokenizer ({expected}), so the published one is fetched: {error}") from error

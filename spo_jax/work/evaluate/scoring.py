@@ -14,6 +14,7 @@ from spo_jax.core.progress import bar, stage
 from spo_jax.core.typing import Float, UInt8
 from spo_jax.core.words import excerpt
 from spo_jax.rewards.base import Reward
+from spo_jax.rewards.common.own import measured
 from spo_jax.run.lock import RunLock
 from spo_jax.work.evaluate.judges import Judge
 from spo_jax.work.evaluate.request import Request
@@ -119,10 +120,10 @@ class Scorer:
         shown.set_postfix_str(name, refresh=False)
         for part in equal_parts(rows, len(self._keys[name]), _SAVED):
             for same, images in self._of_one_size(name, part):
-                measured = reward.measure(images, [self._prompt(row) for row in same])
-                self._check_finite(judge, name, same, measured)
+                found = measured(reward, images, [self._prompt(row) for row in same])
+                self._check_finite(judge, name, same, found)
                 for index, row in enumerate(same):
-                    scores.scores[self._keys[name][row]] = {key: float(measured[key][index]) for key in measured}
+                    scores.scores[self._keys[name][row]] = {key: float(found[key][index]) for key in found}
             self._lock.check()
             scores.save()
             shown.update(len(set(part)))

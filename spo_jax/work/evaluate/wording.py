@@ -20,6 +20,7 @@ MARKS: Mapping[str, str] = MappingProxyType(OUTCOMES | {"higher": "↑ higher", 
 # Fields of a protocol that say what was drawn; the others say where that is written.
 FIELDS = ("prompts", "solver", "steps", "guidance", "images_per_prompt", "seed", "seed_rule", "size", "statistic")
 TRAINED = "†"
+_FLAGS = {"count": "limit"}  # what the user calls a field of the protocol whose flag has another name
 
 
 def title(evaluation: Evaluation) -> str:
@@ -50,7 +51,8 @@ def caption(evaluation: Evaluation) -> str:
     name = f"Protocol {evaluation.protocol.get('name', '')}"
     if not evaluation.overridden:
         return f"{name}, unchanged."
-    changed = [f"{field}={_value(evaluation.protocol.get(field))}" for field in evaluation.overridden]
+    values = {_FLAGS.get(field, field): evaluation.protocol.get(field) for field in evaluation.overridden}
+    changed = [f"{field}={_value(value)}" for field, value in values.items()]
     return f"{name}, but with {listed(changed)}: not to be compared with published numbers of it."
 
 

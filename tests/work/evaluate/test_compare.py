@@ -134,6 +134,7 @@ def test_overridden_fields_are_named_with_their_values(tmp_path):
     assert "but with steps=20 and images_per_prompt=2" in caption(
         made_up(tmp_path, overridden=("steps", "images_per_prompt"))
     )
+    assert "but with limit=" in caption(made_up(tmp_path, overridden=("count",)))  # as the flag is called
 
 
 def test_a_difference_is_written_with_the_places_of_its_error(tmp_path):
