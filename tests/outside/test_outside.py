@@ -132,6 +132,8 @@ def test_a_scorer_in_torch_scores_images(taste):
     assert measured(reward, images, ["a", "b"])["taste"].tolist() == [0, 1]
     with pytest.raises(UserError, match="computed on the host and cannot judge"):
         check_reward("my_rewards.taste:taste.pt", Context(), judges=True)
+    with pytest.raises(UserError, match="^--rewards: there is no file 'other.pt' with my network"):
+        check_reward("my_rewards.taste:other.pt", Context(field="--rewards"))
 
 
 @pytest.mark.parametrize(
