@@ -183,8 +183,8 @@ def _limit(comparison: Comparison) -> list[str]:
     looked_at = f"{counted(comparison.compared, 'difference')} {'is' if comparison.compared == 1 else 'are'} looked at"
     prompts = counted(len(comparison.evaluation.prompts), "prompt")
     return [
-        f"A difference counts where it exceeds {limit_text(comparison.limit)} standard errors, because {looked_at}, and "
-        f"because standard errors are estimated from {prompts}."
+        f"A difference counts where it exceeds {limit_text(comparison.limit)} standard errors, because {looked_at}, "
+        f"and because standard errors are estimated from {prompts}."
     ]
 
 
