@@ -20,6 +20,17 @@ def test_the_way_that_is_named_is_compiled(way):
     assert has_products == (way is pixels_aot.WAYS["products of matrices"])
 
 
+def test_the_work_of_a_layer(monkeypatch):
+    """Products of one layer, the patches and the projection, by hand."""
+    towers = {name: pixels_aot.CLIP_H[name] | {"num_hidden_layers": 1} for name in ("text_config", "vision_config")}
+    monkeypatch.setattr(pixels_aot, "CLIP_H", pixels_aot.CLIP_H | towers)
+    tokens, width, inner = 16 * 16 + 1, 1280, 5120
+    layer = 4 * tokens * width**2 + 2 * tokens * width * inner + 2 * tokens**2 * width
+    expected = layer + 16 * 16 * 14 * 14 * 3 * width + width * 1024
+    assert pixels_aot.tower_operations(2) / 2 == pytest.approx(2 * expected, rel=0.01)
+
+
+@pytest.mark.slow
 def test_the_tower_s_work():
     """The usual 167 GMAC of ViT-H/14 at 224 pixels."""
     assert pixels_aot.tower_operations(2) / 2 == pytest.approx(2 * 167.3e9, rel=0.01)

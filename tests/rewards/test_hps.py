@@ -3,6 +3,7 @@
 Scores differ by 1e-4 of 100: pixels are resized in another order of sums.
 """
 
+import dataclasses
 import json
 import shutil
 
@@ -19,6 +20,7 @@ from spo_jax.core.images import to_uint8
 from spo_jax.data.original_tokenizer import open_tokenizer
 from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context
+from spo_jax.rewards.common import hps
 from spo_jax.rewards.common.clip_score import CLIP_MEAN, CLIP_STD
 from spo_jax.toy.tokenizer import write_tokenizer
 from tests.open_clip_networks import CONFIG, write_hps
@@ -111,6 +113,15 @@ def test_an_abstract_reward_has_the_shapes_of_the_loaded_one(network, rewards):
     assert abstract.feature_shapes() == loaded.feature_shapes()
 
 
+def test_an_abstract_source_that_is_not_here_needs_no_files(monkeypatch):
+    published = hps.PUBLISHED_SIZES
+    assert published.vision.num_hidden_layers == 32 and published.vision.patch_size == 14
+    towers = {name: dataclasses.replace(getattr(published, name), num_hidden_layers=1) for name in ("text", "vision")}
+    monkeypatch.setattr(hps, "PUBLISHED_SIZES", dataclasses.replace(published, **towers))
+    assert load_reward("hpsv21", Context(abstract=True)).feature_shapes().shape == (1, 1024)
+
+
+@pytest.mark.slow
 def test_a_source_that_is_not_here_has_the_published_sizes():
     reward = load_reward("hpsv21", Context(abstract=True))
     assert reward.feature_shapes().shape == (1, 1024)
