@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from spo_jax.core.typing import Float
+from spo_jax.rewards.common import total
 from spo_jax.work.evaluate.result import Contestant, Evaluation
 
 DEFINITION = (
@@ -58,7 +59,8 @@ def _knee(evaluation: Evaluation, members: Sequence[Contestant]) -> Knee | None:
     rewards = [
         score
         for score in evaluation.rewards
-        if all(score in evaluation.scores.get(name, {}) for name in [first, *names])
+        # The total is made of the others, which would count twice.
+        if score != total.NAME and all(score in evaluation.scores.get(name, {}) for name in [first, *names])
     ]
     held_out = [score for score in rewards if not any(evaluation.is_trained_on(name, score) for name in names)]
     judged_by = held_out or rewards

@@ -56,6 +56,14 @@ def test_the_knee_is_told_by_its_strength_and_leaves_out_what_has_no_better_dire
     assert knee.rewards == ["pickscore"] and not knee.held_out
 
 
+def test_the_total_counts_no_reward_twice(tmp_path):
+    evaluation = made_up(tmp_path)
+    for scores in evaluation.scores.values():
+        scores["total"] = 3 * scores["pickscore"]
+    knee = compare(evaluation).knees["spo"]
+    assert knee.rewards == ["hpsv21"] and knee.gains == compare(made_up(tmp_path)).knees["spo"].gains
+
+
 def test_without_a_gain_there_is_no_knee(tmp_path):
     evaluation = made_up(tmp_path)
     for name in ("spo@0.5", "spo@1", "spo@2"):
