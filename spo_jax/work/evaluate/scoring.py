@@ -1,5 +1,6 @@
 """Scores the images, one reward in memory at a time; scores that are there already are not computed again."""
 
+import contextlib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ from spo_jax.work.evaluate.request import Request
 from spo_jax.work.evaluate.store import ScoreFile, Store, joint_key, read_pixels
 
 DIVERSITY = "diversity"
-_SAVED = 50  # images whose scores are computed between two writings, two chunks of `spo_jax.rewards.base`
+_PART = 50  # images whose scores are computed together, two chunks of `spo_jax.rewards.base`
+# Seconds between two writings. A file is written whole, and those of thousands of images would be written for longer
+# than small rewards compute.
+_EVERY = 5.0
 
 Values = dict[str, Float[np.ndarray, "prompts images"]]
 
@@ -118,29 +122,40 @@ class Scorer:
     ) -> None:
         """Scores some images of a contestant, and writes the scores now and then."""
         shown.set_postfix_str(name, refresh=False)
-        for part in equal_parts(rows, len(self._keys[name]), _SAVED):
-            for same, images in self._of_one_size(name, part):
-                found = measured(reward, images, [self._prompt(row) for row in same])
-                self._check_finite(judge, name, same, found)
-                for index, row in enumerate(same):
-                    scores.scores[self._keys[name][row]] = {key: float(found[key][index]) for key in found}
+        with self._saving(scores):
+            for part in equal_parts(rows, len(self._keys[name]), _PART):
+                for same, images in self._of_one_size(name, part):
+                    found = measured(reward, images, [self._prompt(row) for row in same])
+                    self._check_finite(judge, name, same, found)
+                    for index, row in enumerate(same):
+                        scores.scores[self._keys[name][row]] = {key: float(found[key][index]) for key in found}
+                self._lock.check()
+                scores.save(_EVERY)
+                shown.update(len(set(part)))
+
+    @contextlib.contextmanager
+    def _saving(self, scores: ScoreFile) -> Iterator[None]:
+        """Writes the scores at the end, also if it is an error or Ctrl-C."""
+        try:
+            yield
+        finally:
             self._lock.check()
             scores.save()
-            shown.update(len(set(part)))
 
     def _measure_diversity(self, reward: Any, name: str, prompts: Sequence[int], scores: ScoreFile) -> None:
         """Measures how far the images of a prompt are from each other, for some prompts."""
         joint, count = self._joint_keys(name), self._shape[1]
-        for part in equal_parts(prompts, len(joint), max(1, _SAVED // count)):
-            rows = [prompt * count + image for prompt in part for image in range(count)]
-            features = {}
-            for same, images in self._of_one_size(name, rows):
-                features |= dict(zip(same, np.asarray(reward.embed(images)), strict=True))
-            for prompt in part:
-                of_prompt = [features[prompt * count + image] for image in range(count)]
-                scores.diversity[joint[prompt]] = mean_distance(np.stack(of_prompt))
-            self._lock.check()
-            scores.save()
+        with self._saving(scores):
+            for part in equal_parts(prompts, len(joint), max(1, _PART // count)):
+                rows = [prompt * count + image for prompt in part for image in range(count)]
+                features = {}
+                for same, images in self._of_one_size(name, rows):
+                    features |= dict(zip(same, np.asarray(reward.embed(images)), strict=True))
+                for prompt in part:
+                    of_prompt = [features[prompt * count + image] for image in range(count)]
+                    scores.diversity[joint[prompt]] = mean_distance(np.stack(of_prompt))
+                self._lock.check()
+                scores.save(_EVERY)
 
     def _of_one_size(self, name: str, rows: Sequence[int]) -> Iterator[tuple[list[int], Float[np.ndarray, "b h w 3"]]]:
         """Yields images of one size together, which all are unless they were made elsewhere."""

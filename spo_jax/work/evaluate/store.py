@@ -5,13 +5,14 @@ of prompt 12. The fingerprint is that of the recipe: everything that decides on 
 written out in ``recipe.json`` beside them. A setting that is changed gives another fingerprint, so that images of two
 settings never mix, and the old ones stay. ``scores/REWARD-FINGERPRINT/NAME.json`` holds scores by the digest of the
 image's file and its prompt. Every file is written whole or not at all, so that a killed evaluation loses at most the
-batch that it was computing.
+batch that it was drawing, or the scores of the last seconds.
 """
 
 import contextlib
 import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,10 +186,23 @@ class ScoreFile:
             self.diversity: dict[str, float] = dict(content.get("diversity", {}))
         except (TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: delete it, and its scores are computed again") from error
+        self._written = self._count()
+        self._last = time.monotonic()
 
-    def save(self) -> None:
-        """Writes the scores, completely or not at all."""
+    def _count(self) -> int:
+        return len(self.scores) + len(self.diversity)
+
+    def save(self, every: float = 0.0) -> None:
+        """Writes the scores, completely or not at all; does nothing if none was added.
+
+        Args:
+          every: least seconds since the file was opened or written, before which nothing is written.
+        """
+        if self._count() == self._written or time.monotonic() - self._last < every:
+            return
         write_json(self._path, {"reward": self._reward, "scores": self.scores, "diversity": self.diversity})
+        self._written = self._count()
+        self._last = time.monotonic()
 
 
 def check_folder(folder: Path, prompts: Sequence[str]) -> None:

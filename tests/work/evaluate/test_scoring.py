@@ -1,13 +1,64 @@
 """Scores are cut into parts of one shape, and diversity is the mean distance of features."""
 
+from pathlib import Path
+from unittest import mock
+
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import to_uint8
+from spo_jax.run.lock import RunLock
 from spo_jax.work.evaluate.drawing import noise_row
 from spo_jax.work.evaluate.judges import Judge, with_total
-from spo_jax.work.evaluate.scoring import equal_parts, mean_distance, to_float
+from spo_jax.work.evaluate.request import Request
+from spo_jax.work.evaluate.scoring import Scorer, equal_parts, mean_distance, to_float
+from spo_jax.work.evaluate.store import Store
+
+
+class CutOff(BaseException):
+    """As Ctrl-C, which would end the tests if it got through."""
+
+
+class Interrupted:
+    """A reward whose third call is cut off."""
+
+    meanings = {"a": ""}
+    lower_is_better = ()
+    calls = 0
+
+    def check(self, prompts, size):
+        pass
+
+    def measure(self, images, prompts):
+        self.calls += 1
+        if self.calls == 3:
+            raise CutOff
+        return {"a": np.zeros(len(images), np.float32)}
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_was_scored_before_an_interruption_is_written_once_unless_the_folder_is_lost(tmp_path, monkeypatch, lost):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setattr("spo_jax.work.evaluate.scoring.read_pixels", lambda file: pixels)
+    reward, writings = Interrupted(), []
+    monkeypatch.setattr(Judge, "load", lambda *_: reward)
+    monkeypatch.setattr("spo_jax.work.evaluate.store.write_json", lambda path, content: writings.append(content))
+
+    def check():
+        if lost and reward.calls == 3:
+            raise UserError("taken over")
+
+    prompts = [str(number) for number in range(150)]
+    protocol, places = mock.Mock(images_per_prompt=1), [(number, 0) for number in range(150)]
+    request = mock.Mock(spec=Request, prompts=prompts, protocol=protocol, places=places)
+    lock = mock.Mock(spec=RunLock, check=check)
+    store, files = Store(tmp_path, prompts), {"base": [Path(prompt) for prompt in prompts]}
+    scorer = Scorer(request, "kind", store, lock, mock.Mock(spec=Mesh), files, {"base": prompts})
+    with pytest.raises(UserError if lost else CutOff):
+        scorer.measure([Judge("a", {"spec": "a"}, {"a": ""}, (), False)])
+    assert [len(content["scores"]) for content in writings] == ([] if lost else [100])
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(0, []), (3, [3]), (50, [50]), (51, [26, 26]), (130, [44, 44, 44])])

@@ -62,6 +62,7 @@ def test_another_recipe_has_other_images_and_says_what_differs(store):
 def test_what_a_killed_evaluation_has_left_of_its_last_file_is_removed(store):
     file = store.write_image("spo", RECIPE, 0, 0, PIXELS, SIGNS)
     scores = store.scores({"spec": "toy"}, "spo")
+    scores.scores["key"] = {"toy": 1.0}
     scores.save()
     (kept,) = store.folder.glob("scores/*/spo.json")
     results = store.folder / "results.md"
@@ -131,6 +132,23 @@ def test_scores_are_kept_by_reward_image_and_prompt(store):
     file.write_text('{"scores": 3}')
     with pytest.raises(UserError, match="spo.json is damaged: delete it, and its scores are computed again"):
         store.scores(reward, "spo")
+
+
+def test_scores_are_written_every_few_seconds_and_at_the_end(store, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("spo_jax.work.evaluate.store.time.monotonic", lambda: now[0])
+    scores = store.scores({"spec": "toy"}, "spo")
+    scores.save()
+    assert not list(store.folder.glob("scores/*/*"))  # nothing to write
+    written = []
+    for number in range(20):
+        scores.scores[str(number)] = {"toy": 1.0}
+        now[0] += 2
+        scores.save(every=5.0)
+        written.append(len(store.scores({"spec": "toy"}, "spo").scores))
+    assert written == [number // 3 * 3 for number in range(1, 21)]
+    scores.save()
+    assert len(store.scores({"spec": "toy"}, "spo").scores) == 20
 
 
 def test_a_key_depends_on_the_bytes_of_an_image_and_on_its_prompt(store):
