@@ -144,6 +144,7 @@ def test_a_scorer_in_torch_scores_images(taste):
         ("def measure(self, images, ", "def measure(self, ", "Taste.measure takes (prompts): expected measure(images"),
         ("lower_is_better = ()", "", "taste.load returns an object of type Taste without lower_is_better: expected a"),
         ("lower_is_better = ()", "lower_is_better = ['other']", "lower_is_better of my_rewards.taste.load is ['oth"),
+        ("lower_is_better", "signs = 'taste'; lower_is_better", "Taste.signs of my_rewards.taste.load is 'taste': exp"),
         ('{"taste": "how', '{"taste", "how', "expected a sentence for each score, by name"),
         ("return Taste(source)", "Taste(source)", "taste.load returns None without meanings, lower_is_better, check"),
     ],

@@ -54,13 +54,15 @@ def check_reward_object(reward: Any, where: str) -> None:
             f"{where} returns {_kind(reward)} without {', '.join(missing)}: "
             f"expected a reward, which has {', '.join(wanted)}"
         )
-    meanings, lower = reward.meanings, reward.lower_is_better
+    meanings = reward.meanings
     if not isinstance(meanings, Mapping) or not meanings or not all(isinstance(x, str) for x in _flat(meanings)):
         raise UserError(f"{name}.meanings of {where} is {meanings!r}: expected a sentence for each score, by name")
-    if isinstance(lower, str) or not set(lower) <= set(meanings):
-        raise UserError(
-            f"{name}.lower_is_better of {where} is {lower!r}: expected a list of names among {', '.join(meanings)}"
-        )
+    for member in ("lower_is_better", "signs"):
+        names = getattr(reward, member, ())
+        if isinstance(names, str) or not set(names) <= set(meanings):
+            raise UserError(
+                f"{name}.{member} of {where} is {names!r}: expected a list of names among {', '.join(meanings)}"
+            )
     optional = {member: arguments for member, arguments in _OPTIONAL.items() if hasattr(reward, member)}
     for member, arguments in (_REQUIRED | optional).items():
         check_function(getattr(reward, member), f"{type(reward).__module__}.{name}.{member}", arguments)
