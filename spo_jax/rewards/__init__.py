@@ -82,6 +82,25 @@ def no_judge(spec: str, where: str) -> UserError:
     )
 
 
+def check_direction(spec: str, reward: Reward, weight: float, where: str) -> None:
+    """Refuses a judge by which images would become worse, because a lower score of it is better.
+
+    Args:
+      spec: its name.
+      reward: the reward.
+      weight: what its score is multiplied with; a rollout prefers images for which the product is high.
+      where: flag or config field that names it, as messages call it.
+
+    Raises:
+      UserError: the weight is positive, and a lower score is better.
+    """
+    if weight > 0 and set(reward.meanings) & set(reward.lower_is_better):
+        raise UserError(
+            f"{where} = {spec!r}: a lower score of this reward is better, and a rollout prefers high ones; "
+            f"expected a negative weight, as in 'sum:-1*{spec}'"
+        )
+
+
 def _judges() -> list[str]:
     """Lists our rewards that can judge rollouts."""
     names = module_names(__name__)

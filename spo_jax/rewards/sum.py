@@ -5,7 +5,7 @@ import math
 import re
 
 from spo_jax.core.errors import UserError
-from spo_jax.rewards import check_reward, load_reward, no_judge
+from spo_jax.rewards import check_direction, check_reward, load_reward, no_judge
 from spo_jax.rewards.common.protocol import Context, Reward
 
 # A plus sign ends a term only in front of the next weight, so that the path of a source may hold one.
@@ -20,7 +20,8 @@ def load(source: str, context: Context) -> Reward:
       context: where and how to load them. Its options reach none of them, so a term names its own source.
 
     Raises:
-      UserError: a term is not one, or its reward cannot be loaded or is computed on the host.
+      UserError: a term is not one, its reward cannot be loaded or is computed on the host, or a lower score of it is
+        better and its weight is positive.
     """
     from spo_jax.rewards.base import DeviceReward  # these import jax, which `check` does without
     from spo_jax.rewards.common.weighted_sum import WeightedSum
@@ -30,6 +31,7 @@ def load(source: str, context: Context) -> Reward:
         reward = load_reward(spec, _of_term(context))
         if not isinstance(reward, DeviceReward):
             raise no_judge(spec, context.where)
+        check_direction(spec, reward, weight, context.where)
         terms.append((weight, reward))
     return WeightedSum(terms, context.where)
 
@@ -44,14 +46,15 @@ def read_terms(source: str, context: Context) -> list[tuple[float, str]]:
     """Returns the weight and the reward of every term.
 
     Raises:
-      UserError: a term is not ``WEIGHT*REWARD``, or there are fewer than two.
+      UserError: a term is not ``WEIGHT*REWARD``, or there is only one, which is no sum unless its weight is negative.
     """
     parts = [part.partition("*") for part in _BETWEEN.split(source)]
     try:
         terms = [(float(weight), spec.strip()) for weight, _, spec in parts]
     except ValueError:
         terms = []
-    if len(terms) < 2 or not all(spec and math.isfinite(weight) for weight, spec in terms):
+    alone = len(terms) < 2 and not any(weight < 0 for weight, _ in terms)
+    if alone or not all(spec and math.isfinite(weight) for weight, spec in terms):
         raise UserError(
             f"{context.where} = 'sum:{source}': expected weights and rewards, such as sum:1*pickscore+0.5*aesthetic"
         )

@@ -23,6 +23,7 @@ from spo_jax.rewards.base import DeviceReward
 class Redness(DeviceReward):
     READS = "{reads}"
     meanings = {{"redness": "red"}}
+    lower_is_better = {lower}
 
     def score(self, params, x, features, t):
         return x[..., 0].mean((1, 2))
@@ -49,7 +50,8 @@ def load(source, context):
 @pytest.fixture(autouse=True)
 def own(tmp_path, monkeypatch):
     """Rewards of the user's own, in the current folder."""
-    modules = {"red": OWN.format(reads="images"), "latent": OWN.format(reads="latents"), "host": ON_HOST}
+    modules = {"red": OWN.format(reads="images", lower=()), "latent": OWN.format(reads="latents", lower=())}
+    modules |= {"stain": OWN.format(reads="images", lower=("redness",)), "host": ON_HOST}
     (tmp_path / "my_sum").mkdir()
     for name, text in modules.items():
         (tmp_path / "my_sum" / f"{name}.py").write_text(text)
@@ -71,6 +73,20 @@ def test_the_sum_is_that_of_the_scores_as_they_are():
     assert judged.meanings == {"sum": "0.5 × spm_score - 3 × redness, the scores as they are"}
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), judged.features(["a prompt"]))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), judged.feature_shapes()) == shapes
+
+
+def test_a_score_that_improves_by_falling_has_a_negative_weight():
+    options = {"decoder": "vae", "group": "spo"}
+    message = r"config field spo.reward = '{}': a lower score of this reward is better, .* as in 'sum:-1\*my_sum.stain'"
+    for spec in ("my_sum.stain", "sum:1*my_sum.red+0.5*my_sum.stain"):
+        with pytest.raises(UserError, match=message.format("my_sum.stain")):
+            open_judge(spec, {}, small_pipeline(), **options)
+    check_reward("sum:-1*my_sum.stain", Context(field="spo.reward"), judges=True)
+    judge = open_judge("sum:-1*my_sum.stain", {}, small_pipeline(), **options)
+    assert judge.reward.meanings == {"sum": "- 1 × redness, the scores as they are"}
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+    scores = judge.reward.measure(images, ["", ""])["sum"]
+    np.testing.assert_allclose(scores, -images[..., 0].mean((1, 2)), rtol=1e-5, atol=1e-6)
 
 
 def test_it_judges_what_is_decoded_once():

@@ -11,7 +11,7 @@ from spo_jax.core.progress import stage
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.decoder import open_decoder
-from spo_jax.rewards import load_reward, no_judge
+from spo_jax.rewards import check_direction, load_reward, no_judge
 from spo_jax.rewards.base import Context, DeviceReward
 
 
@@ -74,13 +74,15 @@ def open_judge(
       abstract: whether to return shapes instead of weights.
 
     Raises:
-      UserError: reward or decoder cannot be loaded, or the reward is computed on the host.
+      UserError: reward or decoder cannot be loaded, the reward is computed on the host, or a lower score of it
+        is better.
     """
     context = Context(pipeline.kind, pipeline.dtype, mesh, options, abstract, f"{group}.reward")
     with stage(f"reading the judge {spec}"):
         reward = load_reward(spec, context)
     if not isinstance(reward, DeviceReward):
         raise no_judge(spec, context.where)
+    check_direction(spec, reward, 1.0, context.where)
     if reward.READS == "latents":
         if decoder != "vae":
             raise UserError(

@@ -113,7 +113,7 @@ def test_a_reward_on_the_host_is_refused(pipeline, give):
 
 
 def test_a_reward_that_does_not_exist_is_refused(pipeline):
-    with pytest.raises(UserError, match="config field spo.reward = 'smp': expected .*'spm'"):
+    with pytest.raises(UserError, match="config field spo.reward = 'smp': .*expected .*'spm'"):
         open_judge("smp", {}, pipeline, **OPTIONS)
 
 
