@@ -191,7 +191,9 @@ def test_a_reward_that_says_another_version_scores_again(how, tmp_path, written,
 def test_a_measure_without_a_better_direction_is_no_reward(how, tmp_path, monkeypatch):
     from tests import brightness
 
-    monkeypatch.setattr(brightness, "load", spied(brightness.load, [], signs=("brightness",)))
+    load = brightness.load
+    measure = spied(load, [], signs=("brightness",))
+    monkeypatch.setattr(brightness, "load", lambda source, context: (load if source else measure)(source, context))
     evaluation = evaluate(tmp_path / "out", **how | {"rewards": f"{BRIGHTNESS},{BRIGHTNESS}:_two"}, limit=1)
     assert evaluation.rewards == ["brightness_two"] and "brightness" in evaluation.signs
     row = next(line for line in (tmp_path / "out" / "results.csv").read_text().splitlines() if ",brightness," in line)
