@@ -1,5 +1,6 @@
 """BERT's tokenizer as BLIP uses it: the vocabulary of bert-base-uncased with ``[DEC]`` and ``[ENC]`` at its end."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json_object
 from spo_jax.core.typing import Bool, Int
+from spo_jax.data.tokenizer import digest_of
 
 _FILES = ("tokenizer.json", "vocab.txt")
 
@@ -68,6 +70,11 @@ class BertTokenizer:
         if not enclosed or max(*marks[:2], self._tokenizer.unk_token_id) >= self._tokenizer.vocab_size:
             reason = "it has no [CLS], [SEP] and [UNK]"
             raise UserError(f"{folder}: this tokenizer is damaged or not BERT's: {reason}; fetch it again")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything in the folder that decides on token ids; see `digest_of`."""
+        return digest_of(self._tokenizer, self.length)
 
     def check_fits(self, vocabulary: int, where: str) -> None:
         """Checks that a text encoder has an embedding for every token, and no other embeddings.

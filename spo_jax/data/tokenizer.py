@@ -1,5 +1,8 @@
 """CLIP's tokenizer, which turns prompts into token ids of a fixed length."""
 
+import functools
+import hashlib
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -63,6 +66,11 @@ class Tokenizer:
             reason = "prompts have no start and end token"
             raise UserError(f"{folder}: this tokenizer is damaged or not CLIP's: {reason}; fetch it again")
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything in the folder that decides on token ids; see `digest_of`."""
+        return digest_of(self._tokenizer, self.length)
+
     def check_fits(self, vocabulary: int, positions: int, where: str) -> None:
         """Checks that a text encoder has an embedding for every token; others would be silently mistaken for its last.
 
@@ -122,6 +130,14 @@ class Tokenizer:
             # The last token that fits is the end token, in place of the token that stands there.
             ends.append(prompt[_word_start(prompt, places[self.length - 1][0]) :] if len(places) > self.length else "")
         return ends
+
+
+def digest_of(tokenizer: Any, length: int) -> str:
+    """Returns the SHA-256 of a tokenizer of transformers: its vocabulary, rules, special tokens and length."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    rules = {name: value for name, value in content.items() if name not in ("padding", "truncation")}  # set by calls
+    text = json.dumps([rules, tokenizer.special_tokens_map, length], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def holds_tokenizer(folder: Path) -> bool:

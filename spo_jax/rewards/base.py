@@ -44,6 +44,10 @@ class DeviceReward:
     signs: Sequence[str] = ()
     params: Params = {}
 
+    def describe(self) -> Mapping[str, Any]:
+        """Returns what decides on the scores besides `params` and the code, as JSON; see `Reward`."""
+        return {}
+
     def features(self, prompts: Sequence[str]) -> PyTree:
         """Computes the features of prompts that `score` takes, one row each, on the host and once per prompt.
 

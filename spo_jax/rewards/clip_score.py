@@ -58,15 +58,15 @@ def load(source: str, context: Context) -> Reward:
     }[variant]
     of_transformers = variant in ("", "logits")
     model = load_clip(source, context, PUBLISHED, "hf_fast" if of_transformers else "openai")
-    prefix = PREFIX if variant == "hessel" else ""
     return CLIPReward(
         f"clip_score_{variant}" if variant else "clip_score",
         f"CLIPScore: {VARIANTS.get(variant, 'exp(logit_scale) · cos(image, prompt) / 100, about 0.25 to 0.35')}",
         clip=model.clip,
         params=model.params,
-        tokenize=lambda prompts: model.tokenizer([prefix + prompt for prompt in prompts]),
+        tokenizer=model.tokenizer,
         pixels=transformers_pixels if of_transformers else openai_pixels,
         formula=formula,
+        prefix=PREFIX if variant == "hessel" else "",
     )
 
 

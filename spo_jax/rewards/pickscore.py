@@ -37,7 +37,7 @@ def load(source: str, context: Context) -> Reward:
         "PickScore: how likely people prefer the image for its prompt, about 20 to 23",
         clip=model.clip,
         params=model.params,
-        tokenize=model.tokenizer,
+        tokenizer=model.tokenizer,
         pixels=transformers_pixels,
         formula=scaled_cosine,
     )

@@ -1,8 +1,10 @@
 """The base class of rewards that see an image through a CLIP, such as PickScore and HPSv2, and the loader of theirs."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.data.original_tokenizer import HF_FAST
-from spo_jax.data.tokenizer import AbstractTokenizer
+from spo_jax.data.tokenizer import AbstractTokenizer, Tokenizer
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
 from spo_jax.nn.shapes import clip_shapes
@@ -23,7 +25,6 @@ from spo_jax.rewards.common.preference_files import local_model, read_config, re
 from spo_jax.rewards.common.preference_model import PreferenceModel, read_tokenizer
 from spo_jax.weights import components
 
-Tokenize = Callable[[Sequence[str]], Int[np.ndarray, "b l"]]
 Formula = Callable[[Float[Array, " b"], Float[Array, ""]], Float[Array, " b"]]
 
 
@@ -55,6 +56,10 @@ class CLIPVisionReward(EmbeddingReward):
         self.params = params
         self.pixels = pixels
 
+    def describe(self) -> Mapping[str, Any]:
+        """Returns the network's config."""
+        return {"config": dataclasses.asdict(self.clip.config)}
+
     def image_features(self, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b p"]:
         """Computes the features of images near [-1, 1], of length 1, inside a program."""
         pixels = self.pixels(images, self.clip.config.vision.image_size)
@@ -69,9 +74,10 @@ class CLIPReward(CLIPVisionReward):
       meaning: what the score is, in a sentence.
       clip: the network.
       params: its weights.
-      tokenize: function from prompts to token ids.
+      tokenizer: function from prompts to token ids.
       pixels: function from images to the network's input.
       formula: function from the cosine and exp(logit_scale) to the score.
+      prefix: text before every prompt.
     """
 
     def __init__(
@@ -81,13 +87,23 @@ class CLIPReward(CLIPVisionReward):
         *,
         clip: CLIPModel,
         params: Params,
-        tokenize: Tokenize,
+        tokenizer: Tokenizer,
         pixels: Pixels,
         formula: Formula = bare_cosine,
+        prefix: str = "",
     ):
         super().__init__(name, meaning, clip=clip, params=params, pixels=pixels)
-        self.tokenize = tokenize
+        self.tokenizer = tokenizer
         self.formula = formula
+        self.prefix = prefix
+
+    def describe(self) -> Mapping[str, Any]:
+        """Returns the network's config and the tokenizer's digest."""
+        return {**super().describe(), "tokenizer": self.tokenizer.digest}
+
+    def tokenize(self, prompts: Sequence[str]) -> Int[np.ndarray, "b l"]:
+        """Turns prompts into token ids."""
+        return self.tokenizer([self.prefix + prompt for prompt in prompts])
 
     def features(self, prompts: Sequence[str]) -> Float[np.ndarray, "b p"]:
         """Computes the text features of prompts, of length 1."""

@@ -86,7 +86,7 @@ def load_hps(name: str, source: str, context: Context) -> CLIPReward:
         meaning,
         clip=clip,
         params=params,
-        tokenize=tokenizer,
+        tokenizer=tokenizer,
         pixels=PIXELS[variant],
         formula=lambda cosine, scale: 100 * cosine,
     )

@@ -1,7 +1,9 @@
 """ImageReward on the devices: its weights, its features of prompts, and its score."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +51,10 @@ class ImageReward(EmbeddingReward):
         self.blip = blip
         self.params = params
         self.tokenizer = tokenizer
+
+    def describe(self) -> Mapping[str, Any]:
+        """Returns the network's sizes and the tokenizer's digest."""
+        return {"config": dataclasses.asdict(self.blip.config), "tokenizer": self.tokenizer.digest}
 
     def features(self, prompts: Sequence[str]) -> Tokens:
         """Computes token ids and their mask: the text encoder sees the image, so nothing else is the prompt's alone."""

@@ -51,7 +51,8 @@ class Reward(Protocol):
     A reward is a module of `spo_jax.rewards`, or a user's own module, with a function ``load(source, context)`` that
     returns an object with these members. ``source`` is the text after a colon in the reward's name, and may be empty.
     A reward without weights may also have a text ``version``: evaluations compute the scores that they keep again when
-    it is another one.
+    it is another one. One with weights may have a function ``describe()``, which returns what else was read from its
+    folder and decides on the scores, such as the network's config and a digest of the tokenizer, as JSON.
     A module whose reward can be computed in several ways lists them in a constant ``VARIANTS``: what each of them is,
     by name, or a range of whole numbers.
 

@@ -1,6 +1,8 @@
 """The score of a step-aware preference model as a reward."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,10 @@ class SPMReward(EmbeddingReward):
         self.model = model
         self.params = model.params
         self.timestep = timestep
+
+    def describe(self) -> Mapping[str, Any]:
+        """Returns the network's config and the tokenizer's digest."""
+        return {"config": dataclasses.asdict(self.model.clip.config), "tokenizer": self.model.tokenizer.digest}
 
     def features(self, prompts: Sequence[str]) -> Float[np.ndarray, "b p"]:
         """Computes text features of unit length, which do not depend on the timestep."""

@@ -1,6 +1,7 @@
 """The weighted sum of several scores that are computed on the devices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
@@ -31,6 +32,10 @@ class WeightedSum(DeviceReward):
         self.params = {str(index): reward.params for index, reward in enumerate(self.rewards)}
         names = [name for reward in self.rewards for name in reward.meanings]
         self.meanings = {"sum": f"{spell_sum(zip(names, self.weights, strict=True))}, the scores as they are"}
+
+    def describe(self) -> Mapping[str, Any]:
+        """Returns what every reward says of itself."""
+        return {str(index): reward.describe() for index, reward in enumerate(self.rewards)}
 
     def features(self, prompts: Sequence[str]) -> PyTree:
         """Computes the features of every reward."""

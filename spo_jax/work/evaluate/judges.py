@@ -105,10 +105,12 @@ def _signs(reward: Reward) -> tuple[str, ...]:
 def _identity(spec: str, reward: Reward) -> dict[str, Any]:
     """Returns everything that decides on a reward's scores besides image and prompt."""
     params = getattr(reward, "params", {})
+    describe = getattr(reward, "describe", dict)
     versions = library_versions()
     return {
         "spec": spec,
         "weights": weights_digest(params) if params else "",
+        "read": dict(describe()),  # config and tokenizer, without which the same weights give other scores
         "version": getattr(reward, "version", ""),
         "code": _code_digest(parse_spec(spec).name),
         "platform": jax.default_backend(),  # as for images, see `spo_jax.work.evaluate.lineup`
