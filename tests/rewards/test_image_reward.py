@@ -130,6 +130,17 @@ def _refused(folder, message, check=False):
     assert "\n" not in str(error.value)
 
 
+def test_another_order_of_the_vocabulary_is_described(small, folder):
+    def described():
+        return load_reward(f"image_reward:{folder}", Context()).describe()
+
+    assert described() == small.reward.describe()
+    (vocabulary,) = folder.rglob("vocab.txt")
+    lines = vocabulary.read_text().splitlines()
+    vocabulary.write_text("\n".join([*lines[:-2], lines[-1], lines[-2]]) + "\n")
+    assert described()["tokenizer"] != small.reward.describe()["tokenizer"]
+
+
 def test_a_source_that_is_missing_or_something_else_is_refused_at_once(folder):
     (folder / "empty").mkdir()
     _refused(folder / "nothing", "no such file or folder: .*/nothing", check=True)

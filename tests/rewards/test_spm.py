@@ -1,5 +1,6 @@
 """The step-aware preference model as a reward."""
 
+import dataclasses
 import functools
 
 import jax
@@ -29,6 +30,11 @@ def test_the_score_is_the_models_at_timestep_0(reward):
     score = jax.jit(functools.partial(score_images, reward.model.clip))
     last = score(reward.params, images[-1:], jnp.zeros(1, jnp.int32), reward.features(prompts[-1:]))
     np.testing.assert_allclose(scores[-1:], last, rtol=1e-4, atol=1e-4)
+
+
+def test_its_description_is_that_of_network_and_tokenizer(reward):
+    model = reward.model
+    assert reward.describe() == {"config": dataclasses.asdict(model.clip.config), "tokenizer": model.tokenizer.digest}
 
 
 def test_a_variant_is_the_timestep_of_every_score(reward):
