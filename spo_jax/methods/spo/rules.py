@@ -9,7 +9,7 @@ from spo_jax.run.diagnosis.curves import FEW, Curve, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 from spo_jax.run.diagnosis.shared import ENOUGH
 from spo_jax.run.guard.look import looks_of
-from spo_jax.run.guard.told import alarm_of
+from spo_jax.run.guard.sentences import alarm_of
 
 # A tenth of the published clip range: with more, rounding decides what is clipped.
 MOST_FIRST_ERROR = 0.01
@@ -194,9 +194,9 @@ def _fallen_scores(curves: Curves) -> list[str]:
             continue
         lower = score in (curves.lower_is_better or ()) or bool(curves.scores.get(score, {}).get("lower_is_better"))
         sign = -1 if lower else 1
-        told = _lost(Curve(curve.steps, [sign * value for value in curve.values]), sign)
-        if told:
-            fallen.append(f"{readable(score)} {told}")
+        lost = _lost(Curve(curve.steps, [sign * value for value in curve.values]), sign)
+        if lost:
+            fallen.append(f"{readable(score)} {lost}")
     return fallen
 
 

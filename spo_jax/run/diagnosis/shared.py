@@ -6,7 +6,7 @@ from spo_jax.core.words import counted, duration, listed, readable, with_error
 from spo_jax.run.diagnosis.curves import FEW, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 from spo_jax.run.guard.look import looks_of
-from spo_jax.run.guard.told import alarm_of, nothing, taken, told
+from spo_jax.run.guard.sentences import alarm_of, nothing, sentence, taken
 from spo_jax.run.trend import FIRST, LATEST
 from spo_jax.run.verdict import outcomes
 
@@ -132,7 +132,7 @@ def hacking(curves: Curves) -> Finding | None:
     in_a_row = curves.setting("eval.guard_looks", 2)
     alarm = alarm_of(looks, in_a_row)
     if alarm:
-        what = told(*alarm)
+        what = sentence(*alarm)
         best = f"batch {last.best}, which is the best (python -m spo_jax.export --run=RUN/checkpoints/best)"
         advice = f"Take {best}." if last.best else "By the held-out scores nothing is better than the base model."
         advice += " Next time train for fewer batches, or lower optimizer.learning_rate."

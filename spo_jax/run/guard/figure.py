@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spo_jax.core.words import listed, readable
 from spo_jax.run.guard.look import Look
-from spo_jax.run.guard.told import alarm_of, when
+from spo_jax.run.guard.sentences import alarm_of, when
 
 _MOST = 3  # held-out scores that are drawn
 

@@ -10,7 +10,7 @@ from absl import logging
 from spo_jax.parallel.agreement import decided
 from spo_jax.run.guard.look import Look, Measured, means
 from spo_jax.run.guard.rule import MOST, SEEN, gains, in_errors, limit
-from spo_jax.run.guard.told import alarm_of, outcome, told
+from spo_jax.run.guard.sentences import alarm_of, outcome, sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Guard:
         look = self._compared(batch, measured)
         self.looks.append(look)
         if look.worse == self.plan.in_a_row and look.gain is not None:
-            logging.warning("guard: %s", told(*alarm_of(self.looks, self.plan.in_a_row)))
+            logging.warning("guard: %s", sentence(*alarm_of(self.looks, self.plan.in_a_row)))
         return look.row()
 
     def _compared(self, batch: int, now: Measured) -> Look:

@@ -93,6 +93,6 @@ def _common_folder(evaluation: Evaluation, names: Sequence[str]) -> Path:
 
 def _key(evaluation: Evaluation, names: Sequence[str], folder: Path) -> str:
     """Returns a digest of what was drawn, under which a browser keeps votes; names of files say what made them."""
-    told = [dict(evaluation.protocol), list(evaluation.prompts)]
-    told += [[name, relative(evaluation.images[name](0, 0), folder)] for name in names if evaluation.prompts]
-    return hashlib.sha256(json.dumps(told, default=str, sort_keys=True).encode()).hexdigest()[:16]
+    known = [dict(evaluation.protocol), list(evaluation.prompts)]
+    known += [[name, relative(evaluation.images[name](0, 0), folder)] for name in names if evaluation.prompts]
+    return hashlib.sha256(json.dumps(known, default=str, sort_keys=True).encode()).hexdigest()[:16]

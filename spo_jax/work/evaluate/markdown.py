@@ -29,7 +29,9 @@ def results_markdown(comparison: Comparison) -> str:
     parts.append(" · ".join(f"{name} {code(value)}" for name, value in protocol_fields(evaluation).items()))
     parts.append(above)
     parts.append(
-        "\n".join(f"- **{plain(each.name)}**: {plain(_told(comparison, each.name))}" for each in evaluation.contestants)
+        "\n".join(
+            f"- **{plain(each.name)}**: {plain(_description(comparison, each.name))}" for each in evaluation.contestants
+        )
     )
     scores = [score for score in evaluation.score_names if any(score in cells for cells in comparison.cells.values())]
     parts += ["## Scores", above, _table(["contestant", *scores], _rows(comparison, scores, _value_cell))]
@@ -39,8 +41,8 @@ def results_markdown(comparison: Comparison) -> str:
     parts += _group_parts(comparison, scores, above)
     parts += _win_parts(comparison, above)
     if comparison.knees:
-        told = [f"- {plain(knee_text(comparison, group, knee))}" for group, knee in comparison.knees.items()]
-        parts += ["## Strengths", "\n".join(told), plain(knee_definition(comparison))]
+        knees = [f"- {plain(knee_text(comparison, group, knee))}" for group, knee in comparison.knees.items()]
+        parts += ["## Strengths", "\n".join(knees), plain(knee_definition(comparison))]
     parts += ["## How to read this", "\n".join(f"- {plain(remark)}" for remark in remarks(comparison))]
     meanings = [
         f"- {code(score)}: {plain(meaning)}" for score, meaning in evaluation.meanings.items() if score in scores
@@ -53,7 +55,7 @@ def results_markdown(comparison: Comparison) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _told(comparison: Comparison, name: str) -> str:
+def _description(comparison: Comparison, name: str) -> str:
     what = next(each.what for each in comparison.evaluation.contestants if each.name == name)
     return what if name == comparison.first else f"{what}. {finding(comparison, name)}"
 

@@ -145,9 +145,9 @@ def _chosen(checkpoints: CheckpointReader, folder: Path, best: bool) -> int:
         raise UserError(f"--run={folder}: there is no checkpoint in it")
     guard = checkpoints.read_meta(latest).get("guard") or {}
     kept, ended = (guard.get("kept") or {}).get("batch"), guard.get("stopped")
-    if told := _guarded_end(run_of(folder)[0], latest):
+    if end := _guarded_end(run_of(folder)[0], latest):
         # The last look may have been taken only when the run was resumed, after this checkpoint had been saved.
-        kept, ended = told.get("kept_batch"), told.get("stopped_batch") is not None
+        kept, ended = end.get("kept_batch"), end.get("stopped_batch") is not None
     if best and kept is None:
         steps = ", ".join(map(str, sorted(checkpoints.steps())))
         raise UserError(

@@ -144,9 +144,9 @@
     table.append(body);
     const ties = votes.length - decided.length;
     const p = decided.length ? signTest(wins, decided.length) : 1;
-    const told = `${pair[0]} ${wins}, ${pair[1]} ${decided.length - wins}, ties ${ties}. Sign test: p = ${p < 0.001 ? "below 0.001" : p.toPrecision(2)}` +
+    const sentence = `${pair[0]} ${wins}, ${pair[1]} ${decided.length - wins}, ties ${ties}. Sign test: p = ${p < 0.001 ? "below 0.001" : p.toPrecision(2)}` +
       (p < 0.05 ? "." : ", so this may be chance.") + (rest ? ` Not counted: ${rest} after the names were shown.` : "");
-    byId("tally").replaceChildren(element("h3", {}, `${pair[0]} against ${pair[1]}`), element("p", { id: "tally-text" }, told), table);
+    byId("tally").replaceChildren(element("h3", {}, `${pair[0]} against ${pair[1]}`), element("p", { id: "tally-text" }, sentence), table);
     byId("tally").hidden = false;
     byId("exports").hidden = byId("export-hint").hidden = !kept.votes.length;
     say("");

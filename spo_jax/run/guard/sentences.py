@@ -6,7 +6,7 @@ from spo_jax.core.words import counted, listed, readable
 from spo_jax.run.guard.look import Look
 from spo_jax.run.guard.rule import SEEN
 
-_TOLD = 3  # scores that a sentence names
+_NAMED = 3  # scores that a sentence names
 
 
 def alarm_of(looks: Sequence[Look], in_a_row: int) -> tuple[Look, Look] | None:
@@ -24,7 +24,7 @@ def alarm_of(looks: Sequence[Look], in_a_row: int) -> tuple[Look, Look] | None:
     return found[0] if found else None
 
 
-def told(best: Look, now: Look) -> str:
+def sentence(best: Look, now: Look) -> str:
     """Says in one sentence what an alarm is about.
 
     Args:
@@ -53,9 +53,9 @@ def outcome(looks: Sequence[Look], in_a_row: int, stopped: int | None, exported:
     """
     alarm = alarm_of(looks, in_a_row)
     if alarm is not None and stopped is not None:
-        return f"Stopped by the guard after batch {stopped}: {told(*alarm)} {_exported(looks[-1], exported)}"
+        return f"Stopped by the guard after batch {stopped}: {sentence(*alarm)} {_exported(looks[-1], exported)}"
     if alarm is not None:
-        return f"The guard warned in batch {alarm[1].batch}: {told(*alarm)} {_best(looks[-1], exported)}"
+        return f"The guard warned in batch {alarm[1].batch}: {sentence(*alarm)} {_best(looks[-1], exported)}"
     return f"{nothing(looks)}. {_best(looks[-1], exported)}"
 
 
@@ -97,5 +97,5 @@ def when(batch: int) -> str:
 
 def _moved(before: Mapping[str, float], now: Mapping[str, float]) -> str:
     moved = [name for name, value in now.items() if name in before and value != before[name]]
-    parts = [f"{readable(name)} from {before[name]:.3g} to {now[name]:.3g}" for name in moved[:_TOLD]]
+    parts = [f"{readable(name)} from {before[name]:.3g} to {now[name]:.3g}" for name in moved[:_NAMED]]
     return listed(parts)
