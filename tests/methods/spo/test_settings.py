@@ -123,7 +123,7 @@ def test_a_learning_rate_that_falls_to_zero_is_refused():
         (("model", "embedded"), "config field model = 'embedded': this is now 'toy'"),
         (("prompts", "embedded:train"), "config field prompts = 'embedded:train': this is now 'toy:train'"),
         (("method", None), "config field method is missing: .*'spo'"),
-        (("method", "sop"), "config field method = 'sop': expected .*'spo'"),
+        (("method", "sop"), "config field method = 'sop': .*expected .*'spo'"),
         (("prompts_per_batch", "two"), "config field prompts_per_batch = 'two': expected int"),
     ],
 )
