@@ -356,7 +356,12 @@ def test_images_from_elsewhere_are_scored_only(how, compared, tmp_path, written)
     assert set(written) == {"base"}
     drawn = pixels(compared, "spo").astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(evaluation.scores["mj"]["brightness"].reshape(-1), drawn.mean((1, 2, 3)), atol=1e-6)
-    assert np.isnan(evaluation.scores["mj"]["out_of_range"]).all()  # 8 bits do not show it
+    assert "out_of_range" not in evaluation.scores["mj"]  # 8 bits do not show it
+    assert np.isfinite(evaluation.scores["base"]["out_of_range"]).all()
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert not any("Not complete" in remark for remark in results["remarks"])
+    assert any("mj come from elsewhere" in remark for remark in results["remarks"])
+    assert [each["guidance"] for each in results["contestants"]] == [5.0, None]
     assert np.isfinite(evaluation.scores["mj"]["saturation"]).all()
 
 

@@ -51,7 +51,7 @@ class Entry:
 def read_entries(
     loras: Sources = (), merged: Sources = (), images: Sources = (), strengths: Sequence[float] = ()
 ) -> list[Entry]:
-    """Returns the contestants, the model itself first.
+    """Returns the contestants, the model itself first and the strengths of a LoRA from small to large.
 
     Args:
       loras: texts ``NAME=SOURCE[:STRENGTH]``, or sources by name.
@@ -104,10 +104,8 @@ def check_sources(entries: Sequence[Entry], model: str, base: str, vae: str) -> 
 
 def _of_lora(name: str, source: str, strengths: Sequence[float]) -> Iterator[Entry]:
     source, strength = split_strength(source, f"--lora={name}")
-    yield Entry(name, "lora", source, name, strength)
-    for other in strengths:
-        if other != strength:  # otherwise it is the contestant NAME
-            yield Entry(f"{name}@{other:g}", "lora", source, name, other)
+    for each in sorted({strength, *strengths}):
+        yield Entry(name if each == strength else f"{name}@{each:g}", "lora", source, name, each)
 
 
 def split_strength(text: str, flag: str) -> tuple[str, float]:

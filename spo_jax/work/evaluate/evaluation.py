@@ -137,13 +137,14 @@ def _signs(
     else:
         found = [_signs_of_file(file) for file in files[name]]
     shape = (len(request.prompts), request.protocol.images_per_prompt)
-    return {sign: np.array([values[sign] for values in found]).reshape(shape) for sign in SIGN_MEANINGS}
+    known = [sign for sign in SIGN_MEANINGS if all(sign in values for values in found)]
+    return {sign: np.array([values[sign] for values in found]).reshape(shape) for sign in known}
 
 
 def _signs_of_file(file: Path) -> dict[str, float]:
-    """Measures the signs of an image that was made elsewhere; NaN for what its 8 bits do not show."""
+    """Measures the signs of an image that was made elsewhere, without those that its 8 bits do not show."""
     values = image_signs(to_float(read_pixels(file))[None])
-    return {sign: np.nan if sign in _LOST else float(value[0]) for sign, value in values.items()}
+    return {sign: float(value[0]) for sign, value in values.items() if sign not in _LOST}
 
 
 def _trained_on(lineup: Lineup, judges: Sequence[Judge], weighted: bool) -> dict[str, str]:

@@ -46,14 +46,14 @@ class Entrant:
 
     Attributes:
       entry: what the user named.
-      guidance: guidance scale.
+      guidance: guidance scale; None if its images were made elsewhere.
       model: what draws its images; None if they were made elsewhere.
       lora: file of its LoRA; None for none.
       recipe: what its images are bound to; None if they were made elsewhere.
     """
 
     entry: Entry
-    guidance: float
+    guidance: float | None
     model: Model | None = None
     lora: Path | None = None
     recipe: Recipe | None = None
@@ -128,7 +128,7 @@ class _Opening:
     def entrant(self, entry: Entry, size: tuple[int, int]) -> Entrant:
         """Checks one contestant, whose images have this (height, width)."""
         if entry.kind == "images":
-            return Entrant(entry, 0.0)
+            return Entrant(entry, None)
         try:
             model = self._merged(entry) if entry.kind == "merged" else self._base
             lora = self._lora(entry.source) if entry.kind == "lora" else None

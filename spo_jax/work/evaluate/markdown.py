@@ -8,12 +8,15 @@ from spo_jax.work.evaluate.compare import Cell, Comparison
 from spo_jax.work.evaluate.wording import (
     MARKS,
     TRAINED,
+    about,
     caption,
     difference_text,
     finding,
     group_text,
     knee_definition,
     knee_text,
+    made_fields,
+    percent_text,
     protocol_fields,
     remarks,
     title,
@@ -25,7 +28,7 @@ def results_markdown(comparison: Comparison) -> str:
     """Returns everything that was found, without the scores of single images."""
     evaluation = comparison.evaluation
     above = f"*{plain(caption(evaluation))}*"
-    parts = [f"# {plain(title(evaluation))}", plain(str(evaluation.protocol.get("about", "")))]
+    parts = [f"# {plain(title(evaluation))}", plain(about(evaluation))]
     parts.append(" · ".join(f"{name} {code(value)}" for name, value in protocol_fields(evaluation).items()))
     parts.append(above)
     parts.append(
@@ -49,9 +52,9 @@ def results_markdown(comparison: Comparison) -> str:
     ]
     if meanings:
         parts.append("\n".join(meanings))
-    about = [f"- {plain(name)}: {code(str(value))}" for name, value in evaluation.about.items()]
-    if about:
-        parts += ["## What made it", "\n".join(about)]
+    made = [f"- {plain(name)}: {code(str(value))}" for name, value in made_fields(evaluation).items()]
+    if made:
+        parts += ["## What made it", "\n".join(made)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -100,16 +103,18 @@ def _win_parts(comparison: Comparison, above: str) -> list[str]:
             rows = [
                 [f"**{plain(name)}**", *(_share(matrix[name].get(opponent)) for opponent in names)] for name in names
             ]
-            about = (
+            meaning = (
                 f"How often the image of the row has the better {code(score)} than that of the column; a tie is half."
             )
             table = _table(["", *map(plain, names)], rows)
-            parts += [f"## Wins by {plain(score)}", above, about, table]
+            parts += [f"## Wins by {plain(score)}", above, meaning, table]
     return parts
 
 
 def _share(share: Share | None) -> str:
-    return "" if share is None else f"{share.value:.0%} [{share.low:.0%}, {share.high:.0%}]"
+    return (
+        "" if share is None else f"{percent_text(share.value)} [{percent_text(share.low)}, {percent_text(share.high)}]"
+    )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

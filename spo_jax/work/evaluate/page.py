@@ -1,6 +1,7 @@
 """The page: everything that an evaluation found in one file, which needs neither a network nor any other file."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from itertools import permutations
 from pathlib import Path
@@ -10,19 +11,22 @@ import jinja2
 
 from spo_jax.core.files import write_text
 from spo_jax.core.trees import flatten
-from spo_jax.core.words import readable
+from spo_jax.core.words import listed, readable
 from spo_jax.run import report
 from spo_jax.work.evaluate.compare import Comparison
 from spo_jax.work.evaluate.front import fronts_of, strengths_of
 from spo_jax.work.evaluate.gallery import MOST_BYTES, gallery
 from spo_jax.work.evaluate.wording import (
     MARKS,
+    about,
     caption,
     difference_text,
     finding,
     group_text,
     knee_definition,
     knee_text,
+    made_fields,
+    percent_text,
     protocol_fields,
     remarks,
     title,
@@ -47,7 +51,7 @@ def write_page(path: str | os.PathLike, comparison: Comparison, most_bytes: int 
     scores = [score for score in evaluation.score_names if any(score in cells for cells in comparison.cells.values())]
     text = _template().render(
         title=title(evaluation),
-        about=str(evaluation.protocol.get("about", "")),
+        about=about(evaluation),
         caption=caption(evaluation),
         overridden=bool(evaluation.overridden),
         findings=_findings(comparison),
@@ -63,8 +67,10 @@ def write_page(path: str | os.PathLike, comparison: Comparison, most_bytes: int 
         remarks=remarks(comparison),
         meanings={readable(score): evaluation.meanings[score] for score in scores if evaluation.meanings.get(score)},
         fields=protocol_fields(evaluation),
-        made=flatten(dict(evaluation.about), sep="."),
+        made=flatten(made_fields(evaluation), sep="."),
+        elsewhere=listed(evaluation.from_elsewhere),
         gallery=shown,
+        votes_folder=str(path.parent / shown["folder"]),  # the folder is absolute, if it is not below the page
         data=_data(comparison, scores) | shown,
     )
     write_text(path, text + "\n")
@@ -85,6 +91,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"percent": percent_text, "quoted": shlex.quote}
     # The order of contestants and scores is that of the tables, and JSON has no NaN.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     return environment.get_template("page.html")
@@ -96,7 +103,7 @@ def _findings(comparison: Comparison) -> list[dict[str, Any]]:
         {
             "name": each.name,
             "what": each.what,
-            "guidance": f"{each.guidance:g}" if each.guidance else "",
+            "guidance": "" if each.guidance is None else f"{each.guidance:g}",
             "finding": "" if each.name == comparison.first else finding(comparison, each.name),
             "trained": ", ".join(map(readable, filter(None, evaluation.trained_on.get(each.name, "").split(",")))),
         }

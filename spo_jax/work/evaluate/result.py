@@ -22,14 +22,14 @@ class Contestant:
       what: what it is, as a phrase: "LoRA runs/spo/lora.safetensors at 0.5".
       group: the name that all strengths of a LoRA share; the contestant's own name where there is one strength.
       strength: strength of the LoRA; None without one.
-      guidance: guidance weight with which it draws.
+      guidance: guidance weight with which it draws; None for images from elsewhere, of which it is not known.
     """
 
     name: str
     what: str = ""
     group: str = ""
     strength: float | None = None
-    guidance: float = 0.0
+    guidance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Evaluation:
     images: Mapping[str, ImagePath] = dataclasses.field(default_factory=dict)
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metadata: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def from_elsewhere(self) -> list[str]:
+        """Names of the contestants whose images somebody else has drawn, from noise that is not known."""
+        return [each.name for each in self.contestants if each.guidance is None]
 
     @property
     def score_names(self) -> list[str]:

@@ -28,20 +28,36 @@ def title(evaluation: Evaluation) -> str:
     return f"Evaluation under the protocol {evaluation.protocol.get('name', '')}".strip()
 
 
+def about(evaluation: Evaluation) -> str:
+    """Says what the protocol is; where something of it was changed, as what is described is the unchanged one."""
+    text = str(evaluation.protocol.get("about", ""))
+    return f"The unchanged protocol: {text}" if text and evaluation.overridden else text
+
+
 def protocol_fields(evaluation: Evaluation) -> dict[str, str]:
     """Returns the fields of the protocol that say what was drawn, with their values as text."""
     shown = [*FIELDS, *(["group_size"] if evaluation.protocol.get("group_size") else ())]
     shown += [name for name in evaluation.overridden if name not in shown]
-    fields = {name: _value(evaluation.protocol[name]) for name in shown if name in evaluation.protocol}
+    fields = {
+        _FLAGS.get(name, name): _value(evaluation.protocol[name]) for name in shown if name in evaluation.protocol
+    }
+    if "size" in fields and (size := evaluation.about.get("size")):
+        fields["size"] = size if evaluation.protocol["size"] else f"{size}, the model's own"
     scale = evaluation.protocol.get("guidance")
-    others = [f"{each.name} {each.guidance:g}" for each in evaluation.contestants if each.guidance not in (0, scale)]
-    if others and "guidance" in fields:  # a protocol may give contestants scales of their own; 0 is not known
+    others = [f"{each.name} {each.guidance:g}" for each in evaluation.contestants if each.guidance not in (None, scale)]
+    if others and "guidance" in fields:  # a protocol may give contestants scales of their own
         fields["guidance"] += f", but {listed(others)}"
     return fields
 
 
 def _value(value: Any) -> str:
     return "the model's own" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def made_fields(evaluation: Evaluation) -> dict[str, Any]:
+    """Returns the facts for the record, without those that the fields of the protocol say."""
+    shown = protocol_fields(evaluation)
+    return {name: value for name, value in evaluation.about.items() if name not in shown}
 
 
 def caption(evaluation: Evaluation) -> str:
@@ -70,6 +86,11 @@ def difference_text(difference: Estimate) -> str:
     ends = [with_error(end, difference.error, sign="+").partition(" ")[0] for end in (difference.low, difference.high)]
     value = with_error(difference.value, difference.error, sign="+").partition(" ")[0]
     return f"{value} [{', '.join(ends)}]"
+
+
+def percent_text(share: float) -> str:
+    """Writes a share in whole per cent; halves go up, as JavaScript rounds them in the page."""
+    return f"{math.floor(100 * share + 0.5)} %"
 
 
 def group_text(value: GroupValue) -> str:
@@ -152,6 +173,11 @@ def remarks(comparison: Comparison) -> list[str]:
         f"Values are {evaluation.protocol.get('statistic', 'mean')}s over {counted(prompts, 'prompt')} with "
         f"{counted(images, 'image')} each, ± one standard error; intervals are 95 %, from resampled prompts."
     ]
+    if elsewhere := evaluation.from_elsewhere:
+        said.append(
+            f"The images of {listed(elsewhere)} come from elsewhere: they share the prompts with the others, and their "
+            "noise is not known."
+        )
     said += _limit(comparison)
     if any(cell.trained for cells in comparison.cells.values() for cell in cells.values()):
         said.append(f"{TRAINED} marks a score that the contestant was trained on: a gain there proves little.")

@@ -104,6 +104,12 @@ def test_blind_votes_by_keys_outlive_a_reload(visit):
     vote_for(tab, "spo@1")
     assert sides(tab) == before
     tab.reload()
+    assert tab.inner_text("#vote-message") == "5 votes on this pair are kept in this browser."
+    assert [tab.input_value(f"#vote-{which}") for which in ("first", "second")] == ["base", "spo@1"]
+    assert tab.is_visible("#save-jsonl") and tab.is_visible("#forget") and tab.inner_text("#start") == "Continue"
+    tab.select_option("#vote-second", "spo@2")
+    assert tab.inner_text("#vote-message") == "5 votes on other pairs are kept in this browser."
+    assert tab.is_visible("#save-jsonl") and not tab.is_visible("#forget") and tab.inner_text("#start") == "Start"
     tab.select_option("#vote-second", "spo@1")
     tab.click("#start")
     assert sides(tab) == before and tab.inner_text("#vote-message") == "5 voted, 13 to go."
@@ -119,6 +125,7 @@ def test_blind_votes_by_keys_outlive_a_reload(visit):
     assert "0 %" in judged and "75 % of 4" in judged  # the reward always prefers the LoRA
     # Once the names have been shown, votes are no longer blind.
     tab.click("#start")
+    assert "so further votes do not count as blind" in tab.inner_text("#vote-message")
     vote_for(tab, "base")
     tab.click("#end")
     assert "Not counted: 1 after the names were shown." in tab.inner_text("#tally-text")
@@ -135,7 +142,7 @@ def test_the_same_votes_in_all_orders_and_all_pairs_of_sides(visit):
     tab.click("#start")
     shown = tab.evaluate("DATA.items.map((item) => [item.shown.base.source, item.shown['spo@0.5'].source])")
     order, on_the_left = [], 0
-    while tab.is_visible("#voting"):
+    while tab.is_visible("#vote-left"):
         left, right = sides(tab)
         (place,) = (number for number, pair in enumerate(shown) if {left, right} == set(pair))
         order.append(place)
@@ -143,6 +150,16 @@ def test_the_same_votes_in_all_orders_and_all_pairs_of_sides(visit):
         tab.click("#voting .choices [data-vote='1']")
     assert sorted(order) == list(range(18)) and order != sorted(order)
     assert 3 <= on_the_left <= 15
+    last = sides(tab)
+    tab.keyboard.press("1")  # there is nothing to vote on
+    assert tab.inner_text("#vote-message").startswith("All 18 are voted on.")
+    tab.keyboard.press("u")
+    assert tab.is_visible("#vote-left") and sides(tab) == last
+    tab.keyboard.press("2")
+    assert not tab.is_visible("#tally")  # which names the two
+    tab.click("#end")
+    assert tab.inner_text("#start") == "Show the result"
+    tab.click("#start")
     assert "0 to go" not in tab.inner_text("#vote") and "18 decided" in tab.inner_text("#tally")
 
 
@@ -167,7 +184,7 @@ def test_saved_votes_are_preference_pairs(visit, written):
         ]
         assert [name.partition("/")[0] for name in wins] == ["spo@0.5", "base", ""]
         file.unlink()
-    assert "images" in tab.inner_text("#export-hint")
+    assert f"--source={written / 'images'} " in tab.inner_text("#export-hint pre")
 
 
 @SLOW

@@ -14,16 +14,16 @@ def test_the_model_is_first_and_every_lora_comes_at_all_strengths():
     entries = read_entries(["spo=runs/spo:0.8", "dpo=a/b"], ["full=c"], {"mj": "d"}, [0.5, 0.8])
     assert names(entries) == [
         ("base", "base", None),
-        ("spo", "spo", 0.8),
-        ("spo@0.5", "spo", 0.5),  # 0.8 is the contestant spo
-        ("dpo", "dpo", 1.0),
+        ("spo@0.5", "spo", 0.5),
+        ("spo", "spo", 0.8),  # not spo@0.8
         ("dpo@0.5", "dpo", 0.5),
         ("dpo@0.8", "dpo", 0.8),
+        ("dpo", "dpo", 1.0),
         ("full", "full", None),
         ("mj", "mj", None),
     ]
     assert [entry.kind for entry in entries[-2:]] == ["merged", "images"]
-    assert entries[2].what == "the LoRA runs/spo at 0.5"
+    assert entries[1].what == "the LoRA runs/spo at 0.5"
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import html
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from spo_jax.work.evaluate.compare import compare
 from spo_jax.work.evaluate.gallery import gallery
 from spo_jax.work.evaluate.outputs import write_results
 from spo_jax.work.evaluate.result import Contestant
-from spo_jax.work.evaluate.wording import protocol_fields
+from spo_jax.work.evaluate.wording import made_fields, percent_text, protocol_fields, remarks
 from tests.run.report.test_page import Page
 from tests.work.evaluate.made_up import HOSTILE, made_up
 
@@ -57,6 +59,50 @@ def test_contestants_with_a_guidance_of_their_own_are_named(tmp_path):
     others = [dataclasses.replace(evaluation.contestants[0], guidance=7.5), *evaluation.contestants[1:]]
     assert protocol_fields(evaluation)["guidance"] == "5"
     assert protocol_fields(dataclasses.replace(evaluation, contestants=others))["guidance"] == "5, but base 7.5"
+
+
+def test_images_from_elsewhere_are_complete_and_their_noise_is_not_known(tmp_path):
+    """They lack a sign that others have, as 8 bits do not show all of them."""
+    evaluation = made_up(tmp_path, prompts=12)
+    del evaluation.scores["theirs"]["saturation"]
+    files = write_results(compare(evaluation), tmp_path)
+    results, page = json.loads(files[0].read_text()), files[4].read_text()
+    assert [each["guidance"] for each in results["contestants"]] == [5.0] * 4 + [None]
+    assert any(remark.startswith("The images of theirs come from elsewhere") for remark in results["remarks"])
+    assert not any("Not complete" in remark for remark in results["remarks"])
+    assert "initial noise; the images of theirs come from elsewhere," in page
+    drawn = dataclasses.replace(evaluation, contestants=evaluation.contestants[:4])
+    assert not any("elsewhere" in remark for remark in remarks(compare(drawn)))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("evaluations/toy", "evaluations/toy/images"), ("my run", "'my run/images'")]
+)
+def test_the_page_names_the_folder_of_the_images_as_the_user_did(tmp_path, monkeypatch, name, shown):
+    monkeypatch.chdir(tmp_path)
+    evaluation = made_up(tmp_path / name, prompts=1)
+    page = write_results(compare(evaluation), Path(name))[-1].read_text()
+    assert f" --source={shown.replace(chr(39), '&#39;')} --data-dir" in page
+    page = write_results(compare(evaluation), Path("other"))[-1].read_text()
+    assert html.escape(f"{tmp_path / name / 'images'}") in page  # which are not below the page
+
+
+def test_the_protocol_is_told_from_what_was_changed_and_nothing_is_said_twice(tmp_path):
+    evaluation = made_up(tmp_path, prompts=3, overridden=("count",))
+    evaluation = dataclasses.replace(
+        evaluation,
+        protocol=evaluation.protocol | {"size": None, "count": 3},
+        about={"seed": 0, "size": "512x512", "dtype": "float32"},
+    )
+    assert protocol_fields(evaluation)["size"] == "512x512, the model's own"
+    assert protocol_fields(evaluation)["limit"] == "3" and made_fields(evaluation) == {"dtype": "float32"}
+    files = write_results(compare(evaluation), tmp_path)
+    for file in files[3:]:
+        assert "The unchanged protocol: 500 prompts of" in file.read_text().replace("\\_", "_")
+
+
+def test_halves_are_rounded_as_the_script_of_the_page_does():
+    assert [percent_text(share) for share in (0.0, 0.005, 0.625, 0.635, 1.0)] == ["0 %", "1 %", "63 %", "64 %", "100 %"]
 
 
 def test_texts_of_others_are_never_markup(tmp_path):

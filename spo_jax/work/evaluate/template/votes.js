@@ -36,10 +36,33 @@
       .map((item) => ({ item, sides: chanceOf("side", item) < 0.5 ? pair : [...pair].reverse() }));
   }
 
+  function chosen() {
+    const names = [byId("vote-first").value, byId("vote-second").value];
+    return names[0] === names[1] ? null : voters.filter((name) => names.includes(name));
+  }
+
+  // Says what is kept of the chosen pair, which can be continued, saved or forgotten.
+  function offer() {
+    pair = chosen();
+    const counted = (count) => `${count} ${count === 1 ? "vote" : "votes"}`;
+    const count = pair ? votesOf(pair).length : 0, others = kept.votes.length - count;
+    byId("tally").hidden = true;
+    showButtons();
+    say([count && `${counted(count)} on this pair`, others && `${counted(others)} on other pairs`].filter(Boolean).join(" and ") +
+      (kept.votes.length ? ` ${kept.votes.length === 1 ? "is" : "are"} kept in this browser.` : ""));
+  }
+
+  function showButtons() {
+    const begun = pair && votesOf(pair).length;
+    byId("start").textContent = !begun ? "Start" : waiting().length || isBlind() ? "Continue" : "Show the result";
+    byId("exports").hidden = byId("export-hint").hidden = !kept.votes.length;
+    byId("forget").hidden = !begun;
+  }
+
   function start() {
-    const chosen = [byId("vote-first").value, byId("vote-second").value];
-    if (chosen[0] === chosen[1]) return say("Choose two different contestants.");
-    pair = voters.filter((name) => chosen.includes(name));
+    pair = chosen();
+    if (!pair) return say("Choose two different contestants.");
+    if (!isBlind() && !waiting().length) return finish();
     byId("images").hidden = true; // it names who made what
     byId("setup").hidden = true;
     byId("tally").hidden = true;
@@ -54,7 +77,8 @@
     queue = waiting();
     const count = votesOf(pair).length;
     byId("undo").disabled = !count;
-    if (!queue.length) return finish();
+    document.querySelectorAll("#voting [data-vote], #vote-prompt").forEach((part) => (part.hidden = !queue.length));
+    if (!queue.length) return say(`All ${count} are voted on. End and see the names, or take the last vote back with U.`);
     const again = queue.findIndex(({ item }) => first && item.prompt === first.prompt && item.image === first.image);
     if (again > 0) queue.unshift(...queue.splice(again, 1));
     const { item, sides } = queue[0];
@@ -63,11 +87,12 @@
       byId(id).src = item.shown[sides[side]].source;
       byId(id).alt = `${item.text}, ${alt}`;
     }
-    const seen = isBlind() ? "" : " The names of this pair have been shown, so these votes no longer count as blind.";
+    const seen = isBlind() ? "" : " The names of this pair have been shown, so further votes do not count as blind.";
     say(`${count} voted, ${queue.length} to go.${seen}`);
   }
 
   function vote(label) {
+    if (!queue.length) return;
     const { item, sides } = queue[0];
     const files = sides.map((name) => item.shown[name].file);
     kept.votes.push({ pair: pairKey(pair), prompt: item.prompt, image: item.image, text: item.text, sides, files, label, blind: isBlind(), time: new Date().toISOString() });
@@ -148,7 +173,7 @@
       (p < 0.05 ? "." : ", so this may be chance.") + (rest ? ` Not counted: ${rest} after the names were shown.` : "");
     byId("tally").replaceChildren(element("h3", {}, `${pair[0]} against ${pair[1]}`), element("p", { id: "tally-text" }, sentence), table);
     byId("tally").hidden = false;
-    byId("exports").hidden = byId("export-hint").hidden = !kept.votes.length;
+    showButtons();
     say("");
   }
 
@@ -185,8 +210,11 @@
     read();
     for (const id of ["vote-left", "vote-right"]) markSmall(byId(id));
     const options = voters.map((name) => [name, name]);
-    fill(byId("vote-first"), options, voters[0]);
-    fill(byId("vote-second"), options, voters[1]);
+    const last = kept.votes.length ? JSON.parse(kept.votes.at(-1).pair) : voters;
+    fill(byId("vote-first"), options, last[0]);
+    fill(byId("vote-second"), options, last[1]);
+    for (const id of ["vote-first", "vote-second"]) byId(id).addEventListener("change", offer);
+    offer();
     byId("start").addEventListener("click", start);
     byId("undo").addEventListener("click", undo);
     byId("end").addEventListener("click", finish);
@@ -196,7 +224,7 @@
       kept.votes = kept.votes.filter((each) => each.pair !== pairKey(pair));
       kept.shown = kept.shown.filter((each) => each !== pairKey(pair));
       keep();
-      byId("tally").hidden = byId("exports").hidden = byId("export-hint").hidden = true;
+      offer();
       say("These votes are forgotten.");
     });
     document.querySelectorAll("[data-vote]").forEach((button) => button.addEventListener("click", () => vote(Number(button.dataset.vote))));
