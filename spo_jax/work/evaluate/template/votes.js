@@ -78,7 +78,7 @@
     const count = votesOf(pair).length;
     byId("undo").disabled = !count;
     document.querySelectorAll("#voting [data-vote], #vote-prompt").forEach((part) => (part.hidden = !queue.length));
-    if (!queue.length) return say(`All ${count} are voted on. End and see the names, or take the last vote back with U.`);
+    if (!queue.length) return say(`All ${count} are voted on. End to see the names, or take the last vote back with U.`);
     const again = queue.findIndex(({ item }) => first && item.prompt === first.prompt && item.image === first.image);
     if (again > 0) queue.unshift(...queue.splice(again, 1));
     const { item, sides } = queue[0];
