@@ -1,8 +1,9 @@
 """How often the guard gives a false alarm, and how soon it sees a true one: ``python -m benchmarks.guard``.
 
-Runs are made up, and their guard is the real one. In all of them the judge's score rises at every look, so the held-out
-scores alone decide. For false alarms these only wander, independently for each image, in one of the ways of `NOISES`.
-For true ones they fall by a share of a standard deviation (of the change of one image) at every look after the best.
+Runs are made up, and their guard is the real one. In all of them the judge's score rises at every look, so every alarm
+is about the judge; whether there is one depends on the held-out scores alone. For false alarms these only wander,
+independently for each image, in one of the ways of `NOISES`. For true ones they fall by a share of a standard deviation
+(of the change of one image) at every look after the best.
 """
 
 from collections.abc import Iterator

@@ -33,6 +33,6 @@ def get_config():
     config.eval.prompts = "toy:held_out"
     config.eval.rewards = "toy"
     config.eval.images = 100
-    config.eval.guard = "warn"  # "stop" would end a run whose judge is hacked, and export its best weights
+    config.eval.guard = "warn"  # "stop" would end a run whose judge is hacked or that diverges, and export its best
     config.eval.guard_rewards = "toy"
     return config.lock()

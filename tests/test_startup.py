@@ -231,6 +231,7 @@ def things(tmp_path_factory):
         (["train", TOY, "--config.spm.model={}/lora.safetensors"], "lora.safetensors is a LoRA: expected a preference"),
         (["train", TOY, "--config.spm.model={}/run"], "{}/run is the folder of a run, whose preference model is"),
         (["train", TOY, "--config.spm.model=runs/absent"], "no such file or folder: runs/absent"),
+        (["train", "--config=toy_hacked"], "--config.spm.model=runs/few_spm/spm: no such file or folder: runs/few_spm"),
         (["train", TOY, "--config.spm.model={}/run/absent.bin"], "no such file or folder: {}/run/absent.bin"),
         (["train", TOY, "--config.spo.reward=toy"], "spo.reward = 'toy': this reward is computed on the host"),
         (["train", TOY, "--config.spo.reward=absent"], "config field spo.reward = 'absent': expected '"),

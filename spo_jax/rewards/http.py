@@ -83,7 +83,7 @@ def load(source: str, context: Context) -> "HTTPReward":
 
 def check(source: str, context: Context) -> None:
     """Refuses an address and environment variables that cannot be right, without the network."""
-    check_url(source, f"{context.where} = 'http:{source}'")
+    check_url(source, f"{context.where} = 'http{':' if source else ''}{source}'")
     Options.from_environment()
 
 

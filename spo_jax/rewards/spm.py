@@ -6,7 +6,7 @@ score is exp(logit_scale) · cos(image, text).
 """
 
 from spo_jax.core.errors import UserError
-from spo_jax.rewards.common.preference_files import check_files, tokenizer_of
+from spo_jax.rewards.common.preference_files import check_files, local_model, tokenizer_of
 from spo_jax.rewards.common.protocol import Context, Reward
 
 VARIANTS = range(1000)  # the timesteps of Stable Diffusion's training schedule, on which the SPM was trained
@@ -43,7 +43,21 @@ def load(source: str, context: Context) -> Reward:
 def check(source: str, context: Context) -> None:
     """Refuses a preference model that is missing or something else, as far as that shows without the network."""
     tokenizer = tokenizer_of(source) if source else context.options.get("tokenizer", "")
-    check_files(_name(source, context), tokenizer, "" if source else "--config.spm.tokenizer")
+    name = _name(source, context)
+    if not source:
+        _check_named(name)
+    check_files(name, tokenizer, "" if source else "--config.spm.tokenizer")
+
+
+def _check_named(name: str) -> None:
+    """Refuses the model of a field, which the user may never have seen, by a message that names the field."""
+    try:
+        local_model(name)
+    except UserError as error:
+        raise UserError(
+            f"--config.spm.model={name}: {error}; if a file of configs/ names it, the first lines there have the "
+            "command that makes it"
+        ) from error
 
 
 def _name(source: str, context: Context) -> str:

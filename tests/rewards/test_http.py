@@ -318,7 +318,7 @@ def test_a_description_that_is_not_one(serve, description):
 
 @pytest.mark.parametrize("url", ["", "localhost:80", "ftp://host/x", "http://", "http://host:port/", "http://a b/"])
 def test_addresses_that_cannot_be_one(url):
-    expected = f"--rewards = 'http:{url}': expected the address of a scorer, such as http:http://localhost:8765/score"
+    expected = f"--rewards = '{f'http:{url}' if url else 'http'}': expected the address of a scorer, such as http:http://localhost:8765/score"
     _refused(lambda: check_reward(f"http:{url}", FLAG), expected)
 
 

@@ -76,7 +76,7 @@ def _about(settings: AdapterSettings, prompts: Sequence[str]) -> dict[str, Any]:
 def _charts(count: int, trained_on: Sequence[Reward], rewards: Sequence[Reward]) -> Charts:
     """Titles and hints of the curves of looks, by the names that `spo_jax.run.guard.look.Look.row` gives them."""
     of = f"of {count} images"
-    hint = "standard errors; held out below the limit while trained does not fall: hacked"
+    hint = "standard errors; held out below the limit: hacked, or diverging if trained falls too"
     charts = {"guard_change": ("Change since the best look", hint)}
     for prefix, what, meanings in (
         (TRAINED, "trained on", [reward.meanings for reward in trained_on]),

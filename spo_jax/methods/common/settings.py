@@ -126,8 +126,9 @@ class EvalSettings(Settings):
 
     guard: str = setting(
         "off",
-        "What happens if held-out scores fall beyond noise while the score that is trained on does not: off (nobody "
-        "looks), warn, or stop, which ends the run and exports the best weights by the held-out scores.",
+        "What happens if held-out scores fall beyond noise, while the score that is trained on does not (the judge is "
+        "hacked) or does too (the run diverges): off (nobody looks), warn, or stop, which ends the run and exports the "
+        "best weights by the held-out scores.",
         choices=("off", "warn", "stop"),
     )
     guard_rewards: str = setting(

@@ -6,7 +6,8 @@ from spo_jax.core.words import counted, duration, listed, readable, with_error
 from spo_jax.run.diagnosis.curves import FEW, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 from spo_jax.run.guard.look import looks_of
-from spo_jax.run.guard.sentences import alarm_of, nothing, sentence, taken
+from spo_jax.run.guard.rule import sees_it
+from spo_jax.run.guard.sentences import DIVERGES, alarm_of, latest, nothing, sentence
 from spo_jax.run.trend import FIRST, LATEST
 from spo_jax.run.verdict import outcomes
 
@@ -124,7 +125,7 @@ def speed(curves: Curves) -> Finding | None:
 
 
 def hacking(curves: Curves) -> Finding | None:
-    """What the guard's looks say: a judge's score that rises while everything else falls; `spo_jax.run.guard.rule`."""
+    """What the guard's looks say: held-out scores that fall, unseen by the judge or not; `spo_jax.run.guard.rule`."""
     looks = looks_of(curves.rows)
     if len(looks) < 2:
         return None
@@ -135,15 +136,18 @@ def hacking(curves: Curves) -> Finding | None:
         what = sentence(*alarm)
         best = f"batch {last.best}, which is the best (python -m spo_jax.export --run=RUN/checkpoints/best)"
         advice = f"Take {best}." if last.best else "By the held-out scores nothing is better than the base model."
+        if sees_it(alarm[1].rise):
+            return Finding("problem", what[0].upper() + what[1:], f"{advice} {DIVERGES}")
         advice += " Next time train for fewer batches, or lower optimizer.learning_rate."
         if last.trained:
             advice += " For good, the judge needs pairs in which what it fell for is the worse image."
         return Finding("problem", what[0].upper() + what[1:], advice)
-    best = f"the best was in batch {last.best}" if last.best else "none was better than before training"
     if last.worse:
-        text = f"The latest of the guard's {taken(looks)} is worse than the best one ({best}), beyond noise."
         missing = counted(max(in_a_row - last.worse, 1), "more worse look")
-        return Finding("note", text, f"With {missing} in a row there would be an alarm: look again then.")
+        return Finding(
+            "note", f"{latest(looks)}.", f"With {missing} in a row there would be an alarm: look again then."
+        )
+    best = f"the best was in batch {last.best}" if last.best else "none was better than before training"
     return Finding("good", f"{nothing(looks)}; {best}.")
 
 

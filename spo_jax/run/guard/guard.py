@@ -9,7 +9,7 @@ from absl import logging
 
 from spo_jax.parallel.agreement import decided
 from spo_jax.run.guard.look import Look, Measured, means
-from spo_jax.run.guard.rule import MOST, SEEN, gains, in_errors, limit
+from spo_jax.run.guard.rule import MOST, gains, in_errors, limit
 from spo_jax.run.guard.sentences import alarm_of, outcome, sentence
 
 
@@ -139,8 +139,7 @@ class Guard:
             gain = self._gain(now, reference)
             if now.trained:
                 rise = in_errors(gains(now.trained, reference.measured.trained))
-            fell = gain < -self._limit and (rise is None or rise > -SEEN)
-            worse = worse + 1 if fell else 0
+            worse = worse + 1 if gain < -self._limit else 0
             self._keep_better(_Best(batch, now), gain)
         best = self._reference.batch if self._reference else batch
         means_of = [means(part) for part in (now.trained, now.held_out, now.signs)]

@@ -1,17 +1,19 @@
-"""The rule by which a guard calls a run hacked.
+"""The rule by which a guard calls a run hacked, or says that it diverges.
 
 All images of a look have the prompt and the noise that they have in every other look, so two looks are compared image
 by image. The reference is the best look so far by the held-out scores, the one before training included. A look is
-*worse* if, since the reference,
+*worse* if the held-out scores together fell by more than `limit` standard errors since the reference. An alarm is the
+given number of worse looks in a row.
 
-1. the held-out scores together fell by more than `limit` standard errors, and
-2. the score that the run learns from did not fall by more than `SEEN` standard errors, if images have that score.
+What the alarm is about depends on the score that the run learns from, if images have that score:
 
-So the judge does not see that the images became worse. It need not rise any more: a judge that is being exploited often
-stays at its highest score while everything else goes on falling, as in `configs/toy_hacked.py`. Where the judge's score
-falls as well, the run goes wrong, but its judge knows.
+1. If it did not fall by more than `SEEN` standard errors, the judge does not see that the images became worse: it is
+   being exploited. Its score need not rise any more: it often stays at its highest while everything else goes on
+   falling, as in `configs/toy_hacked.py`.
+2. If it fell too (`sees_it`), the run diverges: its judge knows, and yet the images become worse. Most often the
+   learning rate is too high.
 
-An alarm is the given number of worse looks in a row. Held-out scores are put together as O'Brien (Biometrics 40, 1984)
+Held-out scores are put together as O'Brien (Biometrics 40, 1984)
 does: each image's difference is divided by the standard deviation of these differences over the images, averaged over
 the series of a score and then over the scores, and tested by Student's t. So no unit and no scale matters, and a run
 that wins on one score and loses as clearly on another is not worse.
@@ -29,7 +31,7 @@ import numpy as np
 from spo_jax.core.typing import Float
 from spo_jax.run.verdict import NOISE, noise_limit
 
-SEEN = NOISE  # standard errors by which the trained score falls if the judge sees it; false alarms do not depend on it
+SEEN = NOISE  # standard errors by which the trained score falls if the judge sees it; alarms do not depend on it
 MOST = 99.0  # standard errors; where every image changes alike there is no noise, and infinity is not JSON
 
 Values = Mapping[str, Float[np.ndarray, " n"]]  # scores of the images of a look, by name
@@ -43,6 +45,11 @@ def limit(images: int, looks: int) -> float:
       looks: number of looks of the whole run, without the one before training.
     """
     return noise_limit(looks, images)
+
+
+def sees_it(rise: float | None) -> bool:
+    """Returns whether the score that a run learns from fell beyond noise, by its change in standard errors."""
+    return rise is not None and rise <= -SEEN
 
 
 def gains(now: Values, then: Values, lower_is_better: Sequence[str] = ()) -> Float[np.ndarray, " n"]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from spo_jax.core.words import counted, listed, readable
 from spo_jax.run.guard.look import Look
-from spo_jax.run.guard.rule import SEEN
+from spo_jax.run.guard.rule import SEEN, sees_it
 
+DIVERGES = "Train with a lower optimizer.learning_rate."
 _NAMED = 3  # scores that a sentence names
 
 
@@ -31,14 +32,17 @@ def sentence(best: Look, now: Look) -> str:
       best: the look that it was compared with.
       now: the look at which it was given.
     """
-    fell = f"the held-out scores fell by {-now.gain:.1f} standard errors ({_moved(best.held_out, now.held_out)})"
+    by = f"by {-now.gain:.1f} standard errors ({_moved(best.held_out, now.held_out)})"
+    fell = f"the held-out scores fell {by}"
     since = f"since {when(best.batch)}"
     looks = f"in {counted(now.worse, 'look')} in a row" if now.worse > 1 else "in one look"
     if now.rise is None:
         return f"the run is past its best: {since} {fell}, {looks}."
-    went = "rose" if now.rise > SEEN else "did not fall"
+    went = "fell" if sees_it(now.rise) else "rose" if now.rise > SEEN else "did not fall"
     moved = _moved(best.trained, now.trained)
     own = f"its own score {went} ({moved + ', ' if moved else ''}{now.rise:+.1f} standard errors)"
+    if sees_it(now.rise):
+        return f"the run diverges: {since} {own}, and so did the held-out scores, {by}, {looks}."
     return f"the run exploits the errors of its judge: {since} {own}, while {fell}, {looks}."
 
 
@@ -52,17 +56,25 @@ def outcome(looks: Sequence[Look], in_a_row: int, stopped: int | None, exported:
       exported: batch of the weights that were exported.
     """
     alarm = alarm_of(looks, in_a_row)
-    if alarm is not None and stopped is not None:
-        return f"Stopped by the guard after batch {stopped}: {sentence(*alarm)} {_exported(looks[-1], exported)}"
     if alarm is not None:
-        return f"The guard warned in batch {alarm[1].batch}: {sentence(*alarm)} {_best(looks[-1], exported)}"
+        advice = f" {DIVERGES}" if sees_it(alarm[1].rise) else ""
+        if stopped is not None:
+            end = _exported(looks[-1], exported)
+            return f"Stopped by the guard after batch {stopped}: {sentence(*alarm)} {end}{advice}"
+        return f"The guard warned in batch {alarm[1].batch}: {sentence(*alarm)} {_best(looks[-1], exported)}{advice}"
+    if looks[-1].worse:
+        return f"{latest(looks)}, which is no alarm yet. {_best(looks[-1], exported)}"
     return f"{nothing(looks)}. {_best(looks[-1], exported)}"
 
 
 def nothing(looks: Sequence[Look]) -> str:
     """Says that the looks of a run gave no alarm."""
-    seen = "sign that the judge is exploited" if looks[-1].trained else "lasting fall of the held-out scores"
-    return f"The guard saw no {seen} in {taken(looks)}"
+    return f"The guard saw no lasting fall of the held-out scores in {taken(looks)}"
+
+
+def latest(looks: Sequence[Look]) -> str:
+    """Says that the latest look is a worse one."""
+    return f"The latest of the guard's {taken(looks)} is worse than the best one ({when(looks[-1].best)}), beyond noise"
 
 
 def taken(looks: Sequence[Look]) -> str:
@@ -87,7 +99,12 @@ def _exported(last: Look, exported: int) -> str:
 def _best(last: Look, exported: int) -> str:
     if last.best == exported:
         return f"Its last look, after batch {exported}, was the best by the held-out scores."
-    return f"The best by the held-out scores was {when(last.best)}; what was exported is batch {exported}."
+    if last.best:
+        return f"The best by the held-out scores was {when(last.best)}; what was exported is batch {exported}."
+    return (
+        f"By the held-out scores nothing was better than the model {when(last.best)}; what was exported is batch "
+        f"{exported}."
+    )
 
 
 def when(batch: int) -> str:

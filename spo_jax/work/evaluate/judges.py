@@ -18,6 +18,7 @@ from spo_jax.core.typing import Float
 from spo_jax.rewards import load_reward, parse_spec
 from spo_jax.rewards.base import Context, Reward
 from spo_jax.rewards.common import total
+from spo_jax.rewards.sum import read_terms
 from spo_jax.run.versions import library_versions
 from spo_jax.weights.digest import weights_digest
 from spo_jax.work.evaluate.elsewhere import sizes
@@ -112,15 +113,22 @@ def _identity(spec: str, reward: Reward) -> dict[str, Any]:
         "weights": weights_digest(params) if params else "",
         "read": dict(describe()),  # config and tokenizer, without which the same weights give other scores
         "version": getattr(reward, "version", ""),
-        "code": _code_digest(parse_spec(spec).name),
+        "code": _code_digest(spec),
         "platform": jax.default_backend(),  # as for images, see `spo_jax.work.evaluate.lineup`
         "versions": {name: versions[name] for name in LIBRARIES},
     }
 
 
-def _code_digest(name: str) -> str:
-    """Returns the digest of the file of a user's own reward, which has no version as ours have; empty for ours."""
-    file = getattr(sys.modules.get(name), "__file__", None) if "." in name else None
+def _code_digest(spec: str) -> str:
+    """Returns digests of the files of a user's own rewards, which have no version as ours have; empty for ours.
+
+    Those of a sum's terms are its own.
+    """
+    parsed = parse_spec(spec)
+    if parsed.name == "sum":
+        terms = read_terms(parsed.source, Context(field=_FLAG))
+        return " ".join(digest for _, term in terms if (digest := _code_digest(term)))
+    file = getattr(sys.modules.get(parsed.name), "__file__", None) if "." in parsed.name else None
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 

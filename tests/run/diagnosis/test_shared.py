@@ -117,7 +117,7 @@ def looked(batches, in_a_row=2):
 @pytest.mark.parametrize(
     ("batches", "level", "text"),
     [
-        (4, "good", "The guard saw no sign that the judge is exploited in 4 looks; the best was in batch 3."),
+        (4, "good", "The guard saw no lasting fall of the held-out scores in 4 looks; the best was in batch 3."),
         (5, "note", "The latest of the guard's 5 looks is worse than the best one"),
         (6, "problem", "The run exploits the errors of its judge: since batch 3 its own score rose (judge from"),
     ],
@@ -126,6 +126,16 @@ def test_hacking(batches, level, text):
     found = shared.hacking(looked(batches))
     assert found.level == level and found.text.startswith(text)
     assert ("Take batch 3, which is the best" in found.advice) == (level == "problem")
+
+
+def test_a_run_that_diverges_needs_another_rate_and_no_other_judge():
+    curves = looked(6)
+    for row in curves.rows:
+        if "guard_change/trained" in row:
+            row["guard_change/trained"] = -9.0
+    found = shared.hacking(curves)
+    assert found.level == "problem" and found.text.startswith("The run diverges: since batch 3 its own score fell")
+    assert found.advice.endswith(". Train with a lower optimizer.learning_rate.") and "judge" not in found.advice
 
 
 def test_hacking_needs_looks_and_follows_the_settings():

@@ -48,12 +48,28 @@ def test_a_run_that_only_becomes_better_gives_no_alarm():
     assert guard.kept == 20 and not any(look.worse for look in guard.looks)
 
 
-def test_where_the_judge_falls_too_it_is_not_hacked():
-    """The run goes wrong, but its judge says so as well."""
+def test_where_the_judge_falls_too_the_run_diverges(caplog):
+    """It is not hacked, but who asks to be stopped is kept from this too."""
     values = hacked(best=3)
     guard = make_guard(lambda batch: values(batch)._replace(trained={"judge": -values(batch).trained["judge"]}), 20)
-    assert look_until_end(guard, 20) == 20
-    assert guard.kept == 3 and not any(look.worse for look in guard.looks)
+    assert look_until_end(guard, 20) == 6
+    assert guard.ends and guard.kept == 3
+    assert "guard: the run diverges: since batch 3 its own score fell (judge from" in caplog.text
+    text = guard.summary(exported=3, done=6)["text"]
+    assert "and so did the held-out scores, by " in text and ", in 2 looks in a row." in text
+    assert "exploit" not in text and text.endswith("Train with a lower optimizer.learning_rate.")
+
+
+def test_a_run_that_ends_on_a_worse_look_is_not_said_to_be_well():
+    """One look is no alarm."""
+    guard = make_guard(hacked(best=0), 2)
+    look_until_end(guard, 2)
+    assert not guard.ends and guard.looks[-1].worse == 1
+    assert guard.summary(exported=2, done=2)["text"] == (
+        "The latest of the guard's 2 looks is worse than the best one (before training), beyond noise, which is no "
+        "alarm yet. By the held-out scores nothing was better than the model before training; what was exported is "
+        "batch 2."
+    )
 
 
 def test_a_judge_that_stays_at_its_highest_is_exploited_as_well():
@@ -212,7 +228,7 @@ def test_the_summary_tells_what_happened():
     quiet = make_guard(hacked(best=5), 6, mode="warn")
     look_until_end(quiet, 6)
     text = quiet.summary(exported=6, done=6)["text"]
-    assert text.startswith("The guard saw no sign that the judge is exploited in 6 looks.")
+    assert text.startswith("The guard saw no lasting fall of the held-out scores in 6 looks.")
     assert text.endswith("The best by the held-out scores was batch 5; what was exported is batch 6.")
     assert quiet.summary(exported=6, done=6)["stopped_batch"] is None
 

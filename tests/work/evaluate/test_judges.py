@@ -61,3 +61,40 @@ def test_a_folder_with_the_same_weights_is_another_reward_if_what_lies_beside_th
     edit(folder / name, change)
     with pytest.raises(UserError, match="was replaced since this evaluation began"):
         judge.load("sd", MESH)
+
+
+OWN = """
+from spo_jax.rewards.base import DeviceReward
+
+
+class Bright(DeviceReward):
+    READS = "images"
+    params = {}
+    meanings = {"NAME": "brightness"}
+
+    def features(self, prompts):
+        return ()
+
+    def feature_shapes(self):
+        return ()
+
+    def score(self, params, x, features, t):
+        return x.mean((1, 2, 3))
+
+
+def load(source, context):
+    return Bright()
+"""
+
+
+@pytest.mark.parametrize("spec", ["my_{}.bright", "sum:1*my_{}.bright+0.5*my_{}.bright"], ids=["alone", "in a sum"])
+def test_a_users_own_reward_is_another_one_if_its_file_was_changed(tmp_path, monkeypatch, spec):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "sum" if spec.startswith("sum") else "alone"
+    file = tmp_path / f"my_{name}" / "bright.py"
+    file.parent.mkdir()
+    file.write_text(OWN)
+    before = judge_of(spec.format(name, name)).identity["code"]
+    assert before
+    file.write_text(OWN.replace("(1, 2, 3)", "(3, 2, 1)"))
+    assert judge_of(spec.format(name, name)).identity["code"] != before
