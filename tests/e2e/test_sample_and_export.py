@@ -241,7 +241,7 @@ def drawn(monkeypatch):
 
     def replace(function):
         class Fake(Sampler):
-            def _draw_rows(self, condition, latents, lora):
+            def _draw_rows(self, condition, latents, lora, guidance):
                 self.number = getattr(self, "number", -1) + 1
                 return function(self, self.number, len(latents))
 

@@ -174,7 +174,7 @@ def test_images_of_other_sizes(exported, succeed, micro, tmp_path):
 )
 def test_size_conditions_default_to_those_of_uncropped_images(micro, tmp_path, monkeypatch, given, time_ids, written):
     class Recorder(Sampler):
-        def _draw_rows(self, condition, latents, lora):
+        def _draw_rows(self, condition, latents, lora, guidance):
             np.testing.assert_array_equal(condition.time_ids, [time_ids])
             return np.zeros((len(latents), 16, 24, 3), np.float32)
 
