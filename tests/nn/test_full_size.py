@@ -8,7 +8,6 @@ Run with ``pytest -m full tests/nn/test_full_size.py``.
 
 import gc
 import re
-import resource
 
 import diffusers
 import jax
@@ -34,26 +33,16 @@ from spo_jax.nn.shapes import blip_shapes, clip_shapes, text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.weights import rules
 from spo_jax.weights.rules import module_path
+from tests.memory import within_memory  # noqa: F401  it holds for every test here
 from tests.torch_blip import networks_of_transformers, salesforce_state
 
 pytestmark = pytest.mark.full
 
 TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
 RANK, ALPHA = 4, 8.0
-MEMORY = 24e9  # Bytes of memory that a machine for these tests needs.
 END = 49407
 # Two prompts of 77 tokens: start, words, end, and more end tokens as padding.
 IDS = jnp.full((2, 77), END).at[:, 0].set(END - 1).at[0, 1:6].set(jnp.arange(320, 325)).at[1, 1:30].set(4000)
-
-
-@pytest.fixture(autouse=True)
-def within_memory():
-    """Checks that no test needs more than `MEMORY` at its peak, including the networks of both libraries."""
-    gc.collect()
-    yield
-    jax.clear_caches()
-    gc.collect()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY
 
 
 def test_unet(reference):

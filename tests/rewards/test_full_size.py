@@ -11,9 +11,7 @@ asserted, and about a tenth of that is found. The peers' own computation is held
 """
 
 import gc
-import resource
 
-import jax
 import numpy as np
 import pytest
 import torch
@@ -23,20 +21,10 @@ from benchmarks.reward_models import FAMILIES, make_peer, peer_tokens, write_rew
 from benchmarks.rewards import PROMPTS, make_images
 from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context
+from tests.memory import within_memory  # noqa: F401  it holds for every test here
 
 TOLERANCE = 1e-4
-MEMORY = 24e9  # bytes of memory that a machine for these tests needs
 SIZES = ["tiny", pytest.param("true", marks=pytest.mark.full)]
-
-
-@pytest.fixture(autouse=True)
-def within_memory():
-    """Checks that no test needs more than `MEMORY` at its peak, including the networks of both libraries."""
-    gc.collect()
-    yield
-    jax.clear_caches()
-    gc.collect()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 < MEMORY
 
 
 def relative_error(ours, theirs):

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from spo_jax.core.words import listed, readable
 from spo_jax.run.guard.look import Look
 from spo_jax.run.guard.sentences import alarm_of, when
+from spo_jax.run.report.charts import style_axes
 
 _MOST = 3  # held-out scores that are drawn
 
@@ -49,12 +49,7 @@ def _first_of_each(scores: Mapping[str, float]) -> list[str]:
 def _draw(axes: Axes, steps: Sequence[int], values: Sequence[float], colour: str, title: str) -> None:
     axes.plot(steps, values, color=colour, linewidth=2, marker="o", markersize=4)
     axes.set_title(title, fontsize=9.5, loc="left")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10]))
-    axes.ticklabel_format(axis="y", useOffset=False)
-    axes.tick_params(labelsize=9.5, length=0)
-    axes.grid(axis="y", linewidth=0.8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    style_axes(axes, batches=8, values=4)
 
 
 def _mark(axes: Sequence[Axes], marks: Mapping[str, int]) -> None:

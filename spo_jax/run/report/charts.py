@@ -161,8 +161,19 @@ def draw(axes: Axes, lines: Sequence[Line], styles: Sequence[Style]) -> None:
         look = {"color": colour, "linewidth": 2, "linestyle": dashes, "marker": marker, "markersize": 4}
         axes.plot(steps, values[kept], label=style.name, **look)
     axes.set_xlabel("batch", fontsize=9.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    style_axes(axes, batches=6, values=5)
+
+
+def style_axes(axes: Axes, batches: int, values: int) -> None:
+    """Gives the axes of a curve over batches the look of all curves.
+
+    Args:
+      axes: the axes.
+      batches: largest number of intervals on the horizontal axis.
+      values: largest number of intervals on the vertical axis.
+    """
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=batches, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=values, steps=[1, 2, 2.5, 5, 10]))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.tick_params(labelsize=9.5, length=0)
     axes.grid(axis="y", linewidth=0.8)

@@ -21,6 +21,7 @@ from spo_jax.run.verdict import outcomes, shown_limit, verdict
 
 OPEN_PAIRS = 12  # pairs that are not folded
 OPEN_CHARTS = 6  # charts that are not folded
+_TEMPLATES = Path(__file__).parent / "template"
 
 
 def write_report(
@@ -57,7 +58,7 @@ def write_report(
     """
     scores = summary.get("scores") or {}
     changed, unchanged = setting_rows(settings)
-    text = _template().render(
+    text = page_environment(_TEMPLATES).get_template("page.html").render(
         title=title,
         facts=facts(summary),
         verdict=summary.get("verdict") or verdict(scores),
@@ -83,16 +84,20 @@ def write_report(
     write_text(path, text + "\n")
 
 
-def _template() -> jinja2.Template:
-    """The template, which escapes every text that is put into it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "template"),
+def page_environment(folder: Path) -> jinja2.Environment:
+    """Returns the environment of a page's templates, which escapes every text that is put into them.
+
+    Args:
+      folder: folder of the templates. The report's own, whose head and style pages share, are under ``report/``.
+    """
+    loaders = [jinja2.FileSystemLoader(folder), jinja2.PrefixLoader({"report": jinja2.FileSystemLoader(_TEMPLATES)})]
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html")
 
 
 def _tone(scores: Mapping[str, Mapping[str, Any]]) -> str:

@@ -83,6 +83,11 @@ class Comparison:
         """Names of the other contestants."""
         return [contestant.name for contestant in self.evaluation.contestants[1:]]
 
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the scores that at least one contestant has a value of, in the order of the evaluation."""
+        return [name for name in self.evaluation.score_names if any(name in cells for cells in self.cells.values())]
+
 
 def compare(evaluation: Evaluation) -> Comparison:
     """Compares all contestants; prompts are resampled as wholes, because images of one prompt resemble each other."""

@@ -36,7 +36,7 @@ def results_markdown(comparison: Comparison) -> str:
             f"- **{plain(each.name)}**: {plain(_description(comparison, each.name))}" for each in evaluation.contestants
         )
     )
-    scores = [score for score in evaluation.score_names if any(score in cells for cells in comparison.cells.values())]
+    scores = comparison.score_names
     parts += ["## Scores", above, _table(["contestant", *scores], _rows(comparison, scores, _value_cell))]
     if comparison.compared:
         rows = _rows(comparison, scores, _difference_cell)[1:]

@@ -12,7 +12,7 @@ import jinja2
 from spo_jax.core.files import write_text
 from spo_jax.core.trees import flatten
 from spo_jax.core.words import listed, readable
-from spo_jax.run import report
+from spo_jax.run.report.page import page_environment
 from spo_jax.work.evaluate.compare import Comparison
 from spo_jax.work.evaluate.front import fronts_of, strengths_of
 from spo_jax.work.evaluate.gallery import MOST_BYTES, gallery
@@ -48,7 +48,7 @@ def write_page(path: str | os.PathLike, comparison: Comparison, most_bytes: int 
     path = Path(path)
     evaluation = comparison.evaluation
     shown = gallery(evaluation, path.parent, most_bytes)
-    scores = [score for score in evaluation.score_names if any(score in cells for cells in comparison.cells.values())]
+    scores = comparison.score_names
     text = _template().render(
         title=title(evaluation),
         about=about(evaluation),
@@ -77,20 +77,7 @@ def write_page(path: str | os.PathLike, comparison: Comparison, most_bytes: int 
 
 
 def _template() -> jinja2.Template:
-    """The template, which escapes every text that is put into it; the report's style is under ``report/``."""
-    folders = {"": Path(__file__).parent / "template", "report/": Path(report.__file__).parent / "template"}
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(
-            [
-                jinja2.FileSystemLoader(folders[""]),
-                jinja2.PrefixLoader({"report": jinja2.FileSystemLoader(folders["report/"])}),
-            ]
-        ),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment(Path(__file__).parent / "template")
     environment.filters |= {"percent": percent_text, "quoted": shlex.quote}
     # The order of contestants and scores is that of the tables, and JSON has no NaN.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
