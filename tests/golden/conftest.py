@@ -24,6 +24,7 @@ from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig
 from spo_jax.nn.shapes import clip_shapes, text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.weights import components
+from tests.golden.rivals import Rivals
 
 STEPS = 20  # of every schedule in the folder
 
@@ -142,3 +143,12 @@ def reward_inputs(golden_dir) -> RewardInputs:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder}: the arrays of reward models are not here")
     return RewardInputs(folder)
+
+
+@pytest.fixture(scope="session")
+def rivals(golden_dir) -> Rivals:
+    """The arrays of the methods that SPO is compared with; tests are skipped without them."""
+    folder = golden_dir / "rivals"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: the arrays of other methods are not here")
+    return Rivals(folder)
