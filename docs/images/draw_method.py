@@ -23,7 +23,7 @@ from spo_jax.core.images import to_uint8
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Float, UInt8
 from spo_jax.data.prompts import load_prompts
-from spo_jax.methods.spo.data import read_data
+from spo_jax.methods.common.prompts import read_data
 from spo_jax.methods.spo.method import setup
 from spo_jax.methods.spo.resampler import draw, judge, rollout
 from spo_jax.parallel.mesh import make_mesh

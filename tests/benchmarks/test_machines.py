@@ -18,8 +18,9 @@ from spo_jax.core.config_flag import load_config
 from spo_jax.core.files import read_json
 from spo_jax.core.trees import flatten
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.settings import JudgeSettings
 from spo_jax.methods.spo.memory import GIB, SD15, SDXL, estimate
-from spo_jax.methods.spo.settings import JudgeSettings, SPOSettings, SPOTrainSettings
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = compiled.records()

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import pytest
 
-from spo_jax.methods.common.settings import EvalSettings, OptimizerSettings
+from spo_jax.methods.common.settings import EvalSettings, JudgeSettings, OptimizerSettings
 from spo_jax.methods.spm.settings import AccuracySettings, LoadingSettings, SPMTrainSettings
-from spo_jax.methods.spo.settings import JudgeSettings, SPOSettings, SPOTrainSettings
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.parallel.mesh import MeshSettings
 from spo_jax.prepare import prepare
 from spo_jax.run.settings import LogSettings

@@ -14,7 +14,7 @@ from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
-from spo_jax.methods.spo.settings import JudgeSettings
+from spo_jax.methods.common.settings import JudgeSettings
 from spo_jax.models import drawing, open_pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.models.sampler import Sampler

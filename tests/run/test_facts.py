@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import spo_jax
-from spo_jax.methods.spo.data import PromptData
+from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.run import facts
 from spo_jax.run.facts import facts_of

@@ -205,3 +205,35 @@ class PromptSettings(Settings):
         """
         total = max(self.num_epochs * prompts // self.prompts_per_batch, 1)
         return min(total, self.max_batches) if self.max_batches else total
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeSettings(Settings):
+    """The preference model, wherever a reward is named `spm` without a source of its own."""
+
+    GROUP: ClassVar = "spm."
+
+    model: str = setting(
+        toy.NAME,
+        "Preference model: folder, weights file, hub id, one file of a hub repository (owner/name/file), or 'toy'.",
+    )
+    tokenizer: str = setting("", "Folder or hub id of its tokenizer, if the model holds none.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineSettings(PromptSettings, AdapterSettings):
+    """Base of the settings of every method that draws its own images and learns from what a judge says of them."""
+
+    FREE_FIELDS: ClassVar = (*AdapterSettings.FREE_FIELDS, "max_batches", "num_epochs")
+
+    spm: JudgeSettings = JudgeSettings()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = "'constant', because the number of training batches is not known before a run"
+        self.optimizer.require(self.optimizer.schedule == "constant", "schedule", expected)
+
+    @property
+    def data(self) -> str:
+        """The training data in words, for messages."""
+        return f"the prompts in {self.prompts}"

@@ -3,23 +3,9 @@
 import dataclasses
 from typing import ClassVar
 
-from spo_jax import toy
 from spo_jax.core.config import MAX_BATCH, MAX_GUIDANCE, MAX_STEPS, Settings, setting
-from spo_jax.methods.common.settings import AdapterSettings, PromptSettings
+from spo_jax.methods.common.settings import OnlineSettings
 from spo_jax.parallel.sizes import padded_chunk
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeSettings(Settings):
-    """The preference model that judges candidates."""
-
-    GROUP: ClassVar = "spm."
-
-    model: str = setting(
-        toy.NAME,
-        "Preference model: folder, weights file, hub id, one file of a hub repository (owner/name/file), or 'toy'.",
-    )
-    tokenizer: str = setting("", "Folder or hub id of its tokenizer, if the model holds none.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,23 +95,10 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class SPOTrainSettings(PromptSettings, AdapterSettings):
+class SPOTrainSettings(OnlineSettings):
     """All settings of a run of SPO."""
 
-    FREE_FIELDS: ClassVar = (
-        *AdapterSettings.FREE_FIELDS, "max_batches", "num_epochs", "spo.decode_chunk", "spo.train_chunk",
-    )  # fmt: skip
+    FREE_FIELDS: ClassVar = (*OnlineSettings.FREE_FIELDS, "spo.decode_chunk", "spo.train_chunk")
     BATCHES: ClassVar = {"prompts_per_batch": "prompts", "spo.train_batch_size": "pairs"}
 
-    spm: JudgeSettings = JudgeSettings()
     spo: SPOSettings = SPOSettings()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expected = "'constant', because the number of training batches is not known before a run"
-        self.optimizer.require(self.optimizer.schedule == "constant", "schedule", expected)
-
-    @property
-    def data(self) -> str:
-        """The training data in words, for messages."""
-        return f"the prompts in {self.prompts}"

@@ -12,8 +12,8 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.images import image_grid, to_uint8
 from spo_jax.methods.common import before_after
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards, reward_options
-from spo_jax.methods.common.settings import EvalSettings
-from spo_jax.methods.spo.settings import JudgeSettings, SPOTrainSettings
+from spo_jax.methods.common.settings import EvalSettings, JudgeSettings
+from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.nn.lora import init_lora
 from tests.networks import random_weights, small_pipeline
 

@@ -13,9 +13,9 @@ from spo_jax.methods.base import Data, Run
 from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.policy import Pairs
+from spo_jax.methods.common.prompts import PromptData, read_data
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo import method
-from spo_jax.methods.spo.data import PromptData, read_data
 from spo_jax.methods.spo.method import CHARTS, SPORun
 from spo_jax.methods.spo.programs import SPO
 from spo_jax.methods.spo.resampler import judged_timesteps

@@ -1,9 +1,9 @@
-"""The data of SPO: prompts to train on, and prompts of the images before and after."""
+"""The data of methods that draw their own images: prompts to train on, and those of the images before and after."""
 
 from typing import NamedTuple
 
 from spo_jax.data.prompts import load_prompts
-from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.methods.common.settings import OnlineSettings
 
 
 class PromptData(NamedTuple):
@@ -28,7 +28,7 @@ class PromptData(NamedTuple):
         return {"prompts": self.prompts, "eval.prompts": self.eval_prompts}
 
 
-def read_data(settings: SPOTrainSettings) -> PromptData:
+def read_data(settings: OnlineSettings) -> PromptData:
     """Reads both lists of prompts.
 
     Raises:
