@@ -23,6 +23,8 @@ from spo_jax.models import open_pipeline
 from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch, replicated
 from spo_jax.parallel.sharding import make, place
 from tests.e2e.micro import write_micro
+from tests.methods.runs import TINY_EVAL, assert_resumes_to_the_bit
+from tests.pairs import encoded
 
 CAPTIONS = ["a red star", "a blue heart", "a green moon", "a pink circle"]
 
@@ -118,6 +120,17 @@ def test_captions_count_except_where_they_are_dropped(step, plain):
     assert abs(step(others).metrics["loss"] - plain.metrics["loss"]) > 1e-4
     dropped = [step(captions, caption_dropout=1.0).metrics["loss"] for captions in (CAPTIONS, others)]
     assert dropped[0] == dropped[1] != plain.metrics["loss"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_interrupted_is_resumed_to_the_bit(folder, tmp_path):
+    """The batches are cut from permutations of the epochs laid end to end, and 3 batches of 4 cross two epochs of 5."""
+    for index, caption in enumerate([*CAPTIONS, "a red cross"]):
+        (tmp_path / f"{index}.png").write_bytes(encoded(index, 16, 16))
+        (tmp_path / f"{index}.txt").write_text(caption)
+    optimizer = OptimizerSettings(learning_rate=1e-2, schedule="linear")
+    fields = {"train_steps": 3, "batch_size": 4, "optimizer": optimizer, "eval": TINY_EVAL}
+    assert_resumes_to_the_bit(FinetuneSettings(model=str(folder), images=str(tmp_path), **fields), tmp_path / "runs")
 
 
 def test_settings_out_of_range_are_refused():
