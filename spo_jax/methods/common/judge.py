@@ -37,6 +37,10 @@ class Judge:
         """Computes the features of prompts that `score` takes, one row each, on the host."""
         return self.reward.features(prompts)
 
+    def feature_shapes(self) -> PyTree:
+        """Returns the shapes of one row of `features`."""
+        return self.reward.feature_shapes()
+
     def score(
         self, params: Params, latents: Float[Array, "n h w c"], features: PyTree, t: Int[Array, " n"]
     ) -> Float[Array, " n"]:

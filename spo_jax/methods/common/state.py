@@ -1,11 +1,14 @@
 """The state that training changes."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import optax
 
 from spo_jax.core.typing import Array, Int, Params
+
+# A state with the fields of `TrainState`, and perhaps more.
+State = TypeVar("State")
 
 
 class TrainState(NamedTuple):
@@ -27,7 +30,13 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
-def apply_gradients(state: TrainState, gradients: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Returns the state after one more training batch with these gradients."""
+def apply_gradients(state: State, gradients: Params, optimizer: optax.GradientTransformation) -> State:
+    """Returns the state after one more training batch with these gradients.
+
+    Args:
+      state: a `TrainState`, or a NamedTuple of a method that has its fields and more.
+      gradients: gradients with respect to ``state.params``.
+      optimizer: the optimizer.
+    """
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
+    return state._replace(params=optax.apply_updates(state.params, updates), opt_state=opt_state, step=state.step + 1)

@@ -18,10 +18,11 @@ from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.common.model import open_model
+from spo_jax.methods.common.online import PromptFeatures
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.common.state import TrainState
-from spo_jax.methods.spo.programs import SPO, PromptFeatures
+from spo_jax.methods.spo.programs import SPO
 from spo_jax.methods.spo.row import MetricTimesteps, flat_row, warn_of_rounding
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.update import FIRST_ERROR
