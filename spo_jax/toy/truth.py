@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from spo_jax.core.errors import UserError
 from spo_jax.core.signs import SIGN_MEANINGS, out_of_range
 from spo_jax.toy import world
+from spo_jax.toy.pose import Pose, fit_pose
 
 # Recognition of the shape.
 _TILTS = np.arange(-30, 31, 5, dtype=np.float32)  # degrees; the toy world tilts by 18 at most
@@ -35,6 +36,7 @@ _TOLERANCE = 0.05  # share of a scale that counts as perfect, about the error of
 _KNEE = 0.7  # share of a scale beyond which a term falls exponentially rather than linearly
 
 _GREYLESS = np.eye(3, dtype=np.float32) - np.float32(1 / 3)
+_AXIS = np.arange(world.SIZE, dtype=np.float32) - (world.SIZE - 1) / 2  # of pixel centres, from the middle of the image
 _PALETTE = np.asarray([world.PALETTE[name] for name in world.COLOURS], np.float32)
 
 
@@ -158,19 +160,22 @@ def take_apart(images: Float[np.ndarray, "b h w 3"]) -> Parts:
     return Parts(cover, background, colour, inside)
 
 
+def _centroids(cover: Float[np.ndarray, "b h w"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns x and y of the centroid from the middle of the image, and the radius of a circle of the same area."""
+    area = np.maximum(cover.sum((1, 2)), 4)
+    return cover.sum(1) @ _AXIS / area, cover.sum(2) @ _AXIS / area, np.sqrt(area / np.pi)
+
+
 def _normalised_masks(cover: Float[np.ndarray, "b h w"]) -> Float[np.ndarray, "b m"]:
     """Moves masks to their centroid and scales them to unit area, bilinearly, then to zero mean and unit norm."""
     # Where the window's samples lie, relative to the centroid.
     cover = np.clip(cover, 0, 1)
-    axis = np.arange(world.SIZE, dtype=np.float32)
-    area = np.maximum(cover.sum((1, 2)), 4)
-    centre_x = cover.sum(1) @ axis / area
-    centre_y = cover.sum(2) @ axis / area
-    offsets = np.linspace(-_EXTENT, _EXTENT, _WINDOW, dtype=np.float32) * np.sqrt(area / np.pi)[:, None]
+    centre_x, centre_y, radius = _centroids(cover)
+    offsets = np.linspace(-_EXTENT, _EXTENT, _WINDOW, dtype=np.float32) * radius[:, None]
 
     def tent(centre: np.ndarray) -> np.ndarray:
         """Returns the bilinear weights of the pixels in each sample along one axis, [b window size]."""
-        return np.maximum(0, 1 - np.abs((centre[:, None] + offsets)[:, :, None] - axis))
+        return np.maximum(0, 1 - np.abs((centre[:, None] + offsets)[:, :, None] - _AXIS))
 
     # [b h w] -> [b window window] -> [b m]
     masks = (tent(centre_y) @ cover @ tent(centre_x).transpose(0, 2, 1)).reshape(len(cover), -1)
@@ -179,20 +184,47 @@ def _normalised_masks(cover: Float[np.ndarray, "b h w"]) -> Float[np.ndarray, "b
 
 
 @functools.cache
-def _templates() -> Float[np.ndarray, "shapes tilts m"]:
-    """Returns the normalised masks of every shape at every tilt, with an edge of medium softness."""
+def _template_covers() -> Float[np.ndarray, "n h w"]:
+    """Returns the cover of every shape at every tilt, in the middle and with an edge of medium softness."""
     names = [shape for shape in world.SHAPES for _ in _TILTS]
     zeros = np.zeros(len(names), np.float32)
     pose = {"shift_x": zeros, "shift_y": zeros, "scale": zeros + 10.5, "tilt": np.tile(_TILTS, len(world.SHAPES))}
-    cover = np.clip(0.5 - world.signed_distance(names, pose) / 2.5, 0, 1)
-    return _normalised_masks(cover).reshape(len(world.SHAPES), len(_TILTS), -1)
+    return np.clip(0.5 - world.signed_distance(names, pose) / 2.5, 0, 1)
+
+
+@functools.cache
+def _templates() -> Float[np.ndarray, "shapes tilts m"]:
+    """Returns the normalised masks of `_template_covers`."""
+    return _normalised_masks(_template_covers()).reshape(len(world.SHAPES), len(_TILTS), -1)
+
+
+def _tilted_likeness(parts: Parts) -> Float[np.ndarray, "b shapes tilts"]:
+    """Returns the correlation of the mask with each shape at each tilt."""
+    templates = _templates()
+    scores = _normalised_masks(parts.cover) @ templates.reshape(-1, templates.shape[-1]).T  # [b shapes * tilts]
+    return scores.reshape(len(scores), *templates.shape[:2])
 
 
 def _likeness(parts: Parts) -> Float[np.ndarray, "b shapes"]:
     """Returns the correlation of the mask with each shape at its best tilt."""
-    templates = _templates()
-    scores = _normalised_masks(parts.cover) @ templates.reshape(-1, templates.shape[-1]).T  # [b shapes * tilts]
-    return scores.reshape(len(scores), *templates.shape[:2]).max(2)
+    return _tilted_likeness(parts).max(2)
+
+
+def _pose(parts: Parts, shape: Int[np.ndarray, " b"]) -> Pose:
+    """Fits the drawing of a shape to each image, starting from its centroid, its area and the likest template."""
+    tilt = _tilted_likeness(parts)[np.arange(len(shape)), shape].argmax(1)
+    x, y, radius = _centroids(np.clip(parts.cover, 0, 1))
+    # The centroid of a triangle, star or moon is not where its drawing has its origin.
+    off_x, off_y, template_radius = (values[shape * len(_TILTS) + tilt] for values in _centroids(_template_covers()))
+    size = radius / template_radius
+    upright = shape == world.SHAPES.index("circle")  # at any tilt
+    start = {
+        "shift_x": x - off_x * size,
+        "shift_y": y - off_y * size,
+        "scale": 10.5 * size,
+        "tilt": np.where(upright, 0, _TILTS[tilt]),
+    }
+    return fit_pose(parts.cover, [world.SHAPES[index] for index in shape], start)
 
 
 def _hue_likeness(parts: Parts) -> Float[np.ndarray, "b colours"]:
@@ -344,6 +376,32 @@ def _true_colour(parts: Parts, colour: Int[np.ndarray, " b"]) -> Float[np.ndarra
     return _fall(distance, _DULL)
 
 
+def layout(images: Float[np.ndarray, "b h w 3"]) -> dict[str, Float[np.ndarray, " b"]]:
+    """Measures position, size and tilt of the shape that each image shows.
+
+    Args:
+      images: values around [-1, 1].
+
+    Returns:
+      ``shift_x``, ``shift_y``, ``scale`` and ``tilt`` with the meanings and units of `world.FACTORS`. The tilt of a
+      circle is about 0, and an image without a shape has values without meaning.
+    """
+    parts = take_apart(_finite(images))
+    return _pose(parts, _likeness(parts).argmax(1)).factors
+
+
+def _layout_scores(factors: dict[str, Float[np.ndarray, " b"]]) -> dict[str, Float[np.ndarray, " b"]]:
+    """Maps a layout to scores in [0, 1], which are linear over the range that the toy world draws."""
+    furthest = np.hypot(world.FACTORS["shift_x"][1], world.FACTORS["shift_y"][1])
+    smallest, largest = world.FACTORS["scale"]
+    scores = {
+        "centred": 1 - np.hypot(factors["shift_x"], factors["shift_y"]) / furthest,
+        "large": (factors["scale"] - smallest) / (largest - smallest),
+        "upright": 1 - np.abs(factors["tilt"]) / world.FACTORS["tilt"][1],
+    }
+    return {name: np.clip(values, 0, 1) for name, values in scores.items()}
+
+
 def _unrivalled(likeness: Float[np.ndarray, "b n"], wanted: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
     """Returns 1 where ``wanted`` has the highest likeness, falling to 0 where another one leads by `_LEAD`."""
     own = likeness[np.arange(len(wanted)), wanted]
@@ -436,3 +494,28 @@ def measure(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str]) -> d
         **{f"accuracy/{name}": right[name].astype(np.float64) for name in ("colour", "shape", "all")},
         "out_of_range": out_of_range(images),
     }
+
+
+TERM_MEANINGS = {
+    "term/crisp": "true sharpness of the edges, 0 to 1: a term of the aesthetic",
+    "term/clean": "true absence of grain, 0 to 1: a term of the aesthetic",
+    "term/colour": "nearness to the colour of the palette, 0 to 1: a term of the aesthetic",
+    "term/form": "likeness to one of the shapes at one of its sizes, 0 to 1: a term of the aesthetic",
+    "layout/centred": "1 for a shape in the middle, 0 for one that is as far from it as any of the toy world",
+    "layout/large": "0 for the smallest shapes of the toy world, 1 for the largest",
+    "layout/upright": "1 for a shape that is not tilted, 0 for one that is tilted as far as any of the toy world",
+}
+
+
+def measure_terms(images: Float[np.ndarray, "b h w 3"]) -> dict[str, Float[np.ndarray, " b"]]:
+    """Measures what the aesthetic of each image is made of, and the layout, which is no part of it.
+
+    Args:
+      images: values around [-1, 1], not clipped.
+
+    Returns:
+      The values by the names of `TERM_MEANINGS`, each in [0, 1]; what an image shows is taken as meant.
+    """
+    scores = {f"term/{name}": values for name, values in aesthetic_terms(images).items()}
+    scores |= {f"layout/{name}": values for name, values in _layout_scores(layout(images)).items()}
+    return {name: scores[name] for name in TERM_MEANINGS}

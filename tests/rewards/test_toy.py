@@ -26,6 +26,20 @@ def test_it_measures_the_truth(reward):
     assert wrong["accuracy/all"].mean() < 0.1
 
 
+def test_the_variant_terms_says_what_the_aesthetic_is_made_of(reward):
+    prompts = list(world.PROMPTS[:30])
+    images, _ = world.draw(np.random.default_rng(0), prompts)
+    terms = load_reward("toy@terms", Context())
+    assert isinstance(terms, Reward)
+    scores = terms.measure(images, prompts)
+    assert scores.keys() == terms.meanings.keys() and not scores.keys() & reward.meanings.keys()
+    assert all(0 <= values.min() and values.max() <= 1 for values in scores.values())
+    product = scores["term/form"] * np.cbrt(scores["term/crisp"] * scores["term/clean"] * scores["term/colour"])
+    np.testing.assert_allclose(product, reward.measure(images, prompts)["aesthetic"], atol=1e-4)
+    with pytest.raises(UserError, match="expected toy, toy@terms"):
+        check_reward("toy@term", Context())
+
+
 def test_other_sizes_and_prompts_are_refused_before_anything_is_drawn(reward):
     reward.check(["a red star"], (32, 32))
     with pytest.raises(UserError, match="32 x 32 pixels of the toy world, not 512 x 512; .*'spm'"):

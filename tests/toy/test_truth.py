@@ -156,6 +156,29 @@ def test_layout_does_not_count(real, real_terms):
         assert (real_terms[name] == 1).mean() > 0.995, f"{name} is a gate that real images pass"
 
 
+def test_the_layout_is_measured_from_the_image_alone(real, reconstructed):
+    images, prompts, factors = real
+    round_ones = np.asarray([prompt.endswith("circle") for prompt in prompts])
+    for drawn, tolerance in ((images, 0.05), (reconstructed, 0.5)):
+        found = truth.layout(drawn[:400])
+        assert np.mean(np.abs(found["tilt"][round_ones[:400]]) < 3) > 0.9
+        for name, values in found.items():
+            error = np.abs(values - factors[name][:400])[~round_ones[:400]]
+            width = np.ptp(world.FACTORS[name])
+            assert np.median(error) < tolerance * width / 4, name
+
+
+def test_scores_of_the_layout_lead_from_the_worst_to_the_best_of_the_toy_world():
+    middle = _drawn(shift_x=0, shift_y=0, tilt=0, scale=world.FACTORS["scale"][1])
+    corner = _drawn(shift_x=2, shift_y=-2, tilt=18, scale=world.FACTORS["scale"][0])
+    best = truth.measure_terms(middle)
+    worst = truth.measure_terms(corner)
+    tilted = np.asarray([not prompt.endswith("circle") for prompt in PROMPTS])
+    for name in ("centred", "large", "upright"):
+        rows = tilted if name == "upright" else slice(None)
+        assert np.mean(best[f"layout/{name}"][rows]) > 0.95 and np.mean(worst[f"layout/{name}"][rows]) < 0.05, name
+
+
 def test_a_clean_image_scores_nearly_one_in_every_shape_and_colour(clean):
     scores = truth.aesthetic(clean, PROMPTS)
     assert scores.min() > 0.9 and scores.mean() > 0.98
