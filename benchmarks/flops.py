@@ -10,7 +10,7 @@ XLA's own count looks at the optimised program. It includes element-wise work an
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
@@ -52,14 +52,28 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for name, peak in PEAKS if name in device.device_kind), None)
 
 
-def count(program: Countable, *args: Any, while_trips: Sequence[float] = (), loops_once: bool = False) -> float:
-    """Counts the operations of a program from its layers; nothing is computed.
+class Operation(NamedTuple):
+    """A matrix product or a convolution of a program.
+
+    Attributes:
+      flops: its operations, as often as the loops of known length around it run.
+      scopes: the name stacks of it and of the equations around it, outermost first, such as "jvp(UNet)/conv_in".
+      body: positions of the equations from the program down to the innermost loop around it, which identify its body.
+      whiles: number of loops around it whose length is not known in advance.
+    """
+
+    flops: float
+    scopes: tuple[str, ...]
+    body: tuple[int, ...]
+    whiles: int
+
+
+def operations(program: Countable, *args: Any, loops_once: bool = False) -> list[Operation]:
+    """Lists the matrix products and convolutions of a program; nothing is computed.
 
     Args:
       program: a function, a closed jaxpr, or what `jax.jit(...).trace` returns.
       *args: arguments of a function, as arrays or shapes; none for a program that has been traced already.
-      while_trips: how often loops run whose length is not known in advance, outermost first (the loops of SPO's update
-        run over training batches and, in each batch, over its chunks); loops further inside are taken to run once.
       loops_once: whether the body of every loop is counted once, as XLA does.
     """
     if isinstance(program, core.ClosedJaxpr):
@@ -68,36 +82,63 @@ def count(program: Countable, *args: Any, while_trips: Sequence[float] = (), loo
         closed = program.jaxpr
     else:
         closed = jax.make_jaxpr(program)(*args)
-    return _count(closed.jaxpr, tuple(while_trips), loops_once)
+    return list(_operations(closed.jaxpr, Operation(1, (), (), 0), (), loops_once))
 
 
-def _count(jaxpr: core.Jaxpr, trips: tuple[float, ...], once: bool) -> float:
-    return sum(_of_equation(equation, trips, once) for equation in jaxpr.eqns)
+def count(program: Countable, *args: Any, while_trips: Sequence[float] = (), loops_once: bool = False) -> float:
+    """Counts the operations of a program from its layers; nothing is computed.
+
+    Args:
+      program: see `operations`.
+      *args: see `operations`.
+      while_trips: how often loops run whose length is not known in advance, outermost first (the loops of SPO's update
+        run over training batches and, in each batch, over its chunks); loops further inside are taken to run once.
+      loops_once: see `operations`; also for loops of unknown length.
+    """
+    trips = () if loops_once else while_trips
+    found = operations(program, *args, loops_once=loops_once)
+    return sum(operation.flops * math.prod(trips[: operation.whiles]) for operation in found)
 
 
-def _of_equation(equation: Any, trips: tuple[float, ...], once: bool) -> float:
+def _operations(jaxpr: core.Jaxpr, around: Operation, path: tuple[int, ...], once: bool) -> Iterator[Operation]:
+    """Yields the operations of a jaxpr at ``path``; the flops of ``around`` are the turns of the loops around it."""
+    for position, equation in enumerate(jaxpr.eqns):
+        yield from _of_equation(equation, around, (*path, position), once)
+
+
+def _of_equation(equation: Any, around: Operation, path: tuple[int, ...], once: bool) -> Iterator[Operation]:
     name = equation.primitive.name
     params = equation.params
+    stack = str(equation.source_info.name_stack)
+    here = around._replace(scopes=(*around.scopes, stack)) if stack else around
+    own = _own_flops(equation, name)
+    if own is not None:
+        yield here._replace(flops=here.flops * own)
+        return
+    here = here._replace(flops=here.flops * _times(name, params, once))
+    if name in ("scan", "while"):
+        here = here._replace(body=path, whiles=here.whiles + (name == "while"))
+    inner = [list(_operations(jaxpr, here, (*path, n), once)) for n, jaxpr in enumerate(_inner(params))]
+    if name == "cond":  # one branch runs, and all branches cost the same wherever this package branches
+        inner = [max(inner, key=lambda branch: sum(operation.flops for operation in branch))]
+    for found in inner:
+        yield from found
+
+
+def _own_flops(equation: Any, name: str) -> float | None:
+    """Counts an equation that is an operation itself; None for one that may hold others, or that is not counted."""
     if name == "dot_general":
         return _dot(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
     attention = next((factor for start, factor in _CUDNN_ATTENTION.items() if name.startswith(start)), None)
-    if attention is not None:
-        return attention * _attention_product(equation)
-    trip, *deeper = trips if name == "while" and trips else (1, *trips)
-    inner = [_count(jaxpr, tuple(deeper), once) for jaxpr in _inner(params)]
-    if name == "cond":  # one branch runs, and all branches cost the same wherever this package branches
-        return max(inner)
-    return _times(name, params, trip, once) * sum(inner)
+    return None if attention is None else attention * _attention_product(equation)
 
 
-def _times(name: str, params: dict[str, Any], trip: float, once: bool) -> float:
-    """Returns how often the body of an equation runs."""
+def _times(name: str, params: dict[str, Any], once: bool) -> float:
+    """Returns how often the body of an equation runs, where that is known."""
     if name == "scan":
         return 1 if once else params["length"]
-    if name == "while":
-        return 1 if once else trip
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
     if name == "shard_map":  # its body is one device's share; the parameter's name differs between versions of jax

@@ -59,9 +59,11 @@ class Run(Protocol):
     the intervals of the settings, and finally `export` and `finish`. If the run is resumed, the state is restored from
     a checkpoint between `trace` and the first `step`.
 
-    A run may have two more methods, for ahead-of-time compiling (`benchmarks.aot`): ``loop_trips(program)`` returns how
-    often the loops of a program run whose length is not known in advance, outermost first, and ``idle_params()``
-    returns the weights that stay on the devices although no program takes them.
+    A run may have more methods, for ahead-of-time compiling (`benchmarks.aot`): ``loop_trips(program)`` returns how
+    often the loops of a program run whose length is not known in advance, outermost first, in one training batch, and
+    ``idle_params()`` returns the weights that stay on the devices although no program takes them. If the number of
+    training batches in a batch of the run differs, it is the curve ``train_batches``, and ``most_train_batches()``
+    returns the largest (`benchmarks.costs`).
 
     It may also have a true attribute ``exports_at_checkpoints``, if `export` is quick and replaces its file in one
     step: then it is also called beside every checkpoint.

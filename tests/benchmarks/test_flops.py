@@ -126,7 +126,7 @@ def test_attention_kernels():
                 params={"layout": layout},
                 invars=[SimpleNamespace(aval=SimpleNamespace(shape=shape)) for shape in shapes],
             )
-            assert flops._of_equation(equation, 1, False) == factor * plain
+            assert flops._own_flops(equation, name) == factor * plain
 
 
 def test_xla_agrees_where_there_is_little_else():

@@ -120,6 +120,12 @@ class SPORun(AdapterRun):
         chunks = -(-settings.train_batch_size // settings.chunk(self.mesh.size))
         return (1, chunks) if program == "update" else ()
 
+    def most_train_batches(self) -> int:
+        """Returns the number of training batches in a batch whose pairs are all valid."""
+        settings = self.settings.spo
+        pairs = self.settings.prompts_per_batch * (settings.num_steps - settings.divert_start_step)
+        return -(-pairs // settings.train_batch_size)
+
     def idle_params(self) -> Params:
         """Returns the weights that stay on the devices although no program takes them.
 
