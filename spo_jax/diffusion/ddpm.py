@@ -105,6 +105,20 @@ class DDPM:
         a_t = _column(jnp.asarray(self.alphas_cumprod)[t], x0)
         return jnp.sqrt(a_t) * x0 + jnp.sqrt(1 - a_t) * noise
 
+    def denoised(
+        self, x: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+    ) -> Float[Array, "*b h w c"]:
+        """Computes the clean latents of x_t whose noise is known, x0 = (x_t - sqrt(1-ᾱ) noise) / sqrt(ᾱ)."""
+        a_t = _column(jnp.asarray(self.alphas_cumprod)[t], x)
+        return (x - jnp.sqrt(1 - a_t) * noise) / jnp.sqrt(a_t)
+
+    def noise_in(
+        self, x: Float[Array, "*b h w c"], x0: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+    ) -> Float[Array, "*b h w c"]:
+        """Computes the noise in x_t whose clean latents are known, (x_t - sqrt(ᾱ) x0) / sqrt(1-ᾱ)."""
+        a_t = _column(jnp.asarray(self.alphas_cumprod)[t], x)
+        return (x - jnp.sqrt(a_t) * x0) / jnp.sqrt(1 - a_t)
+
     def target(
         self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
     ) -> Float[Array, "*b h w c"]:

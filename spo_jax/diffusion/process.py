@@ -44,6 +44,22 @@ class Process(Protocol):
         """Adds noise to clean latents, which gives x_t."""
         ...
 
+    def denoised(
+        self, x: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+    ) -> Float[Array, "*b h w c"]:
+        """Computes the clean latents of x_t whose noise is known: `add_noise` solved for x0."""
+        ...
+
+    def noise_in(
+        self, x: Float[Array, "*b h w c"], x0: Float[Array, "*b h w c"], t: Int[Array, "*t"]
+    ) -> Float[Array, "*b h w c"]:
+        """Computes the noise in x_t whose clean latents are known: `add_noise` solved for the noise."""
+        ...
+
+    def previous(self, t: Int[Array, "*b"]) -> Int[Array, "*b"]:
+        """Returns the timestep to which a sampling step from ``t`` leads."""
+        ...
+
     def target(
         self, x0: Float[Array, "*b h w c"], noise: Float[Array, "*b h w c"], t: Int[Array, "*t"]
     ) -> Float[Array, "*b h w c"]:

@@ -42,9 +42,9 @@ LOSS_OF_NETWORK = 1e-3  # absolute: a beta of hundreds or thousands multiplies s
 STEP = 0.05  # of the learning rate, of a LoRA after a few steps
 
 
-def nhwc(x: np.ndarray) -> np.ndarray:
+def nhwc(x: np.ndarray) -> jax.Array:
     """[... c h w] -> [... h w c]."""
-    return np.ascontiguousarray(np.moveaxis(x, -3, -1))
+    return jnp.asarray(np.moveaxis(x, -3, -1))
 
 
 class Case:
@@ -68,7 +68,7 @@ class Case:
     def __getitem__(self, array: str) -> np.ndarray:
         return self._arrays[array]
 
-    def images(self, array: str) -> np.ndarray:
+    def images(self, array: str) -> jax.Array:
         """An array of images or latents, [... h w c]."""
         return nhwc(self._arrays[array])
 
@@ -90,7 +90,7 @@ class Case:
         """
         names = [f"{prefix}{name}" for name in ("prompt_embeds", "pooled", "time_ids")]
         arrays = [self._arrays.get(name) for name in names]
-        return Conditioning(*(x if x is None or index is None else x[index] for x in arrays))
+        return Conditioning(*(None if x is None else jnp.asarray(x if index is None else x[index]) for x in arrays))
 
     def lora(self, what: str) -> Params:
         """The tree of a LoRA, or of a LoRA's gradients, from the case's file of this name."""

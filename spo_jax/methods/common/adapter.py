@@ -23,7 +23,7 @@ from spo_jax.nn.lora import init_lora
 from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make, shapes_of, to_host
-from spo_jax.rewards.base import DeviceReward, Reward
+from spo_jax.rewards.base import Reward
 from spo_jax.run.guard.guard import Guard
 from spo_jax.run.loop import Row
 
@@ -60,7 +60,7 @@ class AdapterRun:
         mesh: Mesh,
         eval_prompts: Sequence[str] | None = None,
         shared: dict[str, Reward] | None = None,
-        judge: DeviceReward | None = None,
+        judge: Reward | None = None,
     ):
         self.settings = settings
         self.pipeline = pipeline
@@ -74,7 +74,7 @@ class AdapterRun:
             self.charts = {**self._evaluation.charts, **self.charts}
             if own.guard != "off":
                 others = load_rewards(own.guard_names, pipeline, mesh, settings, shared, "eval.guard_rewards")
-                on_images = judge if judge is not None and judge.READS == "images" else None
+                on_images = judge if getattr(judge, "READS", "images") == "images" else None
                 self.guard, charts = make_guard(settings, self._evaluation, others, on_images)
                 first = next(iter(charts))  # the others are much like those of the evaluation
                 self.charts = {first: charts[first], **self.charts, **charts}

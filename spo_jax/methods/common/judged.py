@@ -46,7 +46,8 @@ def judges(settings: AdapterSettings) -> list[tuple[str, str]]:
 
 def _judges(settings: AdapterSettings) -> list[str]:
     groups = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
-    return [group.reward for group in groups if isinstance(getattr(group, "reward", None), str)]
+    named = [getattr(group, "reward", None) for group in groups]
+    return [reward for reward in named if isinstance(reward, str) and reward]
 
 
 def _terms(spec: str) -> list[str]:

@@ -41,7 +41,7 @@ def learning_rate_at(settings: OptimizerSettings, total: int, step: Array) -> Ar
 
 
 def make_optimizer(settings: OptimizerSettings, total: int = 0) -> optax.GradientTransformation:
-    """Makes AdamW with decoupled weight decay, preceded by clipping to a global norm.
+    """Makes AdamW or Adafactor with decoupled weight decay, preceded by clipping to a global norm.
 
     With ``gradient_accumulation_steps`` above 1 the gradients of that number of training batches are averaged first.
 
@@ -49,16 +49,34 @@ def make_optimizer(settings: OptimizerSettings, total: int = 0) -> optax.Gradien
       settings: settings of the optimizer.
       total: as in `learning_rate`.
     """
+    make = {"adamw": _adamw, "adafactor": _adafactor}[settings.name]
     optimizer = optax.chain(
-        optax.clip_by_global_norm(settings.max_grad_norm),
-        optax.adamw(
-            learning_rate(settings, total),
-            b1=settings.adam_beta1,
-            b2=settings.adam_beta2,
-            eps=settings.adam_epsilon,
-            weight_decay=settings.weight_decay,
-        ),
+        optax.clip_by_global_norm(settings.max_grad_norm), make(settings, learning_rate(settings, total))
     )
     if settings.gradient_accumulation_steps > 1:
         optimizer = optax.MultiSteps(optimizer, settings.gradient_accumulation_steps).gradient_transformation()
     return optimizer
+
+
+def _adamw(settings: OptimizerSettings, rate: float | optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(
+        rate,
+        b1=settings.adam_beta1,
+        b2=settings.adam_beta2,
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _adafactor(settings: OptimizerSettings, rate: float | optax.Schedule) -> optax.GradientTransformation:
+    """Makes Adafactor (arXiv 1804.04235) as Diffusion-DPO's code uses transformers': without scaling by parameters.
+
+    The step is the learning rate times u / max(1, RMS(u)), where u is the gradient over the root of the factored mean
+    of squared gradients. optax's own ``adafactor`` applies the decay without the learning rate.
+    """
+    return optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=1, decay_rate=0.8, epsilon=1e-30),
+        optax.clip_by_block_rms(1.0),
+        optax.add_decayed_weights(settings.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )

@@ -25,6 +25,7 @@ def fill(
     title: str,
     threads: int = 8,
     workers: int = 0,
+    whole: bool = False,
 ) -> None:
     """Computes the missing rows of ``file``, one per pair; does nothing if the file is complete.
 
@@ -39,6 +40,8 @@ def fill(
       title: title of the progress bar.
       threads: see `spo_jax.data.preferences.loading.batches`.
       workers: see `spo_jax.data.preferences.loading.batches`.
+      whole: whether every process loads whole batches, and ``compute`` gets them, for functions that share their work
+        among the processes themselves.
 
     Raises:
       UserError: the rows on disk were computed from something else, or another run is writing them; or the folder
@@ -58,14 +61,15 @@ def fill(
                 batch_size=batch_size,
                 shuffle=False,
                 endless=False,
-                positions=local_positions(batch_size),
+                positions=None if whole else local_positions(batch_size),
                 threads=threads,
                 workers=workers,
             )
             held.enter_context(contextlib.closing(loaded))
             shown = held.enter_context(bar(title, total, "pair", done))
             for batch in loaded:
-                rows, values = to_host((join_parts(batch.rows), compute(batch)))
+                numbers = batch.rows if whole else join_parts(batch.rows)
+                rows, values = to_host((numbers, compute(batch)))
                 # Keep the rows in order, and drop those that fill up the last batch.
                 rows, index = np.unique(rows, return_index=True)
                 if writer is not None:

@@ -38,10 +38,16 @@ class ModelSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings(Settings):
-    """AdamW with decoupled weight decay, preceded by clipping to a global norm."""
+    """AdamW or Adafactor with decoupled weight decay, preceded by clipping to a global norm."""
 
     GROUP: ClassVar = "optimizer."
 
+    name: str = setting(
+        "adamw",
+        "Optimizer: adamw, or adafactor, whose state takes a row and a column of each matrix (the fields adam_* have "
+        "no effect on it).",
+        choices=("adamw", "adafactor"),
+    )
     learning_rate: float = setting(6e-5, "Peak learning rate.", above=0, at_most=10)
     schedule: str = setting(
         "constant", "Learning rate after the warm-up: constant, or linear to 0.", choices=("constant", "linear")
@@ -171,6 +177,56 @@ class EvalSettings(Settings):
 
 def _names(rewards: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in rewards.split(",") if name.strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadingSettings(Settings):
+    """Threads and processes that read images."""
+
+    GROUP: ClassVar = "loading."
+
+    threads: int = setting(
+        8, "Threads in each process that reads images (0: none besides its own).", at_least=0, at_most=256
+    )
+    workers: int = setting(0, "Processes that read images (0: this one).", at_least=0, at_most=256)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSettings(Settings):
+    """Prepared preference pairs, for methods that learn from them."""
+
+    # The folders of the data may change, because a resumed run compares the data's digest.
+    FREE_FIELDS: ClassVar = ("loading", "data_dir", "cache_latents", "chunk")
+
+    data_dir: str = setting("data", "Folder of prepared preference pairs (python -m spo_jax.prepare).")
+    train_split: str = setting("train", "Split to train on.")
+    resolution: int = setting(
+        0, "Side of the images in pixels (0: the diffusion model's native size).", at_least=0, at_most=4096
+    )
+    cache_latents: str = setting(
+        "", "Folder that keeps the images' latents for later epochs and other runs (empty: they are not kept)."
+    )
+    posterior: str = setting(
+        "sample",
+        "Whether latents are a draw from the autoencoder's posterior (sample, as published) or its mean.",
+        choices=("sample", "mean"),
+    )
+    batch_size: int = setting(
+        64, "Number of pairs in a batch, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
+    )
+    chunk: int = setting(
+        16,
+        "Number of pairs that a device has in memory at a time; changes results only by rounding.",
+        at_least=1,
+        at_most=MAX_BATCH,
+        memory="lower",
+    )
+    loading: LoadingSettings = LoadingSettings()
+
+    @property
+    def data(self) -> str:
+        """The training data in words, for messages."""
+        return f"the preference pairs of {self.train_split} in {self.data_dir}"
 
 
 @dataclasses.dataclass(frozen=True)

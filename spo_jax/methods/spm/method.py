@@ -1,11 +1,9 @@
 """A run that trains a step-aware preference model: its data and models, its steps, and its measurements."""
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +12,10 @@ from jax.sharding import Mesh
 
 from spo_jax import toy
 from spo_jax.core import run_files
-from spo_jax.core.files import local_path, write_atomic, write_json
+from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key
-from spo_jax.data.preferences.format import Preferences
-from spo_jax.data.preferences.loading import batches as load_batches
 from spo_jax.methods.base import Images, Programs, Result
-from spo_jax.methods.common.latents import latent_cache, latent_file
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.state import TrainState, init_state
 from spo_jax.methods.spm.accuracy import (
@@ -38,7 +33,7 @@ from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spm.split import Split
 from spo_jax.methods.spm.update import flat_row, optimizer_of, state_shardings
 from spo_jax.nn.shapes import clip_shapes
-from spo_jax.parallel.multihost import is_writer, local_positions
+from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make, to_host, with_shardings
 from spo_jax.rewards.common.preference_model import abstract_clip, read_tokenizer, write_spm
 from spo_jax.run.loop import Progress, Row, run_keys
@@ -84,8 +79,7 @@ def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, 
 
     # Check the settings and the folder of latents before hours of work.
     training.check_timesteps(settings.eval.timesteps)
-    if settings.cache_latents:
-        latent_file(**_latents(training, data.train))
+    training.check_cache(data.train)
 
     tokenizer = read_tokenizer(start.tokenizer, start.clip.config, settings.init)
 
@@ -93,18 +87,6 @@ def setup(settings: SPMTrainSettings, mesh: Mesh, data: PairData | None = None, 
     labels = relabelled(settings, folder / "labels", mesh, *data)
     train, held_out = (Split.of(pairs, pipeline, tokenizer, new) for pairs, new in zip(data, labels, strict=True))
     return SPMRun(training, start, train, held_out, folder)
-
-
-def _latents(training: SPMTraining, pairs: Preferences) -> dict[str, Any]:
-    """Returns the arguments of `latent_file` and `latent_cache`."""
-    settings = training.settings
-    return {
-        "folder": local_path(settings.cache_latents) / settings.train_split,
-        "preferences": pairs,
-        "pipeline": training.pipeline,
-        "side": training.side,
-        "posterior": settings.posterior == "sample",
-    }
 
 
 class SPMRun:
@@ -179,23 +161,8 @@ class SPMRun:
         Raises:
           UserError: an image is damaged, or latents cannot be kept.
         """
-        settings = self.settings
         pairs = self._split.pairs
-        loading = dataclasses.asdict(settings.loading)
-        read = None
-        if settings.cache_latents:
-            read = latent_cache(**_latents(self.training, pairs), **loading).pair
-        loaded = load_batches(
-            pairs,
-            np.arange(len(pairs), dtype=np.int32),
-            side=self.training.side,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-            start=start,
-            positions=local_positions(settings.batch_size),
-            read=read,
-            **loading,
-        )
+        loaded = self.training.loaded(pairs, np.arange(len(pairs), dtype=np.int32), start)
         with contextlib.closing(loaded):
             for batch in loaded:
                 yield self.training.feed(self._split.feed(batch))

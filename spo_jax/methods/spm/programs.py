@@ -14,9 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Array, Float, Int, Key, Params, PyTree, UInt8
+from spo_jax.core.typing import Array, Float, Int, Key, Params, UInt8
 from spo_jax.diffusion.process import Process
-from spo_jax.methods.common.latents import encode_pairs, model_range
+from spo_jax.methods.common.latents import model_range
+from spo_jax.methods.common.pair_inputs import FrozenParams, PairInputs
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spm.inputs import Draws, draw, predictions, training_pixels
 from spo_jax.methods.spm.loss import PairBatch, pair_scores
@@ -25,26 +26,9 @@ from spo_jax.methods.spm.update import apply_step, gradients, state_shardings
 from spo_jax.models.base import Guidance, Pipeline, bind_denoise, repeat_rows
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.parallel.chunks import cut, joined
-from spo_jax.parallel.mesh import gathered, over_batch, replicated, spread
-from spo_jax.parallel.multihost import join_parts
-from spo_jax.parallel.sharding import place, shapes_of
+from spo_jax.parallel.mesh import gathered, replicated, spread
+from spo_jax.parallel.sharding import shapes_of
 from spo_jax.parallel.sizes import even_chunk
-
-
-class FrozenParams(NamedTuple):
-    """The weights of the diffusion model; arguments of the programs, not constants.
-
-    Attributes:
-      network: base weights of its network.
-      vae: weights of its autoencoder.
-      text: weights of its text encoders.
-      unconditional: encoded unconditional input of guidance, one row.
-    """
-
-    network: Params
-    vae: Params
-    text: Params
-    unconditional: PyTree
 
 
 class Rows(NamedTuple):
@@ -66,7 +50,7 @@ class Rows(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SPMTraining:
+class SPMTraining(PairInputs):
     """The method bound to its models.
 
     Attributes:
@@ -83,29 +67,6 @@ class SPMTraining:
     clip: CLIPModel
     settings: SPMTrainSettings
     mesh: Mesh | None = None
-
-    def __post_init__(self) -> None:
-        downscale = self.pipeline.downscale
-        if self.side % downscale:
-            raise UserError(
-                f"config field resolution = {self.side}: expected a multiple of the autoencoder's {downscale}"
-            )
-        height, width = self.pipeline.image_size
-        if height != width and not self.settings.resolution:
-            raise UserError(
-                f"config field resolution = 0: the model's native size {height} x {width} is not square; set a side"
-            )
-
-    @property
-    def side(self) -> int:
-        """The side of the images in pixels."""
-        return self.settings.resolution or self.pipeline.image_size[0]
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """The shape (h, w, c) of an image's latents."""
-        side = self.side // self.pipeline.downscale
-        return side, side, self.pipeline.latent_shape[2]
 
     @property
     def process(self) -> Process:
@@ -125,56 +86,14 @@ class SPMTraining:
 
     # Inputs of the programs
 
-    @property
-    def _prompt_options(self) -> dict[str, Any]:
-        return self.pipeline.prompt_options(self.latent_shape)
-
-    def frozen(self) -> FrozenParams:
-        """Returns the weights that the programs take."""
-        row = self.pipeline.encode_unconditional(**self._prompt_options)
-        row = place(row, replicated(self.mesh)) if self.mesh else jax.device_put(row)
-        params = self.pipeline.params
-        return FrozenParams(params[self.pipeline.TRAINED], params["vae"], self.pipeline.text_params, row)
-
-    def frozen_shapes(self) -> FrozenParams:
-        """Returns the shapes of `frozen`; the pipeline may be abstract."""
-        params = self.pipeline.params
-        text = self.pipeline.text_params
-        ids = jax.ShapeDtypeStruct((1, *self.pipeline.token_shape), "int32")
-
-        def encode(params: Params, ids: Array) -> PyTree:
-            return self.pipeline.encode_tokens(params, ids, **self._prompt_options)
-
-        everywhere = replicated(self.mesh) if self.mesh else None
-        row = shapes_of(jax.eval_shape(encode, text, ids), everywhere)
-        return FrozenParams(*shapes_of((params[self.pipeline.TRAINED], params["vae"], text)), row)
-
-    def feed(self, rows: Rows) -> Rows:
-        """Moves this process's part of a batch from the host to its devices."""
-        return join_parts(rows) if self.mesh else jax.device_put(rows)
-
     def row_shapes(self) -> Rows:
         """Returns the shapes of one batch, with the shardings that `feed` gives it."""
-        settings = self.settings
-        sharding = over_batch(self.mesh) if self.mesh else None
-
-        def shape(*axes: int, dtype: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((settings.batch_size, *axes), dtype, sharding=sharding)
-
-        images = shape(2, self.side, self.side, 3, dtype=jnp.uint8)
-        if settings.cache_latents:
-            pixels = jax.ShapeDtypeStruct((1, 2, self.side, self.side, 3), jnp.uint8)
-            mean, _ = jax.eval_shape(
-                lambda p, x: encode_pairs(self.pipeline, p, x), self.pipeline.params["vae"], pixels
-            )
-            parts = 2 if settings.posterior == "sample" else 1
-            images = shape(*mean.shape[1:-1], parts * mean.shape[-1], dtype=mean.dtype)
         return Rows(
-            images,
-            shape(*self.pipeline.token_shape, dtype=jnp.int32),
-            shape(self.clip.config.text.max_position_embeddings, dtype=jnp.int32),
-            shape(2, dtype=jnp.float32),
-            shape(dtype=jnp.float32),
+            self.image_shape(),
+            self.prompt_shape(),
+            self.row_shape(self.clip.config.text.max_position_embeddings, dtype=jnp.int32),
+            self.row_shape(2, dtype=jnp.float32),
+            self.row_shape(dtype=jnp.float32),
         )
 
     # The programs
@@ -237,7 +156,7 @@ class SPMTraining:
         """
         pipeline = self.pipeline
         latents = self._latents(frozen, rows.images, draws)
-        condition = spread(pipeline.encode_tokens(frozen.text, rows.prompt_ids, **self._prompt_options))
+        condition = spread(pipeline.encode_tokens(frozen.text, rows.prompt_ids, **self.prompt_options))
         guidance = Guidance(repeat_rows(condition, 2), frozen.unconditional, self.settings.guidance_scale)
         denoise = bind_denoise(pipeline, frozen.network, None, guidance)
 
@@ -248,18 +167,9 @@ class SPMTraining:
         return self._pair_batch(images, draws.t, rows)
 
     def _latents(self, frozen: FrozenParams, images: Array, draws: Draws) -> Float[Array, "n 2 h w c"]:
-        channels = self.latent_shape[2]
-        if images.dtype == jnp.uint8:
-            if draws.flip is not None:
-                images = jnp.where(draws.flip[:, None, None, None, None], images[:, :, :, ::-1], images)
-            mean, logvar = encode_pairs(self.pipeline, frozen.vae, images)
-        else:
-            mean = images[..., :channels]
-            logvar = images[..., channels:]
-        mean = mean.astype(jnp.float32)
-        logvar = logvar.astype(jnp.float32)
-        latents = mean if draws.posterior is None else mean + jnp.exp(0.5 * logvar) * draws.posterior
-        return self.pipeline.scale_latents(latents)
+        if draws.flip is not None:
+            images = jnp.where(draws.flip[:, None, None, None, None], images[:, :, :, ::-1], images)
+        return self.latents(frozen.vae, images, draws.posterior)
 
     def _pair_batch(self, images: Float[Array, "n 2 H W 3"], t: Int[Array, " n"], rows: Rows) -> PairBatch:
         # [n 2 H W 3] -> [2n side side 3]

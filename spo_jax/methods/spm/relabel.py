@@ -9,17 +9,15 @@ import functools
 import hashlib
 import os
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Array, Float, Int, Params, UInt8
-from spo_jax.data.array_file import ArrayFile
-from spo_jax.data.preferences.loading import ImagePairs, LoadedBatch
-from spo_jax.methods.common.precompute import fill
+from spo_jax.core.typing import Array, Float, Params, UInt8
+from spo_jax.data.preferences.loading import LoadedBatch
+from spo_jax.methods.common.pair_scores import CaptionedPairs, kept_scores
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.parallel.mesh import gathered, spread
 from spo_jax.parallel.multihost import join_parts
@@ -27,21 +25,7 @@ from spo_jax.rewards.common.clip_score import encode_texts, normalise, unit_norm
 from spo_jax.rewards.common.preference_model import PreferenceModel
 from spo_jax.weights.digest import weights_digest
 
-FILE = "scores.npy"
 MARGIN = 0.1  # as published
-
-
-@runtime_checkable
-class CaptionedPairs(ImagePairs, Protocol):
-    """The part of a prepared split that judging needs.
-
-    Attributes:
-      prompts: the captions of the split, each of them once.
-      prompt: for each pair, the position of its caption in `prompts`.
-    """
-
-    prompts: tuple[str, ...]
-    prompt: Int[np.ndarray, " n"]
 
 
 def new_labels(scores: Float[np.ndarray, "n 2"], margin: float = MARGIN) -> Float[np.ndarray, "n 2"]:
@@ -82,21 +66,19 @@ def clean_scores(
       UserError: the folder holds scores of other data or another model (the message says what differs) or cannot be
         written; or an image is damaged; or the judge is time-conditioned; or a score is not finite.
     """
-    # Open the file of scores; it is bound to everything that determines them.
+    # The scores are bound to everything that determines them.
     clip = judge.clip
     params = judge.params
     if clip.config.time_conditioned:
         raise UserError("clean images are judged by a plain CLIP such as PickScore; this one is time-conditioned")
     tokens = judge.tokenizer(preferences.prompts)
     bound = {
-        "preferences": preferences.digest,
         "preference model": weights_digest(params),
         # A model with the same weights may still end its texts at another token, or read other tokens.
         "config of the preference model": dataclasses.asdict(clip.config),
         "tokens of the prompts": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "dtype of the model": str(jnp.dtype(clip.dtype)),
     }
-    file = ArrayFile(Path(folder) / FILE, (len(preferences), 2), np.dtype(np.float32), bound)
 
     # Compute the missing scores; texts are encoded only if there are any.
     @functools.cache
@@ -107,21 +89,9 @@ def clean_scores(
         text = texts()[preferences.prompt[batch.rows]]
         return _judge(clip, params, *join_parts((batch.images, text)))
 
-    fill(
-        file,
-        preferences,
-        compute,
-        side=clip.config.vision.image_size,
-        pairs_per_device=pairs_per_device,
-        title="scores of clean images",
-        threads=threads,
-        workers=workers,
-    )
-    scores = np.array(file.open())
-    if not np.isfinite(scores).all():
-        row = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-        raise UserError(f"{file.path}: the scores of pair {row} are {scores[row]}; remove the folder, and use float32")
-    return scores
+    side = clip.config.vision.image_size
+    how = {"pairs_per_device": pairs_per_device, "threads": threads, "workers": workers}
+    return kept_scores(Path(folder), preferences, compute, bound, side=side, **how)
 
 
 @functools.partial(jax.jit, static_argnums=0)

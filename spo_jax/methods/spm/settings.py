@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from spo_jax import toy
 from spo_jax.core.config import MAX_BATCH, MAX_COUNT, MAX_GUIDANCE, Settings, seed_setting, setting
-from spo_jax.methods.common.settings import ModelSettings, OptimizerSettings
+from spo_jax.methods.common.settings import ModelSettings, OptimizerSettings, PairSettings
 from spo_jax.run.settings import LogSettings, RunSettings
 
 
@@ -31,18 +31,6 @@ class RelabelSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadingSettings(Settings):
-    """Threads and processes that read images."""
-
-    GROUP: ClassVar = "loading."
-
-    threads: int = setting(
-        8, "Threads in each process that reads images (0: none besides its own).", at_least=0, at_most=256
-    )
-    workers: int = setting(0, "Processes that read images (0: this one).", at_least=0, at_most=256)
-
-
-@dataclasses.dataclass(frozen=True)
 class AccuracySettings(Settings):
     """Pair accuracy on pairs that have a human label."""
 
@@ -65,13 +53,11 @@ class AccuracySettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class SPMTrainSettings(ModelSettings, RunSettings):
+class SPMTrainSettings(PairSettings, ModelSettings, RunSettings):
     """All settings of a run that trains a preference model."""
 
-    # The folders of the data may change, because a resumed run compares the data's digest.
     FREE_FIELDS: ClassVar = (
-        *RunSettings.FREE_FIELDS, "eval", "chunk", "remat", "loading", "export_dtype", "data_dir", "cache_latents",
-        "relabel.folder",
+        *RunSettings.FREE_FIELDS, *PairSettings.FREE_FIELDS, "eval", "remat", "export_dtype", "relabel.folder",
     )  # fmt: skip
     LENGTH: ClassVar = ("train_steps",)
     BATCHES: ClassVar = {"batch_size": "pairs", "eval.batch": "evaluation"}
@@ -83,30 +69,7 @@ class SPMTrainSettings(ModelSettings, RunSettings):
     )
     init_random: bool = setting(False, "Take only the config of init and start from random weights.")
     tokenizer: str = setting("", "Folder or hub id of the tokenizer, if init holds none.")
-    data_dir: str = setting("data", "Folder of prepared preference pairs (python -m spo_jax.prepare).")
-    train_split: str = setting("train", "Split to train on.")
     eval_split: str = setting("validation_unique", "Split to measure on.")
-    resolution: int = setting(
-        0, "Side of the images in pixels (0: the diffusion model's native size).", at_least=0, at_most=4096
-    )
-    cache_latents: str = setting(
-        "", "Folder that keeps the images' latents for later epochs and other runs (empty: they are not kept)."
-    )
-    posterior: str = setting(
-        "sample",
-        "Whether latents are a draw from the autoencoder's posterior (sample, as published) or its mean.",
-        choices=("sample", "mean"),
-    )
-    batch_size: int = setting(
-        64, "Number of pairs in a batch, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
-    )
-    chunk: int = setting(
-        16,
-        "Number of pairs that a device has in memory at a time; changes results only by rounding.",
-        at_least=1,
-        at_most=MAX_BATCH,
-        memory="lower",
-    )
     train_steps: int = setting(8000, "Number of batches of the whole run.", at_least=1, at_most=MAX_COUNT)
     guidance_scale: float = setting(
         5.0,
@@ -126,7 +89,6 @@ class SPMTrainSettings(ModelSettings, RunSettings):
         learning_rate=3e-6, schedule="linear", warmup_steps=500, weight_decay=0.3
     )
     relabel: RelabelSettings = RelabelSettings()
-    loading: LoadingSettings = LoadingSettings()
     log: LogSettings = LogSettings(checkpoint_every=1000, eval_every=1000)
     eval: AccuracySettings = AccuracySettings()
 
@@ -135,8 +97,3 @@ class SPMTrainSettings(ModelSettings, RunSettings):
         self.optimizer.check_warmup(self.train_steps)
         expected = "False, because the cache of config field cache_latents has no latents of mirrored images"
         self.require(not (self.flip and self.cache_latents), "flip", expected)
-
-    @property
-    def data(self) -> str:
-        """The training data in words, for messages."""
-        return f"the preference pairs of {self.train_split} in {self.data_dir}"

@@ -9,8 +9,8 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Bool, Float, Int
 from spo_jax.data.preferences.loading import LoadedBatch
 from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods.common.pair_scores import CaptionedPairs
 from spo_jax.methods.spm.programs import Rows
-from spo_jax.methods.spm.relabel import CaptionedPairs
 from spo_jax.models.base import Pipeline
 
 

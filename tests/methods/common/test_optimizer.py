@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from transformers import get_linear_schedule_with_warmup
+from transformers import Adafactor, get_linear_schedule_with_warmup
 
 from spo_jax.methods.common.optimizer import learning_rate, learning_rate_at, make_optimizer
 from spo_jax.methods.common.settings import OptimizerSettings
@@ -86,3 +86,27 @@ def test_the_rate_of_a_batch_is_that_of_its_optimizer_step():
     rates = [float(learning_rate_at(settings, 8, jnp.int32(batch))) for batch in range(8)]
     np.testing.assert_allclose(rates, np.repeat([1, 0.75, 0.5, 0.25], 2))
     assert learning_rate_at(OptimizerSettings(learning_rate=0.5), 8, jnp.int32(3)) == 0.5
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_adafactor_is_transformers(decay):
+    """As Diffusion-DPO and SmPO call it: no scale by parameters, no relative step, clip_threshold 1.
+
+    Over several steps with gradients of very different sizes, so that both means and the clip of the step count.
+    """
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32), "b": jnp.asarray(rng.normal(size=5), jnp.float32)}
+    settings = OptimizerSettings(name="adafactor", learning_rate=1e-2, weight_decay=decay, max_grad_norm=1e9)
+    ours = make_optimizer(settings)
+    state = init_state(params, ours)
+    theirs = {name: torch.nn.Parameter(torch.tensor(np.asarray(value))) for name, value in params.items()}
+    fixed = {"scale_parameter": False, "relative_step": False, "clip_threshold": 1.0}
+    optimizer = Adafactor(theirs.values(), lr=1e-2, weight_decay=decay, **fixed)
+    for number in range(4):
+        gradients = {name: 10.0**number * rng.normal(size=p.shape).astype(np.float32) for name, p in params.items()}
+        state = apply_gradients(state, gradients, ours)
+        for name, parameter in theirs.items():
+            parameter.grad = torch.tensor(gradients[name])
+        optimizer.step()
+        for name, parameter in theirs.items():
+            np.testing.assert_allclose(state.params[name], parameter.detach(), rtol=1e-5, atol=1e-6)
