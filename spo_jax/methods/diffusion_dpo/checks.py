@@ -20,5 +20,5 @@ def check(settings: DPOTrainSettings) -> None:
     labels = settings.dpo.reward
     if labels:
         check_reward(labels, Context(options=reward_options(settings, labels), field="dpo.reward"))
-    if settings.cache_latents:
-        check_writable(settings.cache_latents)
+    for folder in filter(None, (settings.cache_latents, settings.dpo.scores)):
+        check_writable(folder)

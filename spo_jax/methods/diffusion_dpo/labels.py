@@ -1,6 +1,6 @@
 """Which pairs are trained on, which of their images is the winner, and with what weight: from people, or from a reward.
 
-SmPO (arXiv 2410.?) smooths labels by a reward: p is the softmax of the two scores, mapped to u in [0, 1] over the range
+SmPO smooths labels by a reward: p is the softmax of the two scores, mapped to u in [0, 1] over the range
 of the reward, and a pair weighs (2 p - 1) γ = γ tanh((u_w - u_l) / 2). People's labels are not read.
 """
 

@@ -9,6 +9,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
+from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Key, Params
 from spo_jax.core.words import counted
@@ -22,6 +23,7 @@ from spo_jax.methods.diffusion_dpo.data import PairData
 from spo_jax.methods.diffusion_dpo.labels import Labels, peoples_labels, smoothed_labels
 from spo_jax.methods.diffusion_dpo.programs import DPO, Batch
 from spo_jax.methods.diffusion_dpo.settings import DPOTrainSettings
+from spo_jax.parallel.sizes import even_chunk
 from spo_jax.rewards import check_direction, load_reward
 from spo_jax.rewards.base import Context, Reward
 from spo_jax.run.loop import Progress, Row
@@ -77,7 +79,7 @@ def setup(settings: DPOTrainSettings, mesh: Mesh, data: PairData | None = None, 
         reward = load_reward(spec, context)
     check_direction(spec, reward, 1.0, context.where)
     scores = reward_scores(
-        folder / "labels" / settings.train_split,
+        (local_path(settings.dpo.scores) if settings.dpo.scores else folder / "labels") / settings.train_split,
         data.train,
         reward,
         spec,
@@ -124,9 +126,12 @@ class DPORun(AdapterRun):
         return self.dpo.trace(state, keep_unused)
 
     def loop_trips(self, program: str) -> tuple[float, ...]:
-        """Returns how many steps an inversion takes: all below a pair's timestep, which is uniform; else nothing."""
-        settings = self.settings.dpo
-        return () if settings.inversion == "none" else ((settings.inversion_steps + 1) / 2,)
+        """Returns how many steps an inversion takes on average, up to the highest of the timesteps in memory."""
+        settings = self.settings
+        if settings.dpo.inversion == "none":
+            return ()
+        pairs = even_chunk(settings.batch_size, settings.chunk, self.mesh.size)
+        return (settings.dpo.inversion_steps * pairs / (pairs + 1) + 0.5,)  # the largest of so many uniform numbers
 
     def idle_params(self) -> Params:
         """Returns the weights that stay on the devices although the program does not take them: there are none."""

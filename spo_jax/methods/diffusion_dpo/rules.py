@@ -1,7 +1,12 @@
 """What the curves of Diffusion-DPO should look like, as rules."""
 
+from spo_jax.core.words import with_error
 from spo_jax.run.diagnosis.curves import FEW, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
+
+# A share of the reference's error by which winners may be predicted worse before it is worth a word: the loss only asks
+# that losers become worse still, and a healthy run moves by thousandths.
+MUCH_WORSE = 0.01
 
 
 def ordering(curves: Curves) -> Finding | None:
@@ -16,9 +21,37 @@ def ordering(curves: Curves) -> Finding | None:
     return Finding(
         "note",
         f"It orders {shown} right, which is chance.",
-        "Train longer, or raise optimizer.learning_rate; labels that people disagree about are learnt slowly.",
+        "Train longer, or raise optimizer.learning_rate; what people disagree about is learnt slowly.",
         learns=False,
     )
 
 
-RULES: tuple[Rule, ...] = (ordering,)
+def errors_grow(curves: Curves) -> Finding | None:
+    """The known failure: the loss falls because losers are predicted ever worse, and winners worse than before, too."""
+    win, lose = (curves.curve(f"mse_change/{which}") for which in ("win", "lose"))
+    reference = curves.curve("mse_reference/win")
+    if min(len(win), len(lose), len(reference)) < FEW:
+        return None
+    late = win.half()
+    share = late.mean / reference.mean
+    change = with_error(late.mean, late.mean_error, digits=1, sign="+")
+    shown = (
+        f"over the second half of the batches the error of winners is {change} from the reference's ({share:+.2%}), "
+        f"that of losers {lose.half().mean:+.2g}"
+    )
+    if late.mean <= 2 * late.mean_error:
+        return Finding("good", f"Winners are predicted no worse than by the reference: {shown}.")
+    still = ", and losers worse still" if lose.half().mean > late.mean else ""
+    found = f"Winners are predicted worse than by the reference{still}: {shown}."
+    if share < MUCH_WORSE:
+        return Finding("note", found, "The loss allows it; look at the images, which decay if it goes on.")
+    return Finding(
+        "problem",
+        found,
+        "It unlearns to draw: stop earlier (checkpoints are kept), or lower optimizer.learning_rate; a higher dpo.beta "
+        "keeps it closer to the reference.",
+        learns=False,
+    )
+
+
+RULES: tuple[Rule, ...] = (ordering, errors_grow)

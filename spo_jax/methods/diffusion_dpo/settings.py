@@ -44,6 +44,7 @@ class DPOSettings(Settings):
     reward: str = setting(
         "", "Reward that labels the pairs for smpo, such as pickscore; it is computed once for each image."
     )
+    scores: str = setting("", "Folder that keeps the reward's scores for other runs (empty: in the run's own folder).")
     gamma: float = setting(
         10.0, "Factor of the smoothed label of smpo, 2 p - 1 for the winner's probability p.", above=0, at_most=10**6
     )
@@ -60,6 +61,7 @@ class DPOSettings(Settings):
         else:
             expected = f"'', because dpo.objective = {self.objective!r} takes the labels of the data"
             self.require(not self.reward, "reward", expected)
+            self.require(not self.scores, "scores", "'', because it has no effect without dpo.reward")
 
     @property
     def has_reference(self) -> bool:
@@ -71,7 +73,7 @@ class DPOSettings(Settings):
 class DPOTrainSettings(PairSettings, AdapterSettings):
     """All settings of a run of Diffusion-DPO."""
 
-    FREE_FIELDS: ClassVar = (*AdapterSettings.FREE_FIELDS, *PairSettings.FREE_FIELDS)
+    FREE_FIELDS: ClassVar = (*AdapterSettings.FREE_FIELDS, *PairSettings.FREE_FIELDS, "dpo.scores")
     LENGTH: ClassVar = ("train_steps",)
     BATCHES: ClassVar = {"batch_size": "pairs"}
 
