@@ -24,8 +24,9 @@ from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Float, UInt8
 from spo_jax.data.prompts import load_prompts
 from spo_jax.methods.common.prompts import read_data
+from spo_jax.methods.spo.judging import judge
 from spo_jax.methods.spo.method import setup
-from spo_jax.methods.spo.resampler import draw, judge, rollout
+from spo_jax.methods.spo.resampler import draw, rollout
 from spo_jax.parallel.mesh import make_mesh
 
 FILE = Path(__file__).with_name("method.svg")

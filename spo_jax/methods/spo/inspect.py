@@ -19,11 +19,11 @@ from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.judge import Judge, open_judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.spo.checks import check
+from spo_jax.methods.spo.judging import JudgedRollout
 from spo_jax.methods.spo.pairs import certainty
 from spo_jax.methods.spo.programs import SPO
-from spo_jax.methods.spo.resampler import Draws, make_plan
+from spo_jax.methods.spo.resampler import Draws, Plan, make_plan
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
-from spo_jax.methods.spo.update import JudgedRollout
 from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.nn.lora import init_lora, scaled
@@ -46,7 +46,8 @@ class RolloutView:
       lose: candidate with the lowest score.
       certainty: difference of the two probabilities in the softmax over the winner's and the loser's score.
       valid: whether a pair is made of the two: their certainty is above the threshold.
-      chosen: candidate that the rollout continues from, drawn at random; no one continues from the last pool.
+      chosen: candidate that the rollout continues from, drawn at random unless ``spo.next_parent`` is the best; no one
+        continues from the last pool, and all candidates (-1) from any if ``spo.shared_parent`` is False.
       threshold: the settings' ``spo.threshold``.
       shares_parent: whether the candidates of a pool are children of one parent, and differ by one step's noise only.
     """
@@ -142,10 +143,17 @@ def view(
         lose=verdict.lose,
         certainty=np.asarray(certainty(scores.max(1), scores.min(1))),
         valid=verdict.valid,
-        chosen=np.asarray(draws.choice)[plan.branches],  # where a step branches, it has just evaluated a judged pool
+        chosen=_chosen(settings, plan, draws, verdict.win),
         threshold=settings.threshold,
         shares_parent=plan.shares_parent,
     )
+
+
+def _chosen(settings: SPOSettings, plan: Plan, draws: Draws, win: Int[np.ndarray, "s b"]) -> Int[np.ndarray, "s-1 b"]:
+    if not settings.shared_parent:
+        return np.full_like(win[:-1], -1)
+    # Where a step branches, it has just evaluated a judged pool.
+    return win[:-1] if settings.next_parent == "best" else np.asarray(draws.choice)[plan.branches]
 
 
 def _decoded(

@@ -133,17 +133,20 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
     distilled = spo.decoder != "vae"
     taken = sizes.network + sizes.judge + (DISTILLED if distilled else sizes.vae)
     idle = sizes.text + (sizes.vae if distilled else 0)
-    # The adapter, Adam's two moments and, with accumulation, the mean gradient.
-    copies = 3 + (settings.optimizer.gradient_accumulation_steps > 1)
+    # The adapter, Adam's two moments, with accumulation the mean gradient, and the adapter's running mean.
+    copies = 3 + (settings.optimizer.gradient_accumulation_steps > 1) + (spo.ema_decay > 0)
     state = _FLOAT32 * copies * sizes.adapter * settings.lora.rank
 
-    # With inner steps winner and loser have parents of their own.
-    parents = 2 if spo.num_inner_step else 1
     records = spo.num_steps - spo.divert_start_step
-    pairs = _FLOAT32 * settings.prompts_per_batch * records * (2 + parents) * sizes.latent
+    judgements = math.ceil(records / (spo.num_inner_step + 1))
+    if spo.objective == "gradspo":  # a pair for each judgement: its x_t and one noise
+        parents = 1
+        pairs = _FLOAT32 * settings.prompts_per_batch * judgements * 2 * sizes.latent
+    else:  # with inner steps or separate trajectories, winner and loser have parents of their own
+        parents = 2 if spo.num_inner_step or not spo.shared_parent else 1
+        pairs = _FLOAT32 * settings.prompts_per_batch * records * (2 + parents) * sizes.latent
 
     prompts = math.ceil(settings.prompts_per_batch / devices)
-    judgements = math.ceil(records / (spo.num_inner_step + 1))
     decoded = min(spo.decode_chunk, prompts * spo.num_candidates * judgements)
     judged = decoded * (sizes.distilled if distilled else sizes.decoded)
     rollout = max(prompts * spo.num_candidates * sizes.guided, judged) * bytes_each / 2

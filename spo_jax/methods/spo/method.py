@@ -21,10 +21,10 @@ from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.online import PromptFeatures
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.prompts import PromptData
-from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo.programs import SPO
 from spo_jax.methods.spo.row import MetricTimesteps, flat_row, warn_of_rounding
 from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.methods.spo.state import SPOState, sampling_params, with_mean
 from spo_jax.methods.spo.update import FIRST_ERROR
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.loop import Progress, Row
@@ -110,7 +110,12 @@ class SPORun(AdapterRun):
         self.total = self.settings.total_batches(len(data.prompts)) if data else 0
         self._timesteps = MetricTimesteps.of(self.settings.spo, spo.process)
 
-    def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
+    def init_state(self, key: Key) -> SPOState:
+        """Returns the state of a fresh adapter, with a full copy on every device."""
+        state = super().init_state(key)
+        return with_mean(state) if self.settings.spo.ema_decay else state
+
+    def trace(self, state: SPOState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """Traces the programs ``collect`` and ``update``."""
         return self.spo.trace(state, keep_unused)
 
@@ -145,8 +150,8 @@ class SPORun(AdapterRun):
             yield self.spo.feed(take_rows(features, rows))
 
     def step(
-        self, programs: Programs, batches: Iterator[PromptFeatures], number: int, state: TrainState, key: Key
-    ) -> tuple[TrainState, Row]:
+        self, programs: Programs, batches: Iterator[PromptFeatures], number: int, state: SPOState, key: Key
+    ) -> tuple[SPOState, Row]:
         """Runs a rollout and the updates on its pairs; ``state`` is donated."""
         inputs = next(batches)
         fresh = not int(state.step)
@@ -158,12 +163,12 @@ class SPORun(AdapterRun):
             warn_of_rounding(row.get(FIRST_ERROR, 0.0), self.settings.spo.eps)
         return state, row
 
-    def export(self, state: TrainState, folder: Path) -> None:
+    def export(self, state: SPOState, folder: Path) -> None:
         """Writes ``lora.safetensors`` if any pair was valid so far; only one of the processes does so."""
         if int(state.step):
             super().export(state, folder)
 
-    def finish(self, state: TrainState, folder: Path) -> Result:
+    def finish(self, state: SPOState, folder: Path) -> Result:
         """Draws and scores the images after training.
 
         Raises:
@@ -182,9 +187,9 @@ def run_batch(
     frozen: Any,
     inputs: PromptFeatures,
     timesteps: MetricTimesteps,
-    state: TrainState,
+    state: SPOState,
     key: Key,
-) -> tuple[TrainState, Row]:
+) -> tuple[SPOState, Row]:
     """Runs a rollout and the updates on its pairs.
 
     Args:
@@ -200,7 +205,7 @@ def run_batch(
     """
     collect_key, update_key = _split(key)
     begin = time.perf_counter()
-    pairs, rollout = jax.block_until_ready(programs["collect"](state.params, frozen, inputs, collect_key))
+    pairs, rollout = jax.block_until_ready(programs["collect"](sampling_params(state), frozen, inputs, collect_key))
     middle = time.perf_counter()
     state, update = jax.block_until_ready(programs["update"](state, frozen, inputs, pairs, update_key))
     end = time.perf_counter()

@@ -11,6 +11,25 @@ from spo_jax.methods.common.policy import Pairs
 from spo_jax.methods.spo.resampler import Plan, Trajectory
 
 
+class NoisePairs(NamedTuple):
+    """Training pairs of two directions from one x_t, of GradSPO: towards the winner, and away from it.
+
+    Attributes:
+      x_t: the parent of winner and loser.
+      noise: half the difference of the winner's and the loser's noise. The loser's is minus this: what both noises have
+        in common says nothing about the preference, and is left out.
+      t: timestep of the transition.
+      row: row of the pair's prompt in the batch of prompts.
+      valid: whether to train on the pair.
+    """
+
+    x_t: Float[Array, "n h w c"]
+    noise: Float[Array, "n h w c"]
+    t: Int[Array, " n"]
+    row: Int[Array, " n"]
+    valid: Bool[Array, " n"]
+
+
 class Verdict(NamedTuple):
     """The outcome of judging every pool.
 
@@ -69,6 +88,37 @@ def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
         t=jnp.repeat(jnp.asarray(trajectory.timesteps), b),
         row=jnp.tile(jnp.arange(b), records),
         valid=valid.reshape(-1),
+    )
+
+
+def make_noise_pairs(
+    trajectory: Trajectory, noise: Float[Array, "r k b h w c"], verdict: Verdict, plan: Plan
+) -> NoisePairs:
+    """Makes one pair per judgement and prompt, of the transition at which the judged candidates parted.
+
+    Later transitions of a segment with inner steps start from an x_t of their own each, so that their noises cannot be
+    compared.
+
+    Args:
+      trajectory: the rollout.
+      noise: the noise of all candidates, `Draws.pool`.
+      verdict: outcome of every judgement.
+      plan: plan of the rollout, with shared parents.
+    """
+    branched = plan.branched  # [s], as many as there are judgements
+    noise = noise[branched]
+    win, lose = (
+        jnp.take_along_axis(noise, index[:, None, :, None, None, None], axis=1)[:, 0]
+        for index in (verdict.win, verdict.lose)
+    )  # [s k b h w c] -> [s b h w c]
+    parents = trajectory.parents[branched]
+    b = win.shape[1]
+    return NoisePairs(
+        x_t=_flat(parents if plan.shares_parent else parents[:, 0]),
+        noise=_flat((win - lose) / 2),
+        t=jnp.repeat(jnp.asarray(trajectory.timesteps[branched]), b),
+        row=jnp.tile(jnp.arange(b), len(branched)),
+        valid=verdict.valid.reshape(-1),
     )
 
 

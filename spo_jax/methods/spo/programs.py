@@ -11,10 +11,12 @@ from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.online import FrozenParams, OnlineModel, PromptFeatures
 from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.policy import Pairs, Policy, equal_rounding
-from spo_jax.methods.common.state import TrainState
-from spo_jax.methods.spo.resampler import Denoise, Draws, Score, draw
+from spo_jax.methods.spo.judging import JudgedRollout, Score, judged_rollout
+from spo_jax.methods.spo.pairs import NoisePairs
+from spo_jax.methods.spo.resampler import Denoise, Draws, draw
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
-from spo_jax.methods.spo.update import JudgedRollout, collect, judged_rollout, update
+from spo_jax.methods.spo.state import SPOState, sampling_params
+from spo_jax.methods.spo.update import collect, update
 from spo_jax.models.base import count_rows
 from spo_jax.parallel.mesh import gathered, replicated
 from spo_jax.parallel.sharding import shapes_of
@@ -39,7 +41,7 @@ class SPO(OnlineModel):
 
     def collect(
         self, lora: Params, frozen: FrozenParams, inputs: PromptFeatures, key: Key
-    ) -> tuple[Pairs, dict[str, Array]]:
+    ) -> tuple[Pairs | NoisePairs, dict[str, Array]]:
         """Runs a rollout of the policy and makes pairs of it; see `spo_jax.methods.spo.update.collect`."""
         return collect(*self._rollout_inputs(lora, frozen, inputs, key))
 
@@ -67,15 +69,17 @@ class SPO(OnlineModel):
         return denoise, score, settings, self.process, draws
 
     def update(
-        self, state: TrainState, frozen: FrozenParams, inputs: PromptFeatures, pairs: Pairs, key: Key
-    ) -> tuple[TrainState, dict[str, Array]]:
+        self, state: SPOState, frozen: FrozenParams, inputs: PromptFeatures, pairs: Pairs | NoisePairs, key: Key
+    ) -> tuple[SPOState, dict[str, Array]]:
         """Trains on the pairs of a rollout; see `spo_jax.methods.spo.update.update`."""
         condition = gathered(inputs.condition)  # small, and any pair may be trained on by any device
         predict = self.policy.predictor(frozen.network, condition, frozen.unconditional)
-        optimizer = make_optimizer(self.settings.optimizer)
-        return update(state, predict, self.process, self.settings.spo, optimizer, pairs, key)
+        settings = self.settings
+        optimizer = make_optimizer(settings.optimizer)
+        accumulation = settings.optimizer.gradient_accumulation_steps
+        return update(state, predict, self.process, settings.spo, optimizer, pairs, key, accumulation)
 
-    def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
+    def trace(self, state: SPOState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """Traces both programs, ``collect`` and ``update``.
 
         On a mesh, the programs expect state and weights with the shardings that they have now, and a batch with those
@@ -92,7 +96,7 @@ class SPO(OnlineModel):
         state = shapes_of(state)
         frozen = self.frozen_shapes()
         inputs = self.feature_shapes()
-        collect = jax.jit(self.collect, **options).trace(state.params, frozen, inputs, key)
+        collect = jax.jit(self.collect, **options).trace(sampling_params(state), frozen, inputs, key)
         pairs = shapes_of(collect.out_info[0], everywhere)
         update = jax.jit(self.update, donate_argnums=0, compiler_options=equal_rounding(self.pipeline.dtype), **options)
         update = update.trace(state, frozen, inputs, pairs, key)

@@ -6,8 +6,12 @@ next branching step evaluates the network on all k·b of them, which gives the c
 prediction from which one of them, picked uniformly at random, continues.
 
 The pick does not depend on scores, so judging is not part of the loop: `rollout` returns the latents to be judged, and
-a single judge in the program serves all judgements (`judge`). All randomness is passed in as arrays (`Draws`), so the
-rollout can also be replayed from the reference's noises.
+a single judge in the program serves all judgements (`spo_jax.methods.spo.judging.judge`). All randomness is passed in
+as arrays (`Draws`), so the rollout can also be replayed from the reference's noises.
+
+Two ablations of the paper differ. If the best candidate becomes the next parent (`ResamplerSettings.next_parent`),
+pools are judged inside the loop. Without a shared parent (`ResamplerSettings.shared_parent`) no pool is brought back to
+one candidate: all k go on alone, and are judged at the same steps.
 """
 
 import dataclasses
@@ -21,12 +25,12 @@ import numpy as np
 from spo_jax.core.typing import Array, Float, Int, Key
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.spo.settings import ResamplerSettings
-from spo_jax.parallel.mesh import devices_in_context, spread
+from spo_jax.parallel.mesh import spread
 
 # Function from (latents [... b h w c], timestep) to guided prediction; the axes before b hold copies of the prompts.
 Denoise = Callable[[Float[Array, "*k b h w c"], Int[Array, ""]], Float[Array, "*k b h w c"]]
-# Function from (latents [n h w c], timesteps [n], row of each one's prompt [n]) to scores [n].
-Score = Callable[[Float[Array, "n h w c"], Int[Array, " n"], Int[Array, " n"]], Float[Array, " n"]]
+# Function from (clean latents of a pool [k b h w c], timestep) to scores [k b].
+JudgePool = Callable[[Float[Array, "k b h w c"], Int[Array, ""]], Float[Array, "k b"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Plan:
     T is the number of steps, d the first step that branches, and r = T - d the number of recorded transitions.
 
     Attributes:
-      branches: for every step after d, whether it branches; bool[T-1-d].
+      branches: for every step after d, whether it brings the pool back to one parent and branches; bool[T-1-d].
       segment: for each recorded transition, the judgement to which it belongs; int[r].
       judged_at: steps whose clean predictions are judged; the last judgement, of the final latents, is not listed.
       shares_parent: whether every pool of transitions has a single parent, so that x_t is kept once per pair.
@@ -47,17 +51,23 @@ class Plan:
     judged_at: np.ndarray
     shares_parent: bool
 
+    @property
+    def branched(self) -> np.ndarray:
+        """The recorded transitions at which all candidates have one parent; int, ascending."""
+        return np.flatnonzero(np.append(True, self.branches))
+
 
 def make_plan(settings: ResamplerSettings) -> Plan:
     """Makes the plan of a rollout: 16 judgements of one step each for SD 1.5, and 4 segments of 4 steps for SDXL."""
     first = settings.divert_start_step
     last = settings.num_steps - 1
     steps = np.arange(first + 1, last + 1)
-    branches = (steps - first) % (settings.num_inner_step + 1) == 0
-    if not settings.branch_at_last_step and len(branches):
-        branches[-1] = False
-    segment = np.concatenate([[0], np.cumsum(branches)]).astype(int)
-    return Plan(branches, segment, steps[branches], shares_parent=bool(branches.all()))
+    judges = (steps - first) % (settings.num_inner_step + 1) == 0
+    if not settings.branch_at_last_step and len(judges):
+        judges[-1] = False
+    branches = judges & settings.shared_parent
+    segment = np.concatenate([[0], np.cumsum(judges)]).astype(int)
+    return Plan(branches, segment, steps[judges], shares_parent=bool(branches.all()))
 
 
 def judged_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " s"]:
@@ -77,7 +87,7 @@ class Draws(NamedTuple):
       init_latents: x_T.
       shared: noise of the d steps before the first step that branches.
       pool: noise of the pools from that step on.
-      choice: index of the candidate that continues, for each step after that one.
+      choice: index of the candidate that continues, for each step after that one; not read where the best continues.
     """
 
     init_latents: Float[Array, "b h w c"]
@@ -132,9 +142,31 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
 
     Args:
       denoise: guided prediction of the current policy.
-      settings: settings of the rollout.
+      settings: settings of the rollout; the next parent is random.
       process: the diffusion process, divided into ``settings.num_steps`` steps.
       draws: all randomness.
+    """
+    return roll(denoise, settings, process, draws)[0]
+
+
+def roll(
+    denoise: Denoise,
+    settings: ResamplerSettings,
+    process: Process,
+    draws: Draws,
+    judge_pool: JudgePool | None = None,
+) -> tuple[Trajectory, Float[Array, "pools k b"] | None]:
+    """Runs the sampler like `rollout`; with a judge of pools, the best candidate of a pool is the next parent.
+
+    Args:
+      denoise: see `rollout`.
+      settings: see `rollout`.
+      process: see `rollout`.
+      draws: see `rollout`.
+      judge_pool: scores of a pool; None picks the next parents by ``draws.choice``.
+
+    Returns:
+      The rollout, and all scores but those of the final latents; None without a judge.
     """
     plan = make_plan(settings)
     first = settings.divert_start_step
@@ -163,6 +195,11 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
     def pool_step(pool, inputs):
         t, noise, choice, branch = inputs
         x0, mean, std = moments(pool, t)
+        scores = None
+        if judge_pool is not None:
+            nothing = jnp.zeros(pool.shape[:2])
+            scores = jax.lax.cond(branch, lambda: judge_pool(x0, t), lambda: nothing)
+            choice = jnp.argmax(scores, axis=0)
         if plan.shares_parent:
             parent = _pick(pool, choice)
             mean = _pick(mean, choice)[None]
@@ -170,52 +207,24 @@ def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, dra
             parent = jnp.where(branch, _pick(pool, choice)[None], pool)
             mean = jnp.where(branch, _pick(mean, choice)[None], mean)
         children = mean + std * noise
-        return children, (parent, children, x0)
+        return children, (parent, children, x0, scores)
 
     inputs = (timesteps[first + 1 :], draws.pool[1:], draws.choice, jnp.asarray(plan.branches))
-    final, (parents, children, x0) = jax.lax.scan(pool_step, pool, inputs)
+    final, (parents, children, x0, scores) = jax.lax.scan(pool_step, pool, inputs)
 
     # 3. The record: the transitions, and the latents to be judged.
     parent = parent if plan.shares_parent else jnp.broadcast_to(parent[None], pool.shape)
     judged = [x0[step - first - 1] for step in plan.judged_at]
-    return Trajectory(
+    trajectory = Trajectory(
         parents=jnp.concatenate([parent[None], parents]),
         children=jnp.concatenate([pool[None], children]),
         timesteps=recorded_timesteps(settings, process),
         judged=jnp.stack([*judged, final]),
         judged_timesteps=judged_timesteps(settings, process),
     )
+    return trajectory, None if scores is None else scores[plan.judged_at - first - 1]
 
 
 def _pick(candidates: Float[Array, "k b h w c"], choice: Int[Array, " b"]) -> Float[Array, "b h w c"]:
     """Picks candidate ``choice[j]`` of every prompt j."""
     return jnp.take_along_axis(candidates, choice[None, :, None, None, None], axis=0)[0]
-
-
-def judge(score: Score, trajectory: Trajectory, chunk: int) -> Float[Array, "s k b"]:
-    """Scores all latents to be judged, in chunks, because decoded images are large.
-
-    Args:
-      score: scores of latents.
-      trajectory: the rollout.
-      chunk: number of latents that each device scores at a time; it changes the scores only by rounding.
-    """
-    judged = jnp.moveaxis(trajectory.judged, 2, 0)  # [s k b h w c] -> [b s k h w c]
-    b, s, k = judged.shape[:3]
-    devices = devices_in_context()
-    each = b * s * k // devices
-    chunk = min(chunk, each)
-
-    # Each device keeps its own prompts and cuts their latents into chunks.
-    def cut(x: Array) -> Array:  # [b s k ...] -> [chunks devices·chunk ...]
-        x = x.reshape(devices, each, *x.shape[3:])
-        x = jnp.concatenate([x, jnp.repeat(x[:, :1], -each % chunk, axis=1)], axis=1)
-        x = jnp.moveaxis(x.reshape(devices, -1, chunk, *x.shape[2:]), 1, 0)
-        return spread(x.reshape(len(x), -1, *x.shape[3:]), axis=1)
-
-    t = jnp.broadcast_to(jnp.asarray(trajectory.judged_timesteps)[None, :, None], (b, s, k))
-    rows = jnp.broadcast_to(jnp.arange(b)[:, None, None], (b, s, k))
-    scores = jax.lax.map(lambda chunk: score(*chunk), (cut(judged), cut(t), cut(rows)))
-    # [chunks devices·chunk] -> [devices each] -> [s k b]
-    scores = jnp.moveaxis(scores.reshape(-1, devices, chunk), 0, 1).reshape(devices, -1)[:, :each]
-    return jnp.moveaxis(scores.reshape(b, s, k), 0, 2)

@@ -27,11 +27,23 @@ class ResamplerSettings(Settings):
         at_most=MAX_STEPS,
     )
     branch_at_last_step: bool = setting(True, "Whether the last step may branch (in the recipe for SDXL it may not).")
+    shared_parent: bool = setting(
+        True,
+        "Whether a pool is brought back to one parent after it was judged; if not, the k candidates are trajectories "
+        "of their own from divert_start_step on, and winner and loser differ by all their steps.",
+    )
+    next_parent: str = setting(
+        "random",
+        "Candidate that becomes the next parent: a random one, or the best by its score.",
+        choices=("random", "best"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         last = self.num_steps - 1 - (not self.branch_at_last_step)
         self.require(self.divert_start_step <= last, "divert_start_step", f"0 to {last}")
+        expected = f"'random' for {self.GROUP}shared_parent = False, where no candidate becomes a parent"
+        self.require(self.shared_parent or self.next_parent == "random", "next_parent", expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +52,22 @@ class UpdateSettings(Settings):
 
     GROUP: ClassVar = "spo."
 
+    objective: str = setting(
+        "spo",
+        "Objective: spo compares how likely the drawn steps of winner and loser are; gradspo compares predictions with "
+        "targets that half the difference of both members' noises moves, which varies less.",
+        choices=("spo", "gradspo"),
+    )
+    grad_scale: float = setting(
+        0.5, "Factor g by which noises move the targets of the objective gradspo.", above=0, at_most=1000
+    )
+    ema_decay: float = setting(
+        0.0,
+        "Decay of a running mean of the adapter, which draws the rollouts in place of the trained one and is the "
+        "center of gradspo's targets (GradSPO: 0.9; 0: no mean, the trained adapter itself).",
+        at_least=0,
+        below=1,
+    )
     beta: float = setting(10.0, "Factor of the log ratios inside the sigmoid.", above=0, at_most=10**6)
     eps: float = setting(
         0.1, "Likelihood ratios are clipped to 1 ± eps; below 1, so that they stay positive.", above=0, below=1
@@ -72,9 +100,19 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
 
     threshold: float = setting(
         0.3,
-        "A pair is kept if the softmax probabilities of its best and worst score differ by more than this.",
+        "A pair is kept if the softmax probabilities of its best and worst score differ by more than this (0: all "
+        "pairs but ties).",
         at_least=0,
         below=1,
+    )
+    accept_last_step: bool = setting(
+        False, "Keep all pairs that are judged by finished images, whatever their scores (GradSPO on SD 1.5)."
+    )
+    judge_timestep: str = setting(
+        "step",
+        "Timestep that the judge is told: that of the step whose prediction it sees, or zero, as if every prediction "
+        "were a finished image.",
+        choices=("step", "zero"),
     )
     guidance_scale: float = setting(
         5.0,
@@ -92,6 +130,11 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
     decoder: str = setting(
         "vae", "Decoder of the judged images: vae, or the folder or hub id of a distilled one (AutoencoderTiny)."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"True for {self.GROUP}objective = 'gradspo', whose winner and loser are steps from one x_t"
+        self.require(self.shared_parent or self.objective != "gradspo", "shared_parent", expected)
 
 
 @dataclasses.dataclass(frozen=True)

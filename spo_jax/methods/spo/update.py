@@ -1,7 +1,6 @@
 """The two halves of an SPO batch, one compiled program each: collect pairs with the policy, then update the policy."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +10,14 @@ from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.gradients import chunked_gradients
-from spo_jax.methods.common.policy import Pairs, Predict, pair_log_probs
-from spo_jax.methods.common.state import TrainState, apply_gradients
+from spo_jax.methods.common.policy import Pairs, Predict
+from spo_jax.methods.spo.judging import Score, judged_rollout
 from spo_jax.methods.spo.objective import spo_loss
-from spo_jax.methods.spo.pairs import Verdict, make_pairs, rank, shuffled_order
-from spo_jax.methods.spo.resampler import (
-    Denoise,
-    Draws,
-    Score,
-    Trajectory,
-    judge,
-    make_plan,
-    recorded_timesteps,
-    rollout,
-)
+from spo_jax.methods.spo.objectives import objective_of
+from spo_jax.methods.spo.pairs import NoisePairs, shuffled_order
+from spo_jax.methods.spo.resampler import Denoise, Draws, make_plan, recorded_timesteps
 from spo_jax.methods.spo.settings import SPOSettings
+from spo_jax.methods.spo.state import SPOState, mean_of, stepped
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
 _LOSS_METRICS = ("loss", "margin", "ratio/win", "ratio/lose", "clip_fraction/win", "clip_fraction/lose")
@@ -38,32 +30,9 @@ FIRST_ERROR = "first_ratio_error"
 UPDATE_METRICS = (*_BATCH_METRICS, *TIMESTEP_METRICS, FIRST_ERROR)
 
 
-class JudgedRollout(NamedTuple):
-    """A rollout and what the judge says of its pools.
-
-    Attributes:
-      trajectory: the rollout.
-      scores: score of every candidate.
-      verdict: winner, loser and validity of every pool.
-    """
-
-    trajectory: Trajectory
-    scores: Float[Array, "s k b"]
-    verdict: Verdict
-
-
-def judged_rollout(
-    denoise: Denoise, score: Score, settings: SPOSettings, process: Process, draws: Draws
-) -> JudgedRollout:  # fmt: skip
-    """Rolls the policy out and judges the pools; the arguments are those of `collect`."""
-    trajectory = rollout(denoise, settings, process, draws)
-    scores = judge(score, trajectory, settings.decode_chunk)
-    return JudgedRollout(trajectory, scores, rank(scores, settings.threshold))
-
-
 def collect(
     denoise: Denoise, score: Score, settings: SPOSettings, process: Process, draws: Draws
-) -> tuple[Pairs, dict[str, Array]]:
+) -> tuple[Pairs | NoisePairs, dict[str, Array]]:
     """Rolls the policy out, judges the pools and makes pairs.
 
     Args:
@@ -77,15 +46,16 @@ def collect(
       The pairs of all transitions and prompts, valid or not, and metrics: share and number of valid pairs as scalars;
       mean score, mean gap between winner and loser, and share of valid pairs as vectors over the judgements.
     """
-    trajectory, scores, verdict = judged_rollout(denoise, score, settings, process, draws)
+    judged = judged_rollout(denoise, score, settings, process, draws)
+    scores = judged.scores
     # The valid pairs of all devices are shuffled together: every device gets all pairs and takes its part of a batch.
-    pairs = gathered(make_pairs(trajectory, verdict, make_plan(settings)))
+    pairs = gathered(objective_of(settings).pairs(judged, draws, make_plan(settings)))
     metrics = {
         "valid_share": pairs.valid.mean(dtype=jnp.float32),
         "valid_pairs": pairs.valid.sum(),
         "spm_score": scores.mean((1, 2)),
         "spm_gap": (scores.max(1) - scores.min(1)).mean(1),
-        "valid_share_at": verdict.valid.mean(1, dtype=jnp.float32),
+        "valid_share_at": judged.verdict.valid.mean(1, dtype=jnp.float32),
     }
     return pairs, metrics
 
@@ -95,10 +65,11 @@ def batch_loss(
     predict: Predict,
     process: Process,
     settings: SPOSettings,
-    batch: Pairs,
+    batch: Pairs | NoisePairs,
     weight: Float[Array, " n"],
+    mean: Params | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Sums the SPO losses of pairs times their weights, and the metrics of the curves in the same way.
+    """Sums the losses of pairs times their weights, and the metrics of the curves in the same way.
 
     The metrics by timestep are plain sums over the pairs whose weight is not 0: of both members' mean ratio, their
     clipped share and their mean distance |ratio - 1|, and the number of pairs.
@@ -111,13 +82,8 @@ def batch_loss(
       settings: settings of SPO.
       batch: the pairs.
       weight: weights of the pairs: 1 / (number of pairs in the training batch) for a mean, 0 for rows to leave out.
+      mean: running mean of the adapter; None if there is none.
     """
-
-    def policy(x: Array, t: Array, row: Array) -> Array:
-        return predict(lora, x, t, row)
-
-    def reference(x: Array, t: Array, row: Array) -> Array:
-        return predict(None, x, t, row)
 
     def total(values: Array) -> Array:
         return jnp.sum(values * weight)
@@ -125,8 +91,7 @@ def batch_loss(
     def outside(ratio: Array) -> Array:
         return (jnp.abs(ratio - 1) > settings.eps).astype(jnp.float32)
 
-    logp = pair_log_probs(policy, process, settings.eta, batch)
-    ref_logp = pair_log_probs(reference, process, settings.eta, batch)
+    logp, ref_logp = objective_of(settings).likelihoods(lora, mean, predict, process, settings, batch)
     out = spo_loss(logp[:, 0], logp[:, 1], ref_logp[:, 0], ref_logp[:, 1], beta=settings.beta, eps=settings.eps)
     loss = total(out.loss)
     recorded = jnp.asarray(recorded_timesteps(settings, process))
@@ -162,9 +127,10 @@ def batch_gradients(
     predict: Predict,
     process: Process,
     settings: SPOSettings,
-    pairs: Pairs,
+    pairs: Pairs | NoisePairs,
     rows: Int[Array, " n"],
     count: Int[Array, ""],
+    mean: Params | None = None,
 ) -> tuple[Params, dict[str, Array]]:
     """Computes the gradients of the mean loss over a training batch, and the mean metrics.
 
@@ -178,6 +144,7 @@ def batch_gradients(
       pairs: all pairs of a rollout.
       rows: rows of the training batch's pairs in ``pairs``.
       count: number of rows to train on, from the first on.
+      mean: see `batch_loss`.
 
     Returns:
       The gradients, and the metrics of `batch_loss`.
@@ -185,12 +152,12 @@ def batch_gradients(
     chunk = settings.chunk(devices_in_context())
     rows = jnp.concatenate([rows, jnp.zeros(-len(rows) % chunk, rows.dtype)])
 
-    def chunk_at(index: Array) -> tuple[Pairs, Array]:
+    def chunk_at(index: Array) -> tuple[Pairs | NoisePairs, Array]:
         weight = (index * chunk + jnp.arange(chunk) < count) / jnp.maximum(count, 1)
         return spread(take_rows(pairs, jax.lax.dynamic_slice(rows, (index * chunk,), (chunk,)))), weight
 
-    def loss(lora: Params, chunk: tuple[Pairs, Array]) -> tuple[Array, dict[str, Array]]:
-        return batch_loss(lora, predict, process, settings, *chunk)
+    def loss(lora: Params, chunk: tuple[Pairs | NoisePairs, Array]) -> tuple[Array, dict[str, Array]]:
+        return batch_loss(lora, predict, process, settings, *chunk, mean)
 
     zero_metrics = _zero_metrics(settings, process, _LOSS_METRICS)
     metrics, gradients = chunked_gradients(loss, lora, chunk_at, -(-count // chunk), zero_metrics)
@@ -198,15 +165,16 @@ def batch_gradients(
 
 
 def train_batch(
-    state: TrainState,
+    state: SPOState,
     predict: Predict,
     process: Process,
     settings: SPOSettings,
     optimizer: optax.GradientTransformation,
-    pairs: Pairs,
+    pairs: Pairs | NoisePairs,
     rows: Int[Array, " n"],
     count: Int[Array, ""],
-) -> tuple[TrainState, dict[str, Array], Params]:
+    accumulation: int = 1,
+) -> tuple[SPOState, dict[str, Array], Params]:
     """Trains on one batch: loss, gradients of the adapter alone, and the optimizer.
 
     Args:
@@ -218,24 +186,27 @@ def train_batch(
       pairs: see `batch_gradients`.
       rows: see `batch_gradients`.
       count: see `batch_gradients`.
+      accumulation: number of training batches for each step of ``optimizer``.
 
     Returns:
       The next state; the metrics, with the gradients' global norm before clipping; and the gradients.
     """
-    gradients, metrics = batch_gradients(state.params, predict, process, settings, pairs, rows, count)
+    mean = mean_of(state)
+    gradients, metrics = batch_gradients(state.params, predict, process, settings, pairs, rows, count, mean)
     metrics["grad_norm"] = optax.global_norm(gradients)
-    return apply_gradients(state, gradients, optimizer), metrics, gradients
+    return stepped(state, gradients, optimizer, settings.ema_decay, accumulation), metrics, gradients
 
 
 def update(
-    state: TrainState,
+    state: SPOState,
     predict: Predict,
     process: Process,
     settings: SPOSettings,
     optimizer: optax.GradientTransformation,
-    pairs: Pairs,
+    pairs: Pairs | NoisePairs,
     key: Key,
-) -> tuple[TrainState, dict[str, Array]]:
+    accumulation: int = 1,
+) -> tuple[SPOState, dict[str, Array]]:
     """Shuffles the valid pairs, cuts them into training batches and trains on each, in one loop on the device.
 
     The number of valid pairs differs from rollout to rollout, but shapes must not. The valid pairs are therefore moved
@@ -250,6 +221,7 @@ def update(
       optimizer: the optimizer.
       pairs: all pairs of a rollout.
       key: key for the order of the pairs.
+      accumulation: see `train_batch`.
 
     Returns:
       The next state, and the metrics averaged over the training batches (0 if no pair was valid), with the number of
@@ -262,11 +234,12 @@ def update(
     order = jnp.concatenate([order, jnp.zeros(-len(order) % size, order.dtype)])
     batches = -(-count // size)
 
-    def body(index: Array, carry: tuple[TrainState, dict[str, Array], Array]) -> tuple:
+    def body(index: Array, carry: tuple[SPOState, dict[str, Array], Array]) -> tuple:
         state, sums, first = carry
         rows = jax.lax.dynamic_slice(order, (index * size,), (size,))
         left = jnp.minimum(count - index * size, size)
-        state, metrics, _ = train_batch(state, predict, process, settings, optimizer, pairs, rows, left)
+        batch = (pairs, rows, left)
+        state, metrics, _ = train_batch(state, predict, process, settings, optimizer, *batch, accumulation)
         error = (metrics["error_at"] / jnp.maximum(metrics["pairs_at"], 1)).max()
         return state, jax.tree.map(jnp.add, sums, metrics), jnp.where(index == 0, error, first)
 

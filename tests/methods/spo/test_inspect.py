@@ -13,10 +13,10 @@ from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.settings import LoRASettings
 from spo_jax.methods.spo import inspect
+from spo_jax.methods.spo.judging import judged_rollout
 from spo_jax.methods.spo.programs import SPO
 from spo_jax.methods.spo.resampler import draw, make_plan
 from spo_jax.methods.spo.settings import SPOSettings
-from spo_jax.methods.spo.update import judged_rollout
 from spo_jax.models.base import Decoder
 from spo_jax.models.lora import write_lora
 from spo_jax.nn.lora import init_lora
@@ -78,7 +78,9 @@ def test_prompts_that_are_given_twice_have_trajectories_of_their_own(looked):
 
 
 @pytest.mark.parametrize(
-    "form", [{}, {"num_inner_step": 1}, {"num_inner_step": 2, "branch_at_last_step": False}], ids=str
+    "form",
+    [{}, {"num_inner_step": 1}, {"num_inner_step": 2, "branch_at_last_step": False}, {"next_parent": "best"}],
+    ids=str,
 )
 def test_the_chosen_candidate_is_the_parent_of_the_next_pool(form):
     """With a network that is a function: the pools of SD 1.5, and those whose candidates take steps on their own."""
@@ -103,7 +105,7 @@ def test_the_chosen_candidate_is_the_parent_of_the_next_pool(form):
             parent = parents[transition]
             parent = parent[prompt] if looked.shares_parent else parent[0, prompt]
             np.testing.assert_array_equal(parent, children[transition - 1, candidate, prompt])
-    assert looked.shares_parent == (not form)
+    assert looked.shares_parent == ("num_inner_step" not in form)
 
 
 def test_a_lora_keeps_its_own_scale(spo, tmp_path):

@@ -1,5 +1,6 @@
-"""The rollout against the algorithm written as a plain loop, its plans, and the judging of what it leaves."""
+"""The rollout against the algorithm written as a plain loop, and its plans."""
 
+import dataclasses
 import re
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig
-from spo_jax.methods.spo.resampler import Draws, Trajectory, draw, judge, judged_timesteps, make_plan, rollout
+from spo_jax.methods.spo.resampler import Draws, draw, judged_timesteps, make_plan, rollout
 from spo_jax.methods.spo.settings import ResamplerSettings
 
 SCHEDULE = ScheduleConfig(
@@ -70,7 +71,8 @@ def loop(settings, process, draws):
             may_branch = i < last or settings.branch_at_last_step
             if record and record % (settings.num_inner_step + 1) == 0 and may_branch:
                 judged.append([step(x, t, 0.0)[0] for x in candidates])
-                candidates = [candidates[int(choice[record - 1, b])]] * k
+                if settings.shared_parent:
+                    candidates = [candidates[int(choice[record - 1, b])]] * k
             parents.append(candidates)
             candidates = [step(x, t, pool_noise[record, c, b])[1] for c, x in enumerate(candidates)]
             children.append(candidates)
@@ -87,6 +89,8 @@ CASES = {
     "SDXL": ResamplerSettings(12, 1.0, 4, 2, num_inner_step=3, branch_at_last_step=False),
     "inner steps that do not come out even": ResamplerSettings(11, 1.0, 3, 3, num_inner_step=1),
     "no branch at the last step": ResamplerSettings(8, 1.0, 3, 2, branch_at_last_step=False),
+    "separate trajectories": ResamplerSettings(8, 1.0, 3, 3, shared_parent=False),
+    "separate trajectories, judged at every second step": ResamplerSettings(8, 1.0, 2, 2, 1, shared_parent=False),
 }
 
 
@@ -140,6 +144,21 @@ def test_plan_of_sdxl_without_inner_steps():
     assert not plan.shares_parent
 
 
+def test_plan_of_separate_trajectories():
+    """Judged as often as SPO's pools, but a pair has two parents from the second step on."""
+    settings = dataclasses.replace(SD15, shared_parent=False)
+    plan = make_plan(settings)
+    assert not plan.branches.any() and not plan.shares_parent
+    assert plan.segment.tolist() == make_plan(SD15).segment.tolist()
+    assert plan.judged_at.tolist() == make_plan(SD15).judged_at.tolist()
+
+
+def test_candidates_have_one_parent_where_they_part():
+    assert make_plan(SD15).branched.tolist() == list(range(16))
+    assert make_plan(SDXL).branched.tolist() == [0, 4, 8, 12]
+    assert make_plan(dataclasses.replace(SD15, shared_parent=False)).branched.tolist() == [0]
+
+
 def test_draws_come_from_one_key():
     program = jax.jit(lambda seed: draw(jax.random.key(seed), SD15, 3, SHAPE))
     one, again, other = (program(seed) for seed in (0, 0, 1))
@@ -147,21 +166,3 @@ def test_draws_come_from_one_key():
     for a, b, c in zip(one, again, other, strict=True):
         assert (a == b).all() and not (a == c).all()
     assert np.unique(one.choice).tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 7, 12, 100])
-def test_judging_does_not_depend_on_the_chunk(chunk):
-    """3 judgements of 2 candidates of 2 prompts; each receives its own timestep and prompt."""
-    judged = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2, 2, *SHAPE), np.float32))
-    timesteps = np.array([501, 251, 0], np.int32)
-    trajectory = Trajectory(jnp.zeros((3, 2, *SHAPE)), judged, timesteps, judged, timesteps)
-    sizes = []
-
-    def score(latents, t, row):
-        sizes.append(len(latents))
-        return latents.sum((1, 2, 3)) + 10.0 * t + 100_000.0 * row
-
-    expected = judged.sum((3, 4, 5)) + 10.0 * timesteps.reshape(3, 1, 1) + jnp.array([[[0.0, 100_000.0]]])
-    found = judge(score, trajectory, chunk)
-    assert set(sizes) == {min(chunk, 12)}
-    np.testing.assert_allclose(found, expected, rtol=1e-6)

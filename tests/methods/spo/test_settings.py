@@ -60,6 +60,17 @@ def test_sdxl_is_the_published_recipe():
     assert settings.spm.model.endswith("Step-Aware_Preference_Models/sdxl_step-aware_preference_model.bin")
 
 
+def test_gradspo_is_spo_but_for_its_own_settings():
+    """Its code is SPO's with these changes; for SDXL it has no inner steps, and 1 pair a device in 4 accumulated."""
+    own = dict(objective="gradspo", grad_scale=0.5, ema_decay=0.9)
+    found, spo = settings_of("gradspo_sd15"), settings_of("sd15")
+    assert found == dataclasses.replace(spo, spo=dataclasses.replace(spo.spo, **own, accept_last_step=True))
+    found, spo = settings_of("gradspo_sdxl"), settings_of("sdxl")
+    own |= dict(num_candidates=4, num_inner_step=0, train_batch_size=4)
+    optimizer = dataclasses.replace(spo.optimizer, gradient_accumulation_steps=4)
+    assert found == dataclasses.replace(spo, spo=dataclasses.replace(spo.spo, **own), optimizer=optimizer)
+
+
 def test_defaults_are_those_of_sd15():
     settings = settings_of("sd15")
     assert settings.optimizer == OptimizerSettings()
@@ -102,6 +113,19 @@ def test_batch_sizes_are_read_and_replaced_by_name():
         ({"train_batch_size": 0}, "train_batch_size = 0: expected 1 to "),
         ({"train_chunk": 0}, "train_chunk = 0: expected 1 to "),
         ({"threshold": 1.0}, "threshold = 1.0: expected 0 to below 1"),
+        ({"objective": "dpo"}, "objective = 'dpo': expected 'spo' or 'gradspo'"),
+        ({"grad_scale": 0.0}, "grad_scale = 0.0: expected more than 0 to 1000"),
+        ({"ema_decay": 1.0}, "ema_decay = 1.0: expected 0 to below 1"),
+        ({"judge_timestep": "none"}, "judge_timestep = 'none': expected 'step' or 'zero'"),
+        ({"next_parent": "worst"}, "next_parent = 'worst': expected 'random' or 'best'"),
+        (
+            {"next_parent": "best", "shared_parent": False},
+            "next_parent = 'best': expected 'random' for spo.shared_parent = False",
+        ),
+        (
+            {"objective": "gradspo", "shared_parent": False},
+            "shared_parent = False: expected True for spo.objective = 'gradspo'",
+        ),
         ({"decode_chunk": 0}, "decode_chunk = 0: expected 1 to "),
         ({"guidance_scale": float("inf")}, "guidance_scale = inf: expected -1000 to 1000"),
     ],
