@@ -50,7 +50,9 @@ def convert_spm(
 
 def run() -> None:
     """Runs the command."""
-    spm = flags.DEFINE_string("spm", None, "Convert this preference model: folder, file, hub id, or 'toy'.")
+    spm = flags.DEFINE_string(
+        "spm", None, "Convert this preference model: folder, file, hub id, 'toy' or 'toy_people'."
+    )
     out = flags.DEFINE_string("out", None, "Write config, weights and tokenizer to this folder.")
     tokenizer = flags.DEFINE_string(
         "tokenizer", "", "Take the tokenizer from this folder or hub id, if --spm has none."

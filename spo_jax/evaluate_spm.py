@@ -64,7 +64,9 @@ def evaluate_spm(
 def run() -> None:
     """Runs the command."""
     config = define_config(example="configs/spm_toy.py")
-    spm = flags.DEFINE_string("spm", None, "Measure this preference model: folder, file, hub id, or 'toy'.")
+    spm = flags.DEFINE_string(
+        "spm", None, "Measure this preference model: folder, file, hub id, 'toy' or 'toy_people'."
+    )
     plain = flags.DEFINE_string("plain", "", "Measure this plain CLIP too, such as yuvalkirstain/PickScore_v1.")
     out = flags.DEFINE_string("out", "runs/evaluate_spm", "Write the accuracies and their plot to this folder.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace the files of an earlier measurement in --out.")

@@ -6,4 +6,7 @@ Wherever a model, a list of prompts, a reward or a data set is named, `NAME` nam
 from pathlib import Path
 
 NAME = "toy"
-ASSETS = Path(__file__).parent / "assets"  # the trained pipeline and preference model
+ASSETS = Path(__file__).parent / "assets"  # the trained pipeline and preference models
+
+# Where a preference model is named: one that learned from exact labels, and one that learned from people's.
+PREFERENCE_MODELS = {NAME: ASSETS / "spm", f"{NAME}_people": ASSETS / "spm_people"}

@@ -271,7 +271,8 @@ class JudgeSettings(Settings):
 
     model: str = setting(
         toy.NAME,
-        "Preference model: folder, weights file, hub id, one file of a hub repository (owner/name/file), or 'toy'.",
+        "Preference model: folder, weights file, hub id, one file of a hub repository (owner/name/file), 'toy' or "
+        "'toy_people'.",
     )
     tokenizer: str = setting("", "Folder or hub id of its tokenizer, if the model holds none.")
 

@@ -79,6 +79,18 @@ class Evaluator:
     def measure(self, params: Params) -> dict[int, Float[np.ndarray, " n"]]:
         """Computes the `agreement` of every pair at every timestep.
 
+        Args:
+          params: weights of the preference model.
+
+        Raises:
+          UserError: a score is not finite.
+        """
+        labels = self._split.labels[self.rows]
+        return {t: agreement(scores, labels) for t, scores in self.scores(params).items()}
+
+    def scores(self, params: Params) -> dict[int, Float[np.ndarray, "n 2"]]:
+        """Computes the scores of both images of every pair in `rows`, at every timestep.
+
         Images are noised as in training, except at timestep 0, where the images themselves are scored.
 
         Args:
@@ -114,8 +126,7 @@ class Evaluator:
         for t, values in scores.items():
             if not np.isfinite(values[self.rows]).all():
                 raise UserError(f"scores at t = {t} are not finite: the preference model is damaged; or use float32")
-        labels = self._split.labels[self.rows]
-        return {t: agreement(values[self.rows], labels) for t, values in scores.items()}
+        return {t: values[self.rows] for t, values in scores.items()}
 
     def _score(self, params: Params, rows: Rows, t: int, number: int) -> jax.Array:
         if t == 0:

@@ -42,8 +42,8 @@ def local_model(model: str) -> Path | None:
     Raises:
       UserError: there is no such path, and it cannot be on the hub either.
     """
-    if model == toy.NAME:
-        return toy.ASSETS / "spm"
+    if model in toy.PREFERENCE_MODELS:
+        return toy.PREFERENCE_MODELS[model]
     parts = model.split("/")
     is_file_on_hub = len(parts) == 3 and not model.startswith(("/", ".", "~")) and not Path(model).exists()
     if not is_file_on_hub:

@@ -148,7 +148,7 @@ def abstract_clip(model: str, dtype: DType, remat: bool = False) -> CLIPModel:
       dtype: dtype of the activations.
       remat: whether layers are recomputed in the backward pass.
     """
-    is_local = model == toy.NAME or Path(model).exists()
+    is_local = model in toy.PREFERENCE_MODELS or Path(model).exists()
     config, where = read_config(resolve_model(model)) if is_local else (CLIP_H, model)
     return CLIPModel(CLIPConfig.from_dict(config, where, time_conditioned=True), remat, dtype)
 
@@ -191,14 +191,29 @@ def write_spm(
             write_atomic(Path(folder) / "tokenizer" / name, functools.partial(shutil.copyfile, source))
 
 
+def write_clip(folder: str | os.PathLike, config: CLIPConfig, params: Params, dtype: DType = jnp.float32) -> None:
+    """Writes a plain CLIP, without a tokenizer, as transformers' ``save_pretrained`` does.
+
+    Args:
+      folder: folder to write.
+      config: config of the network, which is not time-conditioned.
+      params: weights, as host arrays.
+      dtype: dtype of the weights in the file.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    components.write_component(folder, config_fields(config), to_state(params, np.dtype(dtype)), kind="transformers")
+
+
 def config_fields(config: CLIPConfig) -> dict[str, Any]:
-    """Returns the content of a preference model's ``config.json``, as `CLIPConfig.from_dict` reads it."""
+    """Returns the content of a CLIP's ``config.json``, as `CLIPConfig.from_dict` reads it."""
 
     def tower(config: Any, kind: str) -> dict[str, Any]:
         return dataclasses.asdict(config) | {"model_type": kind}
 
     return {
-        "architectures": ["HFTimeConditionedCLIPModel"],
+        "architectures": ["HFTimeConditionedCLIPModel" if config.time_conditioned else "CLIPModel"],
         "model_type": "clip",
         "projection_dim": config.projection_dim,
         "text_config": tower(config.text, "clip_text_model"),

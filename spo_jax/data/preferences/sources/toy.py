@@ -133,13 +133,13 @@ class ToyPairs:
                 labels = tuple(drawn.labels[offset].tolist())
                 yield RawPair(
                     where=f"pair {start + offset}",
-                    images=(_png(first), _png(second)),
+                    images=(as_png(first), as_png(second)),
                     caption=drawn.prompts[offset],
                     labels=labels,
                 )
 
 
-def _png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
+def as_png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
     """Encodes an image as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
