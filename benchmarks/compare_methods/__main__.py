@@ -1,0 +1,104 @@
+"""Compares training methods on the toy world: ``python -m benchmarks.compare_methods --out=runs/compare``.
+
+Every method starts from the same base and learns from the same pairs: offline methods read them, online methods listen
+to the preference model that was trained on them. Each is tuned by the same number of trials on training prompts, and
+then trained with several seeds; along each run, checkpoints are measured on held-out prompts, against the work that was
+done so far. Results go to OUT/results.md, results.json and a figure for each kind of labels.
+
+Everything that is finished is kept in --out: if the command was killed, start it again with the same flags, and it
+continues. What fails is reported, does not end the command, and is tried again at the next start.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from benchmarks.compare_methods import contestants
+from benchmarks.compare_methods import plan as plans
+from spo_jax.core.cli import printing, run_command
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_writable, local_path, lock
+from spo_jax.core.progress import stage
+from spo_jax.run.compilation import keep_compiled_programs
+from spo_jax.toy import world
+
+LABELS = ("people", "exact")
+
+
+def run() -> None:
+    """Runs the command."""
+    out = flags.DEFINE_string("out", "runs/compare", "Keep everything that is made in this folder.")
+    data = flags.DEFINE_string("data", "data/toy_people", "Folder of the pairs, which are made if they are not there.")
+    only = flags.DEFINE_list("only", [], "Compare only these contestants (default: all).")
+    labels = flags.DEFINE_list("labels", list(LABELS), f"Compare on these labels: {', '.join(LABELS)}.")
+    quick = flags.DEFINE_bool("quick", False, "Take smaller budgets, one seed and fewer images: a first look.")
+    seeds = flags.DEFINE_integer("seeds", None, "Train with this number of seeds (default: 3).", lower_bound=1)
+    points = flags.DEFINE_integer(
+        "points", None, "Measure this number of checkpoints of each run (default: 8).", lower_bound=1, upper_bound=8
+    )
+    budget = flags.DEFINE_float(
+        "budget", None, "Train each run for this many evaluations of the UNet (default: 80,000).", lower_bound=1
+    )
+    ablations = flags.DEFINE_bool("ablations", False, "Compare SPO with itself lacking a part, in place of methods.")
+    tune = flags.DEFINE_bool("tune", True, "Choose settings by trials; without them, those of the configs are taken.")
+    retrain = flags.DEFINE_bool("retrain-judge", False, "Train the preference model even if the package ships it.")
+    docs = flags.DEFINE_string("docs", "", "Also put text and figures into results.md of this folder of documents.")
+    only_plan = flags.DEFINE_bool("plan", False, "Print what would be done and how long it takes, and stop.")
+
+    def main(_: Sequence[str]) -> None:
+        plan = plans.QUICK if quick.value else plans.Plan()
+        changed = {"points": points.value, "budget": budget.value}
+        changed = {name: value for name, value in changed.items() if value is not None}
+        if seeds.value is not None:
+            changed["seeds"] = tuple(range(seeds.value))
+        plan = dataclasses.replace(plan, **changed)
+        groups = groups_of(ablations.value, only.value, labels.value)
+        with printing():
+            prompts = (len(world.HELD_OUT_PROMPTS), len(world.TRAIN_PROMPTS))
+            print(plans.text_of(plan, groups, prompts, tune.value), end="", flush=True)
+        if only_plan.value:
+            return
+        folder = local_path(out.value)
+        check_writable(folder)
+        keep_compiled_programs()
+        with lock(folder / ".lock", f"--out={folder}: another process is comparing there; choose another --out"):
+            with stage("importing JAX"):
+                from benchmarks.compare_methods import documents
+                from benchmarks.compare_methods.command import compare
+            if docs.value:
+                documents.check(local_path(docs.value))
+            found = compare(folder, local_path(data.value), plan, groups, tune.value, retrain.value)
+            text = documents.write(folder, found)
+            if docs.value:
+                documents.into_documents(folder, local_path(docs.value), found)
+        with printing():
+            print(f"\n{text}\nwritten to {folder / 'results.md'}")
+
+    run_command(main)
+
+
+def groups_of(
+    ablations: bool, only: Sequence[str], labels: Sequence[str]
+) -> list[tuple[str, list[contestants.Contestant]]]:
+    """Returns the contestants by the labels that they learn from.
+
+    Raises:
+      UserError: there are no such labels or contestants.
+    """
+    unknown = [name for name in labels if name not in LABELS]
+    if unknown or not labels:
+        raise UserError(f"--labels={','.join(labels)}: expected some of {', '.join(LABELS)}")
+    if ablations:
+        return [("ablations", contestants.chosen(contestants.ABLATIONS, only))]
+    everybody = contestants.chosen(contestants.CONTESTANTS, only)
+    groups = {
+        "people": everybody,
+        "exact": [contestant for contestant in everybody if contestant.name in contestants.ON_EXACT],
+    }
+    return [(name, groups[name]) for name in LABELS if name in labels and groups[name]]
+
+
+if __name__ == "__main__":
+    sys.exit(run())

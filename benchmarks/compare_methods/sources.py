@@ -1,0 +1,88 @@
+"""What contestants learn from: the pairs of simulated people, and the preference models that were trained on them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare_methods import work
+from benchmarks.compare_methods.comparison import Labels
+from benchmarks.compare_methods.stages import Stages
+from benchmarks.compare_methods.training import identity
+from spo_jax import load_config, read_settings
+from spo_jax.build_toy.people import people
+from spo_jax.core.progress import stage
+from spo_jax.core.run_files import SPM, SUMMARY
+from spo_jax.data.preferences.format import open_preferences
+from spo_jax.models import open_pipeline
+from spo_jax.run.resume import Resume
+from spo_jax.run.settings import RunSettings
+from spo_jax.toy import PREFERENCE_MODELS
+from spo_jax.train import train
+from spo_jax.weights.digest import weights_digest
+from spo_jax.weights.store import read_file
+
+TRAIN = "train"
+MODEL = "toy"
+SHIPPED = {"people": "toy_people"}  # names of the package's preference models, by the labels that they learned from
+JUDGE_CONFIG = "spm_toy_people"
+
+
+def labels_of(name: str, data: Path, stages: Stages, retrain: bool) -> tuple[Labels, dict[str, Any]]:
+    """Makes what learning from some labels needs: the pairs, and the preference model trained on them.
+
+    Args:
+      name: ``people`` or ``exact``.
+      data: folder of both sets of pairs, which are made if they are not there.
+      stages: the finished stages.
+      retrain: train the preference model even if the package ships it.
+
+    Returns:
+      The labels, and JSON values about the preference model, with the work of its training.
+
+    Raises:
+      UserError: the pairs cannot be made or read, or the preference model cannot be trained.
+    """
+    pairs = data / name
+    if not (pairs / TRAIN).is_dir():
+        people(data)
+    digest = open_preferences(pairs, TRAIN).digest
+    settings = _judge_settings(pairs)
+    shipped = "" if retrain else _shipped(name)
+    judge = shipped or str(_trained_judge(name, settings, stages))
+    facts = {"base": weights_digest(open_pipeline(MODEL).params), "data": digest, "judge": _digest(judge)}
+    about = identity(settings, {})
+    counted = work.read_costs(stages.made("costs", f"judge-{name}", about, lambda: work.costs_of(settings)))
+    found = {
+        "model": shipped or "trained here",
+        "config": JUDGE_CONFIG,
+        "batches": settings.train_steps,
+        "work": work.per_batch(counted, 1.0) * settings.train_steps,
+    }
+    return Labels(name, str(pairs), judge, facts), found
+
+
+def _judge_settings(pairs: Path) -> RunSettings:
+    config = load_config(JUDGE_CONFIG)
+    config.data_dir = str(pairs)
+    return read_settings(config)
+
+
+def _trained_judge(name: str, settings: RunSettings, stages: Stages) -> Path:
+    """Trains the preference model as a user does, or finds what was trained before."""
+    folder = stages.folder / "judges" / name
+    if not (folder / SUMMARY).is_file():
+        with stage(f"training the preference model on {name}"):
+            train(dataclasses.replace(settings), folder, Resume(if_there=True))
+    return folder / SPM
+
+
+def _shipped(labels: str) -> str:
+    """Returns the name of the package's preference model that learned from these labels; empty if there is none."""
+    name = SHIPPED.get(labels, "")
+    return name if name and PREFERENCE_MODELS[name].is_dir() else ""
+
+
+def _digest(judge: str) -> str:
+    """Returns a digest of a preference model's weights."""
+    folder = PREFERENCE_MODELS.get(judge, Path(judge))
+    return weights_digest(read_file(next(folder.glob("*.safetensors"))))

@@ -1,0 +1,89 @@
+"""A run of the comparison: trains in this process, and continues where a killed one stopped."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.compare_methods.plan import Length
+from benchmarks.compare_methods.stages import digest
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json_object
+from spo_jax.core.run_files import CHECKPOINTS, SUMMARY
+from spo_jax.core.typing import Params
+from spo_jax.run.checkpoint_reader import CheckpointReader
+from spo_jax.run.metrics import FILE_NAME as METRICS
+from spo_jax.run.metrics import read_metrics
+from spo_jax.run.resume import Resume
+from spo_jax.run.settings import RunSettings
+from spo_jax.train import train
+
+
+class Trained(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+      folder: its folder.
+      steps: numbers of batches after which there is a checkpoint, in order.
+      rows: its curves.
+      ended: why it ended before its last batch; empty if it did not.
+    """
+
+    folder: Path
+    steps: Sequence[int]
+    rows: Sequence[Mapping[str, Any]]
+    ended: str = ""
+
+
+def identity(settings: RunSettings, facts: Mapping[str, str]) -> dict[str, Any]:
+    """Returns JSON values on which the weights of a run depend: its settings, and digests of what it reads."""
+    fields = dataclasses.asdict(settings)
+    free = {name: fields.pop(name) for name in ("log", "mesh", "eval")}
+    del free
+    return {"settings": fields, **facts}
+
+
+def log_fields(length: Length) -> dict[str, int]:
+    """Returns how often a run saves, and that it keeps every checkpoint."""
+    return {"log.checkpoint_every": length.every, "log.keep_checkpoints": length.batches // length.every}
+
+
+def trained(folder: Path, name: str, settings: RunSettings, facts: Mapping[str, str]) -> Trained:
+    """Trains, or finds what was trained before.
+
+    Args:
+      folder: folder of all runs.
+      name: name of this one.
+      settings: its settings.
+      facts: as in `identity`.
+
+    Raises:
+      UserError: the run failed before its first checkpoint.
+      Preempted: the process received SIGTERM, and the run has been saved.
+    """
+    run = folder / f"{name}-{digest(identity(settings, facts))}"
+    ended = ""
+    if not (run / SUMMARY).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "log.txt", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            print(f"\n== {run.name}", flush=True)
+            try:
+                train(settings, run, Resume(if_there=True))
+            except UserError as error:
+                ended = str(error)
+    steps = sorted(CheckpointReader(run / CHECKPOINTS).steps())
+    if not steps:
+        raise UserError(ended or f"{run}: there is no checkpoint")
+    return Trained(run, steps, read_metrics(run / METRICS), ended)
+
+
+def adapter_of(run: Trained, step: int) -> Params:
+    """Reads the adapter after ``step`` batches."""
+    return CheckpointReader(run.folder / CHECKPOINTS).read_item(step, "params")
+
+
+def summary_of(run: Trained) -> dict[str, Any]:
+    """Reads what a finished run says of itself; empty for one that ended early."""
+    path = run.folder / SUMMARY
+    return read_json_object(path) if path.is_file() else {}
