@@ -14,7 +14,12 @@ from spo_jax.core.lookup import module_names
 from spo_jax.methods import load_method
 
 METHODS = module_names("spo_jax.methods")
-SHARED = {"spo_jax.methods.common.settings", "spo_jax.run.settings", "spo_jax.parallel.settings"}
+SHARED = {
+    "spo_jax.methods.common.settings",
+    "spo_jax.methods.common.trajectory_settings",
+    "spo_jax.parallel.settings",
+    "spo_jax.run.settings",
+}
 
 
 def _declared(kind: type) -> list[tuple[type, str]]:

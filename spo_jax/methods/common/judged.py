@@ -1,7 +1,9 @@
 """Whether a score is that of the very judge that a LoRA is trained to please."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from spo_jax import rewards
 from spo_jax.core.errors import UserError
@@ -46,8 +48,12 @@ def judges(settings: AdapterSettings) -> list[tuple[str, str]]:
 
 def _judges(settings: AdapterSettings) -> list[str]:
     groups = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
-    named = [getattr(group, "reward", None) for group in groups]
-    return [reward for reward in named if isinstance(reward, str) and reward]
+    return [name for group in groups if isinstance(getattr(group, "reward", None), str) for name in _named_by(group)]
+
+
+def _named_by(group: Any) -> Sequence[str]:
+    """Returns the rewards that a group's field ``reward`` names: several in groups that say so; none if it is empty."""
+    return getattr(group, "reward_names", (group.reward,) if group.reward else ())
 
 
 def _terms(spec: str) -> list[str]:

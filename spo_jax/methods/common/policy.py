@@ -121,14 +121,37 @@ def pair_log_probs(predict: Callable, process: Process, eta: float, batch: Pairs
       eta: stochasticity of the steps; greater than 0.
       batch: the pairs.
     """
-    members = batch.x_t.shape[1]
-    x = batch.x_t.reshape(-1, *batch.x_t.shape[2:])  # [n m h w c] -> [n·m h w c]
-    t = jnp.repeat(batch.t, members)
-    row = jnp.repeat(batch.row, members)
+    return step_log_probs(predict, process, eta, batch.x_t, batch.x_prev, batch.t, batch.row)
+
+
+def step_log_probs(
+    predict: Callable,
+    process: Process,
+    eta: float,
+    x_t: Float[Array, "n m h w c"],
+    x_prev: Float[Array, "n k h w c"],
+    t: Int[Array, " n"],
+    row: Int[Array, " n"],
+) -> Float[Array, "n k"]:
+    """Computes log p(x_{t'} | x_t) of steps, the mean over pixels and channels.
+
+    Args:
+      predict: as in `pair_log_probs`.
+      process: as in `pair_log_probs`.
+      eta: as in `pair_log_probs`.
+      x_t: latents before the steps; a single one (m = 1) if the k steps of a row share it, otherwise m = k.
+      x_prev: latents after the steps.
+      t: timestep of each row.
+      row: row of its prompt in the batch of prompts.
+    """
+    members = x_t.shape[1]
+    x = x_t.reshape(-1, *x_t.shape[2:])  # [n m h w c] -> [n·m h w c]
+    t = jnp.repeat(t, members)
+    row = jnp.repeat(row, members)
     x0, noise = process.split(x, predict(x, t, row), t)
     mean, std = process.step(x0, noise, t, eta)
 
     def unfold(x: Array) -> Array:  # [n·m ...] -> [n m ...]
         return x.reshape(-1, members, *x.shape[1:])
 
-    return log_prob(batch.x_prev, unfold(mean), unfold(std))
+    return log_prob(x_prev, unfold(mean), unfold(std))

@@ -162,12 +162,12 @@ class EvalSettings(Settings):
     @property
     def reward_names(self) -> tuple[str, ...]:
         """The names of the rewards, in order."""
-        return _names(self.rewards)
+        return names_in(self.rewards)
 
     @property
     def guard_names(self) -> tuple[str, ...]:
         """The names of the guard's rewards, in order."""
-        return _names(self.guard_rewards)
+        return names_in(self.guard_rewards)
 
     @property
     def reward_weights(self) -> tuple[float, ...]:
@@ -175,7 +175,8 @@ class EvalSettings(Settings):
         return read_weights(self.weights, self.reward_names, "config field eval.weights")
 
 
-def _names(rewards: str) -> tuple[str, ...]:
+def names_in(rewards: str) -> tuple[str, ...]:
+    """Splits names that are separated by commas."""
     return tuple(name.strip() for name in rewards.split(",") if name.strip())
 
 
