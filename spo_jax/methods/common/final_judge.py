@@ -172,8 +172,8 @@ def open_final_judge(
         )
         with stage(f"reading the reward {spec}"):
             rewards.append((spec, load_reward(spec, context)))
-    chosen = _chosen(rewards, own.score_names, own.locate("score"))
-    for spec, reward in chosen:
+    kept = chosen(rewards, own.score_names, own.locate("score"))
+    for spec, reward in kept:
         if isinstance(reward, DeviceReward):
             check_direction(spec, reward, 1.0, where)
         elif reward.lower_is_better:
@@ -181,12 +181,12 @@ def open_final_judge(
                 f"{where} = {spec!r}: a lower {listed(reward.lower_is_better)} is better, and training prefers high "
                 f"scores; name another one in {group}score"
             )
-    judge = FinalJudge(tuple(reward for _, reward in chosen), None)
+    judge = FinalJudge(tuple(reward for _, reward in kept), None)
     if judge.on_host:
         logging.info("%s = %r is computed on the host: the images of every batch go there", where, own.reward)
-        for _, reward in chosen:
+        for _, reward in kept:
             reward.check(prompts, pipeline.image_size)
-    reads = {getattr(reward, "READS", "images") for _, reward in chosen}
+    reads = {getattr(reward, "READS", "images") for _, reward in kept}
     if len(reads) > 1 or (judge.on_host and reads != {"images"}):
         raise UserError(f"{where} = {own.reward!r}: some rewards read images and others latents; expected one kind")
     if reads == {"latents"}:
@@ -199,22 +199,20 @@ def open_final_judge(
     return dataclasses.replace(judge, decoder=open_decoder(own.decoder, pipeline, mesh, abstract, f"{group}decoder"))
 
 
-def _chosen(
-    rewards: Sequence[tuple[str, Reward]], names: Sequence[str], where: str
-) -> list[tuple[str, Reward]]:  # fmt: skip
+def chosen(rewards: Sequence[tuple[str, Reward]], names: Sequence[str], where: str) -> list[tuple[str, Reward]]:
     """Leaves the scores of the given names, or the first score of every reward; rewards without any are left out."""
     known = [name for _, reward in rewards for name in reward.meanings]
     for name in names:
         if name not in known:
             raise UserError(f"{where} names {name!r}: expected one of the scores {', '.join(known)}")
-    chosen = []
+    kept = []
     for spec, reward in rewards:
         own = [name for name in reward.meanings if name in names] if names else list(reward.meanings)[:1]
         if len(own) == len(reward.meanings):
-            chosen.append((spec, reward))
+            kept.append((spec, reward))
         elif own:
-            chosen.append((spec, SomeScores(reward, own)))
-    counted = [name for _, reward in chosen for name in reward.meanings]
+            kept.append((spec, SomeScores(reward, own)))
+    counted = [name for _, reward in kept for name in reward.meanings]
     if twice := sorted({name for name in counted if counted.count(name) > 1}):
         raise UserError(f"{where}: several rewards give a score {', '.join(twice)}; keep one of them")
-    return chosen
+    return kept

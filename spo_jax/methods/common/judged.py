@@ -37,7 +37,7 @@ def check_held_out(settings: AdapterSettings) -> None:
         if any(is_judge(term, settings) for term in _terms(spec)):
             raise UserError(
                 f"config field eval.guard_rewards names {spec!r}, by which the run is judged: expected rewards from "
-                "which it does not learn"
+                "which it does not learn, or eval.guard = 'off'"
             )
 
 

@@ -109,6 +109,11 @@ class TrajectoryRun(AdapterRun):
         """Traces the programs ``rollout`` and ``update``."""
         return self.model.trace(state, keep_unused)
 
+    def most_train_batches(self) -> int:
+        """Returns the number of training batches in a batch of the run, which is always the same."""
+        own = self.settings.own
+        return own.passes * self.settings.items // own.train_batch_size
+
     def idle_params(self) -> Params:
         """Returns the weights that stay on the devices although no program takes them.
 
