@@ -83,6 +83,14 @@ def test_add_noise_equals_diffusers():
     np.testing.assert_allclose(process_of("epsilon").add_noise(normal(0), normal(1), t), expected, atol=1e-6)
 
 
+def test_noise_and_clean_latents_follow_from_each_other():
+    process = process_of("epsilon")
+    latents, noise, t = normal(0), normal(1), jnp.array([951, 501, 1], jnp.int32)
+    x = process.add_noise(latents, noise, t)
+    np.testing.assert_allclose(process.denoised(x, noise, t), latents, atol=1e-4)
+    np.testing.assert_allclose(process.noise_in(x, latents, t), noise, atol=1e-4)
+
+
 def test_bfloat16_predictions_are_converted_to_float32():
     process = process_of("epsilon")
     x0, eps = process.split(normal(0).astype(jnp.bfloat16), normal(1).astype(jnp.bfloat16), jnp.int32(501))

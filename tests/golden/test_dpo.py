@@ -319,7 +319,8 @@ def test_mapo(rivals):
     np.testing.assert_allclose(out(policy).loss, case["loss_per_pair"], atol=1e-5 * timesteps * beta)
     value, gradient = jax.value_and_grad(lambda policy: out(policy).loss.mean())(policy)
     np.testing.assert_allclose(value, case["loss"], atol=1e-5 * timesteps * beta)
-    assert_close(jnp.concatenate([gradient[:, 0], gradient[:, 1]]), case.images("grad_pred"), GRADIENT)
+    # T = 1000 times that rounding is inside of the sigmoid whose value the gradient is multiplied with.
+    assert_close(jnp.concatenate([gradient[:, 0], gradient[:, 1]]), case.images("grad_pred"), 1e-3)
 
 
 def test_the_margin_is_the_dpo_s(loss):

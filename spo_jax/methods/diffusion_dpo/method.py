@@ -33,7 +33,7 @@ CHARTS = {
     "loss": ("Loss", "mean over a batch's pairs; log 2 = 0.693 at first, for dpo and smpo"),
     "implicit_accuracy": (
         "Implicit accuracy",
-        "share of a batch's pairs ordered right, before the step; a half at first",
+        "share of a batch's pairs ordered right before the step; a half at the reference",
     ),
     "margin": ("Margin", "how much better than the reference it predicts winners, minus the same for losers"),
     "mse_change": (

@@ -10,17 +10,24 @@ MUCH_WORSE = 0.01
 
 
 def ordering(curves: Curves) -> Finding | None:
-    """The share of pairs that are ordered right, which is a half at first and has to rise above it."""
+    """The share of pairs that are ordered right, which is a half while policy and reference agree, and has to rise.
+
+    Without a reference (mapo) the base model orders some share right already, so that only a rise says anything.
+    """
     curve = curves.curve("implicit_accuracy")
     if len(curve) < FEW:
         return None
     late = curve.half()
     shown = f"{late.mean:.1%} of the pairs in the second half of the batches (± {late.mean_error:.1%})"
-    if late.mean > 0.5 + 2 * late.mean_error:
+    if curves.setting("dpo.objective", "dpo") == "mapo":
+        learns, chance = curve.change().rises, "which has not risen"
+    else:
+        learns, chance = late.mean > 0.5 + 2 * late.mean_error, "which is chance"
+    if learns:
         return Finding("good", f"It orders {shown} right.", learns=True)
     return Finding(
         "note",
-        f"It orders {shown} right, which is chance.",
+        f"It orders {shown} right, {chance}.",
         "Train longer, or raise optimizer.learning_rate; what people disagree about is learnt slowly.",
         learns=False,
     )

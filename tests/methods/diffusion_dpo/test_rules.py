@@ -12,6 +12,13 @@ def test_ordering(last, level, learns):
     assert (found.level, found.learns) == (level, learns)
 
 
+@pytest.mark.parametrize(("first", "learns"), [(0.55, True), (0.65, False)])
+def test_without_a_reference_the_share_has_to_rise(first, learns):
+    settings = {"dpo": {"objective": "mapo"}}
+    found = rules.ordering(curves_of(settings, implicit_accuracy=line(first, 0.65, noise=0.02)))
+    assert found.learns == learns
+
+
 @pytest.mark.parametrize(
     ("win", "lose", "level", "learns"),
     [
