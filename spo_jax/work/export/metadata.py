@@ -170,5 +170,6 @@ def description(source: Source) -> str:
 
 _LEARNED = {
     "spo": "by step-by-step preference optimisation (SPO) on images that the model drew itself, judged at every step,",
+    "diffusion_dpo": "by direct preference optimisation (Diffusion-DPO) on pairs of images of which one was preferred",
     "finetune": "by plain fine-tuning on images with captions",
 }

@@ -31,6 +31,8 @@ _LEFT_OUT = ("log.", "mesh.", "eval.")  # groups of settings that do not change 
 _METHODS = {
     "spo": "SPO, step-by-step preference optimisation ([arXiv 2406.04314](https://arxiv.org/abs/2406.04314)): the "
     "model draws images, a judge compares candidates at every step, and the model comes to prefer the winners",
+    "diffusion_dpo": "Diffusion-DPO ([arXiv 2311.12908](https://arxiv.org/abs/2311.12908)) or a relative of it: the "
+    "model learns from preference pairs, two images of a prompt of which one was preferred",
     "finetune": "plain fine-tuning of the LoRA on images with captions",
 }
 _ABSENT = "PATH_OR_HUB_ID_OF_THE_BASE_MODEL"
@@ -157,9 +159,9 @@ def _about(record: RunRecord) -> dict[str, str]:
     rows = {}
     if judges(settings):
         rows["judge"] = listed([f"{name} ({source})" if source else name for name, source in judges(settings)])
-    for name in ("prompts", "images"):
-        if isinstance(getattr(settings, name, None), str):
-            rows[f"training {name}"] = getattr(settings, name)
+    for name, field in (("prompts", "prompts"), ("images", "images"), ("pairs", "data_dir")):
+        if isinstance(getattr(settings, field, None), str):
+            rows[f"training {name}"] = getattr(settings, field)
     rows["length"] = f"{record.step:,} batches"
     if "wall_seconds" in summary and "started" in summary:
         device = summary.get("versions", {}).get("device", "")
