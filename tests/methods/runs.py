@@ -13,6 +13,7 @@ name models that compile in seconds (`tests/e2e/micro.py`) and `TINY_EVAL`, and 
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,14 +41,22 @@ class Trained(NamedTuple):
       state: the whole state on the host.
       rows: the row of each batch, without timings.
       run: the run.
+      programs: its compiled programs.
     """
 
     state: Any
     rows: list[Row]
     run: Any
+    programs: Mapping[str, Any]
 
 
-def train(settings: RunSettings, folder: Path, devices: int = 1, stop: int = 0) -> Trained:
+def train(
+    settings: RunSettings,
+    folder: Path,
+    devices: int = 1,
+    stop: int = 0,
+    programs: Mapping[str, Any] | None = None,
+) -> Trained:
     """Trains all batches of a run.
 
     Args:
@@ -55,6 +64,7 @@ def train(settings: RunSettings, folder: Path, devices: int = 1, stop: int = 0) 
       folder: folder of the run.
       devices: number of devices that share a batch.
       stop: number of batches after which the state is saved, and a new run goes on from what was saved (0: never).
+      programs: programs of another run with the same settings, for tests that have no time to compile them again.
     """
     settings = dataclasses.replace(settings, mesh=MeshSettings(data=devices))
     method = load_method(settings.method)
@@ -68,15 +78,15 @@ def train(settings: RunSettings, folder: Path, devices: int = 1, stop: int = 0) 
             run = method.setup(settings, mesh, data, folder)
             init_key, key = make(lambda: run_keys(settings.seed), mesh)
             state = run.init_state(init_key)
-            programs = {name: program.lower().compile() for name, program in run.trace(state).items()}
+            own = programs or {name: program.lower().compile() for name, program in run.trace(state).items()}
             if first:
                 done, state, _ = restore(checkpointer, state, run.total)
                 assert done == first
             with contextlib.closing(run.batches(first)) as batches:
                 for number in range(first, run.total if last is None else last):
-                    state, row = run.step(programs, batches, number, state, key)
+                    state, row = run.step(own, batches, number, state, key)
                     rows.append({name: x for name, x in row.items() if name.partition("/")[0] not in TIMING})
-            return Trained(state, rows, run)
+            return Trained(state, rows, run, own)
 
         if stop:
             checkpointer.save(stop, state_items(part(0, stop).state), {})
@@ -88,7 +98,7 @@ def train(settings: RunSettings, folder: Path, devices: int = 1, stop: int = 0) 
 def assert_resumes_to_the_bit(settings: RunSettings, folder: Path, stop: int = 1, devices: int = 1) -> None:
     """Checks that a run that was interrupted has the rows and the whole state of one that was not, bit for bit."""
     whole = train(settings, folder / "whole", devices)
-    parts = train(settings, folder / "parts", devices, stop)
+    parts = train(settings, folder / "parts", devices, stop, whole.programs)
     assert 0 < stop < len(whole.rows)
     assert parts.rows == whole.rows
     assert jax.tree.structure(parts.state) == jax.tree.structure(whole.state)

@@ -125,7 +125,7 @@ def test_a_split_that_decides_nothing_is_refused(settings, monkeypatch):
 def test_a_split_that_is_missing_is_refused(settings, tmp_path):
     with pytest.raises(UserError, match="no folder .*missing with prepared preference pairs; `python -m"):
         read_data(dataclasses.replace(settings, data_dir=str(tmp_path / "missing")))
-    with pytest.raises(UserError, match="config field train_split = 'test': .* available: train, validation_unique"):
+    with pytest.raises(UserError, match="config field train_split = 'test': .*available: train, validation_unique"):
         read_data(dataclasses.replace(settings, train_split="test"))
 
 
