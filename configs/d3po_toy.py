@@ -2,7 +2,7 @@
 
 python -m spo_jax.train --config=configs/d3po_toy.py --out=runs/d3po_toy
 
-Two CPU cores; time and scores were not measured yet.
+For two CPU cores; not run to its end, so that neither time nor scores are known.
 """
 
 from spo_jax.methods import default_config

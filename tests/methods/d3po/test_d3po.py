@@ -66,8 +66,12 @@ def test_a_run_resumes_to_the_bit_and_learns_what_its_rows_say(settings, tmp_pat
 
 @pytest.mark.slow
 def test_eight_devices_are_one(settings, tmp_path):
+    """The gradients of two trajectories from one start nearly cancel, and AdamW divides what is left by its size.
+
+    The adapter's B, which is zero at first, is 6e-3 of all weights, so that another one would be seen.
+    """
     own = dataclasses.replace(settings.d3po, train_batch_size=8)
-    assert_devices_agree(dataclasses.replace(settings, prompts_per_batch=8, d3po=own), tmp_path)
+    assert_devices_agree(dataclasses.replace(settings, prompts_per_batch=8, d3po=own), tmp_path, weights=3e-4)
 
 
 @pytest.mark.slow
