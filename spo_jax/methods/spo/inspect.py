@@ -92,12 +92,16 @@ def inspect_rollout(
     reward = settings.spo.reward
     options = reward_options(settings, reward)
     judge = open_judge(reward, options, pipeline, decoder=settings.spo.decoder, group="spo")
-    adapter = _policy(settings, pipeline, file)
+    adapter = open_adapter(settings, pipeline, file)
     return _roll(SPO(settings, pipeline, judge), adapter, tuple(prompts), seed)
 
 
-def _policy(settings: SPOTrainSettings, pipeline: Pipeline, file: os.PathLike | None) -> Params:
-    """Returns the adapter of a file with the scale of the settings, or a fresh one."""
+def open_adapter(settings: SPOTrainSettings, pipeline: Pipeline, file: os.PathLike | None) -> Params:
+    """Returns the adapter of a LoRA file with the scale of the settings, or a fresh one.
+
+    Raises:
+      UserError: the file is not a LoRA of this model.
+    """
     network = pipeline.params[pipeline.TRAINED]
     if file is None:
         return init_lora(jax.random.key(0), network, settings.lora.rank)

@@ -114,14 +114,14 @@ def test_a_lora_keeps_its_own_scale(spo, tmp_path):
     file = tmp_path / "lora.safetensors"
     write_lora(file, LoRA(tree, RANK / 4, RANK))
     settings = dataclasses.replace(spo.settings, lora=LoRASettings(rank=8, alpha=16.0))
-    policy = inspect._policy(settings, spo.pipeline, file)
+    policy = inspect.open_adapter(settings, spo.pipeline, file)
 
     def update(adapter, scale):
         attention = adapter["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]["attn1"]["to_q"]
         return scale * jnp.asarray(attention["lora_A"]) @ jnp.asarray(attention["lora_B"])
 
     np.testing.assert_allclose(update(policy, settings.lora.scale), update(tree, 1 / 4), rtol=1e-5)
-    fresh = inspect._policy(settings, spo.pipeline, None)
+    fresh = inspect.open_adapter(settings, spo.pipeline, None)
     np.testing.assert_array_equal(update(fresh, 1.0), 0)
 
 
