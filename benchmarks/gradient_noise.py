@@ -32,8 +32,6 @@ from spo_jax.parallel.mesh import make_mesh
 from spo_jax.weights.lora import find_lora
 
 OBJECTIVES = ("spo", "gradspo")
-_ROLLOUTS = flags.DEFINE_integer("rollouts", 12, "Number of rollouts.", lower_bound=3)
-_LORA = flags.DEFINE_string("lora", "", "Run or file of the adapter (empty: a fresh one).")
 
 
 def gradients_of(
@@ -90,12 +88,14 @@ def alikeness(gradients: Float[np.ndarray, "n d"]) -> tuple[float, float]:
 def run() -> None:
     """Runs the command."""
     config = define_config()
+    rollouts = flags.DEFINE_integer("rollouts", 12, "Number of rollouts.", lower_bound=3)
+    lora = flags.DEFINE_string("lora", "", "Run or file of the adapter (empty: a fresh one).")
 
     def main(_: Sequence[str]) -> None:
         settings = read_settings(config.value)
         if not isinstance(settings, SPOTrainSettings):
             raise UserError(f"--config: expected one of method 'spo', found method {settings.method!r}")
-        rows = measure(settings, _ROLLOUTS.value, _LORA.value)
+        rows = measure(settings, rollouts.value, lora.value)
         print("| objective | cosine of two rollouts' gradients | signal to noise | valid pairs of a rollout |")
         print("|---|---|---|---|")
         for name, (cosine, error, pairs) in rows.items():

@@ -2,8 +2,9 @@
 
 All objectives share the rollout, the verdicts and the loss of likelihood ratios (`spo_jax.methods.spo.objective`).
 
-SPO compares the log-probabilities of the drawn steps. Their gradient follows the difference of two independent noises,
-most of which has nothing to do with the preference.
+SPO compares the log-probabilities of the drawn steps. While policy and reference agree, their gradient follows the
+difference of both members' noises. Later it does not: what the noises have in common enters where one member is clipped
+and the other is not, and the steps that were drawn by the policy are ever less those of the reference.
 
 GradSPO (Tee et al., A Gradient Guidance Perspective on Stepwise Preference Optimization, NeurIPS 2025) replaces them by
 how well a prediction ε_θ of the noise matches a target that the pair's noise n has moved,
@@ -12,6 +13,7 @@ how well a prediction ε_θ of the noise matches a target that the pair's noise 
 
 for n_w, half the difference of both members' noises, and for n_l = -n_w. ε_mean is the prediction of a running mean of
 the trained adapter. Winner and loser share x_t, so that policy, reference and mean are evaluated once for each pair.
+For a fresh adapter the gradient is SPO's but for a factor of the timestep; `benchmarks.gradient_noise` compares them.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable

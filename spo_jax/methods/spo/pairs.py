@@ -16,7 +16,7 @@ class NoisePairs(NamedTuple):
 
     Attributes:
       x_t: the parent of winner and loser.
-      noise: half the difference of the winner's and the loser's noise. The loser's is minus this: what both noises have
+      noise: half the difference of the winner's and the loser's noise; the loser's is minus this. What both noises have
         in common says nothing about the preference, and is left out.
       t: timestep of the transition.
       row: row of the pair's prompt in the batch of prompts.

@@ -55,7 +55,7 @@ class UpdateSettings(Settings):
     objective: str = setting(
         "spo",
         "Objective: spo compares how likely the drawn steps of winner and loser are; gradspo compares predictions with "
-        "targets that half the difference of both members' noises moves, which varies less.",
+        "targets that half the difference of both members' noises moves.",
         choices=("spo", "gradspo"),
     )
     grad_scale: float = setting(
