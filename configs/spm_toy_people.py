@@ -1,9 +1,12 @@
 r"""A step-aware preference model for the toy, from the preferences of simulated people.
 
 python -m spo_jax.build_toy.people --out=data/toy_people
+python -m spo_jax.build_toy.clip --out=build/toy_clip
 python -m spo_jax.train --config=configs/spm_toy_people.py --out=runs/spm_toy_people
 
-Both take about 20 minutes on two CPU cores with JAX_NUM_CPU_DEVICES=2.
+The second command trains the plain CLIP that this one starts from, as the published models start from PickScore.
+JAX_NUM_CPU_DEVICES=2 keeps two cores busy. docs/toy_people.md has what the model hears, and how long it takes. SPO uses
+the result with --config.spm.model=runs/spm_toy_people/spm, and the shipped one with --config.spm.model=toy_people.
 """
 
 from spo_jax.methods import default_config
@@ -13,23 +16,23 @@ def get_config():
     """Returns the settings; fields not set here keep the method's defaults, which are those published for SD 1.5."""
     config = default_config("spm")
     config.model = "toy"
-    config.init = "toy"  # only its config is used: two small towers, images of 32 px
-    config.init_random = True
+    config.init = "build/toy_clip"
     config.data_dir = "data/toy_people/people"
-    config.flip = True  # nobody cares about left and right: a mirrored shape is as centred and as upright
+    config.flip = True  # nobody looks at left and right: a mirrored shape is as centred and as upright
 
     config.batch_size = 32
-    config.chunk = 32
-    config.train_steps = 1200
-    config.optimizer.warmup_steps = 60
-    config.optimizer.learning_rate = 1e-3
+    config.chunk = 16
+    config.train_steps = 700
+    config.optimizer.warmup_steps = 50
+    config.optimizer.learning_rate = 4e-4
     config.optimizer.weight_decay = 0.05
     config.optimizer.adam_beta2 = 0.99  # averages over hundreds of steps only, because there are few
-    config.timestep_power = 1.5
+    config.timestep_power = 1.5  # favours low timesteps, where there is more to see
     config.export_dtype = "float16"
 
-    config.log.checkpoint_every = 200
-    config.log.eval_every = 1200
-    config.eval.pairs = 400
-    config.eval.batch = 40
+    config.log.checkpoint_every = 100
+    config.log.eval_every = 350
+    config.eval.timesteps = (0, 251, 501, 701)
+    config.eval.pairs = 300
+    config.eval.batch = 60
     return config.lock()

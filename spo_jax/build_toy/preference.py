@@ -26,7 +26,7 @@ FURTHER = {"init_random": False, "seed": 1, "timestep_power": 1.0, "train_steps"
 FURTHER_WARMUP = 200
 
 
-def clip_config(vocab_size: int, length: int, end_token: int) -> CLIPConfig:
+def clip_config(vocab_size: int, length: int, end_token: int, time_conditioned: bool = True) -> CLIPConfig:
     """Returns the config of both towers, for images of 32 px and patches of 4 px."""
     text = CLIPTextConfig(
         vocab_size=vocab_size, hidden_size=64, intermediate_size=128, projection_dim=64, num_hidden_layers=2,
@@ -36,7 +36,7 @@ def clip_config(vocab_size: int, length: int, end_token: int) -> CLIPConfig:
         hidden_size=96, intermediate_size=192, projection_dim=64, num_hidden_layers=3, num_attention_heads=4,
         image_size=world.SIZE, patch_size=4, hidden_act="gelu",
     )  # fmt: skip
-    return CLIPConfig(text, vision, projection_dim=64, time_conditioned=True)
+    return CLIPConfig(text, vision, projection_dim=64, time_conditioned=time_conditioned)
 
 
 def train_preference_model(settings: SPMTrainSettings, config: CLIPConfig, work: Path) -> Path:

@@ -24,9 +24,9 @@ from spo_jax.toy import truth
 COUNT = 200  # annotators
 # Shares in the variance of a judgement, on average over annotators. They are chosen so that two annotators agree as
 # often as people do, and the labels agree with the truth as often as two annotators with each other: see docs/data.md.
-SHARES = {"term": 0.42, "layout": 0.22, "accuracy": 0.14, "noise": 0.22}
-_ALIKE = 12.0  # concentration of the annotators' shares around these; the higher, the more alike they are
-_OWN_TASTE = 1.5  # concentration of their weights within a group
+SHARES = {"term": 0.32, "layout": 0.28, "accuracy": 0.10, "noise": 0.30}
+_ALIKE = 8.0  # concentration of the annotators' shares around these; the higher, the more alike they are
+_OWN_TASTE = 0.8  # concentration of their weights within a group
 _MARGIN = (0.08, 0.20)  # range of their margins; d has a variance of 1
 _VISIBLE = 1e-3  # standard deviation below which a measure is the same for all images, and nobody judges by it
 

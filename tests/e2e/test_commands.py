@@ -10,7 +10,7 @@ from spo_jax.methods import default_config, read_settings
 
 COMMANDS = (
     "train", "sample", "export", "evaluate", "prepare", "demo", "convert", "evaluate_spm", "doctor",
-    "build_toy.toy_sdxl", "build_toy.people", "build_toy.people_accuracy",
+    "build_toy.toy_sdxl", "build_toy.people", "build_toy.people_accuracy", "build_toy.clip",
 )  # fmt: skip
 
 
