@@ -43,7 +43,12 @@ def run() -> None:
     )
     ablations = flags.DEFINE_bool("ablations", False, "Compare SPO with itself lacking a part, in place of methods.")
     tune = flags.DEFINE_bool("tune", True, "Choose settings by trials; without them, those of the configs are taken.")
-    retrain = flags.DEFINE_bool("retrain-judge", False, "Train the preference model even if the package ships it.")
+    judges = flags.DEFINE_list(
+        "judges",
+        [],
+        "Preference models by labels, as people=FOLDER (default: the package's own, or one trained first, as by "
+        "people=train).",
+    )
     docs = flags.DEFINE_string("docs", "", "Also put text and figures into results.md of this folder of documents.")
     only_plan = flags.DEFINE_bool("plan", False, "Print what would be done and how long it takes, and stop.")
 
@@ -54,6 +59,7 @@ def run() -> None:
         if seeds.value is not None:
             changed["seeds"] = tuple(range(seeds.value))
         plan = dataclasses.replace(plan, **changed)
+        chosen = judges_of(judges.value)
         groups = groups_of(ablations.value, only.value, labels.value)
         with printing():
             prompts = (len(world.HELD_OUT_PROMPTS), len(world.TRAIN_PROMPTS))
@@ -69,7 +75,7 @@ def run() -> None:
                 from benchmarks.compare_methods.command import compare
             if docs.value:
                 documents.check(local_path(docs.value))
-            found = compare(folder, local_path(data.value), plan, groups, tune.value, retrain.value)
+            found = compare(folder, local_path(data.value), plan, groups, tune.value, chosen)
             text = documents.write(folder, found)
             if docs.value:
                 documents.into_documents(folder, local_path(docs.value), found)
@@ -98,6 +104,21 @@ def groups_of(
         "exact": [contestant for contestant in everybody if contestant.name in contestants.ON_EXACT],
     }
     return [(name, groups[name]) for name in LABELS if name in labels and groups[name]]
+
+
+def judges_of(given: Sequence[str]) -> dict[str, str]:
+    """Reads ``people=FOLDER``.
+
+    Raises:
+      UserError: it has another form, or there are no such labels.
+    """
+    found = {}
+    for pair in given:
+        labels, equals, judge = pair.partition("=")
+        if labels not in LABELS or not equals or not judge:
+            raise UserError(f"--judges={pair}: expected LABELS=MODEL with one of {', '.join(LABELS)}")
+        found[labels] = judge
+    return found
 
 
 if __name__ == "__main__":

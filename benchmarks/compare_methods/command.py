@@ -25,7 +25,9 @@ ABLATIONS = "ablations"
 REWARDS = ("toy", "toy@terms")  # the truth, and what its aesthetic and the layout are made of
 
 
-def compare(folder: Path, data: Path, plan: Plan, groups: Groups, tune: bool, retrain: bool) -> dict[str, Any]:
+def compare(
+    folder: Path, data: Path, plan: Plan, groups: Groups, tune: bool, judges: Mapping[str, str]
+) -> dict[str, Any]:
     """Does everything that is not done yet, and writes results after each contestant.
 
     Args:
@@ -34,7 +36,7 @@ def compare(folder: Path, data: Path, plan: Plan, groups: Groups, tune: bool, re
       plan: how much is trained and measured.
       groups: contestants by the labels that they learn from; ``ablations`` learn from people's.
       tune: choose settings by trials, and do not take those of the configs.
-      retrain: train preference models even if the package ships them.
+      judges: preference models by labels, where other ones are asked for than those of `sources.labels_of`.
 
     Returns:
       Everything that was found, as JSON values.
@@ -58,7 +60,7 @@ def compare(folder: Path, data: Path, plan: Plan, groups: Groups, tune: bool, re
     }
     for name, contestants in groups:
         kind = "people" if name == ABLATIONS else name
-        labels, found["judges"][name] = sources.labels_of(kind, data, stages, retrain)
+        labels, found["judges"][name] = sources.labels_of(kind, data, stages, judges.get(kind, ""))
         chosen = None if tune else {}
         if tune and name == ABLATIONS:
             chosen = comparison.tuned(_spo(), labels).chosen

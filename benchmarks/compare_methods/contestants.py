@@ -78,12 +78,12 @@ CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("spo", "SPO", "toy", "judge", ("spo.threshold", (0.1, 0.3)), valid_share=0.6),
     Contestant("gradspo", "GradSPO", "gradspo_toy", "judge", ("spo.threshold", (0.1, 0.3)), valid_share=0.6),
     Contestant("ddpo", "DDPO", "ddpo_toy", "judge", ("ddpo.clip_range", (1e-4, 1e-3))),
-    Contestant("d3po", "D3PO", "d3po_toy", "judge", ("d3po.beta", (0.1, 1.0))),
+    Contestant("d3po", "D3PO", "d3po_toy", "judge", ("d3po.eps", (0.1, 0.3))),
     Contestant(
         "smpo", "SmPO", "diffusion_dpo_toy", "pairs", ("dpo.beta", (500.0, 2000.0)),
         {"dpo.objective": "smpo", "dpo.inversion": "renoise", "dpo.reward": "spm:{judge}"},
     ),
-    Contestant("mapo", "MaPO", "diffusion_dpo_toy", "pairs", ("dpo.beta", (0.05, 0.25)), {"dpo.objective": "mapo"}),
+    Contestant("mapo", "MaPO", "diffusion_dpo_toy", "pairs", ("dpo.beta", (0.1, 1.0)), {"dpo.objective": "mapo"}),
     Contestant(
         "ddpo_truth", "DDPO by the truth †", "ddpo_toy", "truth", ("ddpo.clip_range", (1e-4, 1e-3)),
         {"ddpo.reward": "toy"},

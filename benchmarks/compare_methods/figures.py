@@ -32,6 +32,11 @@ _TITLES = {
 # Colour, dashes and marker. What learns from pairs is dashed, what knows the truth dotted.
 _COLOURS = ("#1f6fb4", "#e8710a", "#2a9d4e", "#8a4fbf", "#c33c54", "#8c6d46", "#3aa6b9", "#555555")
 _DASHES = {"judge": "-", "pairs": (0, (4, 2)), "truth": (0, (1, 1.5))}
+_SOURCES = {
+    "judge": "solid: listens to the preference model",
+    "pairs": "dashed: learns from the pairs",
+    "truth": "dotted: is told the truth, which nobody has",
+}
 _MARKERS = "osD^vP*X"
 _GREY = "#7d8590"
 
@@ -60,6 +65,8 @@ def draw(entries: Sequence[Mapping[str, Any]], base: Base, path: Path) -> None:
         panel.axis("off")
     handles, labels = panels[0].get_legend_handles_labels()
     panels[-1].legend(handles, labels, loc="center left", frameon=False, fontsize=10, handlelength=3.2)
+    note = [text for source, text in _SOURCES.items() if source in {entry["source"] for entry in entries}]
+    panels[-1].text(0.02, 0, "\n".join(note), fontsize=9, color=_GREY, transform=panels[-1].transAxes)
     for panel in panels[:3] if len(names) <= 3 else panels[2 : len(names)]:
         panel.set_xlabel("work: evaluations of the UNet", fontsize=9.5)
     write_atomic(path, lambda temporary: temporary.write_bytes(as_svg(figure)))

@@ -21,23 +21,25 @@ from spo_jax.train import train
 from spo_jax.weights.digest import weights_digest
 from spo_jax.weights.store import read_file
 
-TRAIN = "train"
+TRAIN = "train"  # the split
+TRAINED = "train"  # stands for a preference model that is trained here
 MODEL = "toy"
 SHIPPED = {"people": "toy_people"}  # names of the package's preference models, by the labels that they learned from
 JUDGE_CONFIG = "spm_toy_people"
 
 
-def labels_of(name: str, data: Path, stages: Stages, retrain: bool) -> tuple[Labels, dict[str, Any]]:
+def labels_of(name: str, data: Path, stages: Stages, judge: str) -> tuple[Labels, dict[str, Any]]:
     """Makes what learning from some labels needs: the pairs, and the preference model trained on them.
 
     Args:
       name: ``people`` or ``exact``.
       data: folder of both sets of pairs, which are made if they are not there.
       stages: the finished stages.
-      retrain: train the preference model even if the package ships it.
+      judge: the preference model: a folder or a name; `TRAINED` to train one; empty for the package's own, or one that
+        is trained if it has none.
 
     Returns:
-      The labels, and JSON values about the preference model, with the work of its training.
+      The labels, and JSON values about the preference model, with the work of its training if that is known.
 
     Raises:
       UserError: the pairs cannot be made or read, or the preference model cannot be trained.
@@ -47,18 +49,16 @@ def labels_of(name: str, data: Path, stages: Stages, retrain: bool) -> tuple[Lab
         people(data)
     digest = open_preferences(pairs, TRAIN).digest
     settings = _judge_settings(pairs)
-    shipped = "" if retrain else _shipped(name)
-    judge = shipped or str(_trained_judge(name, settings, stages))
-    facts = {"base": weights_digest(open_pipeline(MODEL).params), "data": digest, "judge": _digest(judge)}
-    about = identity(settings, {})
-    counted = work.read_costs(stages.made("costs", f"judge-{name}", about, lambda: work.costs_of(settings)))
-    found = {
-        "model": shipped or "trained here",
-        "config": JUDGE_CONFIG,
-        "batches": settings.train_steps,
-        "work": work.per_batch(counted, 1.0) * settings.train_steps,
-    }
-    return Labels(name, str(pairs), judge, facts), found
+    found: dict[str, Any] = {"config": JUDGE_CONFIG, "model": judge or _shipped(name) or TRAINED, "work": None}
+    model = found["model"]
+    if not judge or judge == TRAINED:
+        about = identity(settings, {})
+        costs = work.read_costs(stages.made("costs", f"judge-{name}", about, lambda: work.costs_of(settings)))
+        found["work"] = work.per_batch(costs, 1.0) * settings.train_steps
+    if model == TRAINED:
+        model = str(_trained_judge(name, settings, stages))
+    facts = {"base": weights_digest(open_pipeline(MODEL).params), "data": digest, "judge": _digest(model)}
+    return Labels(name, str(pairs), model, facts), found
 
 
 def _judge_settings(pairs: Path) -> RunSettings:

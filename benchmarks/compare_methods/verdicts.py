@@ -54,7 +54,7 @@ def against(entry: Entry, rival: Entry, base: Base) -> str:
     if low is None:
         reached = f"it never reaches {level}"
     else:
-        rest = "and never all of it" if full is None else f"and all of it with {_times(full)}"
+        rest = "and never all of it" if full is None else f"and all of it with {_times(full)} the work"
         reached = f"it reaches {level} with {_times(low)} the work, {rest}"
     return (
         f"**{its}** gains {gained} {other} at the best points ({_shown(gain)} base deviations) and shows its prompt "

@@ -20,7 +20,7 @@ from benchmarks.compare_methods import (
     tuning,
     verdicts,
 )
-from benchmarks.compare_methods.__main__ import groups_of
+from benchmarks.compare_methods.__main__ import groups_of, judges_of
 from benchmarks.compare_methods.comparison import Comparison, Labels, Tools
 from benchmarks.compare_methods.training import Trained
 from spo_jax.core.errors import Preempted, UserError
@@ -221,6 +221,22 @@ def test_every_contestant_has_as_many_trials():
     assert rates == [1e-4, 1e-4, 3e-4, 3e-4, 9e-4, 9e-4]
 
 
+@pytest.mark.parametrize(
+    "contestant", [*contestants.CONTESTANTS, *contestants.ABLATIONS], ids=lambda contestant: contestant.name
+)
+def test_the_settings_of_every_contestant_are_those_of_its_method(contestant):
+    about = contestants.source_fields(contestant, "PAIRS", "JUDGE")
+    assert not any("{" in str(value) for value in about.values())
+    fields = contestant.trials()[-1] if contestant.strength[0] else {}
+    settings = contestants.settings_of(contestant, fields, 7, 33, about)
+    assert settings.seed == 7 and settings.lora.rank == contestants.RANK and settings.lora.scale == 1
+    if contestant.source == "pairs":
+        assert (settings.data_dir, settings.train_steps) == ("PAIRS", 33)
+    else:
+        assert settings.total_batches(46) == 33
+        assert (settings.spm.model == "JUDGE") == (contestant.source == "judge")
+
+
 def test_an_unknown_contestant_is_refused():
     with pytest.raises(UserError, match="no contestant 'sop'; expected some of diffusion_dpo, spo"):
         contestants.chosen(contestants.CONTESTANTS, ["sop"])
@@ -287,7 +303,8 @@ def test_the_text_has_every_table(tmp_path):
     found = {
         "base": BASE, "plan": dataclasses.asdict(PLAN), "held_out": PROMPTS, "date": "2026-01-02T03:04:05",
         "device": {"host": "a processor"}, "versions": {}, "failures": {"ddpo-people": "no trial succeeded"},
-        "judges": {"people": {"work": 123_456.0, "model": "toy_people"}}, "entries": {"people": entries, "exact": []},
+        "judges": {"people": {"work": 123_456.0, "model": "toy_people"}, "exact": {"work": None}},
+        "entries": {"people": entries, "exact": []},
     }  # fmt: skip
     text = documents.write(tmp_path, found)
     assert "| SPO | best | 0.2 k | 0.0 | +0.60 ± 0.00 | +0.00 ± 0.00 | 0.500 ± 0.000 | 0.200 ± 0.000 |" in text
@@ -363,6 +380,10 @@ def test_contestants_by_labels():
     assert [labels for labels, _ in groups_of(True, [], ["people"])] == ["ablations"]
     with pytest.raises(UserError, match="--labels=good: expected some of people, exact"):
         groups_of(False, [], ["good"])
+    assert judges_of(["people=runs/a/spm", "exact=train"]) == {"people": "runs/a/spm", "exact": "train"}
+    for wrong in ("runs/a/spm", "good=toy", "people="):
+        with pytest.raises(UserError, match="expected LABELS=MODEL with one of people, exact"):
+            judges_of([wrong])
 
 
 @pytest.mark.slow
