@@ -21,6 +21,7 @@ from spo_jax.core.cli import printing, run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, local_path, lock
 from spo_jax.core.progress import stage
+from spo_jax.models import check_model
 from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.toy import world
 
@@ -31,6 +32,7 @@ def run() -> None:
     """Runs the command."""
     out = flags.DEFINE_string("out", "runs/compare", "Keep everything that is made in this folder.")
     data = flags.DEFINE_string("data", "data/toy_people", "Folder of the pairs, which are made if they are not there.")
+    model = flags.DEFINE_string("model", "toy", "Train this pipeline of the toy world: a folder, or 'toy'.")
     only = flags.DEFINE_list("only", [], "Compare only these contestants (default: all).")
     labels = flags.DEFINE_list("labels", list(LABELS), f"Compare on these labels: {', '.join(LABELS)}.")
     quick = flags.DEFINE_bool("quick", False, "Take smaller budgets, one seed and fewer images: a first look.")
@@ -66,6 +68,7 @@ def run() -> None:
             print(plans.text_of(plan, groups, prompts, tune.value), end="", flush=True)
         if only_plan.value:
             return
+        check_model(model.value)
         folder = local_path(out.value)
         check_writable(folder)
         keep_compiled_programs()
@@ -75,7 +78,7 @@ def run() -> None:
                 from benchmarks.compare_methods.command import compare
             if docs.value:
                 documents.check(local_path(docs.value))
-            found = compare(folder, local_path(data.value), plan, groups, tune.value, chosen)
+            found = compare(folder, local_path(data.value), plan, groups, tune.value, model.value, chosen)
             text = documents.write(folder, found)
             if docs.value:
                 documents.into_documents(folder, local_path(docs.value), found)

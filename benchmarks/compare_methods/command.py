@@ -26,7 +26,7 @@ REWARDS = ("toy", "toy@terms")  # the truth, and what its aesthetic and the layo
 
 
 def compare(
-    folder: Path, data: Path, plan: Plan, groups: Groups, tune: bool, judges: Mapping[str, str]
+    folder: Path, data: Path, plan: Plan, groups: Groups, tune: bool, model: str, judges: Mapping[str, str]
 ) -> dict[str, Any]:
     """Does everything that is not done yet, and writes results after each contestant.
 
@@ -36,6 +36,7 @@ def compare(
       plan: how much is trained and measured.
       groups: contestants by the labels that they learn from; ``ablations`` learn from people's.
       tune: choose settings by trials, and do not take those of the configs.
+      model: the model that is trained: a pipeline of the toy world.
       judges: preference models by labels, where other ones are asked for than those of `sources.labels_of`.
 
     Returns:
@@ -47,10 +48,11 @@ def compare(
     stages = Stages(folder)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
         about = {"date": _now(), "versions": versions(jax.sharding.get_mesh()), "device": device_info()}
-    measurer = Measurer(plan, sources.MODEL, REWARDS, world.HELD_OUT_PROMPTS, world.TRAIN_PROMPTS)
+    measurer = Measurer(plan, model, REWARDS, world.HELD_OUT_PROMPTS, world.TRAIN_PROMPTS)
     comparison = Comparison(plan, stages, tools(folder, measurer), measured_by(plan, measurer))
     found: dict[str, Any] = {
         **about,
+        "model": model,
         "plan": dataclasses.asdict(plan),
         "held_out": len(world.HELD_OUT_PROMPTS),
         "base": comparison.base(),
@@ -60,7 +62,7 @@ def compare(
     }
     for name, contestants in groups:
         kind = "people" if name == ABLATIONS else name
-        labels, found["judges"][name] = sources.labels_of(kind, data, stages, judges.get(kind, ""))
+        labels, found["judges"][name] = sources.labels_of(kind, model, data, stages, judges.get(kind, ""))
         chosen = None if tune else {}
         if tune and name == ABLATIONS:
             chosen = comparison.tuned(_spo(), labels).chosen

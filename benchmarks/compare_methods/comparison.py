@@ -24,12 +24,14 @@ class Labels(NamedTuple):
 
     Attributes:
       name: ``people`` or ``exact``.
+      model: the model that is trained.
       pairs: folder of the prepared pairs.
       judge: the preference model that was trained on them.
       facts: digests of what runs read.
     """
 
     name: str
+    model: str
     pairs: str
     judge: str
     facts: Mapping[str, str]
@@ -139,7 +141,8 @@ class Comparison:
         self, contestant: Contestant, labels: Labels, fields: Fields, seed: int, length: Length
     ) -> RunSettings:
         about = source_fields(contestant, labels.pairs, labels.judge)
-        return settings_of(contestant, fields, seed, length.batches, {**about, **log_fields(length)})
+        about = {**about, "model": labels.model, **log_fields(length)}
+        return settings_of(contestant, fields, seed, length.batches, about)
 
     def _costs(self, name: str, contestant: Contestant, labels: Labels) -> Costs:
         settings = self._settings(contestant, labels, {}, 0, Length(_ANY, _ANY))

@@ -34,7 +34,6 @@ _QUIET: Fields = {
     "log.keep_every": 0,
     "lora.rank": RANK,
     "lora.alpha": 0.0,
-    "model": "toy",
 }
 
 
@@ -123,7 +122,7 @@ def settings_of(contestant: Contestant, fields: Fields, seed: int, batches: int,
       fields: fields of its config that a trial has chosen.
       seed: seed of the run.
       batches: its number of batches.
-      about: its own fields, with its data or its judge (`source_fields`), and how often it saves.
+      about: its own fields, with its data or its judge (`source_fields`), its model, and how often it saves.
 
     Raises:
       UserError: there is no such config or field.

@@ -23,16 +23,16 @@ from spo_jax.weights.store import read_file
 
 TRAIN = "train"  # the split
 TRAINED = "train"  # stands for a preference model that is trained here
-MODEL = "toy"
 SHIPPED = {"people": "toy_people"}  # names of the package's preference models, by the labels that they learned from
 JUDGE_CONFIG = "spm_toy_people"
 
 
-def labels_of(name: str, data: Path, stages: Stages, judge: str) -> tuple[Labels, dict[str, Any]]:
+def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> tuple[Labels, dict[str, Any]]:
     """Makes what learning from some labels needs: the pairs, and the preference model trained on them.
 
     Args:
       name: ``people`` or ``exact``.
+      base: the model that is trained.
       data: folder of both sets of pairs, which are made if they are not there.
       stages: the finished stages.
       judge: the preference model: a folder or a name; `TRAINED` to train one; empty for the package's own, or one that
@@ -46,9 +46,9 @@ def labels_of(name: str, data: Path, stages: Stages, judge: str) -> tuple[Labels
     """
     pairs = data / name
     if not (pairs / TRAIN).is_dir():
-        people(data)
+        people(data, model=base)
     digest = open_preferences(pairs, TRAIN).digest
-    settings = _judge_settings(pairs)
+    settings = _judge_settings(pairs, base)
     found: dict[str, Any] = {"config": JUDGE_CONFIG, "model": judge or _shipped(name) or TRAINED, "work": None}
     model = found["model"]
     if not judge or judge == TRAINED:
@@ -57,13 +57,14 @@ def labels_of(name: str, data: Path, stages: Stages, judge: str) -> tuple[Labels
         found["work"] = work.per_batch(costs, 1.0) * settings.train_steps
     if model == TRAINED:
         model = str(_trained_judge(name, settings, stages))
-    facts = {"base": weights_digest(open_pipeline(MODEL).params), "data": digest, "judge": _digest(model)}
-    return Labels(name, str(pairs), model, facts), found
+    facts = {"base": weights_digest(open_pipeline(base).params), "data": digest, "judge": _digest(model)}
+    return Labels(name, base, str(pairs), model, facts), found
 
 
-def _judge_settings(pairs: Path) -> RunSettings:
+def _judge_settings(pairs: Path, base: str) -> RunSettings:
     config = load_config(JUDGE_CONFIG)
     config.data_dir = str(pairs)
+    config.model = base
     return read_settings(config)
 
 

@@ -29,7 +29,7 @@ from spo_jax.toy import ASSETS
 from tests.commands import ROOT
 
 PLAN = plan.Plan(budget=3840.0, trial_share=0.5, seeds=(0, 1), points=4, per_prompt=3, guard_per_prompt=2)
-LABELS = Labels("people", "PAIRS", "JUDGE", {"data": "d1", "judge": "j1", "base": "b1"})
+LABELS = Labels("people", "toy", "PAIRS", "JUDGE", {"data": "d1", "judge": "j1", "base": "b1"})
 PROMPTS = 4
 COSTS = {
     "programs": {
