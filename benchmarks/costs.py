@@ -120,7 +120,8 @@ def run_costs(settings: RunSettings) -> Costs:
     mesh = make_mesh(settings.mesh, jax.devices()[:1])
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         run = abstract_run(settings, mesh)
-        return costs_of(run, run.trace(run.state_shapes()), open_model(settings, mesh, abstract=True))
+        pipeline = getattr(run, "pipeline", None) or open_model(settings, mesh, abstract=True)
+        return costs_of(run, run.trace(run.state_shapes()), pipeline)
 
 
 def costs_of(run: Run, traced: Mapping[str, jax.stages.Traced], pipeline: Pipeline) -> Costs:

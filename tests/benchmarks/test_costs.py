@@ -200,15 +200,20 @@ def test_the_toy_against_xla_and_by_hand():
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.config)
 def test_full_sizes_agree_with_the_cost_model_of_the_documents(recipe):
-    """Within 1 %, for a rollout per prompt and for an update per pair."""
+    """Within 1 % for a rollout per prompt. An update has up to 6 % less here, where the score matrices are kept.
+
+    The model's numbers are those of TPUs, whose attention kernel computes them again in the backward pass; and its unit
+    has the adapter in it.
+    """
     settings = read_settings(load_config(recipe.config))
     found = run_costs(settings)
-    np.testing.assert_allclose(found.unet_forward / 1e12, recipe.network, rtol=1e-3)
+    np.testing.assert_allclose(found.unet_forward / 1e12, recipe.network, rtol=0.03)
     collect = sum(found.programs["collect"].call.values()) / 1e12 / settings.prompts_per_batch
     np.testing.assert_allclose(collect, recipes.work(recipe, settings, valid=0), rtol=0.01)
     update = sum(found.programs["update"].train_batch.values()) / 1e12 / settings.spo.train_batch_size
     of_pairs = recipes.work(recipe, settings) - recipes.work(recipe, settings, valid=0)
-    np.testing.assert_allclose(update, of_pairs / (settings.spo.num_steps - settings.spo.divert_start_step), rtol=0.01)
+    of_a_pair = of_pairs / (settings.spo.num_steps - settings.spo.divert_start_step)
+    assert 0.94 * of_a_pair < update < of_a_pair
 
 
 # The command
