@@ -13,7 +13,7 @@ name models that compile in seconds (`tests/e2e/micro.py`) and `TINY_EVAL`, and 
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +108,12 @@ def assert_resumes_to_the_bit(settings: RunSettings, folder: Path, stop: int = 1
 
 
 def assert_devices_agree(
-    settings: RunSettings, folder: Path, devices: int = 8, rows: float = 1e-4, weights: float = 1e-5
+    settings: RunSettings,
+    folder: Path,
+    devices: int = 8,
+    rows: float = 1e-4,
+    weights: float = 1e-5,
+    decided_by_rounding: Collection[str] = (),
 ) -> None:
     """Checks that a run on several devices is the run on one, up to the order in which float32 sums are rounded.
 
@@ -119,12 +124,15 @@ def assert_devices_agree(
       rows: largest difference of values in the rows, relative beyond 1 and absolute below.
       weights: largest difference of all trained weights together, relative to their size. AdamW divides by the size
         of a gradient, so that single weights whose gradient is about 0 follow its rounding.
+      decided_by_rounding: values of the rows that are not compared, such as a share of pairs whose margin is 0.
     """
     one = train(settings, folder / "one")
     many = train(settings, folder / "many", devices)
     assert [row.keys() for row in many.rows] == [row.keys() for row in one.rows]
     for found, wanted in zip(many.rows, one.rows, strict=True):
         for name, value in wanted.items():
+            if name in decided_by_rounding:
+                continue
             np.testing.assert_allclose(found[name], value, rtol=rows, atol=rows, err_msg=name)
     found, wanted = (np.concatenate([x.ravel() for x in _weights(run).values()]) for run in (many, one))
     assert np.linalg.norm(found - wanted) <= weights * np.linalg.norm(wanted)

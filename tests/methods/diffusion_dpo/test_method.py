@@ -50,7 +50,9 @@ def test_an_interrupted_run_is_resumed_to_the_bit(settings, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", [{}, {"inversion": "ddim", "inversion_steps": 3}], ids=["drawn", "inverted"])
 def test_eight_devices_are_one(settings, tmp_path, fields):
-    assert_devices_agree(with_(settings, **fields), tmp_path)
+    # A fresh adapter's margins are 0 up to rounding, whose sign decides which pairs are ordered right.
+    apart = ("implicit_accuracy",)
+    assert_devices_agree(with_(settings, **fields), tmp_path, decided_by_rounding=apart)
 
 
 @pytest.mark.slow
