@@ -11,8 +11,9 @@ import pytest
 from spo_jax.core.errors import UserError
 from spo_jax.nn.clip_config import CLIP_H, CLIPConfig
 from spo_jax.rewards.common.clip_score import score_images, text_features
+from spo_jax.rewards.common.preference_files import resolve_model
 from spo_jax.rewards.common.preference_model import TRAINED_ON, abstract_clip, load_spm, write_spm
-from spo_jax.toy import ASSETS
+from spo_jax.toy import ASSETS, PREFERENCE_MODELS, world
 from spo_jax.weights.store import read_file, write_state
 
 
@@ -94,3 +95,28 @@ def test_without_weights_the_published_config_is_used():
     """It is that of CLIP ViT-H/14, and known without network."""
     clip = abstract_clip("owner/name/file.bin", jnp.bfloat16)
     assert clip.config == CLIPConfig.from_dict(CLIP_H, time_conditioned=True)
+
+
+def test_shipped_models_have_names():
+    assert set(PREFERENCE_MODELS) == {"toy", "toy_people"}
+    for name, folder in PREFERENCE_MODELS.items():
+        assert resolve_model(name) == folder and (folder / "model.safetensors").is_file()
+        assert abstract_clip(name, jnp.float32).config.time_conditioned
+
+
+@pytest.mark.parametrize("name", ["toy", "toy_people"])
+def test_shipped_models_prefer_clean_drawings(name):
+    """Both heard it, one of them from people who disagree."""
+    spm = load_spm(name, judges="sd")
+    prompts = list(world.TRAIN_PROMPTS)
+    factors = world.sample_factors(np.random.default_rng(0), len(prompts))
+    low, high = world.FACTORS["grain"]
+    scores = []
+    for grain in (low, high):
+        drawn = world.render(
+            np.random.default_rng(1), prompts, factors | {"grain": np.full(len(prompts), grain, np.float32)}
+        )
+        text = text_features(spm.clip, spm.params, jnp.asarray(spm.tokenizer(prompts)))
+        t = jnp.zeros(len(prompts), jnp.int32)
+        scores.append(score_images(spm.clip, spm.params, jnp.asarray(drawn), t, text))
+    assert (scores[0] > scores[1]).mean() > 0.8
