@@ -9,8 +9,9 @@ from typing import Any
 from benchmarks.compare_methods import figures, tables
 from benchmarks.compare_methods.results import summarised
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_json, write_text
+from spo_jax.core.files import read_json_object, write_json, write_text
 from spo_jax.core.json_text import finite_or_null
+from spo_jax.core.run_files import SUMMARY
 
 BEGIN = "<!-- begin: python -m benchmarks.compare_methods --docs=docs -->"
 END = "<!-- end: python -m benchmarks.compare_methods -->"
@@ -25,6 +26,7 @@ def write(out: Path, found: Mapping[str, Any]) -> str:
       found: what was found; ``entries`` holds the entries of each kind of labels, with their runs.
     """
     base = found["base"]
+    found = {**found, "hours": hours_of(out)}
     summaries = {labels: [summarised(entry, base) for entry in entries] for labels, entries in found["entries"].items()}
     write_json(out / "results.json", finite_or_null({**found, "entries": summaries}))
     text = tables.text_of(found)
@@ -33,6 +35,14 @@ def write(out: Path, found: Mapping[str, Any]) -> str:
         if entries:
             figures.draw(entries, base, out / figure_name(labels))
     return text
+
+
+def hours_of(out: Path) -> float:
+    """Returns the hours that runs and measurements in a folder took; of a resumed run, its last part counts."""
+    files = [path for kind in ("points", "costs") for path in (out / kind).glob("*.json")]
+    seconds = [read_json_object(path)["seconds"] for path in files]
+    seconds += [read_json_object(path)["wall_seconds"] for path in out.glob(f"runs/*/{SUMMARY}")]
+    return round(sum(seconds) / 3600, 2)
 
 
 def figure_name(labels: str) -> str:

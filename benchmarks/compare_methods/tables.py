@@ -137,7 +137,8 @@ def _facts(found: Mapping[str, Any]) -> str:
     return (
         f"Seeds {seeds}; {found['held_out']} held-out prompts with {plan['per_prompt']} images each at every point; "
         "± is a standard error over the seeds. Work is counted in thousands (k) of evaluations of the UNet for one "
-        f"latent. {found['device']['host']}, {found['date'][:10]}, `python -m benchmarks.compare_methods`."
+        f"latent. {found['device']['host']}, {found['date'][:10]}, `python -m benchmarks.compare_methods`, "
+        f"{found['hours']:.1f} hours of computing."
     )
 
 

@@ -24,7 +24,7 @@ from benchmarks.compare_methods.__main__ import groups_of, judges_of
 from benchmarks.compare_methods.comparison import Comparison, Labels, Tools
 from benchmarks.compare_methods.training import Trained
 from spo_jax.core.errors import Preempted, UserError
-from spo_jax.core.files import read_json
+from spo_jax.core.files import read_json, write_json
 from spo_jax.toy import ASSETS
 from tests.commands import ROOT
 
@@ -306,7 +306,10 @@ def test_the_text_has_every_table(tmp_path):
         "judges": {"people": {"work": 123_456.0, "model": "toy_people"}, "exact": {"work": None}},
         "entries": {"people": entries, "exact": []},
     }  # fmt: skip
+    write_json(tmp_path / "runs" / "spo-people-seed0" / "summary.json", {"wall_seconds": 3600.0})
+    stages.Stages(tmp_path).made("points", "base", {}, lambda: BASE)
     text = documents.write(tmp_path, found)
+    assert "1.0 hours of computing" in text
     assert "| SPO | best | 0.2 k | 0.0 | +0.60 ± 0.00 | +0.00 ± 0.00 | 0.500 ± 0.000 | 0.200 ± 0.000 |" in text
     assert "|  | final | 150 k |" in text and "| SPO | 0.1 k | 0.2 k | 50 % | 50 % |" in text
     assert "**lr 0.001, beta 500: 0.600**" in text and "- ddpo-people: no trial succeeded" in text
