@@ -95,8 +95,12 @@ def train(
         return trained._replace(state=to_host(trained.state))
 
 
-def assert_resumes_to_the_bit(settings: RunSettings, folder: Path, stop: int = 1, devices: int = 1) -> None:
-    """Checks that a run that was interrupted has the rows and the whole state of one that was not, bit for bit."""
+def assert_resumes_to_the_bit(settings: RunSettings, folder: Path, stop: int = 1, devices: int = 1) -> Trained:
+    """Checks that a run that was interrupted has the rows and the whole state of one that was not, bit for bit.
+
+    Returns:
+      The run that was not interrupted, for tests of what it trained.
+    """
     whole = train(settings, folder / "whole", devices)
     parts = train(settings, folder / "parts", devices, stop, whole.programs)
     assert 0 < stop < len(whole.rows)
@@ -105,6 +109,7 @@ def assert_resumes_to_the_bit(settings: RunSettings, folder: Path, stop: int = 1
     for one, other in zip(jax.tree.leaves(parts.state), jax.tree.leaves(whole.state), strict=True):
         np.testing.assert_array_equal(one, other)
     assert_moved(whole)
+    return whole
 
 
 def assert_devices_agree(

@@ -78,7 +78,10 @@ class Preferences:
         return {name: value for name, value in self.__dict__.items() if name != "_records"}
 
 
-_MAKE = "`python -m spo_jax.prepare` creates it"
+_MAKE = (
+    "`python -m spo_jax.prepare` creates it (that of the toy's people: `python -m spo_jax.build_toy.people "
+    "--out=data/toy_people`)"
+)
 _AGAIN = "the split was damaged after it was prepared; delete the folder and prepare it again"
 
 

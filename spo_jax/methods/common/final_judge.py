@@ -77,6 +77,11 @@ class FinalJudge:
         return [name for reward in self.rewards for name in reward.meanings]
 
     @property
+    def loaded(self) -> list[Reward]:
+        """The rewards with all of their scores, also those that do not count."""
+        return [reward.reward if isinstance(reward, SomeScores) else reward for reward in self.rewards]
+
+    @property
     def on_host(self) -> bool:
         """Whether a reward is computed on the host, so that all of them get the images there."""
         return not all(isinstance(reward, DeviceReward) for reward in self.rewards)
@@ -200,7 +205,16 @@ def open_final_judge(
 
 
 def chosen(rewards: Sequence[tuple[str, Reward]], names: Sequence[str], where: str) -> list[tuple[str, Reward]]:
-    """Leaves the scores of the given names, or the first score of every reward; rewards without any are left out."""
+    """Leaves the scores of the given names, or the first score of every reward.
+
+    Args:
+      rewards: names of rewards, and the rewards.
+      names: names of scores; empty for the first of every reward.
+      where: the config field that names the scores, and its value.
+
+    Raises:
+      UserError: a name is not known; a reward has no score that counts; or two rewards have one of the same name.
+    """
     known = [name for _, reward in rewards for name in reward.meanings]
     for name in names:
         if name not in known:
@@ -212,6 +226,8 @@ def chosen(rewards: Sequence[tuple[str, Reward]], names: Sequence[str], where: s
             kept.append((spec, reward))
         elif own:
             kept.append((spec, SomeScores(reward, own)))
+        else:
+            raise UserError(f"{where} names no score of {spec!r}: expected one of {', '.join(reward.meanings)} as well")
     counted = [name for _, reward in kept for name in reward.meanings]
     if twice := sorted({name for name in counted if counted.count(name) > 1}):
         raise UserError(f"{where}: several rewards give a score {', '.join(twice)}; keep one of them")

@@ -7,13 +7,16 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.process import Process
-from spo_jax.methods.common.final_judge import FinalJudge
+from spo_jax.methods.common.final_judge import FinalJudge, open_final_judge
+from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.online import FrozenParams, OnlineModel, PromptFeatures
 from spo_jax.methods.common.optimizer import make_optimizer
-from spo_jax.methods.common.policy import Policy, Predict, equal_rounding
+from spo_jax.methods.common.policy import Policy, Predict, equal_rounding, step_log_probs
+from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.common.state import State
 from spo_jax.methods.common.trajectories import Steps, Trajectories, draw, prompt_rows, sample, take_steps
 from spo_jax.methods.common.trajectory_settings import TrajectoryTrainSettings
@@ -52,6 +55,18 @@ class TrajectoryModel(OnlineModel):
     MEMBERS: ClassVar[int] = 1
     ONE_START: ClassVar[bool] = False
     METRICS: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def open(cls, settings: TrajectoryTrainSettings, mesh: Mesh, data: PromptData | None) -> "TrajectoryModel":
+        """Loads model and rewards, or only their shapes if there is no data.
+
+        Raises:
+          UserError: the model or a reward cannot be loaded, or they do not fit.
+        """
+        abstract = data is None
+        pipeline = open_model(settings, mesh, abstract)
+        judge = open_final_judge(settings, pipeline, mesh, abstract, data.prompts if data else ())
+        return cls(settings, pipeline, judge, mesh)
 
     @property
     def process(self) -> Process:
@@ -134,6 +149,12 @@ class TrajectoryModel(OnlineModel):
     def steps(self, trajectories: Trajectories) -> Callable[[Array, Array], Steps]:
         """Returns the function from (items, numbers of steps) to these steps of a rollout."""
         return functools.partial(take_steps, trajectories, self.process, self.MEMBERS, self.settings.own.copies)
+
+    def log_probs(self, predict: Predict, lora: Params | None, steps: Steps) -> Float[Array, "n m"]:
+        """Computes how likely steps are under the policy with an adapter, or under the reference (None)."""
+        predicted = functools.partial(predict, lora)
+        eta = self.settings.own.eta
+        return step_log_probs(predicted, self.process, eta, steps.x_t, steps.x_prev, steps.t, steps.row)
 
     def trace(self, state: State, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """Traces both programs, ``rollout`` and ``update``.

@@ -8,15 +8,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from spo_jax.core.rows import take_rows
-from spo_jax.core.typing import Array, Float, Int, Key, Params
+from spo_jax.core.typing import Array, Float, Int, Key
 from spo_jax.methods.base import Programs
-from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.online import PromptFeatures
-from spo_jax.methods.common.order import batch_rows
+from spo_jax.methods.common.online_run import OnlineRun, batch_key, program_keys
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.common.state import State
 from spo_jax.methods.common.trajectory_model import Drawn, TrajectoryModel
+from spo_jax.methods.common.trajectory_rules import MOST_FIRST_ERROR
 from spo_jax.methods.common.trajectory_update import FIRST_ERROR
 from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
@@ -35,9 +34,6 @@ CHARTS = {
     "seconds": ("Seconds per batch", "where the time goes"),
     "images_per_second": ("Images drawn per second", ""),
 }
-# Jitted, for keys that lie on the devices of several processes.
-_fold_in = jax.jit(jax.random.fold_in)
-_split = jax.jit(lambda key: tuple(jax.random.split(key)))
 
 
 class Batch(NamedTuple):
@@ -60,7 +56,7 @@ def numbered(prompts: Sequence[str]) -> Int[np.ndarray, " p"]:
     return np.asarray([first.setdefault(prompt, index) for index, prompt in enumerate(prompts)], np.int32)
 
 
-class TrajectoryRun(AdapterRun):
+class TrajectoryRun(OnlineRun):
     """The part of a run that does not depend on how it learns from scores; see `spo_jax.methods.base.Run`.
 
     A subclass sets `METHOD`, ``charts``, `REFERENCE_RATIO` and `title`.
@@ -72,7 +68,6 @@ class TrajectoryRun(AdapterRun):
     Attributes:
       REFERENCE_RATIO: whether ratios are to the frozen base, so that they are 1 only before the first update of the
         whole run; otherwise they are to the policy that drew the batch, and 1 before the first update of each.
-      MOST_FIRST_ERROR: distance of those ratios from 1 that is worth a warning.
     """
 
     REFERENCE_RATIO: ClassVar[bool]
@@ -80,18 +75,9 @@ class TrajectoryRun(AdapterRun):
 
     def __init__(self, model: TrajectoryModel, data: PromptData | None = None):
         judge = model.judge
-        own = model.settings.own
-        shared = {}
-        if len(own.reward_names) == len(judge.rewards):
-            shared = {
-                spec: getattr(reward, "reward", reward)
-                for spec, reward in zip(own.reward_names, judge.rewards, strict=True)
-            }
+        shared = dict(zip(model.settings.own.reward_names, judge.loaded, strict=True))
         on_images = judge.rewards[0] if len(judge.rewards) == 1 else None
-        super().__init__(model.settings, model.pipeline, model.mesh, data and data.eval_prompts, shared, on_images)
-        self.model = model
-        self._data = data
-        self.total = self.settings.total_batches(len(data.prompts)) if data else 0
+        super().__init__(model, data, shared, on_images)
         title = self.METHOD.upper()
         self.progress = Progress(
             title,
@@ -114,24 +100,12 @@ class TrajectoryRun(AdapterRun):
         own = self.settings.own
         return own.passes * self.settings.items // own.train_batch_size
 
-    def idle_params(self) -> Params:
-        """Returns the weights that stay on the devices although no program takes them.
-
-        They are those of the text encoders, and of the autoencoder if the images are not decoded with it.
-        """
-        decoder = self.model.judge.params.get("decoder")
-        return {name: tree for name, tree in super().idle_params().items() if tree is not decoder}
-
     def batches(self, start: int) -> Generator[Batch, None, None]:
         """Yields the prompts of each batch, with their features on the devices."""
-        self._frozen = self.model.frozen()
         prompts = self._data.prompts
-        features = self.model.features(prompts)
         numbers = numbered(prompts)
-        settings = self.settings
-        for number in range(start, self.total):
-            rows = batch_rows(settings.seed, len(prompts), settings.prompts_per_batch, number)
-            yield Batch(self.model.feed(take_rows(features, rows)), [prompts[row] for row in rows], numbers[rows])
+        for rows, features in self.prompt_batches(start):
+            yield Batch(features, [prompts[row] for row in rows], numbers[rows])
 
     def step(
         self, programs: Programs, batches: Iterator[Batch], number: int, state: State, key: Key
@@ -139,7 +113,7 @@ class TrajectoryRun(AdapterRun):
         """Runs a rollout, has its images scored, and learns from the scores; ``state`` is donated."""
         batch = next(batches)
         fresh = not int(state.step)
-        rollout_key, update_key = _split(_fold_in(key, np.int32(number)))
+        rollout_key, update_key = program_keys(batch_key(key, number))
         times = [time.perf_counter()]
         drawn = jax.block_until_ready(programs["rollout"](state.params, self._frozen, batch.features, rollout_key))
         times.append(time.perf_counter())
@@ -181,8 +155,8 @@ class TrajectoryRun(AdapterRun):
         return row
 
     def _warn_of_rounding(self, error: float) -> None:
-        """Warns if likelihood ratios that compare a policy with itself are not 1, by a tenth of what clips them."""
-        if error > self.limit / 10:
+        """Warns if likelihood ratios that compare a policy with itself are not 1."""
+        if error > MOST_FIRST_ERROR * self.limit:
             logging.warning(
                 "before the first update the likelihood ratio should be 1, and at one timestep it is %.2g away from "
                 "it (ratios are clipped at %g): this device rounds the two passes differently; use "

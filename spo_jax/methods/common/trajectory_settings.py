@@ -89,6 +89,8 @@ class TrajectorySettings(Settings):
 class TrajectoryTrainSettings(OnlineSettings):
     """Base of all settings of a run of such a method, whose group is named after the method."""
 
+    BATCHES: ClassVar = {"prompts_per_batch": "prompts"}
+
     @property
     def own(self) -> TrajectorySettings:
         """The method's group."""

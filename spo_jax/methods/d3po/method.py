@@ -1,7 +1,6 @@
 """A run of D3PO: pairs of trajectories from the same latents, and DPO of every step by their last images."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,9 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spo_jax.core.typing import Array, Float, Int, Key, Params
-from spo_jax.methods.common.final_judge import open_final_judge
-from spo_jax.methods.common.model import open_model
-from spo_jax.methods.common.policy import Predict, step_log_probs
+from spo_jax.methods.common.policy import Predict
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.common.trajectories import Trajectories
@@ -31,10 +28,7 @@ def setup(
       UserError: the model or a reward cannot be loaded, or they do not fit.
     """
     del folder
-    abstract = data is None
-    pipeline = open_model(settings, mesh, abstract)
-    judge = open_final_judge(settings, pipeline, mesh, abstract, data.prompts if data else ())
-    return D3PORun(D3PO(settings, pipeline, judge, mesh), data)
+    return D3PORun(D3PO.open(settings, mesh, data), data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,14 +77,7 @@ class D3PO(TrajectoryModel):
             lora: Params, item: Int[Array, " c"], step: Int[Array, " c"], weight: Float[Array, " c"]
         ) -> tuple[Array, dict[str, Array], Array]:
             steps = steps_of(item, step)
-
-            def log_probs(lora: Params | None) -> Array:
-                predicted = functools.partial(predict, lora)
-                return step_log_probs(
-                    predicted, self.process, own.eta, steps.x_t, steps.x_prev, steps.t, steps.row
-                )  # fmt: skip
-
-            logp, ref_logp = log_probs(lora), log_probs(None)
+            logp, ref_logp = self.log_probs(predict, lora, steps), self.log_probs(predict, None, steps)
             h = preference[item]
             out = d3po_loss(logp, ref_logp, h, beta=own.beta, eps=own.eps)
             error = jnp.abs(out.ratio - 1)

@@ -46,7 +46,6 @@ class D3POTrainSettings(TrajectoryTrainSettings):
     FREE_FIELDS: ClassVar = (
         *TrajectoryTrainSettings.FREE_FIELDS, "d3po.decode_chunk", "d3po.rollout_chunk", "d3po.train_chunk",
     )  # fmt: skip
-    BATCHES: ClassVar = {"prompts_per_batch": "prompts"}
 
     d3po: D3POSettings = D3POSettings()
 

@@ -1,7 +1,6 @@
 """A run of DDPO: the policy gradient of finished images' rewards, with clipped likelihood ratios."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -10,9 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from spo_jax.core.typing import Array, Float, Int, Key, Params
-from spo_jax.methods.common.final_judge import open_final_judge
-from spo_jax.methods.common.model import open_model
-from spo_jax.methods.common.policy import Predict, step_log_probs
+from spo_jax.methods.common.policy import Predict
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.common.trajectories import Trajectories
 from spo_jax.methods.common.trajectory_model import TrajectoryModel
@@ -49,10 +46,7 @@ def setup(
       UserError: the model or a reward cannot be loaded, or they do not fit.
     """
     del folder
-    abstract = data is None
-    pipeline = open_model(settings, mesh, abstract)
-    judge = open_final_judge(settings, pipeline, mesh, abstract, data.prompts if data else ())
-    return DDPORun(DDPO(settings, pipeline, judge, mesh), data)
+    return DDPORun(DDPO.open(settings, mesh, data), data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +98,7 @@ class DDPO(TrajectoryModel):
             lora: Params, item: Int[Array, " c"], step: Int[Array, " c"], weight: Float[Array, " c"]
         ) -> tuple[Array, dict[str, Array], Array]:
             steps = steps_of(item, step)
-            policy = functools.partial(predict, lora)
-            logp = step_log_probs(policy, self.process, own.eta, steps.x_t, steps.x_prev, steps.t, steps.row)[:, 0]
+            logp = self.log_probs(predict, lora, steps)[:, 0]
             old_logp = steps.log_probs[:, 0]
             clips = {"clip_range": own.clip_range, "adv_clip_max": own.adv_clip_max}
             out = ddpo_loss(logp, old_logp, advantage[item], **clips)

@@ -58,7 +58,6 @@ class DDPOTrainSettings(TrajectoryTrainSettings):
     FREE_FIELDS: ClassVar = (
         *TrajectoryTrainSettings.FREE_FIELDS, "ddpo.decode_chunk", "ddpo.rollout_chunk", "ddpo.train_chunk",
     )  # fmt: skip
-    BATCHES: ClassVar = {"prompts_per_batch": "prompts"}
 
     ddpo: DDPOSettings = DDPOSettings()
 

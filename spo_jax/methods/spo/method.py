@@ -7,19 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.rows import take_rows
-from spo_jax.core.typing import Key, Params
+from spo_jax.core.typing import Key
 from spo_jax.methods.base import Programs, Result
-from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.online import PromptFeatures
-from spo_jax.methods.common.order import batch_rows
+from spo_jax.methods.common.online_run import OnlineRun, batch_key, program_keys
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.spo.programs import SPO
 from spo_jax.methods.spo.row import MetricTimesteps, flat_row, warn_of_rounding
@@ -62,9 +59,6 @@ _PROGRESS = Progress(
     watched=("loss", "grad_norm", "spm_score"),
     hint="Lower optimizer.learning_rate, or use float32",
 )
-# Jitted, for keys that lie on the devices of several processes.
-_fold_in = jax.jit(jax.random.fold_in)
-_split = jax.jit(lambda key: tuple(jax.random.split(key)))
 
 
 def setup(
@@ -90,7 +84,7 @@ def setup(
     return SPORun(SPO(settings, pipeline, judge, mesh), data)
 
 
-class SPORun(AdapterRun):
+class SPORun(OnlineRun):
     """A run of SPO; see `spo_jax.methods.base.Run`.
 
     Args:
@@ -103,12 +97,13 @@ class SPORun(AdapterRun):
     charts = CHARTS
 
     def __init__(self, spo: SPO, data: PromptData | None = None):
-        shared = {spo.settings.spo.reward: spo.judge.reward}
-        super().__init__(spo.settings, spo.pipeline, spo.mesh, data and data.eval_prompts, shared, spo.judge.reward)
-        self.spo = spo
-        self._data = data
-        self.total = self.settings.total_batches(len(data.prompts)) if data else 0
+        super().__init__(spo, data, {spo.settings.spo.reward: spo.judge.reward}, spo.judge.reward)
         self._timesteps = MetricTimesteps.of(self.settings.spo, spo.process)
+
+    @property
+    def spo(self) -> SPO:
+        """The method bound to its models."""
+        return self.model
 
     def init_state(self, key: Key) -> SPOState:
         """Returns the state of a fresh adapter, with a full copy on every device."""
@@ -131,23 +126,10 @@ class SPORun(AdapterRun):
         pairs = self.settings.prompts_per_batch * (settings.num_steps - settings.divert_start_step)
         return -(-pairs // settings.train_batch_size)
 
-    def idle_params(self) -> Params:
-        """Returns the weights that stay on the devices although no program takes them.
-
-        They are those of the text encoders, and of the autoencoder if the judge does not take it.
-        """
-        decoder = self.spo.judge.params.get("decoder")
-        return {name: tree for name, tree in super().idle_params().items() if tree is not decoder}
-
     def batches(self, start: int) -> Generator[PromptFeatures, None, None]:
         """Yields the features of each batch's prompts, on the devices."""
-        self._frozen = self.spo.frozen()
-        prompts = self._data.prompts
-        features = self.spo.features(prompts)
-        settings = self.settings
-        for number in range(start, self.total):
-            rows = batch_rows(settings.seed, len(prompts), settings.prompts_per_batch, number)
-            yield self.spo.feed(take_rows(features, rows))
+        for _, features in self.prompt_batches(start):
+            yield features
 
     def step(
         self, programs: Programs, batches: Iterator[PromptFeatures], number: int, state: SPOState, key: Key
@@ -155,7 +137,7 @@ class SPORun(AdapterRun):
         """Runs a rollout and the updates on its pairs; ``state`` is donated."""
         inputs = next(batches)
         fresh = not int(state.step)
-        key = _fold_in(key, np.int32(number))
+        key = batch_key(key, number)
         state, row = run_batch(programs, self._frozen, inputs, self._timesteps, state, key)
         if not fresh:  # later, the policy is no longer the reference
             row.pop(FIRST_ERROR, None)
@@ -203,7 +185,7 @@ def run_batch(
     Returns:
       The next state, and the batch's row.
     """
-    collect_key, update_key = _split(key)
+    collect_key, update_key = program_keys(key)
     begin = time.perf_counter()
     pairs, rollout = jax.block_until_ready(programs["collect"](sampling_params(state), frozen, inputs, collect_key))
     middle = time.perf_counter()

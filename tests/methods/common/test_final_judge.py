@@ -21,19 +21,19 @@ def names_of(rewards, names=()):
 
 
 def test_the_first_score_counts_or_those_that_are_named():
-    both = [("host", HOST), ("dark", DARK)]
     assert names_of([("host", HOST)]) == ["darkness"]
     assert names_of([("host", HOST)], ["redness"]) == ["redness"]
-    assert names_of(both, ["redness"]) == ["redness"]  # and the other reward is left out
     (_, reward), *_ = chosen([("device", DEVICE)], (), "score")
     assert reward is DEVICE
 
 
-def test_scores_that_are_unknown_or_given_twice_are_refused():
+def test_scores_that_are_unknown_or_given_twice_and_rewards_without_any_are_refused():
     with pytest.raises(UserError, match="score names 'beauty': expected one of the scores darkness, redness"):
         chosen([("host", HOST)], ["beauty"], "score")
     with pytest.raises(UserError, match="score: several rewards give a score darkness; keep one of them"):
         chosen([("host", HOST), ("dark", DARK)], (), "score")
+    with pytest.raises(UserError, match="score names no score of 'dark': expected one of darkness as well"):
+        chosen([("host", HOST), ("dark", DARK)], ["redness"], "score")
 
 
 def test_scores_of_a_program_are_those_of_the_host():
@@ -44,6 +44,7 @@ def test_scores_of_a_program_are_those_of_the_host():
     device = FinalJudge((DEVICE,), decoder)
     host = FinalJudge((SomeScores(HOST, ["redness"]), DARK), decoder)
     assert not device.on_host and host.on_host and host.names == ["redness", "darkness"]
+    assert host.loaded == [HOST, DARK]
 
     def finish(judge):
         return jax.jit(lambda params: judge.finish(params, latents, judge.features(["a", "b"]), row, 2))(judge.params)

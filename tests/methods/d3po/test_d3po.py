@@ -55,13 +55,12 @@ def test_a_tie_and_a_clipped_ratio_give_no_gradient():
 
 
 def test_a_run_resumes_to_the_bit_and_learns_what_its_rows_say(settings, tmp_path):
-    trained = train(settings, tmp_path / "rows")
+    trained = assert_resumes_to_the_bit(settings, tmp_path)
     assert isinstance(trained.run, Run) and isinstance(load_method("d3po"), Method)
     first, second = trained.rows
     assert first["first_ratio_error"] < 1e-5 and "first_ratio_error" not in second
     assert first["train_batches"] == 2 and 0 <= first["ties"] < 1 and first["reward_gap"] > 0
     assert {name.partition("/")[0] for row in trained.rows for name in row} <= set(trained.run.charts)
-    assert_resumes_to_the_bit(settings, tmp_path)
 
 
 @pytest.mark.slow

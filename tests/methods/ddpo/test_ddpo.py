@@ -77,8 +77,8 @@ def test_only_steps_that_went_the_right_way_are_clipped():
     np.testing.assert_allclose(out.loss, [-1.1, -0.8, 1.2, 4.5], rtol=1e-6)
 
 
-def test_a_run_learns_what_its_rows_say(settings, tmp_path):
-    trained = train(settings, tmp_path)
+def test_a_run_resumes_to_the_bit_and_learns_what_its_rows_say(settings, tmp_path):
+    trained = assert_resumes_to_the_bit(settings, tmp_path)
     assert isinstance(trained.run, Run) and isinstance(load_method("ddpo"), Method)
     for row in trained.rows:
         assert row["train_batches"] == 4
@@ -89,10 +89,6 @@ def test_a_run_learns_what_its_rows_say(settings, tmp_path):
     assert int(trained.state.step) == 12
     counts = trained.state.history.count
     assert counts.sum() == 3 * 4 and trained.state.history.rewards.shape == (46, 3)
-
-
-def test_it_resumes_to_the_bit(settings, tmp_path):
-    assert_resumes_to_the_bit(settings, tmp_path)
 
 
 @pytest.mark.slow
