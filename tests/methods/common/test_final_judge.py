@@ -38,7 +38,7 @@ def test_scores_that_are_unknown_or_given_twice_and_rewards_without_any_are_refu
 
 def test_scores_of_a_program_are_those_of_the_host():
     """In a program images are decoded and scored in chunks; on the host they are decoded in a program."""
-    decoder = Decoder(jnp.float32(2), lambda params, latents: latents * params)
+    decoder = Decoder({"scale": jnp.float32(2)}, lambda params, latents: latents * params["scale"])
     latents = jnp.asarray(IMAGES / 2)
     row = jnp.asarray([0, 0, 1, 1])
     device = FinalJudge((DEVICE,), decoder)
