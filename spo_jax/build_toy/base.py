@@ -1,6 +1,6 @@
 """Trains the toy diffusion model: a UNet on 8 x 8 latents, together with its text encoder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -29,7 +29,8 @@ SCHEDULER = {
     "prediction_type": "epsilon", "timestep_spacing": "leading",
 }  # fmt: skip
 IMAGES = 30_000
-STEPS = 5000
+STEPS = 4000
+EARLIER = 1000  # steps after which an earlier checkpoint is kept, whose images are worse
 BATCH = 64
 LEARNING_RATE = 1.5e-3
 CAPTION_DROPOUT = 0.1  # share of images seen with the empty caption, for guidance
@@ -97,7 +98,13 @@ def batches(data: Batch, empty: Int[np.ndarray, " l"], seed: int) -> Iterator[Ba
 
 
 def train_base(
-    data: Batch, empty: Int[np.ndarray, " l"], text: CLIPTextConfig, seed: int = 0, steps: int = STEPS
+    data: Batch,
+    empty: Int[np.ndarray, " l"],
+    text: CLIPTextConfig,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    look: Callable[[int, Params], None] | None = None,
 ) -> dict[str, Params]:
     """Trains UNet and text encoder together to predict noise, with min-SNR weighting.
 
@@ -107,6 +114,7 @@ def train_base(
       text: config of the text encoder.
       seed: seed of weights, batches and noise.
       steps: number of training steps.
+      look: as in `fit`.
 
     Returns:
       The weights under "unet" and "text_encoder".
@@ -143,6 +151,5 @@ def train_base(
         "unet": jax.jit(unet.init)(unet_key, latents, jnp.zeros(1), states)["params"],
         "text_encoder": text_params["params"],
     }
-    return fit(
-        loss, params, source, steps=steps, learning_rate=LEARNING_RATE, key=jax.random.key(seed + 1), title="base"
-    )
+    key = jax.random.key(seed + 1)
+    return fit(loss, params, source, steps=steps, learning_rate=LEARNING_RATE, key=key, title="base", look=look)

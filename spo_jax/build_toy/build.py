@@ -33,6 +33,8 @@ from spo_jax.weights.components import text_state, write_component
 from spo_jax.weights.rules import to_state
 from spo_jax.weights.store import read_file, write_state
 
+EARLIER = "earlier.safetensors"  # an earlier checkpoint of the diffusion model, in --work-dir
+
 
 def run() -> None:
     """Runs the command."""
@@ -60,6 +62,7 @@ def build(work: Path, out: Path, settings: SPMTrainSettings) -> None:
     text = base.text_config(len(ids), MAX_LENGTH, ids[END])
     trained = _stage(work / "base.safetensors", lambda: _train_base(work, vae_config, vae, text))
     _write_pipeline(out / "pipeline", vae_config, vae, text, trained)
+    _write_pipeline(work / "earlier", vae_config, vae, text, _read(work / EARLIER))
     # The preference model.
     clip = preference.clip_config(text.vocab_size, text.max_position_embeddings, text.eos_token_id)
     settings = dataclasses.replace(settings, model=str(out / "pipeline"))
@@ -75,8 +78,15 @@ def _copy(source: str, target: str) -> None:
 def _stage(path: Path, train: Callable[[], Params]) -> Params:
     """Reads the weights of a finished stage, or trains and writes them first."""
     if not path.exists():
-        flat = {key: np.asarray(value, np.float32) for key, value in flatten(train()).items()}
-        write_state(path, flat)
+        _write(path, train())
+    return _read(path)
+
+
+def _write(path: Path, params: Params) -> None:
+    write_state(path, {key: np.asarray(value, np.float32) for key, value in flatten(params).items()})
+
+
+def _read(path: Path) -> Params:
     return jax.tree.map(jnp.asarray, unflatten(read_file(path)))
 
 
@@ -94,12 +104,17 @@ def _autoencoder(work: Path) -> tuple[VAEConfig, Params]:
 
 
 def _train_base(work: Path, vae_config: VAEConfig, vae: Params, text: CLIPTextConfig) -> Params:
-    """Trains the UNet and the text encoder."""
+    """Trains the UNet and the text encoder, and keeps them as they are after `base.EARLIER` steps as well."""
     write_tokenizer(work / "tokenizer")
     prompts = [*world.PROMPTS, ""]
     ids = dict(zip(prompts, Tokenizer(work / "tokenizer")(prompts), strict=True))
     data = base.encode_scenes(vae, vae_config, ids, base.IMAGES, seed=10)
-    return base.train_base(data, ids[""], text)
+
+    def look(steps: int, params: Params) -> None:
+        if steps == base.EARLIER:
+            _write(work / EARLIER, params)
+
+    return base.train_base(data, ids[""], text, look=look)
 
 
 def _write_pipeline(folder: Path, vae_config: VAEConfig, vae: Params, text: CLIPTextConfig, trained: Params) -> None:

@@ -22,6 +22,7 @@ def fit(
     ema: float = 0.999,
     weight_decay: float = 0.0,
     title: str = "",
+    look: Callable[[int, Params], None] | None = None,
 ) -> Params:
     """Optimises with AdamW, warm-up, cosine decay and gradients clipped at global norm 1.
 
@@ -35,6 +36,7 @@ def fit(
       ema: decay of the running mean of the weights.
       weight_decay: weight decay of AdamW.
       title: title of the progress bar.
+      look: called after each step with the number of steps so far and the running mean of the weights.
 
     Returns:
       The running mean of the weights.
@@ -58,6 +60,8 @@ def fit(
     shown = bar(title, steps, "step", over=range(steps))
     for index in shown:
         state, metrics = step(state, next(batches), jnp.asarray(index))
+        if look is not None:
+            look(index + 1, state[1])
         if index % 50 == 0:
             values = {name: f"{float(value):.4f}" for name, value in metrics.items()}
             shown.set_postfix(values, refresh=False)

@@ -57,9 +57,11 @@ TRAIN_PROMPTS = tuple(prompt for prompt in PROMPTS if prompt not in HELD_OUT_PRO
 # Maps each hidden factor to the range of its uniform distribution. Lengths are in pixels, angles in degrees, and image
 # values in [-1, 1].
 FACTORS: dict[str, tuple[float, float]] = {
-    "edge_width": (1.0, 5.5),  # pixels over which an edge fades; 1 is a clean anti-aliased edge
+    "edge_width": (1.0, 4.5),  # pixels over which an edge fades; 1 is a clean anti-aliased edge
     "dullness": (0.0, 0.65),  # share of the way from the palette colour to grey
-    "grain": (0.0, 0.17),  # standard deviation of the grain
+    "raggedness": (0.0, 0.8),  # standard deviation of the outline's displacement in pixels
+    "mottle": (0.0, 0.2),  # standard deviation of the shape's lightness
+    "grain": (0.0, 0.17),  # standard deviation of the background's grain
     "grain_size": (0.85, 1.3),  # standard deviation of a blob in pixels; a blob is about 2 to 3 pixels across
     "shift_x": (-2.0, 2.0),
     "shift_y": (-2.0, 2.0),
@@ -69,6 +71,7 @@ FACTORS: dict[str, tuple[float, float]] = {
 }
 _SLOW_TERMS = 5  # x, y, xy, x², y²
 _SLOW_STD = 0.07
+_NOTCH = 1.5  # standard deviation, in pixels, of the blobs by which a ragged outline is displaced
 
 Plane = Float[np.ndarray, "n h w"]
 Corners = Sequence[tuple[float | int, float | int]]
@@ -241,6 +244,8 @@ def render(
 
     # How much of each pixel the shape covers.
     distance = signed_distance([shape for _, shape in parsed], factors)
+    notches = _blobs(rng, np.full(len(parsed), _NOTCH, np.float32))
+    distance += factors["raggedness"][:, None, None] * notches
     cover = np.clip(0.5 - distance / factors["edge_width"][:, None, None], 0, 1)
     # The smoothstep applies only where the edge is soft: a ramp of one pixel is already the box filter of a straight
     # edge.
@@ -253,7 +258,9 @@ def render(
     grey = factors["background"][:, None, None] + _slow_variation(rng, len(parsed))  # [b h w]
     images = grey[..., None] + cover[..., None] * (colour[:, None, None] - grey[..., None])
 
-    grain = factors["grain"][:, None, None] * _blobs(rng, factors["grain_size"])
+    # Roughness, whose strength on the shape does not depend on that on the background.
+    strength = factors["grain"][:, None, None] + cover * (factors["mottle"] - factors["grain"])[:, None, None]
+    grain = strength * _blobs(rng, factors["grain_size"])
     return np.clip(images + grain[..., None], -1, 1, dtype=np.float32)
 
 
