@@ -10,8 +10,8 @@ from spo_jax.toy import world
 
 _STEPS = 3  # Gauss-Newton steps; from a start within a pixel and 3 degrees, more change nothing that is seen
 _WIDTHS = (1.0, 8.0)  # limits of the edge's width in pixels
-# Damping: turning a circle changes nothing, so that its tilt stays where it starts.
-_RIDGE = np.float32([1e-2, 1e-2, 1e-1, 1e-1, 1e-2])
+# Damping. Turning a circle changes nothing but rounding errors, so that its tilt has to be held where it starts.
+_RIDGE = np.float32([1e-2, 1e-2, 1e-1, 10, 1e-2])
 _LARGEST_STEP = np.float32([1.0, 1.0, 0.1, 0.1, 1.0])  # pixels, pixels, log scale, radians, pixels
 
 

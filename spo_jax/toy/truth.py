@@ -22,7 +22,7 @@ from spo_jax.toy.pose import Pose, fit_pose
 _TILTS = np.arange(-30, 31, 5, dtype=np.float32)  # degrees; the toy world tilts by 18 at most
 _WINDOW = 24  # height and width of a normalised mask in samples
 _EXTENT = 1.9  # half the window, in radii of a circle with the shape's area
-_FORM = (0.84, 0.97)  # likeness to the shape that scores nothing, and everything; the toy world's images exceed 0.98
+_FORM = (0.82, 0.94)  # likeness to the shape that scores nothing, and everything; 98 % of the toy world's images exceed it
 _LEAD = 0.03  # lead in likeness at which another colour or shape makes the score zero
 _AREA = (0.75, 1.35)  # limits of the area, relative to the smallest and the largest that the toy world draws
 _CHROMA_FLOOR = 0.12  # chroma below which an image shows nothing coloured
@@ -30,9 +30,12 @@ _CHROMA_FLOOR = 0.12  # chroma below which an image shows nothing coloured
 # Quality of the drawing. The scale of each deviation is about the worst that the toy world draws.
 _RINGS = (-3, -2, -1, 1, 2, 3)  # distances from the outline in pixels, negative inside
 _SOFT = 0.80  # scale of the rings' deviation from a clean edge
-_ROUGH = 0.15  # scale of the grain
+_RAGGED = 0.55  # scale of the outline's displacement in pixels
+_MOTTLED = 0.2  # scale of the shape's roughness
+_GRAINY = 0.15  # scale of the background's roughness
 _DULL = 0.60  # scale of the distance from the palette colour, relative to that colour's own chroma
 _TOLERANCE = 0.05  # share of a scale that counts as perfect, about the error of measuring a clean image
+_PER_COVER = 2.5  # pixels of displacement for each unit of surplus cover, smoothed at the outline
 _KNEE = 0.7  # share of a scale beyond which a term falls exponentially rather than linearly
 
 _GREYLESS = np.eye(3, dtype=np.float32) - np.float32(1 / 3)
@@ -205,14 +208,9 @@ def _tilted_likeness(parts: Parts) -> Float[np.ndarray, "b shapes tilts"]:
     return scores.reshape(len(scores), *templates.shape[:2])
 
 
-def _likeness(parts: Parts) -> Float[np.ndarray, "b shapes"]:
-    """Returns the correlation of the mask with each shape at its best tilt."""
-    return _tilted_likeness(parts).max(2)
-
-
-def _pose(parts: Parts, shape: Int[np.ndarray, " b"]) -> Pose:
+def _pose(parts: Parts, likeness: Float[np.ndarray, "b shapes tilts"], shape: Int[np.ndarray, " b"]) -> Pose:
     """Fits the drawing of a shape to each image, starting from its centroid, its area and the likest template."""
-    tilt = _tilted_likeness(parts)[np.arange(len(shape)), shape].argmax(1)
+    tilt = likeness[np.arange(len(shape)), shape].argmax(1)
     x, y, radius = _centroids(np.clip(parts.cover, 0, 1))
     # The centroid of a triangle, star or moon is not where its drawing has its origin.
     off_x, off_y, template_radius = (values[shape * len(_TILTS) + tilt] for values in _centroids(_template_covers()))
@@ -248,7 +246,7 @@ def classify(images: Float[np.ndarray, "b h w 3"]) -> tuple[Int[np.ndarray, " b"
       (index into `world.COLOURS`, index into `world.SHAPES`).
     """
     parts = take_apart(_finite(images))
-    return np.argmax(_hue_likeness(parts), axis=1), np.argmax(_likeness(parts), axis=1)
+    return np.argmax(_hue_likeness(parts), axis=1), np.argmax(_tilted_likeness(parts).max(2), axis=1)
 
 
 def _indices(prompts: Collection[str]) -> tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]:
@@ -298,7 +296,7 @@ def _finite(images: Float[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b h w 3"
 def _smoothed(cover: Float[np.ndarray, "b h w"]) -> Float[np.ndarray, "b h w"]:
     """Applies a [1 2 1] / 4 filter twice along both axes, which is a Gaussian of one pixel."""
     height, width = cover.shape[1:]
-    padded = np.pad(np.clip(cover, 0, 1), ((0, 0), (2, 2), (2, 2)), mode="edge")
+    padded = np.pad(cover, ((0, 0), (2, 2), (2, 2)), mode="edge")
     taps = np.float32([1, 4, 6, 4, 1]) / 16
     rows = sum(tap * padded[:, i : i + height] for i, tap in enumerate(taps))
     return sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(taps))
@@ -309,7 +307,7 @@ def _rings(parts: Parts) -> list[Bool[np.ndarray, "b h w"]]:
 
     Measured along a smoothed outline, a ragged edge is as soft as it looks.
     """
-    inside = _smoothed(parts.cover) > 0.5
+    inside = _smoothed(np.clip(parts.cover, 0, 1)) > 0.5
     deep = _layers(inside)
     away = _layers(~inside)
     rings = []
@@ -332,10 +330,13 @@ def _clean_profiles() -> Float[np.ndarray, "shapes rings"]:
     rows = []
     for shape in world.SHAPES:
         factors = world.sample_factors(rng, poses) | {"edge_width": np.ones(poses, np.float32)}
-        factors |= {name: np.zeros(poses, np.float32) for name in ("dullness", "grain")}
+        factors |= {name: np.zeros(poses, np.float32) for name in ("dullness", "raggedness", "mottle", "grain")}
         images = world.render(rng, [f"a red {shape}"] * poses, factors)
         rows.append(_profile(take_apart(images)).mean(0))
     return np.stack(rows)
+
+
+DETAILS = ("crisp", "trim", "even", "clean", "colour")  # the terms whose geometric mean is the core of the aesthetic
 
 
 def _fall(deviation: Float[np.ndarray, " b"], scale: float) -> Float[np.ndarray, " b"]:
@@ -353,10 +354,19 @@ def _crisp(parts: Parts, shape: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"
     return _fall(deviation, _SOFT)
 
 
-def _clean(images: Float[np.ndarray, "b h w 3"], parts: Parts) -> Float[np.ndarray, " b"]:
-    """Returns the term for grain: the roughness of background, interior and edge around their ideal values.
+def _trim(parts: Parts, pose: Pose) -> Float[np.ndarray, " b"]:
+    """Returns the term for the outline: how far it runs from that of the shape, which is fitted to the image.
 
-    Each of the three regions has its own mean, so that none dilutes another.
+    Cover that is too much or too little near the outline is a displacement; soft edges have both, which cancel.
+    """
+    surplus = _smoothed(np.clip(parts.cover, 0, 1) - pose.cover) * _PER_COVER
+    return _fall(np.sqrt(_masked_mean(np.square(surplus), np.abs(pose.distance) < 1)), _RAGGED)
+
+
+def _roughness(images: Float[np.ndarray, "b h w 3"], parts: Parts) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the roughness of the shape and of the background around their ideal values.
+
+    Each is that of an area and, with a quarter of the weight, of its edge, where the other area's roughness shows too.
     """
     deep = _layers(parts.inside)
     away = _layers(~parts.inside)
@@ -364,9 +374,12 @@ def _clean(images: Float[np.ndarray, "b h w 3"], parts: Parts) -> Float[np.ndarr
     level = _masked_mean(images, core)[:, None, None]
     mixed = parts.background + np.clip(parts.cover, 0, 1)[..., None] * (level - parts.background)
     grey = parts.background.mean(-1, keepdims=True)  # a tint is as foreign to the toy world as grain
-    regions = ((level, core), (grey, away[2]), (mixed, ~deep[3] & ~away[3]))
-    variances = [_masked_mean(_square(images - ideal) / 3, region) for ideal, region in regions]
-    return _fall(np.sqrt(np.mean(variances, axis=0)), _ROUGH)
+
+    def rough(ideal: np.ndarray, area: np.ndarray, edge: np.ndarray) -> Float[np.ndarray, " b"]:
+        variances = [_masked_mean(_square(images - to) / 3, region) for to, region in ((ideal, area), (mixed, edge))]
+        return np.sqrt(np.average(variances, axis=0, weights=(3, 1)))
+
+    return rough(level, core, parts.inside & ~deep[3]), rough(grey, away[2], ~parts.inside & ~away[3])
 
 
 def _true_colour(parts: Parts, colour: Int[np.ndarray, " b"]) -> Float[np.ndarray, " b"]:
@@ -387,7 +400,8 @@ def layout(images: Float[np.ndarray, "b h w 3"]) -> dict[str, Float[np.ndarray, 
       circle is about 0, and an image without a shape has values without meaning.
     """
     parts = take_apart(_finite(images))
-    return _pose(parts, _likeness(parts).argmax(1)).factors
+    likeness = _tilted_likeness(parts)
+    return _pose(parts, likeness, likeness.max(2).argmax(1)).factors
 
 
 def _layout_scores(factors: dict[str, Float[np.ndarray, " b"]]) -> dict[str, Float[np.ndarray, " b"]]:
@@ -429,20 +443,24 @@ def aesthetic_terms(
       prompts: as in `aesthetic`.
 
     Returns:
-      The terms ``crisp``, ``clean``, ``colour``, ``form``, ``meant`` and ``range``, each in [0, 1].
+      The terms in `DETAILS`, and ``form``, ``meant`` and ``range``, each in [0, 1].
     """
     finite = _finite(images)
     parts = take_apart(finite)
     hues = _hue_likeness(parts)
-    likeness = _likeness(parts)
+    tilted = _tilted_likeness(parts)
+    likeness = tilted.max(2)
     if prompts is None:
         colour = hues.argmax(1)
         shape = likeness.argmax(1)
     else:
         colour, shape = _indices(prompts)
+    mottle, grain = _roughness(finite, parts)
     return {
         "crisp": _crisp(parts, shape),
-        "clean": _clean(finite, parts),
+        "trim": _trim(parts, _pose(parts, tilted, shape)),
+        "even": _fall(mottle, _MOTTLED),
+        "clean": _fall(grain, _GRAINY),
         "colour": _true_colour(parts, colour),
         "form": _form(parts, likeness[np.arange(len(shape)), shape]),
         "meant": _unrivalled(hues, colour) * _unrivalled(likeness, shape),
@@ -451,7 +469,7 @@ def aesthetic_terms(
 
 
 def aesthetic(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str] | None = None) -> Float[np.ndarray, " b"]:
-    """Computes how well each image is drawn, in [0, 1]: form · meant · range · ∛(crisp · clean · colour).
+    """Computes how well each image is drawn, in [0, 1]: form · meant · range · ⁵√(crisp · trim · even · clean · colour).
 
     Args:
       images: values around [-1, 1], not clipped; values outside that range lower the score.
@@ -462,7 +480,7 @@ def aesthetic(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str] | N
     """
     terms = aesthetic_terms(images, prompts)
     # The geometric mean, because with their arithmetic mean an image could pay for one term with the ruin of another.
-    drawn = np.cbrt(terms["crisp"] * terms["clean"] * terms["colour"])
+    drawn = np.prod([terms[name] for name in DETAILS], axis=0) ** (1 / len(DETAILS))
     return (terms["form"] * terms["meant"] * terms["range"] * drawn).astype(np.float32)
 
 
@@ -498,7 +516,9 @@ def measure(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str]) -> d
 
 TERM_MEANINGS = {
     "term/crisp": "true sharpness of the edges, 0 to 1: a term of the aesthetic",
-    "term/clean": "true absence of grain, 0 to 1: a term of the aesthetic",
+    "term/trim": "true straightness of the outline, 0 to 1: a term of the aesthetic",
+    "term/even": "true evenness of the shape's surface, 0 to 1: a term of the aesthetic",
+    "term/clean": "true absence of grain in the background, 0 to 1: a term of the aesthetic",
     "term/colour": "nearness to the colour of the palette, 0 to 1: a term of the aesthetic",
     "term/form": "likeness to one of the shapes at one of its sizes, 0 to 1: a term of the aesthetic",
     "layout/centred": "1 for a shape in the middle, 0 for one that is as far from it as any of the toy world",

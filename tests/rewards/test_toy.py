@@ -34,7 +34,8 @@ def test_the_variant_terms_says_what_the_aesthetic_is_made_of(reward):
     scores = terms.measure(images, prompts)
     assert scores.keys() == terms.meanings.keys() and not scores.keys() & reward.meanings.keys()
     assert all(0 <= values.min() and values.max() <= 1 for values in scores.values())
-    product = scores["term/form"] * np.cbrt(scores["term/crisp"] * scores["term/clean"] * scores["term/colour"])
+    details = np.prod([scores[f"term/{name}"] for name in ("crisp", "trim", "even", "clean", "colour")], axis=0)
+    product = scores["term/form"] * details ** (1 / 5)
     np.testing.assert_allclose(product, reward.measure(images, prompts)["aesthetic"], atol=1e-4)
     with pytest.raises(UserError, match="expected toy, toy@terms"):
         check_reward("toy@term", Context())

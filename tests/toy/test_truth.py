@@ -9,7 +9,7 @@ from spo_jax.core.signs import out_of_range
 from spo_jax.toy import truth, world
 
 PROMPTS = world.PROMPTS
-TERMS = {"crisp": "edge_width", "clean": "grain", "colour": "dullness"}
+TERMS = {"crisp": "edge_width", "trim": "raggedness", "even": "mottle", "clean": "grain", "colour": "dullness"}
 COLOUR = np.float32([world.PALETTE[world.parse_prompt(prompt)[0]] for prompt in PROMPTS])[:, None, None]
 
 
@@ -51,7 +51,8 @@ def reconstructed_terms(real, reconstructed):
 
 
 def _total(terms):
-    return terms["form"] * terms["meant"] * terms["range"] * np.cbrt(terms["crisp"] * terms["clean"] * terms["colour"])
+    drawn = np.prod([terms[name] for name in TERMS], axis=0) ** (1 / 5)
+    return terms["form"] * terms["meant"] * terms["range"] * drawn
 
 
 def _drawn(**values):
@@ -63,12 +64,12 @@ def _drawn(**values):
 
 @pytest.fixture(scope="module")
 def clean():
-    return _drawn(edge_width=1, dullness=0, grain=0)
+    return _drawn(edge_width=1, raggedness=0, mottle=0, grain=0, dullness=0)
 
 
 @pytest.fixture(scope="module")
 def middling():
-    return _drawn(edge_width=3, dullness=0.3, grain=0.06)
+    return _drawn(edge_width=3, raggedness=0.3, mottle=0.06, grain=0.06, dullness=0.3)
 
 
 def _score(images, prompts=PROMPTS):
@@ -127,16 +128,17 @@ def test_accuracy_distinguishes_the_attributes(clean):
 @pytest.mark.parametrize("term", TERMS)
 def test_each_term_follows_its_own_hidden_factor_and_no_other(real, real_terms, reconstructed_terms, term):
     factors = real[2]
-    for values, least in ((real_terms[term], 0.97), (reconstructed_terms[term], 0.90)):
+    for values, least in ((real_terms[term], 0.90), (reconstructed_terms[term], 0.80)):
         assert np.corrcoef(values, factors[TERMS[term]])[0, 1] < -least
         for other in set(world.FACTORS) - {TERMS[term]}:
-            assert abs(np.corrcoef(values, factors[other])[0, 1]) < 0.12, other
+            # Edges show a little of all flaws.
+            assert abs(np.corrcoef(values, factors[other])[0, 1]) < 0.22, other
 
 
 def test_real_images_spread_widely_and_keep_their_order_after_reconstruction(real_terms, reconstructed_terms):
     scores = _total(real_terms)
     assert 0 <= scores.min() and scores.max() <= 1
-    assert 0.14 < scores.std() < 0.22
+    assert 0.11 < scores.std() < 0.18
     assert np.corrcoef(scores, _total(reconstructed_terms))[0, 1] > 0.95
 
 
@@ -159,7 +161,7 @@ def test_layout_does_not_count(real, real_terms):
 def test_the_layout_is_measured_from_the_image_alone(real, reconstructed):
     images, prompts, factors = real
     round_ones = np.asarray([prompt.endswith("circle") for prompt in prompts])
-    for drawn, tolerance in ((images, 0.05), (reconstructed, 0.5)):
+    for drawn, tolerance in ((images, 0.3), (reconstructed, 0.5)):
         found = truth.layout(drawn[:400])
         assert np.mean(np.abs(found["tilt"][round_ones[:400]]) < 3) > 0.9
         for name, values in found.items():
@@ -169,8 +171,9 @@ def test_the_layout_is_measured_from_the_image_alone(real, reconstructed):
 
 
 def test_scores_of_the_layout_lead_from_the_worst_to_the_best_of_the_toy_world():
-    middle = _drawn(shift_x=0, shift_y=0, tilt=0, scale=world.FACTORS["scale"][1])
-    corner = _drawn(shift_x=2, shift_y=-2, tilt=18, scale=world.FACTORS["scale"][0])
+    smallest, largest = world.FACTORS["scale"]
+    middle = _drawn(raggedness=0, shift_x=0, shift_y=0, tilt=0, scale=largest)
+    corner = _drawn(raggedness=0, shift_x=2, shift_y=-2, tilt=18, scale=smallest)
     best = truth.measure_terms(middle)
     worst = truth.measure_terms(corner)
     tilted = np.asarray([not prompt.endswith("circle") for prompt in PROMPTS])
@@ -225,7 +228,7 @@ def test_edges_peak_at_natural_sharpness(clean):
 
 
 def test_sharpening_a_blurred_image_gains_little_and_then_loses():
-    blurred = _drawn(edge_width=4, dullness=0.2, grain=0.05)
+    blurred = _drawn(edge_width=4, raggedness=0.2, mottle=0.05, grain=0.05, dullness=0.2)
     before = _score(blurred)
     for sigma in (0.7, 1, 2):
         curve = [_score(_sharpened(blurred, amount, sigma)) for amount in (0.5, 1, 2, 4, 8)]
@@ -248,7 +251,7 @@ def test_any_pattern_over_the_image_lowers_the_score(clean, strength):
 
 def test_smearing_a_grainy_image_gains_little(middling):
     """Smoothing removes the grain and the edges alike."""
-    grainy = _drawn(edge_width=1.5, dullness=0, grain=0.12)
+    grainy = _drawn(edge_width=1.5, raggedness=0, mottle=0.12, grain=0.12, dullness=0)
     assert max(_score(_blurred(grainy, sigma)) for sigma in (0.5, 0.8, 1.2, 2, 3)) < _score(grainy) + 0.05
 
 
@@ -330,4 +333,4 @@ def test_a_tinted_background_and_a_ragged_outline_lower_the_score(clean):
 def test_one_ruined_term_ruins_the_score(clean):
     noise = np.random.default_rng(8).standard_normal(clean.shape) * 0.35
     for ruined in (clean + noise, _blurred(clean, 3), _saturated(clean, 0.1)):
-        assert _score(ruined) < 0.4
+        assert _score(ruined) < 0.5

@@ -14,7 +14,8 @@ from spo_jax.toy import world
 def _factors(count, **values):
     """Returns the factors of clean images in the middle of their ranges, except those in ``values``."""
     middle = {name: np.full(count, sum(ends) / 2, np.float32) for name, ends in world.FACTORS.items()}
-    clean = {"edge_width": 1, "dullness": 0, "grain": 0, "background": 0} | values
+    flaws = {"edge_width": 1, "raggedness": 0, "mottle": 0, "grain": 0, "dullness": 0}
+    clean = flaws | {"background": 0} | values
     return middle | {name: np.full(count, value, np.float32) for name, value in clean.items()}
 
 

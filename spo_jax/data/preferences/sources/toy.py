@@ -20,7 +20,7 @@ from spo_jax.data.preferences.check import RawPair
 from spo_jax.data.preferences.sources import SourceOptions
 from spo_jax.toy import truth, world
 
-TIE = 0.04  # two images whose aesthetics differ by less are a tie
+TIE = 0.03  # two images whose aesthetics differ by less are a tie
 VIVID = -0.45  # dullness of the most over-saturated images
 WRONG_PROMPT = 0.12  # share of images that show another prompt
 SHARPENED = 0.25  # share of images that are sharpened
