@@ -7,12 +7,13 @@ autoencoder  reconstructions keep a prompt accuracy >= 95 %
 base         >= 80 % of the samples of held-out prompts have the right colour and shape
 spm          >= 85 % of held-out preference pairs are ordered right at t = 0, >= 60 % wherever configs/toy.py diverts
 spo          with three training seeds, the aesthetic rises by half of the base's standard deviation, and accuracy and
-             range are kept
+             range are kept; the share of each term in the rise is reported
 """
 
 import dataclasses
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -35,7 +36,7 @@ from spo_jax.parallel.chunks import in_chunks
 from spo_jax.prepare import prepare
 from spo_jax.run.folder import Resume
 from spo_jax.toy import world
-from spo_jax.toy.truth import measure
+from spo_jax.toy.truth import DETAILS, measure
 from spo_jax.train import train
 
 REPORTED_TIMESTEPS = (0, 251, 501, 701, 951)
@@ -68,13 +69,13 @@ class Line:
     Attributes:
       name: name of the number.
       value: its mean.
-      error: its standard error.
+      error: its standard error; None for a number that has none.
       at_least: smallest value that passes; None if the number is reported without a gate.
     """
 
     name: str
     value: float
-    error: float
+    error: float | None
     at_least: float | None = None
 
     @property
@@ -84,7 +85,8 @@ class Line:
 
     def __str__(self) -> str:
         gate = "" if self.at_least is None else f"  gate >= {self.at_least:.4f} {'ok' if self.passed else 'FAILED'}"
-        return f"{self.name:44s} {self.value:8.4f} ± {self.error:.4f}{gate}"
+        error = "" if self.error is None else f" ± {self.error:.4f}"
+        return f"{self.name:44s} {self.value:8.4f}{error}{gate}"
 
 
 def _line(name: str, values: Float[np.ndarray, " n"], at_least: float | None = None) -> Line:
@@ -149,7 +151,9 @@ def spo(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     lines = []
     for seed in SEEDS:
         # Train, or continue a run that exists.
-        evaluation = dataclasses.replace(settings.eval, images=count, batch=50, prompts="toy:held_out")
+        evaluation = dataclasses.replace(
+            settings.eval, images=count, batch=50, prompts="toy:held_out", rewards="toy,toy@terms"
+        )
         seeded = dataclasses.replace(settings, seed=seed, eval=evaluation)
         summary = train(seeded, out / f"seed{seed}", Resume(if_there=True))
         scores = summary["scores"]
@@ -163,7 +167,32 @@ def spo(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
             lines.append(Line(f"seed {seed}: change of {name}", change["change"], change["change_se"], -0.02))
         growth = scores["out_of_range"]
         lines.append(Line(f"seed {seed}: fall of out_of_range", -growth["change"], growth["change_se"], 0.0))
+        # Say what the gain is made of.
+        for name, share in shares(scores).items():
+            change = scores[f"term/{name}"]
+            lines.append(Line(f"seed {seed}: change of term/{name}", change["change"], change["change_se"]))
+            lines.append(Line(f"seed {seed}: its share of the gain", share, None))
     return lines
+
+
+def shares(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Splits a gain of the aesthetic among its terms.
+
+    The aesthetic is a product of terms with exponents, so that its logarithm is a weighted sum. A term's share is that
+    part of the sum by which the logarithm of its mean grew.
+
+    Args:
+      scores: means ``before`` and ``after`` of each score of the reward ``toy@terms``.
+
+    Returns:
+      The share of every term, which sum to 1; one that fell has a negative share.
+    """
+    exponents = dict.fromkeys(DETAILS, 1 / len(DETAILS)) | {"form": 1.0}
+    growth = {
+        name: exponent * math.log(scores[f"term/{name}"]["after"] / scores[f"term/{name}"]["before"])
+        for name, exponent in exponents.items()
+    }
+    return {name: value / sum(growth.values()) for name, value in growth.items()}
 
 
 GATES: dict[str, Callable[[SPOTrainSettings, int, Path], list[Line]]] = {

@@ -22,7 +22,10 @@ from spo_jax.toy.pose import Pose, fit_pose
 _TILTS = np.arange(-30, 31, 5, dtype=np.float32)  # degrees; the toy world tilts by 18 at most
 _WINDOW = 24  # height and width of a normalised mask in samples
 _EXTENT = 1.9  # half the window, in radii of a circle with the shape's area
-_FORM = (0.82, 0.94)  # likeness to the shape that scores nothing, and everything; 98 % of the toy world's images exceed it
+_FORM = (
+    0.82,
+    0.94,
+)  # likeness to a shape that scores nothing, and everything; 98 % of the toy world's images exceed it
 _LEAD = 0.03  # lead in likeness at which another colour or shape makes the score zero
 _AREA = (0.75, 1.35)  # limits of the area, relative to the smallest and the largest that the toy world draws
 _CHROMA_FLOOR = 0.12  # chroma below which an image shows nothing coloured
@@ -469,7 +472,7 @@ def aesthetic_terms(
 
 
 def aesthetic(images: Float[np.ndarray, "b h w 3"], prompts: Collection[str] | None = None) -> Float[np.ndarray, " b"]:
-    """Computes how well each image is drawn, in [0, 1]: form · meant · range · ⁵√(crisp · trim · even · clean · colour).
+    """Computes how well each image is drawn, form · meant · range · ⁵√(crisp · trim · even · clean · colour), in [0, 1].
 
     Args:
       images: values around [-1, 1], not clipped; values outside that range lower the score.

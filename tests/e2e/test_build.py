@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,9 +28,12 @@ def stages(toy, monkeypatch):
         trained.append("autoencoder")
         return pipeline.vae.config, pipeline.params["vae"]
 
-    def train_base(data, empty, text):
+    def train_base(data, empty, text, *, look):
         trained.append("base")
-        return {name: pipeline.params[name] for name in ("unet", "text_encoder")}
+        weights = {name: pipeline.params[name] for name in ("unet", "text_encoder")}
+        look(base.EARLIER, jax.tree.map(jnp.zeros_like, weights))
+        look(base.EARLIER + 1, weights)
+        return weights
 
     monkeypatch.setattr(autoencoder, "train_autoencoder", train_autoencoder)
     monkeypatch.setattr(base, "encode_scenes", lambda *arguments, **settings: None)
@@ -53,6 +57,8 @@ def test_the_pipeline_is_written_as_it_is_shipped(stages, toy, spm_settings, tmp
     assert made.unet.config == toy.pipeline.unet.config
     assert made.vae.config == toy.pipeline.vae.config
     jax.tree.map(np.testing.assert_array_equal, made.params, toy.pipeline.params)  # float16 already
+    earlier = open_pipeline(tmp_path / "work" / "earlier")
+    assert not any(leaf.any() for leaf in jax.tree.leaves(earlier.params["unet"]))
 
 
 @pytest.mark.slow
