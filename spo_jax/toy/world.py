@@ -2,9 +2,10 @@
 
 A caption names a colour and a shape, for example ``"a red star"``. Everything else is hidden and varies: the grey
 background and its slow variation; the layout, which is the position, size and tilt of the shape; and the quality of the
-drawing, which suffers from soft edges, a dull colour and grain. A model trained on these images therefore generates
-better and worse ones, and preferences are about that difference; `spo_jax.toy.truth` measures it. The module depends on
-numpy alone, so that data workers start quickly and need no accelerator.
+drawing, which suffers from five flaws: soft edges, a ragged outline, an uneven surface, a grainy background and a dull
+colour. A model trained on these images therefore generates better and worse ones, and preferences are about that
+difference; `spo_jax.toy.truth` measures it. The module depends on numpy alone, so that data workers start quickly and
+need no accelerator.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -230,7 +231,7 @@ def render(
     """Draws the images that ``factors`` describe.
 
     Args:
-      rng: the source of the grain and of the slow variation.
+      rng: the source of the notches, of the grain and of the slow variation.
       prompts: the captions of the images.
       factors: the hidden factors of the images, by name.
 

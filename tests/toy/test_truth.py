@@ -330,6 +330,18 @@ def test_a_tinted_background_and_a_ragged_outline_lower_the_score(clean):
     assert _score(ragged, None) < _score(plain, None) - 0.2
 
 
+def test_rounded_corners_are_no_better_than_notches(clean):
+    """Smoothing an outline lowers the term for it, as roughening it does."""
+    parts = truth.take_apart(clean)
+    smooth = ndimage.gaussian_filter(parts.cover, (0, 2, 2), mode="nearest")
+    rounded = np.clip(0.5 + 4 * (smooth - 0.5), 0, 1)[..., None]
+    images = (parts.background + rounded * (COLOUR - parts.background)).astype(np.float32)
+    cornered = [index for index, prompt in enumerate(PROMPTS) if prompt.endswith(("star", "cross", "triangle"))]
+    before = truth.aesthetic_terms(clean, PROMPTS)["trim"]
+    after = truth.aesthetic_terms(images, PROMPTS)["trim"]
+    assert before.min() > 0.95 and after[cornered].max() < 0.8
+
+
 def test_one_ruined_term_ruins_the_score(clean):
     noise = np.random.default_rng(8).standard_normal(clean.shape) * 0.35
     for ruined in (clean + noise, _blurred(clean, 3), _saturated(clean, 0.1)):

@@ -107,6 +107,27 @@ def test_grain_is_coarser_than_a_pixel_and_has_unit_strength():
     assert np.mean(grain[:, :, 1:] * grain[:, :, :-1]) > 0.6
 
 
+def test_each_flaw_is_where_it_belongs():
+    """Differences from the clean image, drawn from the same random numbers."""
+    shapes = [world.parse_prompt(prompt)[1] for prompt in world.PROMPTS]
+    distance = world.signed_distance(shapes, _factors(56))
+    deep = distance < -2
+    away = distance > 2
+
+    def change(**flaw):
+        images = [
+            world.render(np.random.default_rng(0), world.PROMPTS, _factors(56, **values)) for values in ({}, flaw)
+        ]
+        return np.abs(images[1] - images[0]).max(-1)
+
+    mottle = change(mottle=0.2)
+    assert mottle[deep].mean() > 0.1 and mottle[away].max() < 1e-6
+    grain = change(grain=0.17)
+    assert grain[away].mean() > 0.1 and grain[deep].max() < 1e-6
+    ragged = change(raggedness=0.3)
+    assert ragged[~deep & ~away].mean() > 0.03 and max(ragged[deep].max(), ragged[away].max()) < 1e-6
+
+
 def test_the_toy_world_needs_neither_jax_nor_torch():
     code = "import sys, spo_jax.toy.truth; sys.exit(bool({'jax', 'torch', 'flax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
