@@ -61,6 +61,7 @@ def build(work: Path, out: Path, settings: SPMTrainSettings) -> None:
     ids, _ = vocabulary()
     text = base.text_config(len(ids), MAX_LENGTH, ids[END])
     trained = _stage(work / "base.safetensors", lambda: _train_base(work, vae_config, vae, text))
+    trained = _stage(work / "base_further.safetensors", lambda: _train_base(work, vae_config, vae, text, trained))
     _write_pipeline(out / "pipeline", vae_config, vae, text, trained)
     _write_pipeline(work / "earlier", vae_config, vae, text, _read(work / EARLIER))
     # The preference model.
@@ -103,12 +104,17 @@ def _autoencoder(work: Path) -> tuple[VAEConfig, Params]:
     return dataclasses.replace(autoencoder.CONFIG, **read_json(scale_file)), params
 
 
-def _train_base(work: Path, vae_config: VAEConfig, vae: Params, text: CLIPTextConfig) -> Params:
-    """Trains the UNet and the text encoder, and keeps them as they are after `base.EARLIER` steps as well."""
+def _train_base(
+    work: Path, vae_config: VAEConfig, vae: Params, text: CLIPTextConfig, start: Params | None = None
+) -> Params:
+    """Trains the UNet and the text encoder; the first run keeps them as they are after `base.EARLIER` steps as well."""
     write_tokenizer(work / "tokenizer")
     prompts = [*world.PROMPTS, ""]
     ids = dict(zip(prompts, Tokenizer(work / "tokenizer")(prompts), strict=True))
-    data = base.encode_scenes(vae, vae_config, ids, base.IMAGES, seed=10)
+    data = base.encode_scenes(vae, vae_config, ids, base.IMAGES, seed=11 if start else 10)
+    if start:
+        further = {"steps": base.FURTHER_STEPS, "learning_rate": base.FURTHER_LEARNING_RATE}
+        return base.train_base(data, ids[""], text, seed=1, start=start, **further)
 
     def look(steps: int, params: Params) -> None:
         if steps == base.EARLIER:

@@ -5,6 +5,7 @@ fails.
 
 autoencoder  reconstructions keep a prompt accuracy >= 95 %
 base         >= 80 % of the samples of held-out prompts have the right colour and shape
+late         how much of each term of the aesthetic is still open where configs/toy.py diverts; no gate
 spm          >= 85 % of held-out preference pairs are ordered right at t = 0, >= 60 % wherever configs/toy.py diverts
 spo          with three training seeds, the aesthetic rises by half of the base's standard deviation, and accuracy and
              range are kept; the share of each term in the rise is reported
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from spo_jax.build_toy.late import CHILDREN, within_parents
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
 from spo_jax.core.files import write_json
@@ -130,6 +132,15 @@ def base(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     return [*lines, Line("standard deviation of the aesthetic", float(values["aesthetic"].std()), 0.0, None)]
 
 
+def late(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
+    """Measures how much of each detail is still open where the config diverts, on ``count`` images."""
+    del out
+    found = within_parents(settings, _held_out(max(count // CHILDREN, 2)))
+    lines = [Line(f"{name}: share of the variance decided late", share, None) for name, (share, _) in found.items()]
+    spreads = [Line(f"{name}: deviation of its logarithm", spread, None) for name, (_, spread) in found.items()]
+    return [*lines, *spreads]
+
+
 def spm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     """Measures accuracies on held-out preference pairs, at the reported timesteps and at all that the config judges."""
     # Draw the pairs.
@@ -198,6 +209,7 @@ def shares(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 GATES: dict[str, Callable[[SPOTrainSettings, int, Path], list[Line]]] = {
     "autoencoder": autoencoder,
     "base": base,
+    "late": late,
     "spm": spm,
     "spo": spo,
 }

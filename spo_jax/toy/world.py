@@ -60,7 +60,7 @@ TRAIN_PROMPTS = tuple(prompt for prompt in PROMPTS if prompt not in HELD_OUT_PRO
 FACTORS: dict[str, tuple[float, float]] = {
     "edge_width": (1.0, 4.5),  # pixels over which an edge fades; 1 is a clean anti-aliased edge
     "dullness": (0.0, 0.65),  # share of the way from the palette colour to grey
-    "raggedness": (0.0, 0.8),  # standard deviation of the outline's displacement in pixels
+    "raggedness": (0.0, 0.5),  # standard deviation of the outline's displacement in pixels
     "mottle": (0.0, 0.2),  # standard deviation of the shape's lightness
     "grain": (0.0, 0.17),  # standard deviation of the background's grain
     "grain_size": (0.85, 1.3),  # standard deviation of a blob in pixels; a blob is about 2 to 3 pixels across

@@ -19,6 +19,7 @@ from spo_jax.build_toy.people import people
 from spo_jax.build_toy.people_images import EARLIER, RECIPES, draw_images, make_plan
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.format import open_preferences
+from spo_jax.data.preferences.sources.toy import TIE
 from spo_jax.models import open_pipeline
 from spo_jax.models.sampler import Sampler
 from spo_jax.toy import ASSETS, annotators, truth, world
@@ -139,7 +140,7 @@ def test_both_sets_hold_the_same_images_with_labels_of_their_own(made):
         ]
         images = np.asarray(pixels) / np.float32(127.5) - 1
         first, second = (truth.aesthetic(images[:, side], prompts).astype(np.float64) for side in (0, 1))
-        np.testing.assert_array_equal(exact.labels, labels_of(first - second, 0.04))
+        np.testing.assert_array_equal(exact.labels, labels_of(first - second, TIE))
         assert (people.labels != exact.labels).any()
         assert measured[split]["ties"]["value"] == pytest.approx((people.labels[:, 0] == 0.5).mean())
 

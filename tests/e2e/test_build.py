@@ -28,12 +28,19 @@ def stages(toy, monkeypatch):
         trained.append("autoencoder")
         return pipeline.vae.config, pipeline.params["vae"]
 
-    def train_base(data, empty, text, *, look):
-        trained.append("base")
+    def train_base(data, empty, text, *, start=None, look=None, **settings):
         weights = {name: pipeline.params[name] for name in ("unet", "text_encoder")}
-        look(base.EARLIER, jax.tree.map(jnp.zeros_like, weights))
+        if start:
+            trained.append("base, further")
+            jax.tree.map(np.testing.assert_array_equal, start, earlier_than(weights, 1))
+            return weights
+        trained.append("base")
+        look(base.EARLIER, earlier_than(weights, 2))
         look(base.EARLIER + 1, weights)
-        return weights
+        return earlier_than(weights, 1)
+
+    def earlier_than(weights, stages):
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, stages), weights)
 
     monkeypatch.setattr(autoencoder, "train_autoencoder", train_autoencoder)
     monkeypatch.setattr(base, "encode_scenes", lambda *arguments, **settings: None)
@@ -50,7 +57,7 @@ def test_the_pipeline_is_written_as_it_is_shipped(stages, toy, spm_settings, tmp
     monkeypatch.setattr(preference, "train_preference_model", lambda *arguments: ASSETS / "spm")
     for _ in range(2):
         build.build(tmp_path / "work", tmp_path / "out", spm_settings)
-        assert stages == ["autoencoder", "base"]
+        assert stages == ["autoencoder", "base", "base, further"]
     for part in ("pipeline", "spm"):
         assert files_in(tmp_path / "out" / part) == files_in(ASSETS / part)
     made = open_pipeline(tmp_path / "out" / "pipeline")
@@ -58,7 +65,7 @@ def test_the_pipeline_is_written_as_it_is_shipped(stages, toy, spm_settings, tmp
     assert made.vae.config == toy.pipeline.vae.config
     jax.tree.map(np.testing.assert_array_equal, made.params, toy.pipeline.params)  # float16 already
     earlier = open_pipeline(tmp_path / "work" / "earlier")
-    assert not any(leaf.any() for leaf in jax.tree.leaves(earlier.params["unet"]))
+    assert all((leaf == 2).all() for leaf in jax.tree.leaves(earlier.params["unet"]))
 
 
 @pytest.mark.slow
