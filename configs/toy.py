@@ -2,7 +2,7 @@
 
 python -m spo_jax.train --config=configs/toy.py --out=runs/toy
 
-This takes about two minutes on two CPU cores. It must print an aesthetic of about 0.38 -> 0.49 (see the README).
+This takes about two minutes on two CPU cores. It must print an aesthetic of about 0.37 -> 0.48 (see the README).
 """
 
 from spo_jax.methods import default_config
