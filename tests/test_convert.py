@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -27,7 +26,9 @@ def published(tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()
     torch.save(bare, folder / "sdxl_step-aware_preference_model.bin")
-    shutil.copy(ASSETS / "spm" / "config.json", folder)
+    config = json.loads((ASSETS / "spm" / "config.json").read_text())
+    config.pop(TRAINED_ON)  # published files do not say it
+    (folder / "config.json").write_text(json.dumps(config))
     return folder / "sdxl_step-aware_preference_model.bin", {key: value.numpy() for key, value in bare.items()}
 
 

@@ -110,7 +110,7 @@ _MISTAKES = {
     "spo_jax.train(toy, 'runs/never', True)": "resume is True: expected spo_jax.Resume(required=True), spo_jax.Resume(",
     "spo_jax.read_settings(None)": "the config is None: expected one such as spo_jax.load_config('toy')",
     "spo_jax.read_settings('toy')": "the config is 'toy': expected one such as spo_jax.load_config('toy')",
-    "spo_jax.load_config(None)": "the config to load is None: expected a file, or a name: finetune_toy, ",
+    "spo_jax.load_config(None)": "the config to load is None: expected a file, or a name: d3po_sd15, ",
     "spo_jax.keep_copy('a', 'b', every='1').__enter__()": "every='1': expected seconds between two looks at the run",
     "spo_jax.inspect_rollout(toy, ['a'], seed=-1)": "--seed=-1: expected a number from 0 to",
     "spo_jax.inspect_rollout(toy, [None])": "--prompt=None: expected a text",

@@ -46,7 +46,7 @@ def test_fields(old, new):
 
 
 def test_every_field_of_the_optimizer_s_first_version_is_known():
-    added_since = {"schedule"}
+    added_since = {"schedule", "name"}
     names = {name for name, *_ in describe(OptimizerSettings())} - added_since
     assert {f"spo.{name}" for name in names} | names <= renamed.FIELDS.keys()
 

@@ -213,8 +213,8 @@ def test_a_variant_is_the_text_after_an_at_sign(user_module, find):
     for wrong in ("@blue", "@", "@Deep:x"):
         with pytest.raises(UserError, match=f"= '{name}{wrong}': expected {name}, {name}@deep, {name}@pale"):
             find(f"{name}{wrong}", Context())
-    with pytest.raises(UserError, match="eval.rewards = 'toy@deep': the reward toy has no variants"):
-        find("toy@deep", Context())
+    with pytest.raises(UserError, match="eval.rewards = 'image_reward@deep': the reward image_reward has no variants"):
+        find("image_reward@deep", Context())
 
 
 @pytest.mark.parametrize("find", [load_reward, check_reward])

@@ -24,6 +24,7 @@ from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make, shapes_of, to_host
 from spo_jax.rewards.base import Reward
+from spo_jax.run.folder import State
 from spo_jax.run.guard.guard import Guard
 from spo_jax.run.loop import Row
 
@@ -96,7 +97,7 @@ class AdapterRun:
         rank = self.settings.lora.rank
         return make(lambda key: init_state(init_lora(key, shapes, rank), self.optimizer), self.mesh, key)
 
-    def state_shapes(self) -> TrainState:
+    def state_shapes(self) -> State:
         """Returns the shapes of the state, which has a full copy on every device."""
         return shapes_of(jax.eval_shape(self.init_state, jax.random.key(0)), replicated(self.mesh))
 
@@ -108,7 +109,7 @@ class AdapterRun:
         params = self.pipeline.params
         return {name: tree for name, tree in params.items() if name != self.pipeline.TRAINED}
 
-    def begin(self, state: TrainState, resuming: bool) -> Row:
+    def begin(self, state: State, resuming: bool) -> Row:
         """Draws and scores the images before training, with the fresh adapter even if the run is resumed.
 
         Raises:
@@ -117,12 +118,12 @@ class AdapterRun:
         del resuming
         return self._evaluation.start(state.params)
 
-    def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
+    def evaluate(self, number: int, state: State) -> tuple[Row, Images]:
         """Draws a grid of the first evaluation images, and adds their mean scores to the row."""
         row, grid = self._evaluation.evaluate(number, state.params)
         return row, {"samples": grid}
 
-    def export(self, state: TrainState, folder: Path) -> None:
+    def export(self, state: State, folder: Path) -> None:
         """Writes ``lora.safetensors``; only one of the processes does so.
 
         Raises:
@@ -132,7 +133,7 @@ class AdapterRun:
             metadata = {"base_model": self.settings.model, "method": self.METHOD}
             write_lora(folder / run_files.LORA, self.settings.lora.adapter(to_host(state.params)), metadata=metadata)
 
-    def finish(self, state: TrainState, folder: Path) -> Result:
+    def finish(self, state: State, folder: Path) -> Result:
         """Draws and scores the images after training.
 
         Raises:
