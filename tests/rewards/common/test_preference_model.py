@@ -39,7 +39,8 @@ def test_scores_depend_on_the_timestep(scores):
 def test_the_published_layout_is_read_with_a_tokenizer_of_its_own(toy, tmp_path):
     """Its names have the prefix ``model.``, and no tokenizer is beside it."""
     state = read_file(ASSETS / "spm" / "model.safetensors")
-    write_state(tmp_path / "spm.safetensors", {f"model.{key.removeprefix('model.')}": value for key, value in state.items()})
+    published = {f"model.{key.removeprefix('model.')}": value for key, value in state.items()}
+    write_state(tmp_path / "spm.safetensors", published)
     shutil.copy(ASSETS / "spm" / "config.json", tmp_path)
     with pytest.raises(UserError, match="no tokenizer"):
         load_spm(tmp_path / "spm.safetensors")
