@@ -28,7 +28,7 @@ STEPS = 1000
 BATCH = 64
 LEARNING_RATE = 1e-3
 PLAIN = 0.25  # share of captions without such a word
-# What is said of an image whose factor is in the lowest or the highest quarter of its range; of tilt, its size counts.
+# What is said of an image whose factor is near the lower or the upper end of its range; of tilt, its size counts.
 WORDS = {
     "edge_width": ("crisp", "soft"),
     "dullness": ("vivid", "dull"),

@@ -15,9 +15,9 @@ from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.core.words import listed
 from spo_jax.methods.common.checks import reward_options
+from spo_jax.methods.common.judge import open_decoder_for
 from spo_jax.methods.common.trajectory_settings import TrajectoryTrainSettings
 from spo_jax.models.base import Decoder, Pipeline
-from spo_jax.models.decoder import open_decoder
 from spo_jax.parallel.agreement import decided
 from spo_jax.parallel.chunks import cut, joined
 from spo_jax.parallel.mesh import devices_in_context
@@ -194,14 +194,10 @@ def open_final_judge(
     reads = {getattr(reward, "READS", "images") for _, reward in kept}
     if len(reads) > 1 or (judge.on_host and reads != {"images"}):
         raise UserError(f"{where} = {own.reward!r}: some rewards read images and others latents; expected one kind")
-    if reads == {"latents"}:
-        if own.decoder != "vae":
-            raise UserError(
-                f"config field {group}decoder = {own.decoder!r}: expected 'vae', because the reward {own.reward} reads "
-                "latents and nothing is decoded"
-            )
-        return judge
-    return dataclasses.replace(judge, decoder=open_decoder(own.decoder, pipeline, mesh, abstract, f"{group}decoder"))
+    decoder = open_decoder_for(
+        own.reward, reads.pop(), own.decoder, group.removesuffix("."), pipeline, mesh, abstract
+    )  # fmt: skip
+    return dataclasses.replace(judge, decoder=decoder)
 
 
 def chosen(rewards: Sequence[tuple[str, Reward]], names: Sequence[str], where: str) -> list[tuple[str, Reward]]:

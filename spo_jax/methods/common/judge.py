@@ -87,11 +87,31 @@ def open_judge(
     if not isinstance(reward, DeviceReward):
         raise no_judge(spec, context.where)
     check_direction(spec, reward, 1.0, context.where)
-    if reward.READS == "latents":
+    return Judge(reward, open_decoder_for(spec, reward.READS, decoder, group, pipeline, mesh, abstract))
+
+
+def open_decoder_for(
+    spec: str, reads: str, decoder: str, group: str, pipeline: Pipeline, mesh: Mesh | None, abstract: bool
+) -> Decoder | None:
+    """Opens the decoder of the images that rewards read; returns None if they read latents.
+
+    Args:
+      spec: names of the rewards, for messages.
+      reads: what they read, ``images`` or ``latents``.
+      decoder: see `open_judge`.
+      group: see `open_judge`.
+      pipeline: see `open_judge`.
+      mesh: see `open_judge`.
+      abstract: see `open_judge`.
+
+    Raises:
+      UserError: the decoder cannot be loaded, or the rewards read latents and a distilled one is named.
+    """
+    if reads == "latents":
         if decoder != "vae":
             raise UserError(
                 f"config field {group}.decoder = {decoder!r}: expected 'vae', because the reward {spec} reads latents "
                 "and nothing is decoded"
             )
-        return Judge(reward, None)
-    return Judge(reward, open_decoder(decoder, pipeline, mesh, abstract, f"{group}.decoder"))
+        return None
+    return open_decoder(decoder, pipeline, mesh, abstract, f"{group}.decoder")

@@ -59,7 +59,7 @@ def numbered(prompts: Sequence[str]) -> Int[np.ndarray, " p"]:
 class TrajectoryRun(OnlineRun):
     """The part of a run that does not depend on how it learns from scores; see `spo_jax.methods.base.Run`.
 
-    A subclass sets `METHOD`, ``charts``, `REFERENCE_RATIO` and `title`.
+    A subclass sets `METHOD`, ``charts`` and `REFERENCE_RATIO`, and defines `limit`.
 
     Args:
       model: the method bound to its models.
