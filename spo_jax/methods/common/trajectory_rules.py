@@ -1,8 +1,8 @@
 """What the curves of methods that learn from finished images should look like, as rules."""
 
-from spo_jax.run.diagnosis.curves import FEW, Curves
+from spo_jax.run.diagnosis.curves import Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
-from spo_jax.run.diagnosis.shared import ENOUGH
+from spo_jax.run.diagnosis.shared import rising
 
 # Of the clip range: with more, rounding decides what is clipped.
 MOST_FIRST_ERROR = 0.1
@@ -37,24 +37,10 @@ def first_ratio_rule(field: str, usual: float) -> Rule:
 
 def reward(curves: Curves) -> Finding | None:
     """The mean reward of the images that are drawn, which should rise."""
-    curve = curves.mean("reward")
-    if len(curve) < FEW:
-        return None
-    change = curve.change()
-    begin, end = curve.mean - change.total / 2, curve.mean + change.total / 2
-    moved = f"from {begin:.3g} to {end:.3g} along the fitted line ({change})"
-    if change.rises:
-        return Finding("good", f"The reward of the images rises, {moved}.", learns=True)
-    if change.falls:
-        return Finding(
-            "problem",
-            f"The reward of the images falls, {moved}: the policy moves away from what it should learn.",
-            "Lower optimizer.learning_rate.",
-            learns=False,
-        )
-    return Finding(
-        "note" if curves.batches < 2 * ENOUGH else "problem",
-        f"The reward of the images does not rise by more than its noise, {moved}.",
-        "Train longer, draw more images in a batch, or raise optimizer.learning_rate.",
-        learns=False,
+    return rising(
+        curves,
+        "reward",
+        "The reward of the images",
+        falling="Lower optimizer.learning_rate.",
+        still="Train longer, draw more images in a batch, or raise optimizer.learning_rate.",
     )

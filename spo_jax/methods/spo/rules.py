@@ -7,7 +7,7 @@ import statistics
 from spo_jax.core.words import listed, readable, with_error
 from spo_jax.run.diagnosis.curves import FEW, Curve, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
-from spo_jax.run.diagnosis.shared import ENOUGH
+from spo_jax.run.diagnosis.shared import rising
 from spo_jax.run.guard.look import looks_of
 from spo_jax.run.guard.sentences import alarm_of
 
@@ -118,28 +118,13 @@ def sure_too_early(curves: Curves) -> Finding | None:
 
 def judge_score(curves: Curves) -> Finding | None:
     """The judge's mean score of the candidates, which should rise."""
-    curve = curves.mean("spm_score")
-    if len(curve) < FEW:
-        return None
-    change = curve.change()
-    # The ends of the fitted line, because the first and the latest batches of a short run are partly the same.
-    begin, end = curve.mean - change.total / 2, curve.mean + change.total / 2
-    moved = f"from {begin:.3g} to {end:.3g} along the fitted line ({change})"
-    if change.rises:
-        return Finding("good", f"The judge's score of the candidates rises, {moved}.", learns=True)
-    if change.falls:
-        return Finding(
-            "problem",
-            f"The judge's score of the candidates falls, {moved}: the policy moves away from what it should learn.",
-            "Lower optimizer.learning_rate; if it falls from the first batches on, check that the judge belongs to "
-            "this model.",
-            learns=False,
-        )
-    return Finding(
-        "note" if curves.batches < 2 * ENOUGH else "problem",
-        f"The judge's score of the candidates does not rise by more than its noise, {moved}.",
-        "Train longer; if pairs are valid and ratios stay at 1, raise optimizer.learning_rate.",
-        learns=False,
+    return rising(
+        curves,
+        "spm_score",
+        "The judge's score of the candidates",
+        falling="Lower optimizer.learning_rate; if it falls from the first batches on, check that the judge belongs to "
+        "this model.",
+        still="Train longer; if pairs are valid and ratios stay at 1, raise optimizer.learning_rate.",
     )
 
 

@@ -21,6 +21,32 @@ MANY_SPIKES = 0.05
 SLOWER = 2.0
 
 
+def rising(curves: Curves, name: str, what: str, falling: str, still: str) -> Finding | None:
+    """Says whether the mean of a score rises from which a run learns.
+
+    Args:
+      curves: the curves.
+      name: name of the score's curve.
+      what: the score in words, at the beginning of a sentence.
+      falling: advice if it falls.
+      still: advice if it does neither.
+    """
+    curve = curves.mean(name)
+    if len(curve) < FEW:
+        return None
+    change = curve.change()
+    # The ends of the fitted line, because the first and the latest batches of a short run are partly the same.
+    begin, end = curve.mean - change.total / 2, curve.mean + change.total / 2
+    moved = f"from {begin:.3g} to {end:.3g} along the fitted line ({change})"
+    if change.rises:
+        return Finding("good", f"{what} rises, {moved}.", learns=True)
+    if change.falls:
+        found = f"{what} falls, {moved}: the policy moves away from what it should learn."
+        return Finding("problem", found, falling, learns=False)
+    level = "note" if curves.batches < 2 * ENOUGH else "problem"
+    return Finding(level, f"{what} does not rise by more than its noise, {moved}.", still, learns=False)
+
+
 def not_finite(curves: Curves) -> Finding | None:
     """NaN and infinity, which end a run that watches them."""
     for row in curves.rows:
