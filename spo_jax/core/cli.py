@@ -127,8 +127,14 @@ def resuming_command() -> str:
 
 def stop(message: str) -> NoReturn:
     """Ends the command with one line on stderr and status 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    tell_error(message)
     sys.exit(2)
+
+
+def tell_error(message: str) -> None:
+    """Writes an error as one line to stderr, at once and whole, so that lines of several processes do not mix."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.flush()
 
 
 def stop_renamed(command: str) -> NoReturn:

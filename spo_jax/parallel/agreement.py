@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 from jax._src import distributed  # the store has no public name; orbax takes it from here as well
 
+from spo_jax.core.cli import tell_error
 from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.core.signals import INTERRUPTED, last_words
 from spo_jax.core.words import differences
@@ -173,7 +174,7 @@ def _watch(me: int, ended: threading.Event) -> None:
             # A process that Ctrl-C ends is gone within two seconds, and with process 0 the store.
             if failure is not None and not ended.wait(_POLL if failure[0] == INTERRUPTED else _PATIENCE):
                 status, message = failure
-                print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+                tell_error(message)
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the line is the last one
                 jax.distributed.shutdown()  # so that the others, which wait for all to leave, can end as well
                 os._exit(status)
