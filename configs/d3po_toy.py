@@ -13,17 +13,17 @@ def get_config():
     config = default_config("d3po")
     config.model = "toy"
     config.prompts = "toy:train"
-    config.prompts_per_batch = 16
-    config.num_epochs = 5  # 14 batches of the 46 prompts
+    config.prompts_per_batch = 8
+    config.num_epochs = 3  # 17 batches of the 46 prompts
 
     config.spm.model = "toy"
 
     config.d3po.reward = "spm"
     config.d3po.num_steps = 20
-    config.d3po.train_batch_size = 16
-    config.d3po.rollout_chunk = 32
-    config.d3po.train_chunk = 16
-    config.d3po.decode_chunk = 32
+    config.d3po.train_batch_size = 8
+    config.d3po.rollout_chunk = 16
+    config.d3po.train_chunk = 8
+    config.d3po.decode_chunk = 16
     config.optimizer.learning_rate = 3e-4
     config.lora.rank = 8
 

@@ -172,6 +172,14 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], base: Base, nam
     return found if found is not None else Estimate(math.nan, None, None, None, 0)
 
 
+def gained(entry: Mapping[str, Any], base: Base, name: str) -> Estimate:
+    """Estimates the gain of an entry's best points over the base, as `difference` does that over another entry."""
+    seeds = [run["seed"] for run in entry["runs"]]
+    after = np.concatenate([_of(entry, seed, base, name, "best") for seed in seeds], axis=1)
+    found = paired_estimate(np.zeros_like(after), after, resample_counts(len(after), _SEED))
+    return found if found is not None else Estimate(math.nan, None, None, None, 0)
+
+
 def _of(entry: Mapping[str, Any], seed: int, base: Base, name: str, when: str) -> Float[np.ndarray, "prompts members"]:
     run = next(run for run in entry["runs"] if run["seed"] == seed)
     point = run["points"][guarded_best(run["points"], base) if when == "best" else -1]

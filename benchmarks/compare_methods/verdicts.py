@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.compare_methods.results import ACCURACY, AESTHETIC, Base, difference, summarised, work_to_reach
+from benchmarks.compare_methods.results import ACCURACY, AESTHETIC, Base, difference, gained, summarised, work_to_reach
 from spo_jax.core.statistics import Estimate
 
 RIVAL = "diffusion_dpo"
@@ -64,6 +64,9 @@ def against(entry: Entry, rival: Entry, base: Base) -> str:
 
 def target(entry: Entry, rival: Entry, base: Base) -> str:
     """Says whether the target is met: a fifth of the work, a higher best point, and prompts shown as often."""
+    own = gained(rival, base, AESTHETIC)
+    if not _is_certain(own) or own.value < 0:
+        return f"**Target**: there is none, because {rival['title']} itself gains nothing beyond noise ({_shown(own)})."
     reached = share_of_work(entry, rival, base, 1.0)
     gain = difference(entry, rival, base, AESTHETIC)
     right = difference(entry, rival, base, ACCURACY)

@@ -291,6 +291,12 @@ def test_the_target_is_told_whatever_it_is(gains, works, expected):
     assert expected in verdicts.sentences(entries, BASE)[-1]
 
 
+@pytest.mark.parametrize("gain", [0.0, -0.3])
+def test_a_rival_that_gains_nothing_sets_no_target(gain):
+    entries = [made_entry("diffusion_dpo", (gain, gain), (500, 2000)), made_entry("spo", (0.5, 0.9), (100, 150))]
+    assert "there is none, because DIFFUSION_DPO itself gains nothing" in verdicts.sentences(entries, BASE)[-1]
+
+
 def test_a_difference_within_noise_is_told_as_none():
     entries = [made_entry("diffusion_dpo", (0.2, 0.5), (500, 2000)), made_entry("spo", (0.1, 0.5), (100, 150))]
     told = verdicts.sentences(entries, BASE)[0]
