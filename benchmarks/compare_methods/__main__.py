@@ -3,7 +3,8 @@
 Every method starts from the same base and learns from the same pairs: offline methods read them, online methods listen
 to the preference model that was trained on them. Each is tuned by the same number of trials on training prompts, and
 then trained with several seeds; along each run, checkpoints are measured on held-out prompts, against the work that was
-done so far. Results go to OUT/results.md, results.json and a figure for each kind of labels.
+done so far. Results go to OUT/results.md, results.json and a figure for each kind of labels; those of --ablations go to
+ablations.md and ablations.json.
 
 Everything that is finished is kept in --out: if the command was killed, start it again with the same flags, and it
 continues. What fails is reported, does not end the command, and is tried again at the next start.
@@ -76,14 +77,15 @@ def run() -> None:
             with stage("importing JAX"):
                 from benchmarks.compare_methods import documents
                 from benchmarks.compare_methods.command import compare
+            kind = documents.ABLATIONS if ablations.value else documents.RESULTS
             if docs.value:
-                documents.check(local_path(docs.value))
+                documents.check(local_path(docs.value), kind)
             found = compare(folder, local_path(data.value), plan, groups, tune.value, model.value, chosen)
             text = documents.write(folder, found)
             if docs.value:
                 documents.into_documents(folder, local_path(docs.value), found)
         with printing():
-            print(f"\n{text}\nwritten to {folder / 'results.md'}")
+            print(f"\n{text}\nwritten to {folder / f'{kind}.md'}")
 
     run_command(main)
 

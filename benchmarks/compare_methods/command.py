@@ -21,7 +21,6 @@ from spo_jax.parallel.mesh import make_mesh
 from spo_jax.run.versions import versions
 from spo_jax.toy import world
 
-ABLATIONS = "ablations"
 REWARDS = ("toy", "toy@terms")  # the truth, and what its aesthetic and the layout are made of
 
 
@@ -61,10 +60,10 @@ def compare(
         "failures": stages.failures,
     }
     for name, contestants in groups:
-        kind = "people" if name == ABLATIONS else name
+        kind = "people" if name == documents.ABLATIONS else name
         labels, found["judges"][name] = sources.labels_of(kind, model, data, stages, judges.get(kind, ""))
         chosen = None if tune else {}
-        if tune and name == ABLATIONS:
+        if tune and name == documents.ABLATIONS:
             chosen = comparison.tuned(_spo(), labels).chosen
         found["entries"][name] = []
         for number, contestant in enumerate(contestants, 1):

@@ -134,10 +134,12 @@ _TITLES = {"people": "Labels by people", "exact": "Exact labels", "ablations": "
 def _facts(found: Mapping[str, Any]) -> str:
     plan = found["plan"]
     seeds = ", ".join(map(str, plan["seeds"]))
+    whole, trial = thousands(plan["budget"]), thousands(plan["budget"] * plan["trial_share"])
     return (
         f"Seeds {seeds}; {found['held_out']} held-out prompts with {plan['per_prompt']} images each at every point; "
         "± is a standard error over the seeds. Work is counted in thousands (k) of evaluations of the UNet for one "
-        f"latent. {found['device']['host']}, {found['date'][:10]}, `python -m benchmarks.compare_methods`, "
+        f"latent; a run is worth {whole}, a trial {trial}. "
+        f"{found['device']['host']}, {found['date'][:10]}, `python -m benchmarks.compare_methods`, "
         f"{found['hours']:.1f} hours of computing."
     )
 

@@ -324,16 +324,23 @@ def test_the_text_has_every_table(tmp_path):
         0.6
     )
     assert (tmp_path / "compare_methods_people.svg").read_bytes().startswith(b"<?xml")
-    # Into the documents, twice.
+    # Into the documents, twice, beside the ablations.
     docs = tmp_path / "docs"
     docs.mkdir()
-    (docs / "results.md").write_text(f"before\n{documents.BEGIN}\nold\n{documents.END}\nafter\n")
+    (begin, end), other = documents.marks(documents.RESULTS), "\n\n".join(documents.marks(documents.ABLATIONS))
+    (docs / "results.md").write_text(f"before\n{begin}\nold\n{end}\n{other}\nafter\n")
+    ablations = {**found, "entries": {"ablations": [made_entry("full", (0.6,), (200,))]}}
+    assert "What SPO's parts are worth" in documents.write(tmp_path, ablations)
     for _ in range(2):
         documents.into_documents(tmp_path, docs, found)
+    assert other in (docs / "results.md").read_text()
     document = (docs / "results.md").read_text()
     assert document.startswith("before\n") and document.endswith("after\n") and "\nold\n" not in document
     assert document.count("![") == 1 and (docs / "images" / "compare_methods_people.svg").exists()
-    assert documents.SECTION.search((ROOT / "docs" / "results.md").read_text(encoding="utf-8"))
+    documents.into_documents(tmp_path, docs, ablations)
+    assert (docs / "results.md").read_text().count("![") == 2
+    for kind in (documents.RESULTS, documents.ABLATIONS):
+        documents.check(ROOT / "docs", kind)
     (docs / "results.md").write_text("nothing")
     with pytest.raises(UserError, match="has no section between"):
         documents.into_documents(tmp_path, docs, found)
