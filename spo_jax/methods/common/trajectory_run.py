@@ -6,17 +6,15 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
 from spo_jax.core.typing import Array, Float, Int, Key
 from spo_jax.methods.base import Programs
+from spo_jax.methods.common.first_ratio import CHART, FIRST_ERROR, warn_of_rounding
 from spo_jax.methods.common.online import PromptFeatures
 from spo_jax.methods.common.online_run import OnlineRun, batch_key, program_keys
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.common.state import State
 from spo_jax.methods.common.trajectory_model import Drawn, TrajectoryModel
-from spo_jax.methods.common.trajectory_rules import MOST_FIRST_ERROR
-from spo_jax.methods.common.trajectory_update import FIRST_ERROR
 from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import place, to_host
@@ -28,7 +26,7 @@ CHARTS = {
     "loss": ("Loss", "mean over the steps of a batch"),
     "ratio": ("Likelihood ratio", "mean over the steps; above 1: the policy makes them more likely than before"),
     "clip_fraction": ("Share of clipped ratios", "steps whose ratio left the trust region and may give no gradient"),
-    FIRST_ERROR: ("Distance of the likelihood ratio from 1 before the first update", "rounding alone"),
+    FIRST_ERROR: CHART,
     "grad_norm": ("Gradient norm", "global norm before clipping"),
     "train_batches": ("Training batches per batch of prompts", ""),
     "seconds": ("Seconds per batch", "where the time goes"),
@@ -59,7 +57,7 @@ def numbered(prompts: Sequence[str]) -> Int[np.ndarray, " p"]:
 class TrajectoryRun(OnlineRun):
     """The part of a run that does not depend on how it learns from scores; see `spo_jax.methods.base.Run`.
 
-    A subclass sets `METHOD`, ``charts`` and `REFERENCE_RATIO`, and defines `limit`.
+    A subclass sets `METHOD`, ``charts``, `REFERENCE_RATIO` and `CLIP`.
 
     Args:
       model: the method bound to its models.
@@ -68,9 +66,11 @@ class TrajectoryRun(OnlineRun):
     Attributes:
       REFERENCE_RATIO: whether ratios are to the frozen base, so that they are 1 only before the first update of the
         whole run; otherwise they are to the policy that drew the batch, and 1 before the first update of each.
+      CLIP: the field of the method's own settings with half the width of the clip of ratios.
     """
 
     REFERENCE_RATIO: ClassVar[bool]
+    CLIP: ClassVar[str]
     charts: Mapping[str, tuple[str, str]] = CHARTS
 
     def __init__(self, model: TrajectoryModel, data: PromptData | None = None):
@@ -85,11 +85,6 @@ class TrajectoryRun(OnlineRun):
             ("loss", "grad_norm", "reward", "ratio"),
             "Lower optimizer.learning_rate, or use float32; if only the reward is not finite, look at what it computes",
         )
-
-    @property
-    def limit(self) -> float:
-        """Half the width of the clip of ratios."""
-        raise NotImplementedError
 
     def trace(self, state: State, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """Traces the programs ``rollout`` and ``update``."""
@@ -127,7 +122,8 @@ class TrajectoryRun(OnlineRun):
         if self.REFERENCE_RATIO and not fresh:  # later, the policy is no longer the reference
             row.pop(FIRST_ERROR)
         elif fresh and is_writer():
-            self._warn_of_rounding(row[FIRST_ERROR])
+            own = self.settings.own
+            warn_of_rounding(row[FIRST_ERROR], own.GROUP + self.CLIP, getattr(own, self.CLIP))
         seconds = dict(zip(("rollout", "reward", "update"), np.diff(times).tolist(), strict=True))
         if not self.model.judge.on_host:
             del seconds["reward"]
@@ -153,14 +149,3 @@ class TrajectoryRun(OnlineRun):
                 names = [score.replace("/", "_") for score in self.model.judge.names]
                 row |= {f"{name}/{score}": of.item() for score, of in zip(names, value, strict=True)}
         return row
-
-    def _warn_of_rounding(self, error: float) -> None:
-        """Warns if likelihood ratios that compare a policy with itself are not 1."""
-        if error > MOST_FIRST_ERROR * self.limit:
-            logging.warning(
-                "before the first update the likelihood ratio should be 1, and at one timestep it is %.2g away from "
-                "it (ratios are clipped at %g): this device rounds the two passes differently; use "
-                "--config.dtype=float32, or see whether SPO_JAX_ATTENTION=plain helps",
-                error,
-                self.limit,
-            )

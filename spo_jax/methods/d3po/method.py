@@ -98,14 +98,10 @@ class D3PORun(TrajectoryRun):
 
     METHOD = "d3po"
     REFERENCE_RATIO = True
+    CLIP = "eps"
     charts = {
         **CHARTS,
         "margin": ("Margin", "log ratio of the preferred step minus that of the other; above 0: it prefers them too"),
         "reward_gap": ("Difference of the rewards of a pair", "without any, every pair is a tie"),
         "ties": ("Share of ties", "pairs of which neither image is preferred; they give no gradient"),
     }
-
-    @property
-    def limit(self) -> float:
-        """Half the width of the clip of ratios."""
-        return self.settings.d3po.eps

@@ -1,6 +1,7 @@
 """What the curves of D3PO should look like, as rules."""
 
-from spo_jax.methods.common.trajectory_rules import first_ratio_rule, reward
+from spo_jax.methods.common.first_ratio import first_ratio_rule
+from spo_jax.methods.common.trajectory_rules import reward
 from spo_jax.run.diagnosis.curves import FEW, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 

@@ -120,6 +120,7 @@ class DDPORun(TrajectoryRun):
 
     METHOD = "ddpo"
     REFERENCE_RATIO = False
+    CLIP = "clip_range"
     charts = {
         **CHARTS,
         "reward_spread": ("Spread of the reward", "standard deviation in a batch; with none there is nothing to learn"),
@@ -127,11 +128,6 @@ class DDPORun(TrajectoryRun):
         "own_statistics": ("Share of advantages by their own prompt", "others are relative to the whole batch"),
         "approx_kl": ("Distance from the policy that drew", "half the mean square of the log ratio"),
     }
-
-    @property
-    def limit(self) -> float:
-        """Half the width of the clip of ratios."""
-        return self.settings.ddpo.clip_range
 
     def init_state(self, key: Key) -> DDPOState:
         """Returns the state of a fresh adapter without any rewards, with a full copy on every device."""

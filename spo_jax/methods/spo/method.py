@@ -13,16 +13,16 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Key
 from spo_jax.methods.base import Programs, Result
 from spo_jax.methods.common.checks import reward_options
+from spo_jax.methods.common.first_ratio import CHART, FIRST_ERROR, warn_of_rounding
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.online import PromptFeatures
 from spo_jax.methods.common.online_run import OnlineRun, batch_key, program_keys
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.methods.spo.programs import SPO
-from spo_jax.methods.spo.row import MetricTimesteps, flat_row, warn_of_rounding
+from spo_jax.methods.spo.row import MetricTimesteps, flat_row
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.state import SPOState, sampling_params, with_mean
-from spo_jax.methods.spo.update import FIRST_ERROR
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.run.loop import Progress, Row
 from spo_jax.run.trend import trend
@@ -31,7 +31,7 @@ CHARTS = {
     "loss": ("Loss", "mean over the pairs of a batch; log 2 = 0.693 while policy and reference agree"),
     "margin": ("Margin", "log ratio of the winner minus that of the loser; above 0: it came to prefer winners"),
     "ratio": ("Likelihood ratio to the reference", "above 1: the policy makes this step more likely than before"),
-    FIRST_ERROR: ("Distance of the likelihood ratio from 1 before the first update", "rounding alone"),
+    FIRST_ERROR: CHART,
     "clip_fraction": ("Share of clipped ratios", "pairs whose ratio left the trust region and gives no gradient"),
     "ratio_at": ("Likelihood ratio by timestep", "mean of winners and losers; near 1 unless rounding moves it"),
     "clip_fraction_at": ("Share of clipped ratios by timestep", "winners and losers together"),
@@ -142,7 +142,7 @@ class SPORun(OnlineRun):
         if not fresh:  # later, the policy is no longer the reference
             row.pop(FIRST_ERROR, None)
         elif is_writer():
-            warn_of_rounding(row.get(FIRST_ERROR, 0.0), self.settings.spo.eps)
+            warn_of_rounding(row.get(FIRST_ERROR, 0.0), "spo.eps", self.settings.spo.eps)
         return state, row
 
     def export(self, state: SPOState, folder: Path) -> None:

@@ -1,11 +1,10 @@
-"""The row of a batch: what its programs measured, by the names of the curves, and what in it deserves a warning."""
+"""The row of a batch: what its programs measured, by the names of the curves."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
@@ -15,8 +14,6 @@ from spo_jax.methods.spo.update import TIMESTEP_METRICS, UPDATE_METRICS
 
 # Curves by timestep have at most this number of lines.
 MOST_TIMESTEPS = 20
-# Distance of a fresh adapter's likelihood ratio from 1 that is worth a warning: a tenth of the published clip range.
-MOST_FIRST_ERROR = 0.01
 
 
 class MetricTimesteps(NamedTuple):
@@ -57,15 +54,3 @@ def _some(timesteps: Int[np.ndarray, " r"], values: Float[np.ndarray, " r"]) -> 
     """Pairs timesteps with their values: all, or `MOST_TIMESTEPS` that are evenly spread from the first to the last."""
     chosen = np.linspace(0, len(timesteps) - 1, min(len(timesteps), MOST_TIMESTEPS)).round().astype(int)
     return zip(timesteps[chosen], values[chosen], strict=True)
-
-
-def warn_of_rounding(error: float, eps: float) -> None:
-    """Warns if the likelihood ratio of a fresh adapter, which is the reference, is not 1."""
-    if error > MOST_FIRST_ERROR:
-        logging.warning(
-            "before the first update the likelihood ratio should be 1, and at one timestep it is %.3f away from it "
-            "(spo.eps is %g): this device rounds policy and reference differently; use --config.dtype=float32, or see "
-            "whether SPO_JAX_ATTENTION=plain helps",
-            error,
-            eps,
-        )

@@ -5,14 +5,13 @@ import math
 import statistics
 
 from spo_jax.core.words import listed, readable, with_error
+from spo_jax.methods.common.first_ratio import first_ratio_rule
 from spo_jax.run.diagnosis.curves import FEW, Curve, Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 from spo_jax.run.diagnosis.shared import rising
 from spo_jax.run.guard.look import looks_of
 from spo_jax.run.guard.sentences import alarm_of
 
-# A tenth of the published clip range: with more, rounding decides what is clipped.
-MOST_FIRST_ERROR = 0.01
 # Published runs clip a few pairs in a hundred. Where every fifth gives no gradient, the steps are too long.
 MUCH_CLIPPED = 0.2
 # Beyond this, hardly any pair is trained on.
@@ -27,23 +26,6 @@ EARLY = 600
 SURE = 0.9
 # Half of a rise that was reported and has gone again is not noise of a few images, which stay the same.
 LOST = 0.5
-
-
-def first_ratio(curves: Curves) -> Finding | None:
-    """Before the first update the policy is the reference, so that the likelihood ratio is 1."""
-    curve = curves.curve("first_ratio_error")
-    if not len(curve):
-        return None
-    error = curve.values[0]
-    if error <= MOST_FIRST_ERROR:
-        return Finding("good", f"Before the first update the likelihood ratio is 1 (to {max(error, 1e-7):.0e}).")
-    eps = curves.setting("spo.eps", 0.1)
-    return Finding(
-        "problem",
-        f"Before the first update the likelihood ratio should be 1, and it is {error:.3f} away from it (spo.eps is "
-        f"{eps:g}): policy and reference are rounded differently.",
-        "Set dtype to float32, or see whether SPO_JAX_ATTENTION=plain helps.",
-    )
 
 
 def clipped(curves: Curves) -> Finding | None:
@@ -203,5 +185,5 @@ def _lost(curve: Curve, sign: int) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    first_ratio, clipped, valid_pairs, sure_too_early, judge_score, margin, past_its_best,
+    first_ratio_rule("spo.eps", 0.1), clipped, valid_pairs, sure_too_early, judge_score, margin, past_its_best,
 )  # fmt: skip

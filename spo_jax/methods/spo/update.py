@@ -9,6 +9,7 @@ import optax
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.process import Process
+from spo_jax.methods.common.first_ratio import FIRST_ERROR
 from spo_jax.methods.common.gradients import chunked_gradients
 from spo_jax.methods.common.policy import Pairs, Predict
 from spo_jax.methods.spo.judging import Score, judged_rollout
@@ -26,7 +27,6 @@ _BATCH_METRICS = (*_LOSS_METRICS, "grad_norm")
 # By timestep of the transition: means over the pairs of all training batches, NaN where there is none.
 TIMESTEP_METRICS = ("ratio_at", "clip_fraction_at")
 # How far the likelihood ratio of the first training batch is from 1: the largest mean |ratio - 1| of a timestep.
-FIRST_ERROR = "first_ratio_error"
 UPDATE_METRICS = (*_BATCH_METRICS, *TIMESTEP_METRICS, FIRST_ERROR)
 
 

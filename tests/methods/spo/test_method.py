@@ -137,10 +137,10 @@ def test_a_row_names_every_judgement_by_its_timestep(run):
 def test_only_the_first_update_is_checked_for_rounding(run, monkeypatch):
     """A fresh adapter is the reference; after an update the ratio differs because the policy has learned."""
     seen = []
-    monkeypatch.setattr(method, "warn_of_rounding", lambda error, eps: seen.append((error, eps)))
+    monkeypatch.setattr(method, "warn_of_rounding", lambda *told: seen.append(told))
     recorder = Recorder(run, first_error=0.25)
     _, rows = steps(run, recorder, 0, 3)
-    assert seen == [(0.25, run.settings.spo.eps)]
+    assert seen == [(0.25, "spo.eps", run.settings.spo.eps)]
     assert ["first_ratio_error" in row for row in rows] == [True, False, False]
     # A rollout without valid pairs leaves the adapter fresh.
     late = Recorder(run, {("valid_pairs", 0.0): 0}, first_error=0.5)
@@ -148,7 +148,7 @@ def test_only_the_first_update_is_checked_for_rounding(run, monkeypatch):
     state, _ = steps(run, late, 0, 1)
     late.trains = True
     steps(run, late, 1, 2, state)
-    assert [error for error, _ in seen] == [0.25, 0.0, 0.5]
+    assert [error for error, *_ in seen] == [0.25, 0.0, 0.5]
 
 
 def test_a_batch_without_valid_pairs_has_no_loss_to_show(run):

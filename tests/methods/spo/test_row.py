@@ -1,15 +1,13 @@
 """The row of a batch: names by timestep, what is left out, and the warning about rounding."""
 
 import dataclasses
-import logging
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig
-from spo_jax.methods.spo.row import MOST_TIMESTEPS, MetricTimesteps, flat_row, warn_of_rounding
+from spo_jax.methods.spo.row import MOST_TIMESTEPS, MetricTimesteps, flat_row
 from spo_jax.methods.spo.settings import SPOSettings
 
 SCHEDULE = ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
@@ -49,13 +47,3 @@ def test_many_timesteps_have_a_few_lines_from_the_first_to_the_last():
 def test_without_training_nothing_is_reported_of_it():
     values = {"ratio_at": jnp.full(16, jnp.nan), "loss": jnp.float32(0), "first_ratio_error": jnp.float32(0)}
     assert flat_row({"valid_pairs": jnp.int32(0), **values}, timesteps_of()) == {"valid_pairs": 0}
-
-
-@pytest.mark.parametrize(("error", "warned"), [(0.02, True), (0.009, False)])
-def test_a_ratio_that_does_not_start_at_1_is_a_warning_of_one_line(caplog, error, warned):
-    with caplog.at_level(logging.WARNING, logger="absl"):
-        warn_of_rounding(error, 0.1)
-    assert len(caplog.messages) == warned
-    if warned:
-        assert "0.020 away" in caplog.text and "--config.dtype=float32" in caplog.text
-        assert "\n" not in caplog.messages[0]

@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 
 from spo_jax.methods.spo import rules
-from spo_jax.methods.spo.row import MOST_FIRST_ERROR
 from tests.curves import curves_of, every, line
 from tests.guarded import hacked, make_guard
 
 RATE = {"optimizer": {"learning_rate": 0.001}}
 ONES = np.ones(40)
+FIRST_RATIO = rules.RULES[0]
 
 
 def test_the_first_ratio():
-    assert rules.MOST_FIRST_ERROR == MOST_FIRST_ERROR
-    assert rules.first_ratio(curves_of(loss=ONES)) is None
-    assert rules.first_ratio(curves_of(first_ratio_error=[2e-5])).level == "good"
-    found = rules.first_ratio(curves_of(first_ratio_error=[0.05]))
-    assert found.level == "problem" and "it is 0.050 away from it (spo.eps is 0.1)" in found.text
+    assert FIRST_RATIO(curves_of(loss=ONES)) is None
+    assert FIRST_RATIO(curves_of(first_ratio_error=[2e-5])).level == "good"
+    found = FIRST_RATIO(curves_of(first_ratio_error=[0.05]))
+    assert found.level == "problem" and "it is 0.05 away from it (spo.eps is 0.1)" in found.text
 
 
 @pytest.mark.parametrize(
