@@ -3,6 +3,8 @@
 python -m benchmarks.aot --config=configs/sd15.py --topology=v5e:2x4
 python -m benchmarks.aot --config=configs/spm_sd15.py --topology=v5e:2x4
 python -m benchmarks.aot --config=configs/sd15_one_chip.py --topology=v5e:1x1
+python -m benchmarks.aot --config=configs/sd15_one_chip.py --topology=v5e:1x1 --cycles
+python -m benchmarks.aot --config=configs/sd15_one_chip.py --topology=v5e:1x1 --part=decode
 
 The config may be that of any method. The programs are the run's own (`spo_jax.methods.base.Run.trace`). On several
 chips, every chip has a fourth of the config's prompts and pairs, because the published batches are those of 4 devices;
@@ -20,15 +22,18 @@ do not report their operations (the backward pass of flash attention), so its op
 of each loop. Its forecast of seconds is negative for programs with kernels and is left out. The reported seconds are a
 bound: the time that the layers' operations take at the chip's peak, which no program reaches.
 
+``--cycles`` adds up the compiler's own estimates of what operations take, by network and by kind of operation
+(`benchmarks.cycles`), and ``--part`` does so for single networks of SPO at the run's shapes (`benchmarks.parts`), which
+compile in a minute or two each. The four parts together, as often as a rollout and its update repeat them, give an
+estimate of a trajectory (`benchmarks.trajectory`), as both programs do. These results have files and a table of their
+own, ``cycles-*.json`` and ``cycles.md``.
+
 Compiling takes long: every UNet evaluation of SD 1.5 costs ten processor-minutes, and the two programs contain six.
 ``--effort=-0.5`` makes the compiler search less for fast code: it takes a fifth of the time, and temporaries are a few
 per cent larger, so what fits then fits without it too. Real runs take this setting from jax,
 JAX_EXEC_TIME_OPTIMIZATION_EFFORT.
 """
 
-import dataclasses
-import datetime
-import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,32 +41,38 @@ from typing import Any
 
 import jax
 from absl import flags, logging
-from jax.stages import Lowered
+from jax.stages import Compiled, Lowered
 from ml_collections import config_flags
 
+from benchmarks.cycles import kernel_flops, operations, report, summary
 from benchmarks.flops import count
+from benchmarks.hlo import parse
 from benchmarks.memory import is_out_of_memory
-from benchmarks.topologies import GIB, Chip, chip_of, find_topology
+from benchmarks.parts import PARTS, trace_part
+from benchmarks.records import EVALUATION, batch_of, record, save, table
+from benchmarks.topologies import Chip, chip_of, find_topology
+from benchmarks.trajectory import trajectories_table
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, read_json, write_json, write_text
-from spo_jax.core.trees import flatten
+from spo_jax.core.files import check_writable
 from spo_jax.methods import load_method, read_settings
 from spo_jax.methods.base import Run
 from spo_jax.parallel.device_memory import TPU_USABLE, program_bytes, shard_bytes
 from spo_jax.parallel.mesh import check_divides, make_mesh
-from spo_jax.parallel.sizes import even_chunk, padded_chunk
 from spo_jax.run.settings import RunSettings
 
 RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
-EVALUATION = "evaluation"  # the unit in `RunSettings.BATCHES` of batches that no training program takes
-# Fields that limit the rows in a device's memory, and how methods cut a batch by them.
-_CHUNKS = {"train_chunk": padded_chunk, "chunk": even_chunk}
 
 
 def measure(
-    settings: RunSettings, topology: str, effort: float = 0.0, programs: Sequence[str] = ()
+    settings: RunSettings,
+    topology: str,
+    effort: float = 0.0,
+    programs: Sequence[str] = (),
+    *,
+    parts: Sequence[str] = (),
+    cycles: bool = False,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Compiles the programs of a run for a topology, one after the other.
 
@@ -70,6 +81,8 @@ def measure(
       topology: as in `benchmarks.topologies.find_topology`.
       effort: how hard the compiler tries to make programs fast, -1 to 1.
       programs: names of the programs to compile; empty for all.
+      parts: names in `benchmarks.parts.PARTS`, which are compiled instead of the programs.
+      cycles: whether to add ``cycles``, the summary of `benchmarks.cycles`.
 
     Yields:
       The program's name and its numbers for one chip: bytes, operations, seconds; ``error`` if it does not fit.
@@ -84,18 +97,28 @@ def measure(
     # The abstract mesh, because nothing can be computed on these devices, not even an array of zeros.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         run = abstract_run(settings, mesh)
-        idle = idle_bytes(run)
-        traced_programs = run.trace(run.state_shapes(), keep_unused=True)
-        for name in programs:
-            if name not in traced_programs:
-                raise UserError(f"--programs={name}: expected one of {', '.join(traced_programs)}")
-        for name, traced in traced_programs.items():
-            if programs and name not in programs:
-                continue
-            flops = count(traced, while_trips=loop_trips(run, name)) / mesh.size
+        idle = 0 if parts else idle_bytes(run)  # a part is no program of the run, so other weights are not beside it
+        for name, traced in _traced(run, programs, parts):
+            trips = () if parts else loop_trips(run, name)
+            flops = count(traced, while_trips=trips) / mesh.size
             logging.info("compiling %s for %d chips %s; up to an hour at full size", name, mesh.size, chip.name)
-            numbers = _compiled(traced.lower(), chip, idle, effort)
+            program, numbers = _compiled(traced.lower(), chip, idle, effort)
+            if cycles and program is not None:
+                found = operations(parse(program.as_text()), chip, trips, kernel_flops(traced, chip.lanes))
+                numbers["cycles"] = summary(found, chip, flops)
             yield name, numbers | {"flops_layers": flops, "seconds_at_peak": flops / chip.peak_flops}
+
+
+def _traced(run: Run, programs: Sequence[str], parts: Sequence[str]) -> Iterator[tuple[str, jax.stages.Traced]]:
+    """Yields the parts of a run, or its programs that were asked for."""
+    if parts:
+        yield from ((part, trace_part(run, part)) for part in parts)
+        return
+    traced = run.trace(run.state_shapes(), keep_unused=True)
+    for name in programs:
+        if name not in traced:
+            raise UserError(f"--programs={name}: expected one of {', '.join(traced)}")
+    yield from ((name, program) for name, program in traced.items() if not programs or name in programs)
 
 
 def abstract_run(settings: RunSettings, mesh: jax.sharding.Mesh) -> Run:
@@ -125,8 +148,8 @@ def idle_bytes(run: Run) -> int:
     return shard_bytes(run.idle_params()) if hasattr(run, "idle_params") else 0
 
 
-def _compiled(lowered: Lowered, chip: Chip, idle: int, effort: float) -> dict[str, Any]:
-    """Returns bytes, operations and compile seconds, or the compiler's message if the program does not fit."""
+def _compiled(lowered: Lowered, chip: Chip, idle: int, effort: float) -> tuple[Compiled | None, dict[str, Any]]:
+    """Returns the program and its bytes, operations and compile seconds; the compiler's message if it does not fit."""
     begin = time.perf_counter()
     try:
         program = lowered.compile({"exec_time_optimization_effort": effort} if effort else None)
@@ -134,12 +157,13 @@ def _compiled(lowered: Lowered, chip: Chip, idle: int, effort: float) -> dict[st
         if not is_out_of_memory(error):
             raise
         message = str(error).splitlines()[0][:400]
-        return {"fits": False, "error": message, "effort": effort, "compile_seconds": time.perf_counter() - begin}
+        taken = time.perf_counter() - begin
+        return None, {"fits": False, "error": message, "effort": effort, "compile_seconds": taken}
     seconds = time.perf_counter() - begin
     cost = program.cost_analysis()
     sizes = program_bytes(program)
     total = idle + sizes.pop("total")
-    return {
+    return program, {
         "fits": total <= TPU_USABLE * chip.hbm,
         "total_bytes": total,
         "beside_bytes": idle,
@@ -149,123 +173,6 @@ def _compiled(lowered: Lowered, chip: Chip, idle: int, effort: float) -> dict[st
         "effort": effort,
         "compile_seconds": seconds,
     }
-
-
-# Results
-
-
-def record(settings: RunSettings, config: str, topology: str) -> dict[str, Any]:
-    """Returns the content of a results file, before the programs are compiled.
-
-    Args:
-      settings: settings of the run.
-      config: name of its config.
-      topology: as in `measure`.
-    """
-    devices = find_topology(topology)
-    chips = make_mesh(settings.mesh, devices).size
-    fields = dataclasses.asdict(settings)
-    return {
-        "benchmark": "aot",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": config,
-        "topology": topology,
-        "chip": dataclasses.asdict(chip_of(devices[0])),
-        "chips": chips,
-        "batch": describe_batch(fields, settings.BATCHES, chips),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
-        "settings": fields,
-        "programs": {},
-    }
-
-
-def describe_batch(settings: Mapping[str, Any], batches: Mapping[str, str], chips: int) -> str:
-    """Describes what decides a chip's memory: ``10 prompts, 10 pairs by 5, 4 decoded, bfloat16, remat``.
-
-    Args:
-      settings: fields of the settings.
-      batches: `RunSettings.BATCHES` of the method.
-      chips: number of chips.
-    """
-    fields = flatten(settings, ".")
-    by_name = {field.rpartition(".")[2]: value for field, value in fields.items()}
-    parts = []
-    for field, unit in batches.items():
-        if unit == EVALUATION:
-            continue
-        part = f"{fields[field] // chips} {unit}"
-        for name, cut in _CHUNKS.items() if unit != "prompts" else ():
-            if name in by_name:
-                part += f" by {cut(fields[field], by_name[name], chips) // chips}"
-        parts.append(part)
-    if "decode_chunk" in by_name:
-        parts.append(f"{by_name['decode_chunk']} decoded")
-    if "dtype" in fields:
-        parts.append(fields["dtype"])
-    if fields.get("remat"):
-        parts.append("remat")
-    fsdp = fields["mesh.fsdp"] if fields["mesh.fsdp"] != -1 else chips // fields["mesh.data"]
-    if fsdp != 1:
-        parts.append(f"fsdp {fsdp}")
-    return ", ".join(parts)
-
-
-def _batch(found: dict[str, Any]) -> str:
-    """Returns the description of a record's batch; records that were written before it was kept name no method."""
-    if "batch" in found:
-        return found["batch"]
-    settings = found["settings"]
-    method = "spo" if "spo" in settings else "spm"
-    return describe_batch(settings, load_method(method).Settings.BATCHES, found["chips"])
-
-
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """Formats records as a Markdown table with a row for every program."""
-    head = (
-        "config", "topology", "batch of a chip", "program", "arguments", "temporaries", "total of HBM", "TFLOP",
-        "seconds at peak", "GB moved, loops once", "compile seconds", "effort",
-    )  # fmt: skip
-    rows = [head, ("---",) * len(head)]
-    for found in records:
-        start = found["config"], found["topology"], _batch(found)
-        rows += [(*start, name, *_cells(program, found["chip"])) for name, program in found["programs"].items()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
-def _cells(program: dict[str, Any], chip: dict[str, Any]) -> tuple[str, ...]:
-    room = f"{chip['hbm'] / GIB:.0f} GiB"
-    memory = ("-", "-", f"does not fit {room}")
-    moved = "-"
-    if "error" not in program:
-        gib = {part: f"{program[f'{part}_bytes'] / GIB:.2f}" for part in ("argument", "temp", "total")}
-        share = f"{program['total_bytes'] / chip['hbm']:.0%}"
-        memory = (f"{gib['argument']} GiB", f"{gib['temp']} GiB", f"{gib['total']} of {room} ({share})")
-        moved = f"{program['bytes_moved_loops_once'] / 1e9:.3g}"
-    work = (f"{program['flops_layers'] / 1e12:.4g}", f"{program['seconds_at_peak']:.3g}")
-    return *memory, *work, moved, f"{program['compile_seconds']:.0f}", f"{program['effort']:g}"
-
-
-def save(folder: Path, found: dict[str, Any], label: str = "") -> Path:
-    """Writes a record, and the table of all records in the folder as ``aot.md``.
-
-    Args:
-      folder: folder of the results.
-      found: the record.
-      label: what distinguishes its file from another one of its config and topology.
-    """
-    parts = ("aot", found["config"], found["topology"].replace(":", "-"), *([label] if label else []))
-    path = folder / f"{'-'.join(parts)}.json"
-    write_json(path, found)
-    records = [read_json(file) for file in sorted(folder.glob("aot-*.json"))]
-    write_text(folder / "aot.md", f"{_ABOUT}\n{table(records)}")
-    return path
-
-
-_ABOUT = """# Compiled for TPUs, without one
-
-Written by `python -m benchmarks.aot`; its docstring explains the columns. All numbers are those of one chip. Operations
-and seconds of `collect` are those of a whole rollout, those of `update` are of one training batch.
-"""
 
 
 # The command
@@ -289,6 +196,24 @@ def with_batch_of_chip(settings: RunSettings, chips: int, given: Mapping[str, in
     return settings.with_batch_sizes(sizes)
 
 
+_PARTS = ", ".join(PARTS)
+
+
+def check_parts(parts: Sequence[str], programs: Sequence[str]) -> None:
+    """Refuses parts that do not exist, and parts beside whole programs.
+
+    Raises:
+      UserError: as said.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise UserError(f"--part={part}: expected one of {_PARTS}")
+    if parts and programs:
+        raise UserError(
+            "--part and --programs: expected one of the two, because parts are compiled instead of programs"
+        )
+
+
 def run() -> None:
     """Runs the command."""
     config = define_config()
@@ -304,6 +229,10 @@ def run() -> None:
     )
     effort = flags.DEFINE_float("effort", 0.0, "Set the compiler's effort; less than 0 is quicker.", -1.0, 1.0)
     programs = flags.DEFINE_list("programs", [], "Compile only these programs, such as collect (default: all).")
+    cycles = flags.DEFINE_bool("cycles", False, "Add up the compiler's estimates of what operations take.")
+    parts = flags.DEFINE_list(
+        "part", [], f"Compile these networks at the run's shapes instead of its programs, with --cycles: {_PARTS}."
+    )
     label = flags.DEFINE_string(
         "label", "", "Add this to the name of the results file, to keep another one of the config and the topology."
     )
@@ -313,15 +242,22 @@ def run() -> None:
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are left alone
         jax.config.update("jax_enable_compilation_cache", False)  # the seconds of compiling are a result
         check_writable(out.value)
+        check_parts(parts.value, programs.value)
         settings = read_settings(config.value)
         chips = make_mesh(settings.mesh, find_topology(topology.value)).size
         settings = with_batch_of_chip(settings, chips, {"prompts": prompts.value, "pairs": pairs.value})
         name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-        found = record(settings, name, topology.value)
-        for program, numbers in measure(settings, topology.value, effort.value, programs.value):
+        estimated = cycles.value or bool(parts.value)
+        found = record(settings, name, topology.value, "cycles" if estimated else "aot")
+        compiled = measure(settings, topology.value, effort.value, programs.value, parts=parts.value, cycles=estimated)
+        for program, numbers in compiled:
             found["programs"][program] = numbers
             path = save(Path(out.value), found, label.value)
+            if "cycles" in numbers:
+                print(f"{program}\n{report(numbers['cycles'])}")
         print(table([found]), end="")
+        if estimated:
+            print(trajectories_table([found], batch_of, about=False), end="")
         print(f"written to {path}")
 
     run_command(main)

@@ -118,7 +118,7 @@ def _of_equation(equation: Any, around: Operation, path: tuple[int, ...], once: 
     here = here._replace(flops=here.flops * _times(name, params, once))
     if name in ("scan", "while"):
         here = here._replace(body=path, whiles=here.whiles + (name == "while"))
-    inner = [list(_operations(jaxpr, here, (*path, n), once)) for n, jaxpr in enumerate(_inner(params))]
+    inner = [list(_operations(jaxpr, here, (*path, n), once)) for n, jaxpr in enumerate(inner_jaxprs(params))]
     if name == "cond":  # one branch runs, and all branches cost the same wherever this package branches
         inner = [max(inner, key=lambda branch: sum(operation.flops for operation in branch))]
     for found in inner:
@@ -147,7 +147,7 @@ def _times(name: str, params: dict[str, Any], once: bool) -> float:
     return 1
 
 
-def _inner(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
     """Yields the jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):

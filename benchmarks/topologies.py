@@ -27,20 +27,26 @@ class Chip:
       hbm: bytes of memory.
       bandwidth: bytes per second that memory moves.
       peak_flops: 16-bit operations per second.
+      clock: cycles per second.
+      lanes: rows and columns of a matrix unit.
     """
 
     name: str
     hbm: int
     bandwidth: float
     peak_flops: float
+    clock: float
+    lanes: int
 
 
-# From Google Cloud's data sheets: GiB, GB/s. The first name that a device kind starts with is taken.
+# From Google Cloud's data sheets: GiB, GB/s; then GHz and the side of a matrix unit, from which the peaks follow (a v5e
+# has 4 units of 128 x 128 at 1.5 GHz: 4 x 128 x 128 x 2 x 1.5e9 = 197e12). The first name that a device kind starts
+# with is taken.
 _CHIPS = (
-    ("TPU v6", "v6e", 32, 1640),
-    ("TPU v5 lite", "v5e", 16, 819),
-    ("TPU v5", "v5p", 95, 2765),
-    ("TPU v4", "v4", 32, 1228),
+    ("TPU v6", "v6e", 32, 1640, 1.75, 256),
+    ("TPU v5 lite", "v5e", 16, 819, 1.5, 128),
+    ("TPU v5", "v5p", 95, 2765, 1.75, 128),
+    ("TPU v4", "v4", 32, 1228, 1.05, 128),
 )
 
 
@@ -82,7 +88,7 @@ def chip_of(device: jax.Device) -> Chip:
     Raises:
       UserError: its generation is not in the table.
     """
-    for kind, name, gib, bandwidth in _CHIPS:
+    for kind, name, gib, bandwidth, clock, lanes in _CHIPS:
         if device.device_kind.startswith(kind):
-            return Chip(name, gib * GIB, bandwidth * 1e9, peak_flops(device))
+            return Chip(name, gib * GIB, bandwidth * 1e9, peak_flops(device), clock * 1e9, lanes)
     raise UserError(f"--topology: {device.device_kind} is not in the table of chips in {__name__}")

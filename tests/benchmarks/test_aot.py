@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import aot
+from benchmarks import aot, records
 from benchmarks.blueprints import blueprint, write_configs
+from benchmarks.cycles import KINDS
 from benchmarks.flops import count
+from benchmarks.parts import PARTS, trace_part
 from benchmarks.topologies import GIB, chip_of, find_topology
+from benchmarks.trajectory import repeats, trajectory
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.methods import read_settings
@@ -134,7 +137,7 @@ def test_any_method_is_traced(micro_folder):
     assert list(traced) == ["update"] and count(traced["update"], while_trips=aot.loop_trips(run, "update")) > 1e6
     assert run.idle_params().keys() == {"text_encoder", "vae"}
     assert aot.with_batch_of_chip(settings, 16, {"prompts": None, "pairs": None}) == settings
-    assert aot.describe_batch(dataclasses.asdict(settings), settings.BATCHES, 2) == "4 images by 4, float32"
+    assert records.describe_batch(dataclasses.asdict(settings), settings.BATCHES, 2) == "4 images by 4, float32"
 
 
 @pytest.mark.slow
@@ -244,13 +247,13 @@ def test_batches_of_a_chip():
 )
 def test_a_batch_is_described(settings, text):
     """Pairs are cut as the method cuts them, by at most the chunk of its settings."""
-    assert aot.describe_batch(dataclasses.asdict(settings), settings.BATCHES, 8) == text
+    assert records.describe_batch(dataclasses.asdict(settings), settings.BATCHES, 8) == text
 
 
 def test_earlier_results_are_read():
     """Their settings have the layout of an earlier version, and no method."""
     files = sorted(RESULTS.glob("aot-*.json"))
-    assert files and (RESULTS / "aot.md").read_text().endswith(aot.table([read_json(file) for file in files]))
+    assert files and (RESULTS / "aot.md").read_text().endswith(records.table([read_json(file) for file in files]))
 
 
 def program(total, **more):
@@ -265,7 +268,7 @@ def test_results_are_kept_and_tabled(tmp_path):
     """There is a file per config and topology and one table of all; a program that does not fit has no memory in it."""
     chip = {"name": "v5e", "hbm": 16 * GIB, "bandwidth": 819e9, "peak_flops": 197e12}
     batch = "10 prompts, 10 pairs by 10"
-    found = {"config": "sd15", "topology": "v5e:2x4", "chips": 8, "chip": chip, "batch": batch}
+    found = {"benchmark": "aot", "config": "sd15", "topology": "v5e:2x4", "chips": 8, "chip": chip, "batch": batch}
     too_large = {
         "fits": False,
         "error": "Ran out of memory",
@@ -276,9 +279,9 @@ def test_results_are_kept_and_tabled(tmp_path):
     }
     first = found | {"programs": {"collect": program(12 * GIB), "update": too_large}}
     second = found | {"config": "other", "programs": {"collect": program(6 * GIB)}}
-    assert aot.save(tmp_path, first).name == "aot-sd15-v5e-2x4.json"
-    aot.save(tmp_path, second)
-    assert aot.save(tmp_path / "labelled", first, "chunk5").name == "aot-sd15-v5e-2x4-chunk5.json"
+    assert records.save(tmp_path, first).name == "aot-sd15-v5e-2x4.json"
+    records.save(tmp_path, second)
+    assert records.save(tmp_path / "labelled", first, "chunk5").name == "aot-sd15-v5e-2x4-chunk5.json"
     rows = [row for row in (tmp_path / "aot.md").read_text().splitlines() if row.startswith("|")]
     start = f"v5e:2x4 | {batch}"
     assert rows[2:] == [
@@ -286,3 +289,88 @@ def test_results_are_kept_and_tabled(tmp_path):
         f"| sd15 | {start} | collect | 4.00 GiB | 8.00 GiB | 12.00 of 16 GiB (75%) | 2.5 | 0.0127 | 65 | 61 | -0.5 |",
         f"| sd15 | {start} | update | - | - | does not fit 16 GiB | 1 | 0.5 | - | 7 | 0 |",
     ]
+
+
+# Estimated cycles
+
+
+def estimated(seconds, flops):
+    """A compiled part or program of so many seconds, as `records.save` takes it."""
+    kinds = {kind: 0.0 for kind in KINDS} | {"products": 0.75 * seconds, "copies": 0.25 * seconds}
+    cycles = {"seconds": seconds, "kinds": kinds, "networks": {"UNet": kinds}, "share_of_products": 0.75, "mfu": 0.5}
+    return program(6 * GIB) | {"cycles": cycles, "flops_layers": flops, "seconds_at_peak": flops / 1e12}
+
+
+def test_a_trajectory_is_put_together_from_parts():
+    """10 prompts with 4 candidates: 15 steps of pools and 5 of single candidates, and 16 judgements of 40 images."""
+    settings = SPOTrainSettings(
+        prompts_per_batch=10, spo=SPOSettings(decode_chunk=8, train_batch_size=10, train_chunk=5)
+    )
+    times = repeats(settings, 1)
+    assert times == {
+        "prompts": 10, "pairs": 160, "train_batch": 10, "unet": 15 + 5 / 4, "decode": 80, "judge": 80, "update": 2,
+    }  # fmt: skip
+    assert repeats(dataclasses.replace(settings, prompts_per_batch=40), 4)["prompts"] == 10
+    assert repeats(SPMTrainSettings(), 1) == {}
+    parts = {"decode": estimated(0.2, 1e11), "unet": estimated(1.0, 5e11), "judge": estimated(0.05, 1e10)}
+    record = {"repeats": times, "chip": {"peak_flops": 1e12}, "programs": parts}
+    assert trajectory(record) is None
+    parts["update"] = estimated(0.7, 3e11)
+    rollout = 16.25 * 1.0 + 80 * 0.25
+    found = trajectory(record)
+    assert found["basis"] == "parts" and found["rollout"] == pytest.approx(rollout)
+    assert found["train_batch"] == pytest.approx(1.4)
+    assert found["trajectory"] == pytest.approx((rollout + 8 * 1.4) / 10)  # half of 160 pairs are 8 training batches
+    assert found["mfu"] == pytest.approx((16.25 * 0.5 + 80 * 0.11) / rollout)
+    whole = record | {"programs": {"collect": estimated(30.0, 9e12), "update": estimated(1.5, 6e11)}}
+    assert trajectory(whole)["trajectory"] == pytest.approx((30 + 8 * 1.5) / 10)
+    assert trajectory(whole)["basis"] == "programs"
+
+
+def test_trajectories_are_kept_and_tabled(tmp_path):
+    """Records with cycles have files and a table of their own, with hours of 1,000 and 40,000 trajectories."""
+    settings = SPOTrainSettings(prompts_per_batch=10)
+    chip = {"name": "v5e", "hbm": 16 * GIB, "bandwidth": 819e9, "peak_flops": 1e12}
+    found = {"benchmark": "cycles", "config": "sd15", "topology": "v5e:2x4", "chips": 2, "chip": chip, "batch": "B"}
+    found |= {"repeats": repeats(settings, 1), "programs": {"collect": estimated(28.0, 14e12)}}
+    records.save(tmp_path, found | {"repeats": {}, "config": "spm"})
+    assert [row for row in (tmp_path / "cycles.md").read_text().splitlines() if row.startswith("| spm")] == [
+        "| spm | v5e:2x4 | B | collect | 28 | 14 | 50% | 75% | 25% | UNet 100% | 2.00 GiB |"
+    ]
+    found["programs"]["update"] = estimated(1.0, 1e11)
+    assert records.save(tmp_path, found).name == "cycles-sd15-v5e-2x4.json"
+    rows = [row for row in (tmp_path / "cycles.md").read_text().splitlines() if row.startswith("| sd15")]
+    assert rows[0] == "| sd15 | v5e:2x4 | B | 28.0 s | 50% | 1.00 s | 3.60 s | 0.5, 20 | programs | -0.5 |"
+    assert len(rows) == 3 and not (tmp_path / "aot.md").exists()
+
+
+def test_parts_are_refused_where_there_are_none(micro_folder):
+    """Unknown ones, parts beside programs, other methods than SPO, and decoders of judges that read latents."""
+    with pytest.raises(UserError, match="--part=text: expected one of decode, unet, judge, update"):
+        aot.check_parts(["decode", "text"], [])
+    with pytest.raises(UserError, match="--part and --programs: expected one of the two"):
+        aot.check_parts(["decode"], ["collect"])
+    run = abstract_run(FinetuneSettings(model=str(micro_folder), batch_size=8))
+    with pytest.raises(UserError, match="--part=unet: expected a config whose method is spo"):
+        trace_part(run, "unet")
+
+
+def test_parts_have_the_shapes_and_the_work_of_the_run(spo_run):
+    """What the parts cost, as often as a batch repeats them, is what the run's programs cost."""
+    mesh = spo_run.mesh
+    with jax.set_mesh(mesh):
+        work = {part: count(trace_part(spo_run, part)) for part in PARTS}
+        whole = spo_run.trace(spo_run.state_shapes(), keep_unused=True)
+    times = repeats(spo_run.settings, mesh.size)
+    rollout = sum(times[part] * work[part] for part in ("decode", "unet", "judge"))
+    assert rollout == pytest.approx(count(whole["collect"]), rel=1e-3)
+    update = count(whole["update"], while_trips=aot.loop_trips(spo_run, "update"))
+    assert times["update"] * work["update"] == pytest.approx(update, rel=1e-3)
+
+
+@needs_compiler
+def test_a_part_is_compiled_and_its_cycles_are_added_up(spo_settings):
+    ((name, found),) = aot.measure(spo_settings, "v5e:2x4", effort=-1.0, parts=["unet"], cycles=True)
+    assert name == "unet" and found["cycles"]["seconds"] > found["seconds_at_peak"] > 0
+    assert next(iter(found["cycles"]["networks"])) == "UNet2DConditionModel"
+    assert 0 < found["cycles"]["mfu"] < 1

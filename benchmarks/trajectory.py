@@ -1,0 +1,150 @@
+"""What a trajectory of SPO takes on a chip, from the estimated seconds of its programs or of their parts.
+
+A trajectory is one prompt's rollout with its judgement, and the training on its valid pairs. A rollout and one training
+batch are either programs that were compiled whole, or put together from parts (`benchmarks.parts`): the network for a
+pool at every step, less for the steps before there are pools; decoder and judge for every chunk of images; gradients
+for every chunk of pairs. What lies between the parts (noise, steps of the process, the optimizer) is then left out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from spo_jax.methods.spo.resampler import make_plan
+from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.run.settings import RunSettings
+
+VALID = 0.5  # the share of pairs that are taken to be valid; with all of them, an update takes twice as long
+# Lengths of a run in trajectories: the published 4,000 prompts times 10 epochs, and 500 prompts twice.
+PUBLISHED = 40_000
+SMALL = 1_000
+PARTS = ("decode", "unet", "judge", "update")
+
+
+def repeats(settings: RunSettings, chips: int) -> dict[str, float]:
+    """Returns how much a chip does in a batch of SPO; nothing for other methods.
+
+    Args:
+      settings: settings of the run.
+      chips: number of chips.
+
+    Returns:
+      ``prompts``, ``pairs`` of a rollout and of a ``train_batch``, and how often each of `PARTS` is computed: the first
+      three in a rollout, ``update`` in a training batch.
+    """
+    if not isinstance(settings, SPOTrainSettings):
+        return {}
+    spo = settings.spo
+    plan = make_plan(spo)
+    prompts = settings.prompts_per_batch // chips
+    images = prompts * spo.num_candidates * (len(plan.judged_at) + 1)
+    chunks = -(-images // spo.decode_chunk)
+    pools = len(plan.branches)
+    return {
+        "prompts": prompts,
+        "pairs": prompts * (spo.num_steps - spo.divert_start_step),
+        "train_batch": spo.train_batch_size // chips,
+        "unet": pools + (spo.num_steps - pools) / spo.num_candidates,
+        "decode": chunks,
+        "judge": chunks,
+        "update": -(-spo.train_batch_size // spo.chunk(chips)),
+    }
+
+
+def trajectory(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the seconds of a rollout, of a training batch and of a trajectory; None if programs are missing.
+
+    Args:
+      record: what `benchmarks.aot` measured with ``--cycles``.
+
+    Returns:
+      ``rollout`` and ``train_batch`` in seconds of a chip, ``mfu`` of the rollout, ``trajectory`` in seconds of a chip
+      with a share `VALID` of valid pairs, and ``basis``: ``programs`` or ``parts``.
+    """
+    cycles = {name: program["cycles"] for name, program in record["programs"].items() if "cycles" in program}
+    times = record["repeats"]
+    if not times:
+        return None
+    work = {name: program["flops_layers"] for name, program in record["programs"].items()}
+    if {"collect", "update"} <= cycles.keys():
+        rollout, update = cycles["collect"]["seconds"], cycles["update"]["seconds"]
+        flops = work["collect"]
+        basis = "programs"
+    elif set(PARTS) <= cycles.keys():
+        rollout = sum(times[part] * cycles[part]["seconds"] for part in PARTS[:3])
+        update = times["update"] * cycles["update"]["seconds"]
+        flops = sum(times[part] * work[part] for part in PARTS[:3])
+        basis = "parts"
+    else:
+        return None
+    seconds = (rollout + update * VALID * times["pairs"] / times["train_batch"]) / times["prompts"]
+    mfu = flops / (rollout * record["chip"]["peak_flops"])
+    return {"rollout": rollout, "train_batch": update, "mfu": mfu, "trajectory": seconds, "basis": basis}
+
+
+_ABOUT = f"""# Estimated seconds on TPUs, without one
+
+Written by `python -m benchmarks.aot --cycles`, or from its parts by `--part=decode,unet,judge,update`. The seconds are
+those of one chip by the compiler's own estimates (`benchmarks/cycles.py` says what is counted and how), not
+measurements: ratios between two rows are what to trust. A trajectory is one prompt's rollout, judged, and the training
+on its pairs, of which {VALID:.0%} are taken to be valid. Hours are those of all chips together, of 1,000 trajectories
+(500 prompts, twice) and of the published 40,000 (4,000 prompts, ten times).
+"""
+
+
+def trajectories_table(
+    records: Sequence[Mapping[str, Any]], batch_of: Callable[[Mapping[str, Any]], str], about: bool = True
+) -> str:
+    """Formats records as two Markdown tables: of trajectories, and of all programs and parts.
+
+    Args:
+      records: what `benchmarks.aot` measured with ``--cycles``.
+      batch_of: description of a record's batch.
+      about: whether to begin with what the tables are.
+    """
+    whole = [("config", "topology", "batch of a chip", "rollout", "its MFU", "training batch", "trajectory", "hours",
+              "from", "effort")]  # fmt: skip
+    each = [("config", "topology", "batch of a chip", "program", "seconds", "at peak", "MFU", "products, kernels",
+             "copies", "networks", "temporaries")]  # fmt: skip
+    for record in records:
+        start = record["config"], record["topology"], batch_of(record)
+        found = trajectory(record)
+        if found:
+            whole.append((*start, *_trajectory_cells(record, found)))
+        programs = {name: program for name, program in record["programs"].items() if "cycles" in program}
+        each += [(*start, name, *_program_cells(program)) for name, program in programs.items()]
+    tables = [_markdown(rows) for rows in (whole, each) if len(rows) > 1]
+    return "\n".join(([_ABOUT] if about else []) + tables)
+
+
+def _trajectory_cells(record: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
+    hours = [found["trajectory"] * count / 3600 / record["chips"] for count in (SMALL, PUBLISHED)]
+    efforts = sorted({f"{program['effort']:g}" for program in record["programs"].values()})
+    return (
+        f"{found['rollout']:.1f} s",
+        f"{found['mfu']:.0%}",
+        f"{found['train_batch']:.2f} s",
+        f"{found['trajectory']:.2f} s",
+        ", ".join(f"{value:.3g}" for value in hours),
+        found["basis"],
+        ", ".join(efforts),
+    )
+
+
+def _program_cells(program: Mapping[str, Any]) -> tuple[str, ...]:
+    cycles = program["cycles"]
+    total = cycles["seconds"]
+    shares = [f"{name} {sum(kinds.values()) / total:.0%}" for name, kinds in cycles["networks"].items()]
+    return (
+        f"{total:.4g}",
+        f"{program['seconds_at_peak']:.3g}",
+        f"{cycles['mfu']:.0%}",
+        f"{cycles['share_of_products']:.0%}",
+        f"{cycles['kinds']['copies'] / total:.0%}",
+        ", ".join(shares[:4]),
+        f"{program['temp_bytes'] / 2**30:.2f} GiB",
+    )
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ("---",) * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
