@@ -39,10 +39,10 @@ def run() -> None:
     quick = flags.DEFINE_bool("quick", False, "Take smaller budgets, one seed and fewer images: a first look.")
     seeds = flags.DEFINE_integer("seeds", None, "Train with this number of seeds (default: 3).", lower_bound=1)
     points = flags.DEFINE_integer(
-        "points", None, "Measure this number of checkpoints of each run (default: 8).", lower_bound=1, upper_bound=8
+        "points", None, "Measure this number of checkpoints of each run (default: 5).", lower_bound=1, upper_bound=8
     )
     budget = flags.DEFINE_float(
-        "budget", None, "Train each run for this many evaluations of the UNet (default: 80,000).", lower_bound=1
+        "budget", None, "Train each run for this many evaluations of the UNet (default: 40,000).", lower_bound=1
     )
     ablations = flags.DEFINE_bool("ablations", False, "Compare SPO with itself lacking a part, in place of methods.")
     tune = flags.DEFINE_bool("tune", True, "Choose settings by trials; without them, those of the configs are taken.")

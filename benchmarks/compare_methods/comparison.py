@@ -108,9 +108,8 @@ class Comparison:
           UserError: no trial succeeded.
         """
         name = f"{contestant.name}-{labels.name}"
-        costs = self._costs(name, contestant, labels)
         trials = [
-            self._trial(f"{name}-trial{number}", contestant, labels, costs, fields)
+            self._trial(f"{name}-trial{number}", contestant, labels, fields)
             for number, fields in enumerate(contestant.trials(), 1)
         ]
         best = best_trial(trials)
@@ -120,7 +119,7 @@ class Comparison:
 
     def _entry(self, name: str, contestant: Contestant, labels: Labels, chosen: Fields | None) -> Entry:
         tuned = self.tuned(contestant, labels) if chosen is None else Tuned([], chosen, contestant.valid_share)
-        costs = self._costs(name, contestant, labels)
+        costs = self._costs(name, contestant, labels, tuned.chosen)
         runs = [self._run(f"{name}-seed{seed}", contestant, labels, costs, tuned, seed) for seed in self.plan.seeds]
         runs = [run for run in runs if run is not None]
         if not runs:
@@ -144,14 +143,17 @@ class Comparison:
         about = {**about, "model": labels.model, **log_fields(length)}
         return settings_of(contestant, fields, seed, length.batches, about)
 
-    def _costs(self, name: str, contestant: Contestant, labels: Labels) -> Costs:
-        settings = self._settings(contestant, labels, {}, 0, Length(_ANY, _ANY))
+    def _costs(self, name: str, contestant: Contestant, labels: Labels, fields: Fields) -> Costs:
+        """Counts the operations of programs, on which the optimizer's settings have no influence."""
+        fields = {field: value for field, value in fields.items() if not field.startswith("optimizer.")}
+        settings = self._settings(contestant, labels, fields, 0, Length(_ANY, _ANY))
         about = identity(settings, labels.facts)
         with stage(f"{name}: counting operations"):
             return work.read_costs(self.stages.made("costs", name, about, lambda: self.tools.costs(settings)))
 
-    def _trial(self, name: str, contestant: Contestant, labels: Labels, costs: Costs, fields: Fields) -> dict[str, Any]:
+    def _trial(self, name: str, contestant: Contestant, labels: Labels, fields: Fields) -> dict[str, Any]:
         """Trains with some settings, and has its images voted on; its share is None if it failed."""
+        costs = self._costs(name, contestant, labels, fields)
         budget = self.plan.budget * self.plan.trial_share
         length = length_of(budget, work.per_batch(costs, contestant.valid_share), checkpoints=2)
         settings = self._settings(contestant, labels, fields, self.plan.tuning_seed, length)

@@ -1,7 +1,7 @@
 """Who takes part in the comparison: a config, what it learns from, and the settings by which it is tuned.
 
-Every contestant is tuned by the same number of trials: three learning rates around that of its config, times two values
-of the setting that says how far a step of its objective may go.
+Every contestant is tuned by the same number of trials: three learning rates around that of its config, times three
+variants of the settings that say how far a step of its objective may go or, for SPO, from where on it learns.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ class Contestant:
       title: its name in tables and figures.
       config: name of its config.
       source: what it learns from: labelled pairs, the preference model that was trained on them, or the truth.
-      strength: the field that is tuned beside the learning rate, and its two values; empty for an ablation, which takes
-        the settings that were chosen for SPO.
+      variants: settings that are tried with every learning rate; empty for an ablation, which takes the settings that
+        were chosen for SPO.
       fields: fields of the config that differ; ``{judge}`` stands for the preference model.
       valid_share: share of its training batches that are expected to be trained on, before a trial has shown it.
     """
@@ -56,36 +56,45 @@ class Contestant:
     title: str
     config: str
     source: Source
-    strength: tuple[str, tuple[Value, ...]] = ("", ())
+    variants: tuple[Fields, ...] = ()
     fields: Fields = dataclasses.field(default_factory=dict)
     valid_share: float = 1.0
 
     def trials(self) -> list[Fields]:
         """Returns the settings of each trial: the fields that differ from the config."""
         own = load_config(self.config).optimizer.learning_rate
-        field, values = self.strength
         return [
-            {"optimizer.learning_rate": float(f"{own * rate:.3g}"), field: value}
-            for rate, value in itertools.product(RATES, values)
+            {"optimizer.learning_rate": float(f"{own * rate:.3g}"), **variant}
+            for rate, variant in itertools.product(RATES, self.variants)
         ]
 
 
+def _betas(*values: float) -> tuple[Fields, ...]:
+    return tuple({"dpo.beta": value} for value in values)
+
+
+_CLIPS = tuple({"ddpo.clip_range": clip} for clip in (1e-4, 1e-3, 1e-2))
+_DIVERTED: tuple[Fields, ...] = (
+    {"spo.threshold": 0.1, "spo.divert_start_step": 11},
+    {"spo.threshold": 0.3, "spo.divert_start_step": 11},
+    {"spo.threshold": 0.1, "spo.divert_start_step": 5},
+)
 CONTESTANTS: tuple[Contestant, ...] = (
+    Contestant("diffusion_dpo", "Diffusion-DPO", "diffusion_dpo_toy", "pairs", _betas(500.0, 2000.0, 125.0)),
+    Contestant("spo", "SPO", "toy", "judge", _DIVERTED, valid_share=0.6),
+    Contestant("gradspo", "GradSPO", "gradspo_toy", "judge", _DIVERTED, valid_share=0.6),
+    Contestant("ddpo", "DDPO", "ddpo_toy", "judge", _CLIPS),
     Contestant(
-        "diffusion_dpo", "Diffusion-DPO", "diffusion_dpo_toy", "pairs", ("dpo.beta", (500.0, 2000.0))
+        "d3po", "D3PO", "d3po_toy", "judge",
+        ({"d3po.eps": 0.1, "d3po.beta": 0.1}, {"d3po.eps": 0.3, "d3po.beta": 0.1}, {"d3po.eps": 0.1, "d3po.beta": 1.0}),
     ),
-    Contestant("spo", "SPO", "toy", "judge", ("spo.threshold", (0.1, 0.3)), valid_share=0.6),
-    Contestant("gradspo", "GradSPO", "gradspo_toy", "judge", ("spo.threshold", (0.1, 0.3)), valid_share=0.6),
-    Contestant("ddpo", "DDPO", "ddpo_toy", "judge", ("ddpo.clip_range", (1e-4, 1e-3))),
-    Contestant("d3po", "D3PO", "d3po_toy", "judge", ("d3po.eps", (0.1, 0.3))),
     Contestant(
-        "smpo", "SmPO", "diffusion_dpo_toy", "pairs", ("dpo.beta", (500.0, 2000.0)),
+        "smpo", "SmPO", "diffusion_dpo_toy", "pairs", _betas(500.0, 2000.0, 125.0),
         {"dpo.objective": "smpo", "dpo.inversion": "renoise", "dpo.reward": "spm:{judge}"},
     ),
-    Contestant("mapo", "MaPO", "diffusion_dpo_toy", "pairs", ("dpo.beta", (0.1, 1.0)), {"dpo.objective": "mapo"}),
+    Contestant("mapo", "MaPO", "diffusion_dpo_toy", "pairs", _betas(0.1, 1.0, 10.0), {"dpo.objective": "mapo"}),
     Contestant(
-        "ddpo_truth", "DDPO by the truth †", "ddpo_toy", "truth", ("ddpo.clip_range", (1e-4, 1e-3)),
-        {"ddpo.reward": "toy"},
+        "ddpo_truth", "DDPO by the truth †", "ddpo_toy", "truth", _CLIPS, {"ddpo.reward": "toy"}
     ),
 )  # fmt: skip
 ON_EXACT = ("diffusion_dpo", "spo", "gradspo")  # what is compared on exact labels too

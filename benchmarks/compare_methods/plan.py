@@ -34,11 +34,11 @@ class Plan:
       votes_per_prompt: images of each training prompt that are voted on after a trial.
     """
 
-    budget: float = 80_000.0
+    budget: float = 40_000.0
     trial_share: float = 0.3
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seed: int = 100
-    points: int = 8
+    points: int = 5
     per_prompt: int = 16
     guard_per_prompt: int = 4
     votes_per_prompt: int = 4
@@ -106,7 +106,7 @@ def text_of(plan: Plan, groups: Groups, prompts: tuple[int, int], tune: bool) ->
     lines = []
     hours = 0.0
     for labels, contestants in groups:
-        trials = sum(len(RATES) * len(one.strength[1]) for one in contestants) if tune else 0
+        trials = sum(len(RATES) * len(one.variants) for one in contestants) if tune else 0
         runs = len(contestants) * len(plan.seeds)
         hours += (own := plan.hours(runs, trials, prompts))
         names = ", ".join(one.name for one in contestants)
