@@ -54,6 +54,6 @@ def test_ctrl_c_ends_the_page_in_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         begin = time.monotonic()
         rest = process.stdout.read().splitlines()
-        assert process.wait() == 130 and time.monotonic() - begin < 10
+        assert process.wait() == 130 and time.monotonic() - begin < 60
     assert rest == ["interrupted"]
     assert not list(tmp_path.iterdir())

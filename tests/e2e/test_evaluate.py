@@ -319,7 +319,7 @@ def test_images_are_written_while_the_next_ones_are_drawn(how, tmp_path, monkeyp
         return draw(self, *arguments)
 
     def write_after(self, *arguments):
-        assert drawing_second.wait(20)
+        assert drawing_second.wait(300)  # a program is compiled before
         return write(self, *arguments)
 
     monkeypatch.setattr(Sampler, "_draw_rows", draw_and_tell)

@@ -71,7 +71,7 @@ def in_three(monkeypatch):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         return results
 
     return run
@@ -133,7 +133,7 @@ def test_a_process_that_waits_elsewhere_is_ended(in_three, monkeypatch, capfd, e
     def meet(index):
         if index == 1:
             raise error
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while len(statuses) < 2 and time.monotonic() < end:
             time.sleep(0.01)
         ended.set()

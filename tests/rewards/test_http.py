@@ -214,17 +214,17 @@ def test_a_redirect_is_not_followed(serve):
 def test_a_slow_server_is_not_waited_for(serve, monkeypatch, pauses):
     """Neither one that says nothing, nor one that is slow in scoring alone; a second request would not be faster."""
     slept = threading.Event()
-    monkeypatch.setenv("SPO_JAX_HTTP_TIMEOUT", "0.2")
-    url = serve(_scorer(lambda body: (slept.wait(5), (200, [0.0] * 5))[1]))
+    monkeypatch.setenv("SPO_JAX_HTTP_TIMEOUT", "1")  # enough for the description, on a busy machine too
+    url = serve(_scorer(lambda body: (slept.wait(60), (200, [0.0] * 5))[1]))
     reward = load_reward(f"http:{url}", FLAG)
     start = time.monotonic()
-    _refused(lambda: reward.measure(IMAGES, PROMPTS), url, "within 0.2 s", "SPO_JAX_HTTP_TIMEOUT", "SPO_JAX_HTTP_BATCH")
-    assert time.monotonic() - start < 3 and pauses == []
+    _refused(lambda: reward.measure(IMAGES, PROMPTS), url, "within 1 s", "SPO_JAX_HTTP_TIMEOUT", "SPO_JAX_HTTP_BATCH")
+    assert time.monotonic() - start < 30 and pauses == []
     slept.set()
     silent = socket.create_server(("127.0.0.1", 0))
     with silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/score"
-        _refused(lambda: load_reward(f"http:{url}", FLAG), url, "did not answer GET within 0.2 s")
+        _refused(lambda: load_reward(f"http:{url}", FLAG), url, "did not answer GET within 1 s")
 
 
 def test_nobody_at_the_address(pauses, monkeypatch):
@@ -254,7 +254,7 @@ def test_a_connection_that_breaks_off_is_tried_again(pauses, monkeypatch):
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}/score"
         _refused(lambda: load_reward(f"http:{url}", FLAG), "cannot reach", url, "3 times")
-        thread.join(5)
+        thread.join(60)
     assert pauses == [1, 2]
 
 

@@ -108,7 +108,10 @@ def test_a_copy_that_fails_is_tried_again(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(module, "_copy_file", away)
     with caplog.at_level(logging.WARNING), keep_copy(run, copy, every=0.02):
-        train(run, range(1, 3), pause=0.3)
+        train(run, range(1, 3))
+        end = time.monotonic() + 60
+        while len(calls) < 5 and time.monotonic() < end:
+            time.sleep(0.01)
     assert restored(copy) == (2, 2.0)
     (message,) = [record.getMessage() for record in caplog.records if "cannot copy" in record.getMessage()]
     assert "Transport endpoint is not connected; the run goes on, and this is tried again" in message

@@ -78,7 +78,7 @@ def test_the_lock_of_a_killed_run_is_taken_over_at_once(tmp_path, held_by, caplo
     kill(process)
     begin = time.monotonic()
     with RunLock(tmp_path):
-        assert time.monotonic() - begin < 5  # and not the time after which another system's lock is stale
+        assert time.monotonic() - begin < 30  # and not the time after which another system's lock is stale
         assert f"taking over from process {process.pid} on host" in caplog.text
         assert read_json(tmp_path / "lock.json")["pid"] == os.getpid()
 
@@ -119,7 +119,7 @@ def test_a_card_that_was_not_renewed_for_long_is_not_waited_for(tmp_path, conten
     os.utime(tmp_path / "lock.json", (long_ago, long_ago))
     begin = time.monotonic()
     with RunLock(tmp_path):
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 30
         assert read_json(tmp_path / "lock.json")["pid"] == os.getpid()
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_was_taken_over_notices_and_leaves_the_other_one_s_card(tmp_p
 def test_a_card_that_somebody_has_deleted_comes_back(tmp_path):
     with RunLock(tmp_path, beat=0.05) as held:
         (tmp_path / "lock.json").unlink()
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not (tmp_path / "lock.json").exists() and time.monotonic() < end:
             time.sleep(0.01)
         assert read_json(tmp_path / "lock.json")["pid"] == os.getpid()

@@ -66,7 +66,7 @@ def test_a_run_is_drawn_while_it_trains_and_at_its_end(place, tmp_path):
     with watch(tmp_path, every=0.01):
         write_rows(tmp_path / "made", 3)
         (tmp_path / "made" / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")  # all rows at once
-        assert place.drawn.wait(20)
+        assert place.drawn.wait(120)
         time.sleep(0.1)
         assert len(place.images) == 1  # nothing was added, so nothing is drawn
         write_grid(tmp_path, 3)

@@ -131,7 +131,7 @@ def test_an_error_names_the_row_of_an_image_damaged_later(pairs, settings):
 def test_closing_the_generator_ends_threads_and_processes(pairs, settings):
     before = set(multiprocessing.active_children())
     load(pairs, 1, **settings)
-    deadline = time.monotonic() + 10  # a thread finishes the image that it is working on
+    deadline = time.monotonic() + 60  # a thread finishes the image that it is working on
     while time.monotonic() < deadline and any("grain-prefetch" in t.name for t in threading.enumerate()):
         time.sleep(0.01)
     assert not [thread.name for thread in threading.enumerate() if "grain-prefetch" in thread.name]
