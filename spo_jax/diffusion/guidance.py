@@ -29,13 +29,16 @@ def guided(
     Returns:
       The guided prediction in float32.
     """
-
-    # The two halves of a row lie side by side, so that a batch that is cut over devices is not moved between them.
-    def interleaved(a: Array, b: Array) -> Array:  # [b ...], [b ...] -> [2b ...]
-        return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
-
-    both = predict(interleaved(x, x), interleaved(t, t), jax.tree.map(interleaved, unconditional, condition))
+    both = predict(*interleaved((x, t, unconditional), (x, t, condition)))
     both = both.astype(jnp.float32).reshape(-1, 2, *both.shape[1:])  # [2b h w c] -> [b 2 h w c]
     without = both[:, 0]
     with_text = both[:, 1]
     return without + scale * (with_text - without)
+
+
+def interleaved(first: PyTree, second: PyTree) -> PyTree:
+    """Joins two batches, [b ...] and [b ...] -> [2b ...], row by row.
+
+    The two halves of a row lie side by side, so that a batch that is cut over devices is not moved between them.
+    """
+    return jax.tree.map(lambda a, b: jnp.stack([a, b], 1).reshape(-1, *a.shape[1:]), first, second)

@@ -23,7 +23,8 @@ from spo_jax.models.stable_diffusion import parts, sources
 from spo_jax.models.stable_diffusion.checks import check_parts
 from spo_jax.models.stable_diffusion.conditioning import Conditioning, SizeConditions
 from spo_jax.models.stable_diffusion.config import UNetConfig
-from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
+from spo_jax.models.stable_diffusion.text import encode_texts
+from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel, UNetEncoder
 from spo_jax.nn.clip import CLIPTextModel
 from spo_jax.nn.clip_config import CLIPTextConfig
 from spo_jax.nn.lora import scaled
@@ -304,12 +305,8 @@ def _encode_text(
     encoders: tuple[CLIPTextModel, ...], params: tuple[Params, ...], ids: Int[Array, "b e l"]
 ) -> Conditioning:
     """Encodes tokens with one or both text encoders."""
-    pairs = zip(encoders, params, strict=True)
-    outputs = [encoder.apply({"params": weights}, ids[:, e]) for e, (encoder, weights) in enumerate(pairs)]
-    if len(outputs) == 1:
-        return gathered(Conditioning(outputs[0][0].last))
-    states = jnp.concatenate([output.penultimate for output, _ in outputs], axis=-1)
-    return gathered(Conditioning(states, pooled=outputs[-1][1]))
+    texts = encode_texts(encoders, params, ids)
+    return gathered(Conditioning(texts.states, texts.pooled if len(encoders) > 1 else None))
 
 
 # Reading
@@ -434,8 +431,8 @@ def shapes_of_module(name: str, module: Any) -> Params:
     return vae_shapes(module) if name == "vae" else text_shapes(module)
 
 
-def unet_shapes(unet: UNet2DConditionModel) -> Params:
-    """Returns the shapes of the UNet's weights."""
+def unet_shapes(unet: UNet2DConditionModel | UNetEncoder) -> Params:
+    """Returns the shapes of the weights of a UNet, or of its first half."""
     config = unet.config
     x = jnp.zeros((1, 8, 8, config.in_channels))
     extra = ()

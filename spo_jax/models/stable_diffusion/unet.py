@@ -1,5 +1,7 @@
 """UNet2DConditionModel of diffusers: the noise predictor of SD 1.5, SD 2.1 and SDXL."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -15,6 +17,9 @@ from spo_jax.nn.layers import (
     conv,
     sinusoidal_embedding,
 )
+
+# Pattern of torch's names of the weights that only the second half of the network has.
+DECODER = r"^(up_blocks|conv_norm_out|conv_out)\."
 
 
 class _Level(nn.Module):
@@ -105,8 +110,26 @@ class _UpBlock(_Level):
         return x
 
 
-class UNet2DConditionModel(nn.Module):
-    """Predicts the noise (or v) in latents ``x`` at timesteps ``t``, given text states ``context``.
+class _Encoded(NamedTuple):
+    """What the way down gives.
+
+    Attributes:
+      middle: output of the middle block.
+      skips: what the up blocks take, from the first convolution on.
+      taps: output of the last layer of every down block, before it is halved; these are among the skips.
+      temb: embedded timesteps, which the up blocks take too.
+      context: states of the text encoders in the network's dtype.
+    """
+
+    middle: Float[Array, "b h w c"]
+    skips: list[Float[Array, "b h w c"]]
+    taps: list[Float[Array, "b h w c"]]
+    temb: Float[Array, "b d"]
+    context: Float[Array, "b l d"]
+
+
+class _UNet(nn.Module):
+    """Base of the whole network and of its first half, which they share.
 
     Attributes:
       config: sizes of the network.
@@ -117,6 +140,56 @@ class UNet2DConditionModel(nn.Module):
     config: UNetConfig
     remat: bool = False
     dtype: DType = jnp.float32
+
+    def _encode(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        context: Float[Array, "b l d"],
+        pooled: Float[Array, "b p"] | None,
+        time_ids: Float[Array, "b 6"] | None,
+    ) -> _Encoded:
+        """Runs the down blocks and the middle block; the arguments are those of `UNet2DConditionModel`."""
+        config = self.config
+        blocks = len(config.block_out_channels)
+        x = x.astype(self.dtype)
+        context = context.astype(self.dtype)
+        temb = self._time_embedding(t, pooled, time_ids)
+        x = conv(config.block_out_channels[0], config.conv_in_kernel, self.dtype, "conv_in")(x)
+        # Down blocks; their outputs are kept as skip connections.
+        skips, taps = [x], []
+        for index in range(blocks):
+            block = _DownBlock(config, index, self.remat, self.dtype, name=f"down_blocks_{index}")
+            x, outputs = block(x, temb, context)
+            skips += outputs
+            taps.append(outputs[block.layers - 1])
+        x = _MidBlock(config, blocks - 1, self.remat, self.dtype, name="mid_block")(x, temb, context)
+        return _Encoded(x, skips, taps, temb, context)
+
+    def _time_embedding(
+        self, t: Num[Array, " b"], pooled: Float[Array, "b p"] | None, time_ids: Float[Array, "b 6"] | None
+    ) -> Float[Array, "b d"]:
+        """Embeds the timesteps and, in SDXL, the pooled text and the size conditions."""
+        config = self.config
+        width = 4 * config.block_out_channels[0]
+
+        def sinusoid(values, dim):
+            return sinusoidal_embedding(values, dim, config.flip_sin_to_cos, config.freq_shift).astype(self.dtype)
+
+        temb = TimestepEmbedding(width, self.dtype, name="time_embedding")(sinusoid(t, config.block_out_channels[0]))
+        given = (pooled is not None, time_ids is not None)
+        if given != (config.wants_size_conditions,) * 2:
+            raise ValueError(f"pooled text and time ids: given {given}, {config.addition_embed_type=}")
+        if config.wants_size_conditions:
+            ids = sinusoid(time_ids.reshape(-1), config.addition_time_embed_dim)  # [b 6] -> [b*6 d]
+            ids = ids.reshape(time_ids.shape[0], -1)  # [b*6 d] -> [b 6*d]
+            added = jnp.concatenate([pooled.astype(self.dtype), ids], axis=-1)
+            temb = temb + TimestepEmbedding(width, self.dtype, name="add_embedding")(added)
+        return temb
+
+
+class UNet2DConditionModel(_UNet):
+    """Predicts the noise (or v) in latents ``x`` at timesteps ``t``, given text states ``context``."""
 
     @nn.compact
     def __call__(
@@ -140,18 +213,7 @@ class UNet2DConditionModel(nn.Module):
         """
         config = self.config
         blocks = len(config.block_out_channels)
-        x = x.astype(self.dtype)
-        context = context.astype(self.dtype)
-        temb = self._time_embedding(t, pooled, time_ids)
-        x = conv(config.block_out_channels[0], config.conv_in_kernel, self.dtype, "conv_in")(x)
-        # Down blocks; their outputs are kept as skip connections.
-        skips = [x]
-        for index in range(blocks):
-            x, outputs = _DownBlock(config, index, self.remat, self.dtype, name=f"down_blocks_{index}")(
-                x, temb, context
-            )
-            skips += outputs
-        x = _MidBlock(config, blocks - 1, self.remat, self.dtype, name="mid_block")(x, temb, context)
+        x, skips, _, temb, context = self._encode(x, t, context, pooled, time_ids)
         # Up blocks; each takes the last skip connections that are left.
         for position in range(blocks):
             index = blocks - 1 - position
@@ -163,23 +225,32 @@ class UNet2DConditionModel(nn.Module):
         x = nn.silu(GroupNorm(config.norm_num_groups, config.norm_eps, self.dtype, name="conv_norm_out")(x))
         return conv(config.out_channels, config.conv_out_kernel, self.dtype, "conv_out")(x)
 
-    def _time_embedding(
-        self, t: Num[Array, " b"], pooled: Float[Array, "b p"] | None, time_ids: Float[Array, "b 6"] | None
-    ) -> Float[Array, "b d"]:
-        """Embeds the timesteps and, in SDXL, the pooled text and the size conditions."""
-        config = self.config
-        width = 4 * config.block_out_channels[0]
 
-        def sinusoid(values, dim):
-            return sinusoidal_embedding(values, dim, config.flip_sin_to_cos, config.freq_shift).astype(self.dtype)
+class UNetEncoder(_UNet):
+    """The first half of the network, down to its middle block: what a judge of noisy latents looks at.
 
-        temb = TimestepEmbedding(width, self.dtype, name="time_embedding")(sinusoid(t, config.block_out_channels[0]))
-        given = (pooled is not None, time_ids is not None)
-        if given != (config.wants_size_conditions,) * 2:
-            raise ValueError(f"pooled text and time ids: given {given}, {config.addition_embed_type=}")
-        if config.wants_size_conditions:
-            ids = sinusoid(time_ids.reshape(-1), config.addition_time_embed_dim)  # [b 6] -> [b*6 d]
-            ids = ids.reshape(time_ids.shape[0], -1)  # [b*6 d] -> [b 6*d]
-            added = jnp.concatenate([pooled.astype(self.dtype), ids], axis=-1)
-            temb = temb + TimestepEmbedding(width, self.dtype, name="add_embedding")(added)
-        return temb
+    Its weights are those of a `UNet2DConditionModel` without `DECODER`.
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Num[Array, " b"],
+        context: Float[Array, "b l d"],
+        pooled: Float[Array, "b p"] | None = None,
+        time_ids: Float[Array, "b 6"] | None = None,
+    ) -> tuple[list[Float[Array, "b ..."]], Float[Array, "b ..."]]:
+        """
+        Args:
+          x: noisy latents.
+          t: timesteps in [0, 999].
+          context: states of the text encoders.
+          pooled: SDXL's pooled text; given if and only if the config asks for it.
+          time_ids: SDXL's size conditions; given if and only if the config asks for them.
+
+        Returns:
+          The output of the last layer of every down block, before it is halved, and that of the middle block.
+        """
+        encoded = self._encode(x, t, context, pooled, time_ids)
+        return encoded.taps, encoded.middle
