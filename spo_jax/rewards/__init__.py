@@ -12,7 +12,7 @@ from types import ModuleType
 from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import find_module, module_names
 from spo_jax.rewards.common.own import check_function, check_reward_object
-from spo_jax.rewards.common.protocol import Context, Reward
+from spo_jax.rewards.common.protocol import IMAGES, NOISY, Context, Reward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def check_reward(spec: str, context: Context, judges: bool = False) -> None:
     """Refuses a reward that cannot be used, before anything is loaded, and before jax is imported for one of ours.
 
     A reward's module may have a function ``check(source, context)`` that takes no time and uses no network; it is
-    called here. It may also have a constant ``ON_HOST``, which says that it cannot judge rollouts.
+    called here. It may also have a constant ``ON_HOST``, which says that it cannot judge rollouts, and a constant
+    ``READS``, which says what it reads if that is not images (`spo_jax.rewards.base.DeviceReward.READS`).
 
     Args:
       spec: as in `load_reward`.
@@ -70,6 +71,12 @@ def check_reward(spec: str, context: Context, judges: bool = False) -> None:
     module, source, context = _find(spec, context, judges)
     if judges and getattr(module, "ON_HOST", False):
         raise no_judge(spec, context.where)
+    # A module of the user's may say what it reads in its class alone.
+    reads = getattr(module, "READS", IMAGES if module.__name__.startswith(f"{__name__}.") else "")
+    if judges and reads:
+        check_reads(spec, reads, context.noisy, context.where)
+    elif reads not in ("", IMAGES):
+        raise UserError(f"{context.where} = {spec!r}: this reward reads {reads}, but finished images are scored here")
     if hasattr(module, "check"):
         module.check(source, context)
 
@@ -80,6 +87,30 @@ def no_judge(spec: str, where: str) -> UserError:
         f"{where} = {spec!r}: this reward is computed on the host and cannot judge inside a rollout; "
         "expected one that is computed on the devices, such as 'spm'"
     )
+
+
+def check_reads(spec: str, reads: str, noisy: bool, where: str) -> None:
+    """Refuses a judge of clean predictions or images where noisy latents are judged, and the other way round.
+
+    Args:
+      spec: its name.
+      reads: what it reads; see `spo_jax.rewards.base.DeviceReward.READS`.
+      noisy: whether noisy latents are judged.
+      where: flag or config field that names it, as messages call it.
+
+    Raises:
+      UserError: it would see what it does not read.
+    """
+    if reads == NOISY and not noisy:
+        raise UserError(
+            f"{where} = {spec!r}: this reward judges noisy latents, which only a rollout of SPO with spo.judged = "
+            "'noisy' shows it: set that too, as configs/lpo_sd15.py does, or choose another reward"
+        )
+    if noisy and reads != NOISY:
+        raise UserError(
+            f"{where} = {spec!r}: this reward reads {reads}, but with spo.judged = 'noisy' it would see noisy latents: "
+            "expected a reward that judges those, such as lrm:FOLDER, or spo.judged = 'clean'"
+        )
 
 
 def check_direction(spec: str, reward: Reward, weight: float, where: str) -> None:

@@ -31,7 +31,8 @@ class DeviceReward:
     one entry and defines `score`; everything else has a default.
 
     Attributes:
-      READS: input of `score`: ``images`` near [-1, 1], or ``latents`` as the diffusion model sees them.
+      READS: input of `score`: ``images`` near [-1, 1], clean ``latents`` as the diffusion model sees them, or ``noisy
+        latents``, the candidates of a rollout as they are.
       meanings: as in `Reward`.
       lower_is_better: as in `Reward`.
       signs: as in `Reward`.
@@ -66,9 +67,10 @@ class DeviceReward:
 
         Args:
           params: the attribute `params`.
-          x: finished images, or clean predictions in a rollout; images or latents, as `READS` says.
+          x: finished images, or clean predictions in a rollout; images or latents, as `READS` says; or noisy latents.
           features: rows of `features`.
-          t: diffusion timesteps from which the predictions were made; 0 for finished images.
+          t: diffusion timesteps from which the predictions were made; 0 for finished images. For noisy latents, those
+            of the steps that drew them.
         """
         raise NotImplementedError
 

@@ -8,6 +8,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.rewards import check_direction, check_reward, load_reward, no_judge
 from spo_jax.rewards.common.protocol import Context, Reward
 
+READS = ""  # what its terms read
 # A plus sign ends a term only in front of the next weight, so that the path of a source may hold one.
 _BETWEEN = re.compile(r"\+(?=\s*-?[\d.]+(?:[eE]-?\d+)?\s*\*)")
 

@@ -5,6 +5,7 @@ hold other objects beside them. What the file claims is checked before any of it
 weights are read: that no two records share bytes, that the tensors fit their storages, and how much memory they take.
 """
 
+import dataclasses
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable
@@ -39,6 +40,24 @@ def read_torch_zip(path: Path) -> dict[str, np.ndarray]:
     return _opened(path, _read_within_limit)
 
 
+def read_torch_modules(path: Path) -> dict[str, np.ndarray]:
+    """Reads what a trainer saved of several modules in one file: ``{module: state dict, name: tensor or number}``.
+
+    Returns:
+      Arrays as `read_torch_zip` returns them, whose names are ``module.name`` within a module; numbers are float32.
+
+    Raises:
+      UserError: as `read_torch_zip`.
+    """
+
+    def read(records: "_Records", items: dict[str, Tensor | float]) -> dict[str, np.ndarray]:
+        tensors = {name: item for name, item in items.items() if isinstance(item, Tensor)}
+        numbers = {name: np.asarray(item, np.float32) for name, item in items.items() if isinstance(item, float)}
+        return _read_within_limit(records, tensors) | numbers
+
+    return _opened(path, read, _modules)
+
+
 def read_torch_names(path: Path) -> list[str]:
     """Reads the names of the tensors of a state dict, and none of its weights.
 
@@ -48,12 +67,19 @@ def read_torch_names(path: Path) -> list[str]:
     return _opened(path, lambda records, tensors: list(tensors))
 
 
-def _opened(path: Path, use: Callable[["_Records", dict[str, Tensor]], Any]) -> Any:
-    """Opens a file for a function of its records and of what it says of its tensors, and explains what goes wrong."""
+def _opened(path: Path, use: Callable[["_Records", Any], Any], check: Callable[[Any, Path], Any] | None = None) -> Any:
+    """Opens a file for a function of its records and of what it says of its tensors, and explains what goes wrong.
+
+    Args:
+      path: the file.
+      use: the function.
+      check: what checks the object of the file, and returns what ``use`` takes; None expects a state dict.
+    """
+    check = check or _state_dict
     try:
         with zipfile.ZipFile(path) as archive:
             records = _Records(archive, path)
-            return use(records, _state_dict(interpret(records.read_pickle()), path))
+            return use(records, check(interpret(records.read_pickle()), path))
     except UserError:
         raise
     except zipfile.BadZipFile as error:
@@ -89,6 +115,17 @@ def _state_dict(value: Any, path: Path) -> dict[str, Tensor]:
     if others:
         raise UserError(f"{path} is not a plain state dict: these entries are not tensors: {shorten(others)}")
     return value.items
+
+
+def _modules(value: Any, path: Path) -> dict[str, Tensor | float]:
+    """Checks that the object of a file is a dict of state dicts, tensors and numbers, and returns it without levels."""
+    items = value.items if isinstance(value, Dict) else {}
+    levels = {key: _state_dict(item, path) for key, item in items.items() if isinstance(item, Dict)}
+    numbers = {key: item for key, item in items.items() if isinstance(item, float)}
+    rest = {key: item for key, item in items.items() if key not in levels | numbers}
+    tensors = _state_dict(dataclasses.replace(value, items=rest) if isinstance(value, Dict) else value, path)
+    inner = {f"{module}.{name}": tensor for module, state in levels.items() for name, tensor in state.items()}
+    return {**tensors, **numbers, **inner}
 
 
 def _refuse_name(value: Any, expected: str) -> None:

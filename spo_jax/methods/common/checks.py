@@ -49,7 +49,8 @@ def check_rewards(settings: Any, **judges: str) -> None:
     if settings.eval.guard != "off":
         named += [("eval.guard_rewards", spec, False) for spec in settings.eval.guard_names]
     for field, spec, judging in named:
-        check_reward(spec, Context(options=reward_options(settings, spec), field=field), judging)
+        noisy = judging and getattr(getattr(settings, field.partition(".")[0]), "judged", "clean") == "noisy"
+        check_reward(spec, Context(options=reward_options(settings, spec), field=field, noisy=noisy), judging)
 
 
 def reward_options(settings: Any, spec: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from spo_jax.parallel.agreement import decided
 from spo_jax.parallel.chunks import cut, joined
 from spo_jax.parallel.mesh import devices_in_context
 from spo_jax.parallel.sizes import even_chunk
-from spo_jax.rewards import check_direction, load_reward
+from spo_jax.rewards import check_direction, check_reads, load_reward
 from spo_jax.rewards.base import Context, DeviceReward, Reward, Scores
 from spo_jax.rewards.common.own import measured
 
@@ -191,6 +191,8 @@ def open_final_judge(
         logging.info("%s = %r is computed on the host: the images of every batch go there", where, own.reward)
         for _, reward in kept:
             reward.check(prompts, pipeline.image_size)
+    for spec, reward in kept:
+        check_reads(spec, getattr(reward, "READS", "images"), False, where)
     reads = {getattr(reward, "READS", "images") for _, reward in kept}
     if len(reads) > 1 or (judge.on_host and reads != {"images"}):
         raise UserError(f"{where} = {own.reward!r}: some rewards read images and others latents; expected one kind")

@@ -11,7 +11,7 @@ from spo_jax.core.progress import stage
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.decoder import open_decoder
-from spo_jax.rewards import check_direction, load_reward, no_judge
+from spo_jax.rewards import check_direction, check_reads, load_reward, no_judge
 from spo_jax.rewards.base import Context, DeviceReward
 
 
@@ -21,7 +21,7 @@ class Judge:
 
     Attributes:
       reward: the reward, which reads images or latents.
-      decoder: decoder of latents to images; None if the reward reads latents.
+      decoder: decoder of latents to images; None if the reward reads latents, clean or noisy ones.
     """
 
     reward: DeviceReward
@@ -44,13 +44,14 @@ class Judge:
     def score(
         self, params: Params, latents: Float[Array, "n h w c"], features: PyTree, t: Int[Array, " n"]
     ) -> Float[Array, " n"]:
-        """Scores clean latents inside a program.
+        """Scores latents inside a program.
 
         Args:
           params: the attribute `params`.
-          latents: clean latents, as the diffusion model predicted them.
+          latents: clean latents, as the diffusion model predicted them, or noisy ones.
           features: rows of `features`.
-          t: timesteps from which the latents were predicted; 0 for finished latents.
+          t: timesteps from which the latents were predicted; 0 for finished latents. For noisy ones, those of the
+            steps that drew them.
         """
         x = latents if self.decoder is None else self.decoder.apply(params["decoder"], latents)
         return self.reward.score(params["reward"], x, features, t)
@@ -65,6 +66,8 @@ def open_judge(
     group: str,
     mesh: Mesh | None = None,
     abstract: bool = False,
+    noisy: bool = False,
+    timesteps: Sequence[int] = (),
 ) -> Judge:
     """Loads the judge of a pipeline's latents.
 
@@ -76,16 +79,29 @@ def open_judge(
       group: group of the settings that names reward and decoder, for messages.
       mesh: mesh on which weights are placed; None places them on the first device.
       abstract: whether to return shapes instead of weights.
+      noisy: whether noisy latents are judged, instead of clean ones.
+      timesteps: timesteps at which latents are judged.
 
     Raises:
-      UserError: reward or decoder cannot be loaded, the reward is computed on the host, or a lower score of it
-        is better.
+      UserError: reward or decoder cannot be loaded, the reward is computed on the host, reads something else than it
+        would see, or a lower score of it is better.
     """
-    context = Context(pipeline.kind, pipeline.dtype, mesh, options, abstract, f"{group}.reward")
+    context = Context(
+        pipeline.kind,
+        pipeline.dtype,
+        mesh,
+        options,
+        abstract,
+        f"{group}.reward",
+        noisy=noisy,
+        channels=pipeline.latent_shape[-1],
+        timesteps=timesteps,
+    )
     with stage(f"reading the judge {spec}"):
         reward = load_reward(spec, context)
     if not isinstance(reward, DeviceReward):
         raise no_judge(spec, context.where)
+    check_reads(spec, reward.READS, noisy, context.where)
     check_direction(spec, reward, 1.0, context.where)
     return Judge(reward, open_decoder_for(spec, reward.READS, decoder, group, pipeline, mesh, abstract))
 
@@ -107,7 +123,7 @@ def open_decoder_for(
     Raises:
       UserError: the decoder cannot be loaded, or the rewards read latents and a distilled one is named.
     """
-    if reads == "latents":
+    if reads != "images":
         if decoder != "vae":
             raise UserError(
                 f"config field {group}.decoder = {decoder!r}: expected 'vae', because the reward {spec} reads latents "

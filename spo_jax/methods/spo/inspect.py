@@ -15,15 +15,15 @@ from spo_jax.core.drawing_limits import check_limits, check_prompt
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Array, Bool, Float, Int, Params
-from spo_jax.methods.common.checks import reward_options
-from spo_jax.methods.common.judge import Judge, open_judge
+from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.spo.checks import check
 from spo_jax.methods.spo.judging import JudgedRollout
 from spo_jax.methods.spo.pairs import certainty
-from spo_jax.methods.spo.programs import SPO
+from spo_jax.methods.spo.programs import SPO, open_rollout_judge
 from spo_jax.methods.spo.resampler import Draws, Plan, make_plan
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
+from spo_jax.methods.spo.thresholds import threshold_at
 from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.nn.lora import init_lora, scaled
@@ -38,9 +38,11 @@ class RolloutView:
 
     Attributes:
       prompts: the prompts.
-      timesteps: timestep of each judgement, descending; the last judges finished images, at 0.
+      timesteps: timestep of each judgement, descending; the last judges finished images, at 0. Noisy candidates are
+        judged at the timestep of the step that drew them.
       images: what is judged: the clean images that the network predicts for each candidate at this timestep, as the
-        judge's decoder shows them; float32 near [-1, 1], not clipped.
+        judge's decoder shows them; float32 near [-1, 1], not clipped. With ``spo.judged = "noisy"`` they are the
+        candidates themselves, decoded with their noise.
       scores: the judge's scores.
       win: candidate with the highest score.
       lose: candidate with the lowest score.
@@ -48,7 +50,7 @@ class RolloutView:
       valid: whether a pair is made of the two: their certainty is above the threshold.
       chosen: candidate that the rollout continues from, drawn at random unless ``spo.next_parent`` is the best; no one
         continues from the last pool, and all candidates (-1) from any if ``spo.shared_parent`` is False.
-      threshold: the settings' ``spo.threshold``.
+      threshold: what the certainty has to exceed: ``spo.threshold``, or one number for each judgement.
       shares_parent: whether the candidates of a pool are children of one parent, and differ by one step's noise only.
     """
 
@@ -61,7 +63,7 @@ class RolloutView:
     certainty: Float[np.ndarray, "s b"]
     valid: Bool[np.ndarray, "s b"]
     chosen: Int[np.ndarray, "s-1 b"]
-    threshold: float
+    threshold: float | Float[np.ndarray, " s"]
     shares_parent: bool
 
 
@@ -89,9 +91,7 @@ def inspect_rollout(
     check(settings)
     file = find_lora(lora) if os.fspath(lora) else None
     pipeline = open_model(settings, None, trained=False)
-    reward = settings.spo.reward
-    options = reward_options(settings, reward)
-    judge = open_judge(reward, options, pipeline, decoder=settings.spo.decoder, group="spo")
+    judge = open_rollout_judge(settings, pipeline)
     adapter = open_adapter(settings, pipeline, file)
     return _roll(SPO(settings, pipeline, judge), adapter, tuple(prompts), seed)
 
@@ -148,7 +148,7 @@ def view(
         certainty=np.asarray(certainty(scores.max(1), scores.min(1))),
         valid=verdict.valid,
         chosen=_chosen(settings, plan, draws, verdict.win),
-        threshold=settings.threshold,
+        threshold=threshold_at(settings, trajectory.judged_timesteps),
         shares_parent=plan.shares_parent,
     )
 

@@ -2,7 +2,8 @@
 
 Scores do not steer a rollout whose next parents are random, so it is judged when it is complete: a program then holds a
 single judge, which goes through the latents of all judgements in chunks. If the best candidate becomes the next parent,
-the judge is part of the loop, and a second one judges the final latents.
+the judge is part of the loop, and a second one judges the final latents. Where candidates are judged as they are, the
+judge sees noise and all, and there are no final latents besides the last candidates.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,11 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
+from spo_jax.methods.spo.noisy import roll_noisy
 from spo_jax.methods.spo.pairs import Verdict, rank
 from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, roll, rollout
 from spo_jax.methods.spo.settings import SPOSettings
+from spo_jax.methods.spo.thresholds import threshold_at
 from spo_jax.parallel.mesh import devices_in_context, spread
 
 # Function from (latents [n h w c], timesteps [n], row of each one's prompt [n]) to scores [n].
@@ -46,9 +49,12 @@ def judged_rollout(
     if settings.next_parent == "best":
         trajectory, scores = _best_first(denoise, score, settings, process, draws)
     else:
-        trajectory = rollout(denoise, settings, process, draws)
+        if settings.judged == "noisy":
+            trajectory, _ = roll_noisy(denoise, settings, process, draws)
+        else:
+            trajectory = rollout(denoise, settings, process, draws)
         scores = judge(score, trajectory, settings.decode_chunk)
-    verdict = rank(scores, settings.threshold)
+    verdict = rank(scores, threshold_at(settings, trajectory.judged_timesteps))
     if settings.accept_last_step:
         verdict = verdict._replace(valid=verdict.valid.at[-1].set(True))
     return JudgedRollout(trajectory, scores, verdict)
@@ -64,9 +70,11 @@ def _best_first(
 ) -> tuple[Trajectory, Float[Array, "s k b"]]:
     """Rolls the policy out from the best candidate of each pool to the next."""
 
-    def judge_pool(x0: Float[Array, "k b h w c"], t: Int[Array, ""]) -> Float[Array, "k b"]:
-        return _judge(score, x0[None], t[None], settings.decode_chunk)[0]
+    def judge_pool(pool: Float[Array, "k b h w c"], t: Int[Array, ""]) -> Float[Array, "k b"]:
+        return _judge(score, pool[None], t[None], settings.decode_chunk)[0]
 
+    if settings.judged == "noisy":
+        return roll_noisy(denoise, settings, process, draws, judge_pool)
     trajectory, scores = roll(denoise, settings, process, draws, judge_pool)
     final = _judge(score, trajectory.judged[-1:], trajectory.judged_timesteps[-1:], settings.decode_chunk)
     return trajectory, jnp.concatenate([scores, final])

@@ -3,7 +3,9 @@
 The weights, the state and the pairs are counted. What the programs need beside them was fitted to the programs that
 `benchmarks.aot` compiled for TPUs (`benchmarks/results/aot.md`), with bfloat16 and `remat`: a test holds the formula to
 these, and `benchmarks.machines` prints how far it is off. It is an extrapolation for GPUs, for float32, without
-`remat`, and where another part is the largest than in any of those programs: distilled decoders above all.
+`remat`, and where another part is the largest than in any of those programs: distilled decoders above all. A judge of
+noisy latents is taken for the one that is made of the model's own first half, and for as large as the model for each
+latent.
 """
 
 import dataclasses
@@ -24,6 +26,7 @@ class Sizes:
       vae: parameters of the autoencoder.
       text: parameters of the text encoders.
       judge: parameters of the preference model, CLIP-H.
+      latent_judge: parameters of a latent reward model but its text encoders, which are like the model's.
       adapter: parameters of an adapter for every unit of its rank.
       latent: numbers in the latents of an image.
       guided: bytes of temporaries for every candidate in a pool, with and without its prompt, in the UNet.
@@ -37,6 +40,7 @@ class Sizes:
     vae: int
     text: int
     judge: int
+    latent_judge: int
     adapter: int
     latent: int
     guided: float
@@ -51,6 +55,7 @@ SD15 = Sizes(
     vae=83_653_863,
     text=123_060_480,
     judge=1_306_176_001,
+    latent_judge=352_399_361,
     adapter=199_296,
     latent=64 * 64 * 4,
     guided=0.123 * GIB,
@@ -64,6 +69,7 @@ SDXL = Sizes(
     vae=83_653_863,
     text=817_720_320,
     judge=1_306_176_001,
+    latent_judge=1_247_872_641,
     adapter=1_451_520,
     latent=128 * 128 * 4,
     guided=0.5 * GIB,  # four times SD 1.5's, by area
@@ -131,8 +137,13 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
     bytes_each = 2 if settings.dtype == "bfloat16" else 4
     share = settings.mesh.fsdp if settings.mesh.fsdp != -1 else devices // settings.mesh.data
     distilled = spo.decoder != "vae"
-    taken = sizes.network + sizes.judge + (DISTILLED if distilled else sizes.vae)
-    idle = sizes.text + (sizes.vae if distilled else 0)
+    noisy = spo.judged == "noisy"
+    if noisy:  # nothing is decoded
+        taken = sizes.network + sizes.latent_judge
+        idle = 2 * sizes.text + sizes.vae
+    else:
+        taken = sizes.network + sizes.judge + (DISTILLED if distilled else sizes.vae)
+        idle = sizes.text + (sizes.vae if distilled else 0)
     # The adapter, Adam's two moments, with accumulation the mean gradient, and the adapter's running mean.
     copies = 3 + (settings.optimizer.gradient_accumulation_steps > 1) + (spo.ema_decay > 0)
     state = _FLOAT32 * copies * sizes.adapter * settings.lora.rank
@@ -148,8 +159,9 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
 
     prompts = math.ceil(settings.prompts_per_batch / devices)
     decoded = min(spo.decode_chunk, prompts * spo.num_candidates * judgements)
-    judged = decoded * (sizes.distilled if distilled else sizes.decoded)
-    rollout = max(prompts * spo.num_candidates * sizes.guided, judged) * bytes_each / 2
+    judged = decoded * (sizes.guided if noisy else sizes.distilled if distilled else sizes.decoded)
+    predicted = prompts * (1 if noisy else spo.num_candidates)
+    rollout = max(predicted * sizes.guided, judged) * bytes_each / 2
     trained = spo.chunk(devices) / devices * parents
     latent = sizes.trained if settings.remat else sizes.kept
     update = trained * latent * (_ALONE if devices == 1 else 1) * bytes_each / 2

@@ -12,14 +12,12 @@ from jax.sharding import Mesh
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Key
 from spo_jax.methods.base import Programs, Result
-from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.first_ratio import CHART, FIRST_ERROR, warn_of_rounding
-from spo_jax.methods.common.judge import open_judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.online import PromptFeatures
 from spo_jax.methods.common.online_run import OnlineRun, batch_key, program_keys
 from spo_jax.methods.common.prompts import PromptData
-from spo_jax.methods.spo.programs import SPO
+from spo_jax.methods.spo.programs import SPO, open_rollout_judge
 from spo_jax.methods.spo.row import MetricTimesteps, flat_row
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.state import SPOState, sampling_params, with_mean
@@ -72,15 +70,7 @@ def setup(
     del folder
     abstract = data is None
     pipeline = open_model(settings, mesh, abstract)
-    judge = open_judge(
-        settings.spo.reward,
-        reward_options(settings, settings.spo.reward),
-        pipeline,
-        decoder=settings.spo.decoder,
-        group="spo",
-        mesh=mesh,
-        abstract=abstract,
-    )
+    judge = open_rollout_judge(settings, pipeline, mesh, abstract)
     return SPORun(SPO(settings, pipeline, judge, mesh), data)
 
 

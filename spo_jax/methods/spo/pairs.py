@@ -44,19 +44,20 @@ class Verdict(NamedTuple):
     valid: Bool[Array, "s b"]
 
 
-def rank(scores: Float[Array, "s k b"], threshold: float) -> Verdict:
+def rank(scores: Float[Array, "s k b"], threshold: float | Float[np.ndarray, " s"]) -> Verdict:
     """Finds the best and the worst candidate of every pool.
 
     A pair is valid if the two probabilities of the softmax over its two scores differ by strictly more than
-    ``threshold``. Equal scores rank by index, as in a stable descending sort: if all are equal, the winner is 0, the
-    loser k-1, and the pair is not valid.
+    ``threshold``, which is one number or one for every judgement. Equal scores rank by index, as in a stable descending
+    sort: if all are equal, the winner is 0, the loser k-1, and the pair is not valid.
     """
     k = scores.shape[1]
     win = jnp.argmax(scores, axis=1)
     lose = k - 1 - jnp.argmin(jnp.flip(scores, axis=1), axis=1)
     # [s k b] -> [s b]
     best, worst = (jnp.take_along_axis(scores, index[:, None], axis=1)[:, 0] for index in (win, lose))
-    return Verdict(win, lose, certainty(best, worst) > threshold)
+    limit = threshold if np.ndim(threshold) == 0 else jnp.asarray(threshold)[:, None]
+    return Verdict(win, lose, certainty(best, worst) > limit)
 
 
 def certainty(best: Float[Array | np.ndarray, "*s"], worst: Float[Array | np.ndarray, "*s"]) -> Float[Array, "*s"]:

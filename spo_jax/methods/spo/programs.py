@@ -3,23 +3,47 @@
 import dataclasses
 
 import jax
+from jax.sharding import Mesh
 
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.diffusion.process import Process
-from spo_jax.methods.common.judge import Judge
+from spo_jax.methods.common.checks import reward_options
+from spo_jax.methods.common.judge import Judge, open_judge
 from spo_jax.methods.common.online import FrozenParams, OnlineModel, PromptFeatures
 from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.policy import Pairs, Policy, equal_rounding
 from spo_jax.methods.spo.judging import JudgedRollout, Score, judged_rollout
 from spo_jax.methods.spo.pairs import NoisePairs
-from spo_jax.methods.spo.resampler import Denoise, Draws, draw
+from spo_jax.methods.spo.resampler import Denoise, Draws, draw, judged_timesteps
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.methods.spo.state import SPOState, sampling_params
 from spo_jax.methods.spo.update import collect, update
-from spo_jax.models.base import count_rows
+from spo_jax.models.base import Pipeline, count_rows
 from spo_jax.parallel.mesh import gathered, replicated
 from spo_jax.parallel.sharding import shapes_of
+
+
+def open_rollout_judge(
+    settings: SPOTrainSettings, pipeline: Pipeline, mesh: Mesh | None = None, abstract: bool = False
+) -> Judge:
+    """Loads the judge of the rollouts of a pipeline; see `spo_jax.methods.common.judge.open_judge`.
+
+    Raises:
+      UserError: it cannot be loaded, or does not judge what the settings show it.
+    """
+    spo = settings.spo
+    return open_judge(
+        spo.reward,
+        reward_options(settings, spo.reward),
+        pipeline,
+        decoder=spo.decoder,
+        group="spo",
+        mesh=mesh,
+        abstract=abstract,
+        noisy=spo.judged == "noisy",
+        timesteps=judged_timesteps(spo, pipeline.process(spo.num_steps)).tolist(),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

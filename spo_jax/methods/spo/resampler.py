@@ -9,6 +9,9 @@ The pick does not depend on scores, so judging is not part of the loop: `rollout
 a single judge in the program serves all judgements (`spo_jax.methods.spo.judging.judge`). All randomness is passed in
 as arrays (`Draws`), so the rollout can also be replayed from the reference's noises.
 
+If candidates are judged as they are (`ResamplerSettings.judged`), a step brings the pool back to one parent before the
+network is evaluated: `spo_jax.methods.spo.noisy`.
+
 Two ablations of the paper differ. If the best candidate becomes the next parent (`ResamplerSettings.next_parent`),
 pools are judged inside the loop. Without a shared parent (`ResamplerSettings.shared_parent`) no pool is brought back to
 one candidate: all k go on alone, and are judged at the same steps.
@@ -71,7 +74,12 @@ def make_plan(settings: ResamplerSettings) -> Plan:
 
 
 def judged_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " s"]:
-    """Returns the timestep of every judgement; the last one judges the finished images, at 0."""
+    """Returns the timestep of every judgement; the last one judges the finished images, at 0.
+
+    Noisy candidates are judged at the timestep of the step that drew them, the last ones too.
+    """
+    if settings.judged == "noisy":
+        return recorded_timesteps(settings, process)
     return np.append(process.timesteps[make_plan(settings).judged_at], 0).astype(np.int32)
 
 
@@ -103,7 +111,7 @@ class Trajectory(NamedTuple):
       parents: x_t of the recorded transitions; one per pool if the plan shares parents, otherwise one per candidate.
       children: x_{t'} of all candidates.
       timesteps: timestep t of each transition.
-      judged: clean latents to be judged.
+      judged: latents to be judged, clean ones or the children.
       judged_timesteps: the timestep of each judgement.
     """
 
@@ -201,11 +209,11 @@ def roll(
             scores = jax.lax.cond(branch, lambda: judge_pool(x0, t), lambda: nothing)
             choice = jnp.argmax(scores, axis=0)
         if plan.shares_parent:
-            parent = _pick(pool, choice)
-            mean = _pick(mean, choice)[None]
+            parent = pick(pool, choice)
+            mean = pick(mean, choice)[None]
         else:
-            parent = jnp.where(branch, _pick(pool, choice)[None], pool)
-            mean = jnp.where(branch, _pick(mean, choice)[None], mean)
+            parent = jnp.where(branch, pick(pool, choice)[None], pool)
+            mean = jnp.where(branch, pick(mean, choice)[None], mean)
         children = mean + std * noise
         return children, (parent, children, x0, scores)
 
@@ -225,6 +233,6 @@ def roll(
     return trajectory, None if scores is None else scores[plan.judged_at - first - 1]
 
 
-def _pick(candidates: Float[Array, "k b h w c"], choice: Int[Array, " b"]) -> Float[Array, "b h w c"]:
+def pick(candidates: Float[Array, "k b h w c"], choice: Int[Array, " b"]) -> Float[Array, "b h w c"]:
     """Picks candidate ``choice[j]`` of every prompt j."""
     return jnp.take_along_axis(candidates, choice[None, :, None, None, None], axis=0)[0]

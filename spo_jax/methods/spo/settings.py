@@ -32,6 +32,13 @@ class ResamplerSettings(Settings):
         "Whether a pool is brought back to one parent after it was judged; if not, the k candidates are trajectories "
         "of their own from divert_start_step on, and winner and loser differ by all their steps.",
     )
+    judged: str = setting(
+        "clean",
+        "What the judge sees: clean, the network's clean prediction from every candidate, or noisy, the candidates "
+        "themselves at the timestep of the step that drew them, for which the network is evaluated on one candidate of "
+        "a pool only and nothing is decoded (LPO; the judge has to read noisy latents, as lrm does).",
+        choices=("clean", "noisy"),
+    )
     next_parent: str = setting(
         "random",
         "Candidate that becomes the next parent: a random one, or the best by its score.",
@@ -44,6 +51,10 @@ class ResamplerSettings(Settings):
         self.require(self.divert_start_step <= last, "divert_start_step", f"0 to {last}")
         expected = f"'random' for {self.GROUP}shared_parent = False, where no candidate becomes a parent"
         self.require(self.shared_parent or self.next_parent == "random", "next_parent", expected)
+        if self.judged == "noisy":
+            for field, value in (("num_inner_step", 0), ("branch_at_last_step", True), ("shared_parent", True)):
+                expected = f"{value} for {self.GROUP}judged = 'noisy', where every step draws a pool and judges it"
+                self.require(getattr(self, field) == value, field, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +116,15 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
         at_least=0,
         below=1,
     )
+    threshold_rule: str = setting(
+        "constant",
+        "The threshold by timestep: constant; or from threshold at the last step up to threshold_high at the first, as "
+        "the standard deviation of the step's noise (sigma, LPO), its variance, or the timestep (linear).",
+        choices=("constant", "sigma", "variance", "linear"),
+    )
+    threshold_high: float = setting(
+        0.5, "Threshold at the first step, if it depends on the timestep.", at_least=0, below=1
+    )
     accept_last_step: bool = setting(
         False, "Keep all pairs that are judged by finished images, whatever their scores (GradSPO on SD 1.5)."
     )
@@ -135,6 +155,11 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
         super().__post_init__()
         expected = f"True for {self.GROUP}objective = 'gradspo', whose winner and loser are steps from one x_t"
         self.require(self.shared_parent or self.objective != "gradspo", "shared_parent", expected)
+        rises = self.threshold_rule == "constant" or self.threshold <= self.threshold_high
+        self.require(rises, "threshold_high", f"at least {self.GROUP}threshold = {self.threshold:g}")
+        if self.judged == "noisy":
+            expected = f"'step' for {self.GROUP}judged = 'noisy', because noisy latents are judged at their timestep"
+            self.require(self.judge_timestep == "step", "judge_timestep", expected)
 
 
 @dataclasses.dataclass(frozen=True)

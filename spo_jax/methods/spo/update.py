@@ -37,7 +37,7 @@ def collect(
 
     Args:
       denoise: guided prediction of the policy.
-      score: scores of clean latents.
+      score: scores of clean latents, or of noisy ones.
       settings: settings of SPO.
       process: the diffusion process, divided into the rollout's steps.
       draws: all randomness of the rollout.

@@ -185,10 +185,15 @@ def write_spm(
     # The SPO authors' class holds the network as `self.model`.
     state = {f"model.{name}": value for name, value in to_state(params, np.dtype(dtype)).items()}
     components.write_component(folder, content, state, kind="transformers")
-    for name in _TOKENIZER_FILES if tokenizer is not None else ():
-        source = tokenizer / name
-        if source.is_file():
-            write_atomic(Path(folder) / "tokenizer" / name, functools.partial(shutil.copyfile, source))
+    if tokenizer is not None:
+        copy_tokenizer(tokenizer, Path(folder) / "tokenizer")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copies the files of a tokenizer to a folder."""
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            write_atomic(folder / name, functools.partial(shutil.copyfile, source / name))
 
 
 def write_clip(folder: str | os.PathLike, config: CLIPConfig, params: Params, dtype: DType = jnp.float32) -> None:

@@ -8,6 +8,9 @@ import numpy as np
 
 from spo_jax.core.typing import DType, Float
 
+# What a reward reads; a third kind are clean latents.
+IMAGES = "images"
+NOISY = "noisy latents"  # candidates of a rollout as they are
 Scores = dict[str, Float[np.ndarray, " b"]]
 
 
@@ -23,6 +26,9 @@ class Context:
       abstract: whether to return shapes instead of weights.
       field: config field that names the reward, or a flag with its dashes; for error messages.
       variant: the text after an ``@`` in the reward's name; empty for none. It is one of the module's `VARIANTS`.
+      noisy: whether noisy latents are judged.
+      channels: channels of the latents that are judged; 0 if none are, or skips the check.
+      timesteps: timesteps at which latents are judged; empty skips the check.
     """
 
     kind: str | None = None
@@ -32,6 +38,9 @@ class Context:
     abstract: bool = False
     field: str = "eval.rewards"
     variant: str = ""
+    noisy: bool = False
+    channels: int = 0
+    timesteps: Sequence[int] = ()
 
     @property
     def where(self) -> str:

@@ -28,7 +28,8 @@ class WeightedSum(DeviceReward):
         self.rewards = [reward for _, reward in terms]
         self.READS = self.rewards[0].READS
         if any(reward.READS != self.READS for reward in self.rewards):
-            raise UserError(f"{where}: some rewards of the sum read images and others latents; expected one kind")
+            different = "some rewards of the sum read images and others latents, clean or noisy ones"
+            raise UserError(f"{where}: {different}; expected one kind")
         self.params = {str(index): reward.params for index, reward in enumerate(self.rewards)}
         names = [name for reward in self.rewards for name in reward.meanings]
         self.meanings = {"sum": f"{spell_sum(zip(names, self.weights, strict=True))}, the scores as they are"}

@@ -92,3 +92,15 @@ def test_without_checkpointing_activations_are_kept():
 def test_it_needs_no_jax():
     code = "import sys, spo_jax.methods.spo.memory; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_judge_of_noisy_latents_takes_no_decoder_and_no_clip():
+    """The network predicts from one candidate of a pool, and judges some at a time."""
+    noisy = changed(judged="noisy", divert_start_step=0, decode_chunk=8)
+    memory, exact = estimate(noisy, SD15), estimate(SETTINGS, SD15)
+    assert memory.weights == 2 * (SD15.network + SD15.latent_judge)
+    assert memory.idle == 2 * (2 * SD15.text + SD15.vae)
+    prompts = noisy.prompts_per_batch
+    assert memory.rollout == int(max(prompts, 8) * SD15.guided)
+    assert memory.of_rollout < 0.6 * exact.of_rollout
+    assert memory.of_update < exact.of_update

@@ -1,0 +1,82 @@
+"""The rollout whose candidates are judged as they are, at their noise (LPO, arXiv 2502.01051).
+
+Every step from ``divert_start_step`` on takes one parent per prompt, evaluates the network on it, draws k children of
+it, and one of them is the next parent. Nothing is predicted from the others: they are judged, and that is all. So a
+rollout evaluates the network once for every prompt and step, where `spo_jax.methods.spo.resampler.roll` does so for
+every candidate.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from spo_jax.core.typing import Array, Float
+from spo_jax.diffusion.process import Process
+from spo_jax.methods.spo.resampler import (
+    Denoise,
+    Draws,
+    JudgePool,
+    Trajectory,
+    judged_timesteps,
+    pick,
+    recorded_timesteps,
+)
+from spo_jax.methods.spo.settings import ResamplerSettings
+
+
+def roll_noisy(
+    denoise: Denoise,
+    settings: ResamplerSettings,
+    process: Process,
+    draws: Draws,
+    judge_pool: JudgePool | None = None,
+) -> tuple[Trajectory, Float[Array, "s k b"] | None]:
+    """Runs the sampler; with a judge of pools, the best candidate of a pool is the next parent.
+
+    A program holds one copy of the network if the first step branches, otherwise two.
+
+    Args:
+      denoise: guided prediction of the current policy.
+      settings: settings of the rollout, whose candidates are judged as they are.
+      process: the diffusion process, divided into ``settings.num_steps`` steps.
+      draws: all randomness.
+      judge_pool: scores of noisy candidates at the timestep of their step; None picks the next parents by
+        ``draws.choice``.
+
+    Returns:
+      The rollout, whose judged latents are the candidates, and their scores; None without a judge.
+    """
+    first = settings.divert_start_step
+    timesteps = jnp.asarray(process.timesteps)
+
+    def moments(x: Array, t: Array) -> tuple[Array, Array]:
+        return process.step(*process.split(x, denoise(x, t), t), t, settings.eta)
+
+    def shared_step(x, inputs):
+        t, noise = inputs
+        mean, std = moments(x, t)
+        return mean + std * noise, None
+
+    def pool_step(parent, inputs):
+        t, noise, choice = inputs
+        mean, std = moments(parent, t)
+        children = mean[None] + std[None] * noise  # [b h w c] -> [k b h w c]
+        scores = None
+        if judge_pool is not None:
+            scores = judge_pool(children, t)
+            choice = jnp.argmax(scores, axis=0)
+        return pick(children, choice), (parent, children, scores)
+
+    x = draws.init_latents
+    if first:
+        x, _ = jax.lax.scan(shared_step, x, (timesteps[:first], draws.shared))
+    # No one continues from the last pool.
+    choices = jnp.concatenate([draws.choice, jnp.zeros((1, len(x)), draws.choice.dtype)])
+    _, (parents, children, scores) = jax.lax.scan(pool_step, x, (timesteps[first:], draws.pool, choices))
+    trajectory = Trajectory(
+        parents=parents,
+        children=children,
+        timesteps=recorded_timesteps(settings, process),
+        judged=children,
+        judged_timesteps=judged_timesteps(settings, process),
+    )
+    return trajectory, scores
