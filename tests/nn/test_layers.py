@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention as TorchAttention
@@ -89,8 +90,11 @@ def test_neighbouring_timesteps_differ_in_bfloat16_networks():
     assert float(jnp.abs(near - far).max()) > 0.5
 
 
-@pytest.mark.parametrize("size", [None, (9, 12), (10, 11), (9, 11)])
-def test_upsample_matches_diffusers(reference, size):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("size", [None, (10, 12), (9, 12), (10, 11), (9, 11)])
+def test_upsample_matches_diffusers(monkeypatch, reference, size, platform):
+    """On TPUs the doubled image is convolved, elsewhere only one that is a row or a column short."""
+    monkeypatch.setattr(layers, "platform_in_context", lambda: platform)
     torch.manual_seed(0)
     theirs = reference.randomised(Upsample2D(3, use_conv=True, out_channels=4))
     x = reference.normal(0, 2, 5, 6, 3)
@@ -98,6 +102,8 @@ def test_upsample_matches_diffusers(reference, size):
     params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x)["params"])
     expected = reference.nhwc(theirs(reference.nchw(x), size))
     assert reference.relative_error(ours.apply({"params": params}, x, size), expected) < TOLERANCE
+    program = str(jax.make_jaxpr(lambda x: ours.apply({"params": params}, x, size))(x))
+    assert ("f32[2,2,3,16]" in program) == (platform == "cpu" and size in (None, (10, 12)))
 
 
 @pytest.mark.parametrize("asymmetric", [False, True])
@@ -111,3 +117,63 @@ def test_downsample_matches_diffusers(reference, asymmetric, height, width):
     params = reference.tree(theirs, jax.eval_shape(ours.init, jax.random.key(0), x)["params"])
     expected = reference.nhwc(theirs(reference.nchw(x)))
     assert reference.relative_error(ours.apply({"params": params}, x), expected) < TOLERANCE
+
+
+def normed(x, platform):
+    """The group norm of bfloat16 or float32 input, and in float64, both as float64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "platform_in_context", lambda: platform)
+        norm = layers.GroupNorm(2, 1e-6, x.dtype)
+        ours = jax.jit(norm.apply)(norm.init(jax.random.key(0), x), x)
+    exact = np.asarray(x.astype(jnp.float32), np.float64).reshape(*x.shape[:3], 2, -1)
+    centred = exact - exact.mean((1, 2, 4), keepdims=True)
+    exact = centred / np.sqrt((centred**2).mean((1, 2, 4), keepdims=True) + 1e-6)
+    return np.asarray(ours.astype(jnp.float32), np.float64), exact.reshape(x.shape)
+
+
+def noise(scale=1.0, shape=(1, 64, 64, 8)):
+    return scale * np.random.default_rng(0).normal(size=shape)
+
+
+def spiked(x, value):
+    x[:, 5, 5, 3] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        *(noise() + mean for mean in (0, 16, 64, 256)),
+        noise(1e4),
+        noise(1e-4),
+        spiked(noise(), 3e4),
+        noise(1e-2) + np.tile([100.0, -100.0], 4),
+        spiked(np.zeros((1, 64, 64, 8)), 1e-3),
+        np.full((1, 64, 64, 8), 3.3),
+    ],
+    ids=["normal", "16 off", "64 off", "256 off", "large", "small", "spike", "channels apart", "faint", "constant"],
+)
+def test_sums_in_one_pass_lose_no_digits_of_bfloat16(x):
+    """Against float64, both ways are off by the rounding of the result: half a unit in the last of its 8 digits."""
+    x = jnp.asarray(x, jnp.bfloat16)
+    for platform in ("tpu", "cpu"):
+        ours, exact = normed(x, platform)
+        assert np.abs(ours - exact).max() <= 2.0**-8 * max(np.abs(exact).max(), 1e-3)
+
+
+@pytest.mark.parametrize("mean", [1.0, 1000.0])
+def test_sums_in_one_pass_exaggerate_nothing(mean):
+    """A single pixel that differs by a last digit has a variance that one pass cannot see: it is damped."""
+    x = jnp.asarray(spiked(np.full((1, 64, 64, 8), mean), mean * (1 + 2.0**-7)), jnp.bfloat16)
+    ours, exact = normed(x, "tpu")
+    assert 0 < np.abs(ours).max() < np.abs(exact).max()
+    assert np.abs(ours - exact).max() > 0.1 * np.abs(exact).max()  # two passes, as elsewhere, do see it
+    ours, exact = normed(x, "cpu")
+    np.testing.assert_allclose(ours, exact, atol=2.0**-8 * np.abs(exact).max())
+
+
+def test_float32_keeps_two_passes():
+    x = jnp.asarray(noise() + 1000, jnp.float32)
+    (on_tpu, exact), (elsewhere, _) = normed(x, "tpu"), normed(x, "cpu")
+    np.testing.assert_array_equal(on_tpu, elsewhere)
+    np.testing.assert_allclose(on_tpu, exact, atol=1e-3)
