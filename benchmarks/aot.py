@@ -51,7 +51,7 @@ from benchmarks.memory import is_out_of_memory
 from benchmarks.parts import PARTS, trace_part
 from benchmarks.records import EVALUATION, batch_of, record, save, table
 from benchmarks.topologies import Chip, chip_of, find_topology
-from benchmarks.trajectory import trajectories_table
+from benchmarks.trajectory import repeats, trajectories_table
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
 from spo_jax.core.errors import UserError
@@ -105,7 +105,7 @@ def measure(
             program, numbers = _compiled(traced.lower(), chip, idle, effort)
             if cycles and program is not None:
                 found = operations(parse(program.as_text()), chip, trips, kernel_flops(traced, chip.lanes))
-                numbers["cycles"] = summary(found, chip, flops)
+                numbers |= {"cycles": summary(found, chip, flops), "repeats": repeats(run)}
             yield name, numbers | {"flops_layers": flops, "seconds_at_peak": flops / chip.peak_flops}
 
 

@@ -22,6 +22,7 @@ from spo_jax.core.config_flag import load_config
 from spo_jax.core.files import check_writable, write_json, write_text
 from spo_jax.core.words import counted
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.decoding import ELSEWHERE
 from spo_jax.methods.spo.memory import GIB, Memory, estimate
 from spo_jax.methods.spo.settings import SPOTrainSettings
 
@@ -79,7 +80,7 @@ def _batch(settings: SPOTrainSettings, machine: Machine) -> str:
     devices = machine.devices
     parts = [counted(settings.prompts_per_batch // devices, "prompt")]
     parts.append(counted(settings.spo.chunk(devices) // devices, "pair"))
-    parts.append(f"{settings.spo.decode_chunk} decoded")
+    parts.append(f"{settings.spo.decode_chunk or ELSEWHERE} decoded")
     return ", ".join(parts + ["weights cut"] * (settings.mesh.fsdp != 1))
 
 
@@ -127,7 +128,7 @@ def span(least: float, most: float) -> str:
 def knobs(recipe: Recipe) -> dict[str, Memory]:
     """Returns the memory of one device with the published batch of a device, and with one field changed at a time."""
     batch, less = recipe.batches[0], recipe.batches[1]
-    decode = read_settings(load_config(recipe.config)).spo.decode_chunk
+    decode = read_settings(load_config(recipe.config)).spo.decode_chunk or ELSEWHERE
     base = settings_of(recipe, batch, 1, decode, cut=False)
     small = settings_of(recipe, 1, 1, 1, cut=False)
     rank = base.lora.rank

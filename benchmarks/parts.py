@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import PyTree
 from spo_jax.methods.base import Run
+from spo_jax.methods.common.decoding import images_at_a_time
 from spo_jax.methods.common.policy import equal_rounding
 from spo_jax.methods.spo.method import SPORun
 from spo_jax.methods.spo.programs import SPO
@@ -46,10 +47,11 @@ def trace_part(run: Run, part: str) -> jax.stages.Traced:
 def rows_of_part(run: SPORun, part: str) -> int:
     """Returns the images or pairs of all devices that a part computes at a time; candidates for ``unet``."""
     settings = run.settings
+    decoded = images_at_a_time(settings.spo.decode_chunk, run.spo.pipeline.latent_shape) * run.mesh.size
     return {
-        "decode": settings.spo.decode_chunk * run.mesh.size,
+        "decode": decoded,
         "unet": settings.spo.num_candidates * settings.prompts_per_batch,
-        "judge": settings.spo.decode_chunk * run.mesh.size,
+        "judge": decoded,
         "update": settings.spo.chunk(run.mesh.size),
     }[part]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from spo_jax.core.config_flag import load_config
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.decoding import ELSEWHERE
 from spo_jax.methods.spo.memory import GIB, SD15, SDXL, Memory, Sizes, estimate
 from spo_jax.methods.spo.resampler import make_plan
 from spo_jax.methods.spo.settings import SPOTrainSettings
@@ -111,7 +112,7 @@ def settings_of(recipe: Recipe, batch: int, devices: int, decode: int, cut: bool
 
 def candidates(recipe: Recipe, machine: Machine) -> Iterator[SPOTrainSettings]:
     """Yields settings from the largest memory down; weights are cut last, because that costs time."""
-    most = read_settings(load_config(recipe.config)).spo.decode_chunk
+    most = read_settings(load_config(recipe.config)).spo.decode_chunk or ELSEWHERE
     for cut in (False, True) if machine.devices > 1 else (False,):
         for batch in recipe.batches:
             for decode in (most, 1):

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.topologies import GIB, chip_of, find_topology
-from benchmarks.trajectory import repeats, trajectories_table
+from benchmarks.trajectory import trajectories_table
 from spo_jax.core.files import read_json, write_json, write_text
 from spo_jax.core.trees import flatten
 from spo_jax.methods import load_method
+from spo_jax.methods.common.decoding import ON_TPU
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.parallel.sizes import even_chunk, padded_chunk
 from spo_jax.run.settings import RunSettings
@@ -43,7 +44,6 @@ def record(settings: RunSettings, config: str, topology: str, benchmark: str = "
         "batch": describe_batch(fields, settings.BATCHES, chips),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")},
         "settings": fields,
-        **({"repeats": repeats(settings, chips)} if benchmark == "cycles" else {}),
         "programs": {},
     }
 
@@ -68,7 +68,7 @@ def describe_batch(settings: Mapping[str, Any], batches: Mapping[str, str], chip
                 part += f" by {cut(fields[field], by_name[name], chips) // chips}"
         parts.append(part)
     if "decode_chunk" in by_name:
-        parts.append(f"{by_name['decode_chunk']} decoded")
+        parts.append(f"{by_name['decode_chunk'] or ON_TPU} decoded")
     if "dtype" in fields:
         parts.append(fields["dtype"])
     if fields.get("remat"):

@@ -9,9 +9,10 @@ for every chunk of pairs. What lies between the parts (noise, steps of the proce
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.parts import rows_of_part
+from spo_jax.methods.base import Run
+from spo_jax.methods.spo.method import SPORun
 from spo_jax.methods.spo.resampler import make_plan
-from spo_jax.methods.spo.settings import SPOTrainSettings
-from spo_jax.run.settings import RunSettings
 
 VALID = 0.5  # the share of pairs that are taken to be valid; with all of them, an update takes twice as long
 # Lengths of a run in trajectories: the published 4,000 prompts times 10 epochs, and 500 prompts twice.
@@ -20,24 +21,25 @@ SMALL = 1_000
 PARTS = ("decode", "unet", "judge", "update")
 
 
-def repeats(settings: RunSettings, chips: int) -> dict[str, float]:
+def repeats(run: Run) -> dict[str, float]:
     """Returns how much a chip does in a batch of SPO; nothing for other methods.
 
     Args:
-      settings: settings of the run.
-      chips: number of chips.
+      run: the run, whose mesh is in context.
 
     Returns:
       ``prompts``, ``pairs`` of a rollout and of a ``train_batch``, and how often each of `PARTS` is computed: the first
       three in a rollout, ``update`` in a training batch.
     """
-    if not isinstance(settings, SPOTrainSettings):
+    if not isinstance(run, SPORun):
         return {}
+    settings = run.settings
+    chips = run.mesh.size
     spo = settings.spo
     plan = make_plan(spo)
     prompts = settings.prompts_per_batch // chips
     images = prompts * spo.num_candidates * (len(plan.judged_at) + 1)
-    chunks = -(-images // spo.decode_chunk)
+    chunks = -(-images // (rows_of_part(run, "decode") // chips))
     pools = len(plan.branches)
     return {
         "prompts": prompts,
@@ -61,7 +63,7 @@ def trajectory(record: Mapping[str, Any]) -> dict[str, Any] | None:
       with a share `VALID` of valid pairs, and ``basis``: ``programs`` or ``parts``.
     """
     cycles = {name: program["cycles"] for name, program in record["programs"].items() if "cycles" in program}
-    times = record["repeats"]
+    times = next((program["repeats"] for program in record["programs"].values() if "repeats" in program), None)
     if not times:
         return None
     work = {name: program["flops_layers"] for name, program in record["programs"].items()}

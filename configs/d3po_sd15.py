@@ -43,7 +43,6 @@ def get_config():
     config.d3po.eps = 0.1
     config.d3po.rollout_chunk = 8
     config.d3po.train_chunk = 4
-    config.d3po.decode_chunk = 4
     config.optimizer.learning_rate = 3e-5
     config.optimizer.adam_beta1 = 0.9
     config.optimizer.adam_beta2 = 0.999

@@ -40,7 +40,6 @@ def get_config():
     config.ddpo.min_count = 16
     config.ddpo.rollout_chunk = 8
     config.ddpo.train_chunk = 8
-    config.ddpo.decode_chunk = 4
     config.optimizer.learning_rate = 3e-4
     config.optimizer.adam_beta1 = 0.9
     config.optimizer.adam_beta2 = 0.999

@@ -39,7 +39,6 @@ def get_config():
     config.spo.num_inner_step = 0
     config.spo.branch_at_last_step = True
     config.spo.threshold = 0.3
-    config.spo.decode_chunk = 4
     config.spo.beta = 10.0
     config.spo.eps = 0.1
     config.spo.train_batch_size = 40

@@ -38,7 +38,6 @@ def get_config():
     config.spm.model = published  # --config.spm.model=FILE_OR_FOLDER_OR_ID
     config.spm.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
-    config.spo.decode_chunk = 4
     config.spo.train_batch_size = 10
     config.spo.train_chunk = 5  # pairs at a time; 10 would take 13.6 of 16 GiB
     config.optimizer.gradient_accumulation_steps = 4

@@ -36,7 +36,6 @@ def get_config():
     config.spm.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
     config.spo.decoder = "madebyollin/taesd"  # "vae" is the exact one
-    config.spo.decode_chunk = 4
     config.spo.train_batch_size = 10
     config.spo.train_chunk = 10
     config.optimizer.gradient_accumulation_steps = 4

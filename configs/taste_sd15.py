@@ -27,7 +27,6 @@ def get_config():
     config.spm.model = "runs/taste_spm_sd15/spm"  # --config.spm.model=FOLDER
 
     config.spo.decoder = "madebyollin/taesd"  # "vae" is the exact one
-    config.spo.decode_chunk = 4
     config.spo.train_batch_size = 10
     config.spo.train_chunk = 10
     config.optimizer.gradient_accumulation_steps = 4

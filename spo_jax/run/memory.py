@@ -24,7 +24,7 @@ def memory_advice(settings: RunSettings, devices: int) -> str:
     shared: list[str] = []
     for name, value, how in _fields(settings):
         if how == "lower":
-            (batches if name in settings.BATCHES else lower).append(f"{name} (now {value})")
+            (batches if name in settings.BATCHES else lower).append(f"{name} (now {value or 'as suits the platform'})")
         elif how == "raise":
             shared += [f"{name} (now {value})"] if 0 < value < devices else []
         else:
@@ -42,5 +42,5 @@ def _fields(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, st
             yield from _fields(value, f"{prefix}{field.name}.")
             continue
         how = field.metadata.get("memory", "")
-        if how and str(value) != how and (how != "lower" or value > 1):
+        if how and str(value) != how and (how != "lower" or value != 1):
             yield f"{prefix}{field.name}", value, how

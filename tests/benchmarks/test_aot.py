@@ -240,7 +240,7 @@ def test_batches_of_a_chip():
         ),
         (
             SPOTrainSettings(prompts_per_batch=16, spo=SPOSettings(train_batch_size=80, train_chunk=6)),
-            "2 prompts, 10 pairs by 5, 4 decoded, float32",
+            "2 prompts, 10 pairs by 5, 8 decoded, float32",
         ),
     ],
     ids=["spm", "spo"],
@@ -301,43 +301,49 @@ def estimated(seconds, flops):
     return program(6 * GIB) | {"cycles": cycles, "flops_layers": flops, "seconds_at_peak": flops / 1e12}
 
 
-def test_a_trajectory_is_put_together_from_parts():
+def test_a_trajectory_is_put_together_from_parts(micro_folder):
     """10 prompts with 4 candidates: 15 steps of pools and 5 of single candidates, and 16 judgements of 40 images."""
     settings = SPOTrainSettings(
-        prompts_per_batch=10, spo=SPOSettings(decode_chunk=8, train_batch_size=10, train_chunk=5)
+        model=str(micro_folder),
+        prompts_per_batch=10,
+        spm=JudgeSettings(model=str(micro_folder / "spm")),
+        spo=SPOSettings(train_batch_size=10, train_chunk=5),
     )
-    times = repeats(settings, 1)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        times = repeats(abstract_run(settings, mesh))
+        assert repeats(abstract_run(FinetuneSettings(model=str(micro_folder), batch_size=8), mesh)) == {}
     assert times == {
-        "prompts": 10, "pairs": 160, "train_batch": 10, "unet": 15 + 5 / 4, "decode": 80, "judge": 80, "update": 2,
+        "prompts": 10, "pairs": 160, "train_batch": 10, "unet": 15 + 5 / 4, "decode": 160, "judge": 160, "update": 2,
     }  # fmt: skip
-    assert repeats(dataclasses.replace(settings, prompts_per_batch=40), 4)["prompts"] == 10
-    assert repeats(SPMTrainSettings(), 1) == {}
     parts = {"decode": estimated(0.2, 1e11), "unet": estimated(1.0, 5e11), "judge": estimated(0.05, 1e10)}
-    record = {"repeats": times, "chip": {"peak_flops": 1e12}, "programs": parts}
+    parts["decode"]["repeats"] = times
+    record = {"chip": {"peak_flops": 1e12}, "programs": parts}
     assert trajectory(record) is None
     parts["update"] = estimated(0.7, 3e11)
-    rollout = 16.25 * 1.0 + 80 * 0.25
+    rollout = 16.25 * 1.0 + 160 * 0.25
     found = trajectory(record)
     assert found["basis"] == "parts" and found["rollout"] == pytest.approx(rollout)
     assert found["train_batch"] == pytest.approx(1.4)
     assert found["trajectory"] == pytest.approx((rollout + 8 * 1.4) / 10)  # half of 160 pairs are 8 training batches
-    assert found["mfu"] == pytest.approx((16.25 * 0.5 + 80 * 0.11) / rollout)
-    whole = record | {"programs": {"collect": estimated(30.0, 9e12), "update": estimated(1.5, 6e11)}}
+    assert found["mfu"] == pytest.approx((16.25 * 0.5 + 160 * 0.11) / rollout)
+    collect = estimated(30.0, 9e12) | {"repeats": times}
+    whole = record | {"programs": {"collect": collect, "update": estimated(1.5, 6e11)}}
     assert trajectory(whole)["trajectory"] == pytest.approx((30 + 8 * 1.5) / 10)
     assert trajectory(whole)["basis"] == "programs"
 
 
 def test_trajectories_are_kept_and_tabled(tmp_path):
     """Records with cycles have files and a table of their own, with hours of 1,000 and 40,000 trajectories."""
-    settings = SPOTrainSettings(prompts_per_batch=10)
     chip = {"name": "v5e", "hbm": 16 * GIB, "bandwidth": 819e9, "peak_flops": 1e12}
     found = {"benchmark": "cycles", "config": "sd15", "topology": "v5e:2x4", "chips": 2, "chip": chip, "batch": "B"}
-    found |= {"repeats": repeats(settings, 1), "programs": {"collect": estimated(28.0, 14e12)}}
-    records.save(tmp_path, found | {"repeats": {}, "config": "spm"})
+    found |= {"programs": {"collect": estimated(28.0, 14e12)}}
+    records.save(tmp_path, found | {"config": "spm"})
     assert [row for row in (tmp_path / "cycles.md").read_text().splitlines() if row.startswith("| spm")] == [
         "| spm | v5e:2x4 | B | collect | 28 | 14 | 50% | 75% | 25% | UNet 100% | 2.00 GiB |"
     ]
     found["programs"]["update"] = estimated(1.0, 1e11)
+    found["programs"]["collect"]["repeats"] = {"prompts": 10, "pairs": 160, "train_batch": 10}
     assert records.save(tmp_path, found).name == "cycles-sd15-v5e-2x4.json"
     rows = [row for row in (tmp_path / "cycles.md").read_text().splitlines() if row.startswith("| sd15")]
     assert rows[0] == "| sd15 | v5e:2x4 | B | 28.0 s | 50% | 1.00 s | 3.60 s | 0.5, 20 | programs | -0.5 |"
@@ -361,7 +367,7 @@ def test_parts_have_the_shapes_and_the_work_of_the_run(spo_run):
     with jax.set_mesh(mesh):
         work = {part: count(trace_part(spo_run, part)) for part in PARTS}
         whole = spo_run.trace(spo_run.state_shapes(), keep_unused=True)
-    times = repeats(spo_run.settings, mesh.size)
+        times = repeats(spo_run)
     rollout = sum(times[part] * work[part] for part in ("decode", "unet", "judge"))
     assert rollout == pytest.approx(count(whole["collect"]), rel=1e-3)
     update = count(whole["update"], while_trips=aot.loop_trips(spo_run, "update"))

@@ -79,7 +79,7 @@ def test_results_file(one_device, tmp_path, capsys):
         (("toy", ["spo.dekode_chunk=2"]), "--set=spo.dekode_chunk=2: there is no field 'spo.dekode_chunk'"),
         (("toy", ["spo.decode_chunk.x=2"]), "there is no field 'spo.decode_chunk.x'"),
         (("toy", ["spo.decode_chunk=many"]), "spo.decode_chunk = 'many': expected int"),
-        (("toy", ["spo.decode_chunk=0"]), "spo.decode_chunk = 0: expected 1 to "),
+        (("toy", ["spo.decode_chunk=-1"]), "spo.decode_chunk = -1: expected 0 to "),
     ],
 )
 def test_wrong_settings(arguments, message):

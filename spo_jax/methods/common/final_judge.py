@@ -15,6 +15,7 @@ from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.core.words import listed
 from spo_jax.methods.common.checks import reward_options
+from spo_jax.methods.common.decoding import images_at_a_time
 from spo_jax.methods.common.judge import open_decoder_for
 from spo_jax.methods.common.trajectory_settings import TrajectoryTrainSettings
 from spo_jax.models.base import Decoder, Pipeline
@@ -116,7 +117,7 @@ class FinalJudge:
           latents: finished latents.
           features: rows of `features`, for the prompts of the batch.
           row: row of each one's prompt.
-          per_device: number of images that a device decodes at a time.
+          per_device: number of images that a device decodes at a time; 0 for as many as suit the platform.
         """
 
         def finish(part: tuple[Array, Array]) -> Array:
@@ -132,6 +133,7 @@ class FinalJudge:
             ]
             return jnp.stack(scores, axis=1)
 
+        per_device = images_at_a_time(per_device, latents.shape)
         chunk = even_chunk(len(row), per_device, devices_in_context())
         return joined(jax.lax.map(finish, cut((latents, row), chunk)))
 

@@ -45,7 +45,12 @@ class TrajectorySettings(Settings):
         memory="lower",
     )
     decode_chunk: int = setting(
-        4, "Number of images that a device decodes and judges at a time.", at_least=1, at_most=MAX_BATCH, memory="lower"
+        0,
+        "Number of images that a device decodes and judges at a time (0: as suits the platform, which is 8 on TPUs up "
+        "to 768 px and otherwise 4).",
+        at_least=0,
+        at_most=MAX_BATCH,
+        memory="lower",
     )
     decoder: str = setting(
         "vae", "Decoder of the judged images: vae, or the folder or hub id of a distilled one (AutoencoderTiny)."

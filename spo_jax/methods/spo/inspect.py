@@ -15,6 +15,7 @@ from spo_jax.core.drawing_limits import check_limits, check_prompt
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Array, Bool, Float, Int, Params
+from spo_jax.methods.common.decoding import images_at_a_time
 from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.spo.checks import check
@@ -167,5 +168,6 @@ def _decoded(
     decoder = judge.decoder or Decoder(pipeline.params["vae"], pipeline.decode)
     decode = jax.jit(decoder.apply)
     flat = latents.reshape(-1, *latents.shape[3:])
+    chunk = images_at_a_time(chunk, latents.shape)
     images = in_chunks(lambda rows: decode(decoder.params, flat[rows]), np.arange(len(flat)), chunk)
     return images.astype(np.float32).reshape(*latents.shape[:3], *images.shape[1:])

@@ -15,6 +15,7 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
+from spo_jax.methods.common.decoding import images_at_a_time
 from spo_jax.methods.spo.noisy import roll_noisy
 from spo_jax.methods.spo.pairs import Verdict, rank
 from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, roll, rollout
@@ -86,7 +87,8 @@ def judge(score: Score, trajectory: Trajectory, chunk: int) -> Float[Array, "s k
     Args:
       score: scores of latents.
       trajectory: the rollout.
-      chunk: number of latents that each device scores at a time; it changes the scores only by rounding.
+      chunk: number of latents that each device scores at a time, which changes the scores only by rounding; 0 for as
+        many as suit the platform.
     """
     return _judge(score, trajectory.judged, trajectory.judged_timesteps, chunk)
 
@@ -94,6 +96,7 @@ def judge(score: Score, trajectory: Trajectory, chunk: int) -> Float[Array, "s k
 def _judge(
     score: Score, latents: Float[Array, "s k b h w c"], timesteps: Int[Array | np.ndarray, " s"], chunk: int
 ) -> Float[Array, "s k b"]:
+    chunk = images_at_a_time(chunk, latents.shape)
     latents = jnp.moveaxis(latents, 2, 0)  # [s k b h w c] -> [b s k h w c]
     b, s, k = latents.shape[:3]
     devices = devices_in_context()

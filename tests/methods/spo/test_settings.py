@@ -126,7 +126,7 @@ def test_batch_sizes_are_read_and_replaced_by_name():
             {"objective": "gradspo", "shared_parent": False},
             "shared_parent = False: expected True for spo.objective = 'gradspo'",
         ),
-        ({"decode_chunk": 0}, "decode_chunk = 0: expected 1 to "),
+        ({"decode_chunk": -1}, "decode_chunk = -1: expected 0 to "),
         ({"guidance_scale": float("inf")}, "guidance_scale = inf: expected -1000 to 1000"),
     ],
 )
