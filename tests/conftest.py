@@ -14,8 +14,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # torch reads its number of threads from here. Its reference networks are small; more threads would compete with JAX's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Tests compile far more than they compute, so LLVM's optimisations cost more than they save. Children inherit it.
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}".strip()
+# Tests compile far more than they compute, so most optimisations cost more than they save. Children inherit this.
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0",  # those of LLVM
+    "--xla_cpu_use_fusion_emitters=false",  # the emitters of fused operations go through MLIR
+    "--xla_cpu_parallel_codegen_split_count=1",  # one part: cutting takes longer than a second core would save
+    # Each of these passes, which make loops faster, runs fifteen times over a program.
+    "--xla_disable_hlo_passes=simplify-while-loops,while-loop-invariant-code-motion,while-loop-constant-sinking",
+)
+os.environ["XLA_FLAGS"] = " ".join((*QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", ""))).strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
