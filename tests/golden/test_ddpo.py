@@ -166,10 +166,11 @@ class Updates:
             rows.append(row)
         return states, rows
 
-    def ratios(self, lora):
-        """Likelihood ratios [b s] in the order in which timesteps are trained on, and the new log-probabilities."""
-        case, method = self.case, self.method
-        times = jnp.asarray(case["time_perms"])
+    @functools.cached_property
+    def log_probs(self):
+        """(adapter) to log-probabilities [b s], new and old, in the order in which timesteps are trained on."""
+        method = self.method
+        times = jnp.asarray(self.case["time_perms"])
         item = jnp.repeat(jnp.arange(len(times)), times.shape[1])
 
         @jax.jit
@@ -179,8 +180,7 @@ class Updates:
             new = step_log_probs(policy, method.process, 1.0, steps.x_t, steps.x_prev, steps.t, steps.row)
             return new.reshape(times.shape), steps.log_probs.reshape(times.shape)
 
-        new, old = log_probs(lora)
-        return jnp.exp(new - old), new
+        return log_probs
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +208,9 @@ def test_ratios_of_every_update(updates):
     states, rows = updates.run
     clip = updates.case.number("clip_range")
     for index, (_, metrics) in enumerate(rows):
-        ratio, new = updates.ratios(states[index].params)
+        new, old = updates.log_probs(states[index].params)
         np.testing.assert_allclose(new, updates.case["new_log_prob"][index], atol=LOG_PROB)
-        np.testing.assert_allclose(ratio, updates.case["ratio"][index], atol=2 * LOG_PROB)
+        np.testing.assert_allclose(jnp.exp(new - old), updates.case["ratio"][index], atol=2 * LOG_PROB)
         expected = (np.abs(updates.case["ratio"][index] - 1) > clip).mean()
         assert float(metrics["clip_fraction"]) == pytest.approx(expected)
         assert float(metrics["loss"]) == pytest.approx(updates.case["loss"][index].mean(), abs=2 * LOG_PROB)

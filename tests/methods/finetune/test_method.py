@@ -5,6 +5,7 @@ weights. Written out from the definitions, the schedule's products are summed in
 """
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -40,28 +41,37 @@ def step(folder):
     images = np.random.default_rng(0)
     mean, std = images.normal(size=(2, 4, 8, 8, 4)).astype(np.float32)
 
-    def run(captions=CAPTIONS, devices=1, **fields):
+    @functools.cache
+    def made(devices, **fields):
+        """The run and its program, which is compiled once for all captions."""
         optimizer = OptimizerSettings(learning_rate=1e-2, weight_decay=0.0)
         fields = {"batch_size": 4, "chunk": 4, "caption_dropout": 0.0, "optimizer": optimizer} | fields
         settings = FinetuneSettings(**fields, mesh=MeshSettings(data=devices))
         mesh = make_mesh(settings.mesh)
         with jax.set_mesh(mesh):
-            pipeline = open_pipeline(folder, mesh=mesh)
-            run = FinetuneRun(settings, pipeline, mesh)
+            run = FinetuneRun(settings, open_pipeline(folder, mesh=mesh), mesh)
+            return run, run.trace(run.init_state(jax.random.key(0)))["update"].lower().compile()
+
+    def step(captions=CAPTIONS, devices=1, **fields):
+        run, program = made(devices, **fields)
+        pipeline, mesh = run.pipeline, run.mesh
+        with jax.set_mesh(mesh):
             state = run.init_state(jax.random.key(0))
             # A fresh adapter has B = 0, which hides errors in A's gradients.
-            params = jax.tree.map(lambda x: x + 0.01 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), state.params)
-            state = place(jax.device_get(state._replace(params=params)), replicated(mesh))
+            state = jax.device_get(state)
+            moved = jax.tree.map(
+                lambda x: x + np.cos(np.arange(x.size).reshape(x.shape), dtype=x.dtype) / 100, state.params
+            )
+            state = place(state._replace(params=moved), replicated(mesh))
             batch = Batch(mean, 0.1 * np.abs(std), pipeline.encode_prompts(captions))
             empty = place(pipeline.encode_unconditional(), replicated(mesh))
             key = make(lambda: jax.random.key(1), mesh)
-            program = run.trace(state)["update"].lower().compile()
             start = jax.device_get(state.params)
             network = pipeline.params[pipeline.TRAINED]
             state, metrics = program(state, network, empty, place(batch, over_batch(mesh)), key)
             return SimpleNamespace(start=start, metrics=jax.device_get(metrics), run=run, batch=batch)
 
-    return run
+    return step
 
 
 @pytest.fixture(scope="module")
