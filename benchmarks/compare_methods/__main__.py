@@ -32,7 +32,11 @@ LABELS = ("people", "exact")
 def run() -> None:
     """Runs the command."""
     out = flags.DEFINE_string("out", "runs/compare", "Keep everything that is made in this folder.")
-    data = flags.DEFINE_string("data", "data/toy_people", "Folder of the pairs, which are made if they are not there.")
+    data = flags.DEFINE_string(
+        "data",
+        "data/toy_people",
+        "Folder of the pairs, and of the CLIP from which preference models start; what is not there is made.",
+    )
     model = flags.DEFINE_string("model", "toy", "Train this pipeline of the toy world: a folder, or 'toy'.")
     only = flags.DEFINE_list("only", [], "Compare only these contestants (default: all).")
     labels = flags.DEFINE_list("labels", list(LABELS), f"Compare on these labels: {', '.join(LABELS)}.")

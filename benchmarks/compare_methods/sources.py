@@ -9,6 +9,7 @@ from benchmarks.compare_methods.comparison import Labels
 from benchmarks.compare_methods.stages import Stages
 from benchmarks.compare_methods.training import identity
 from spo_jax import load_config, read_settings
+from spo_jax.build_toy.clip import train_clip
 from spo_jax.build_toy.people import people
 from spo_jax.core.progress import stage
 from spo_jax.core.run_files import SPM, SUMMARY
@@ -21,6 +22,7 @@ from spo_jax.train import train
 from spo_jax.weights.digest import weights_digest
 from spo_jax.weights.store import read_file
 
+CLIP = "clip"  # folder, beside the pairs, of the plain CLIP from which preference models start
 TRAIN = "train"  # the split
 TRAINED = "train"  # stands for a preference model that is trained here
 SHIPPED = {"people": "toy_people"}  # names of the package's preference models, by the labels that they learned from
@@ -33,7 +35,8 @@ def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> t
     Args:
       name: ``people`` or ``exact``.
       base: the model that is trained.
-      data: folder of both sets of pairs, which are made if they are not there.
+      data: folder of both sets of pairs, which are made if they are not there, as is the plain CLIP from which a
+        preference model starts.
       stages: the finished stages.
       judge: the preference model: a folder or a name; `TRAINED` to train one; empty for the package's own, or one that
         is trained if it has none.
@@ -48,10 +51,12 @@ def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> t
     if not (pairs / TRAIN).is_dir():
         people(data, model=base)
     digest = open_preferences(pairs, TRAIN).digest
-    settings = _judge_settings(pairs, base)
-    found: dict[str, Any] = {"config": JUDGE_CONFIG, "model": judge or _shipped(name) or TRAINED, "work": None}
+    shipped = _shipped(name)
+    found: dict[str, Any] = {"config": JUDGE_CONFIG, "model": judge or shipped or TRAINED, "work": None}
     model = found["model"]
     if not judge or judge == TRAINED:
+        # The shipped model has the size of the CLIP from which it started, and its training is only counted.
+        settings = _judge_settings(pairs, base, _clip(data / CLIP) if model == TRAINED else model)
         about = identity(settings, {})
         costs = work.read_costs(stages.made("costs", f"judge-{name}", about, lambda: work.costs_of(settings)))
         found["work"] = work.per_batch(costs, 1.0) * settings.train_steps
@@ -61,8 +66,17 @@ def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> t
     return Labels(name, base, str(pairs), model, facts), found
 
 
-def _judge_settings(pairs: Path, base: str) -> RunSettings:
+def _clip(folder: Path) -> str:
+    """Returns the folder of the plain CLIP, which is trained if it is not there."""
+    if not (folder / "model.safetensors").is_file():
+        with stage("training the CLIP from which the preference model starts"):
+            train_clip(folder)
+    return str(folder)
+
+
+def _judge_settings(pairs: Path, base: str, init: str) -> RunSettings:
     config = load_config(JUDGE_CONFIG)
+    config.init = init
     config.data_dir = str(pairs)
     config.model = base
     return read_settings(config)

@@ -1,0 +1,74 @@
+"""What contestants learn from is made once: a shipped preference model is taken, another one starts from a CLIP."""
+
+import types
+
+import numpy as np
+import pytest
+
+from benchmarks.compare_methods import sources
+from benchmarks.compare_methods.stages import Stages
+from spo_jax.core.files import write_json
+
+COSTS = {
+    "programs": {"step": {"call": {"training": 20.0}, "train_batch": {}}},
+    "train_batches": 1,
+    "unet_forward": 2.0,
+    "each": {},
+}
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """Replaces what draws, counts and trains; returns a list of what was done."""
+    done = []
+
+    def people(folder, model):
+        done.append(f"pairs for {model}")
+        for name in ("people", "exact"):
+            (folder / name / "train").mkdir(parents=True)
+
+    def train_clip(folder):
+        done.append("clip")
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+
+    def train(settings, folder, resume):
+        assert settings.data_dir == str(tmp_path / "data" / "exact") and resume.if_there
+        done.append(f"judge from {settings.init.removeprefix(str(tmp_path))}")
+        write_json(folder / "summary.json", {})
+
+    def costs_of(settings):
+        done.append(f"counted from {settings.init.removeprefix(str(tmp_path))}")
+        return COSTS
+
+    for name, stand_in in {"people": people, "train_clip": train_clip, "train": train}.items():
+        monkeypatch.setattr(sources, name, stand_in)
+    monkeypatch.setattr(sources.work, "costs_of", costs_of)
+    monkeypatch.setattr(sources, "open_preferences", lambda *_: types.SimpleNamespace(digest="d"))
+    monkeypatch.setattr(sources, "open_pipeline", lambda _: types.SimpleNamespace(params={"w": np.zeros(2)}))
+    monkeypatch.setattr(sources, "_digest", lambda judge: "j")
+    return done
+
+
+def labels_of(name, folder, judge=""):
+    return sources.labels_of(name, "toy", folder / "data", Stages(folder / "out"), judge)
+
+
+def test_the_shipped_preference_model_is_taken_and_its_training_counted(made, tmp_path):
+    labels, about = labels_of("people", tmp_path)
+    assert made == ["pairs for toy", "counted from toy_people"]
+    assert labels.judge == "toy_people" and labels.pairs == str(tmp_path / "data" / "people")
+    assert about["work"] == 10 * sources._judge_settings(tmp_path, "toy", "toy").train_steps
+
+
+def test_one_that_is_not_shipped_is_trained_once_from_a_clip_that_is_made_first(made, tmp_path):
+    labels, about = labels_of("exact", tmp_path)
+    assert made == ["pairs for toy", "clip", "counted from /data/clip", "judge from /data/clip"]
+    assert labels.judge == str(tmp_path / "out" / "judges" / "exact" / "spm") and about["model"] == "train"
+    del made[:]
+    assert labels_of("exact", tmp_path) == (labels, about) and made == []
+
+
+def test_a_given_preference_model_is_neither_trained_nor_counted(made, tmp_path):
+    labels, about = labels_of("exact", tmp_path, "runs/mine")
+    assert made == ["pairs for toy"] and labels.judge == "runs/mine" and about["work"] is None
