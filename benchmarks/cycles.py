@@ -272,7 +272,6 @@ def summary(found: Sequence[Operation], chip: Chip, flops: float) -> dict[str, A
         networks[operation.network][operation.kind] += operation.total
     kinds = {kind: sum(row[kind] for row in networks.values()) for kind in KINDS}
     silent = collections.Counter(re.sub(r"[.\d]+$", "", o.name) for o in found if o.seconds is None)
-    dearest = sorted(filter(lambda o: o.total, found), key=lambda o: o.total, reverse=True)[:TOP]
     return {
         "seconds": total,
         "seconds_kernels_modelled": kinds["kernels"],
@@ -281,8 +280,23 @@ def summary(found: Sequence[Operation], chip: Chip, flops: float) -> dict[str, A
         "share_of_products": (kinds["products"] + kinds["kernels"]) / total if total else 0.0,
         "mfu": flops / (total * chip.peak_flops) if total else 0.0,
         "without_estimate": dict(silent.most_common()),
-        "top": [{**dataclasses.asdict(operation), "total": operation.total} for operation in dearest],
+        "top": _dearest(found),
     }
+
+
+def _dearest(found: Sequence[Operation]) -> list[dict[str, Any]]:
+    """Returns the most expensive operations; those of layers that differ in their number alone are one row."""
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for operation in found:
+        source = re.sub(r"_\d+(?=/|$)", "_*", where(operation.source))
+        row = rows.setdefault(
+            (operation.kind, operation.network, source, operation.shape),
+            {"kind": operation.kind, "network": operation.network, "source": source, "shape": operation.shape,
+             "runs": 0, "total": 0.0},
+        )  # fmt: skip
+        row["runs"] += operation.turns
+        row["total"] += operation.total
+    return sorted((row for row in rows.values() if row["total"]), key=lambda row: -row["total"])[:TOP]
 
 
 def report(found: Mapping[str, Any]) -> str:
@@ -298,8 +312,8 @@ def report(found: Mapping[str, Any]) -> str:
         f"{missing} operations without an estimate"
     )
     for row in found["top"]:
-        start = f"{row['total']:10.4g} s {row['total'] / total:5.1%} {row['turns']:7g} x {row['kind']:12s}"
-        lines.append(f"{start}{row['shape'][:40]:42s}{where(row['source'])}")
+        start = f"{row['total']:10.4g} s {row['total'] / total:5.1%} {row['runs']:7g} x {row['kind']:12s}"
+        lines.append(f"{start}{row['shape'][:40]:42s}{row['source']}")
     return "\n".join(lines) + "\n"
 
 

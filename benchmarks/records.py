@@ -101,6 +101,12 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def _programs_of_same(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Returns the programs of an earlier record if it is of the same settings and versions; otherwise none."""
+    same = all(before[key] == found[key] for key in ("settings", "batch", "versions", "chips"))
+    return before["programs"] if same else {}
+
+
 def _cells(program: dict[str, Any], chip: dict[str, Any]) -> tuple[str, ...]:
     room = f"{chip['hbm'] / GIB:.0f} GiB"
     memory = ("-", "-", f"does not fit {room}")
@@ -117,6 +123,8 @@ def _cells(program: dict[str, Any], chip: dict[str, Any]) -> tuple[str, ...]:
 def save(folder: Path, found: dict[str, Any], label: str = "") -> Path:
     """Writes a record, and the table of all records of its kind in the folder, as ``aot.md`` or ``cycles.md``.
 
+    Estimated cycles of the same settings are added to those in the file, so that parts may be compiled one by one.
+
     Args:
       folder: folder of the results.
       found: the record; its ``benchmark`` is ``aot`` or ``cycles``.
@@ -125,6 +133,8 @@ def save(folder: Path, found: dict[str, Any], label: str = "") -> Path:
     kind = found["benchmark"]
     parts = (kind, found["config"], found["topology"].replace(":", "-"), *([label] if label else []))
     path = folder / f"{'-'.join(parts)}.json"
+    if kind == "cycles" and path.exists():
+        found = found | {"programs": _programs_of_same(read_json(path), found) | found["programs"]}
     write_json(path, found)
     records = [read_json(file) for file in sorted(folder.glob(f"{kind}-*.json"))]
     text = f"{_ABOUT}\n{table(records)}" if kind == "aot" else trajectories_table(records, batch_of)

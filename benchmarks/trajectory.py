@@ -18,7 +18,7 @@ VALID = 0.5  # the share of pairs that are taken to be valid; with all of them, 
 # Lengths of a run in trajectories: the published 4,000 prompts times 10 epochs, and 500 prompts twice.
 PUBLISHED = 40_000
 SMALL = 1_000
-PARTS = ("decode", "unet", "judge", "update")
+_ROLLOUT = ("decode", "unet", "judge")  # the parts of a rollout
 
 
 def repeats(run: Run) -> dict[str, float]:
@@ -28,8 +28,8 @@ def repeats(run: Run) -> dict[str, float]:
       run: the run, whose mesh is in context.
 
     Returns:
-      ``prompts``, ``pairs`` of a rollout and of a ``train_batch``, and how often each of `PARTS` is computed: the first
-      three in a rollout, ``update`` in a training batch.
+      ``prompts``, ``pairs`` of a rollout and of a ``train_batch``, and how often each of `benchmarks.parts.PARTS` is
+      computed: ``update`` in a training batch, the others in a rollout.
     """
     if not isinstance(run, SPORun):
         return {}
@@ -53,34 +53,39 @@ def repeats(run: Run) -> dict[str, float]:
 
 
 def trajectory(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the seconds of a rollout, of a training batch and of a trajectory; None if programs are missing.
+    """Returns the seconds of a rollout, of a training batch and of a trajectory; None if a rollout is not known.
 
     Args:
       record: what `benchmarks.aot` measured with ``--cycles``.
 
     Returns:
-      ``rollout`` and ``train_batch`` in seconds of a chip, ``mfu`` of the rollout, ``trajectory`` in seconds of a chip
-      with a share `VALID` of valid pairs, and ``basis``: ``programs`` or ``parts``.
+      ``rollout`` in seconds of a chip, its ``mfu``, and ``basis``: ``programs`` or ``parts``. If the update was
+      compiled too, the seconds of a ``train_batch``, and of a ``trajectory`` with a share `VALID` of valid pairs.
     """
     cycles = {name: program["cycles"] for name, program in record["programs"].items() if "cycles" in program}
     times = next((program["repeats"] for program in record["programs"].values() if "repeats" in program), None)
     if not times:
         return None
     work = {name: program["flops_layers"] for name, program in record["programs"].items()}
-    if {"collect", "update"} <= cycles.keys():
-        rollout, update = cycles["collect"]["seconds"], cycles["update"]["seconds"]
-        flops = work["collect"]
-        basis = "programs"
-    elif set(PARTS) <= cycles.keys():
-        rollout = sum(times[part] * cycles[part]["seconds"] for part in PARTS[:3])
-        update = times["update"] * cycles["update"]["seconds"]
-        flops = sum(times[part] * work[part] for part in PARTS[:3])
-        basis = "parts"
+    if "collect" in cycles:
+        basis = {"collect": 1}
+    elif set(_ROLLOUT) <= cycles.keys():
+        basis = {part: times[part] for part in _ROLLOUT}
     else:
         return None
-    seconds = (rollout + update * VALID * times["pairs"] / times["train_batch"]) / times["prompts"]
-    mfu = flops / (rollout * record["chip"]["peak_flops"])
-    return {"rollout": rollout, "train_batch": update, "mfu": mfu, "trajectory": seconds, "basis": basis}
+    rollout = sum(turns * cycles[name]["seconds"] for name, turns in basis.items())
+    flops = sum(turns * work[name] for name, turns in basis.items())
+    found = {
+        "rollout": rollout,
+        "mfu": flops / (rollout * record["chip"]["peak_flops"]),
+        "basis": "programs" if "collect" in cycles else "parts",
+    }
+    if "update" in cycles:
+        # A program's cycles are those of a whole training batch, a part's those of a chunk of it.
+        update = cycles["update"]["seconds"] * (1 if "collect" in cycles else times["update"])
+        seconds = (rollout + update * VALID * times["pairs"] / times["train_batch"]) / times["prompts"]
+        found |= {"train_batch": update, "trajectory": seconds}
+    return found
 
 
 _ABOUT = f"""# Estimated seconds on TPUs, without one
@@ -119,14 +124,15 @@ def trajectories_table(
 
 
 def _trajectory_cells(record: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, ...]:
-    hours = [found["trajectory"] * count / 3600 / record["chips"] for count in (SMALL, PUBLISHED)]
+    hours = [found.get("trajectory", 0) * count / 3600 / record["chips"] for count in (SMALL, PUBLISHED)]
+    trained = "trajectory" in found
     efforts = sorted({f"{program['effort']:g}" for program in record["programs"].values()})
     return (
         f"{found['rollout']:.1f} s",
         f"{found['mfu']:.0%}",
-        f"{found['train_batch']:.2f} s",
-        f"{found['trajectory']:.2f} s",
-        ", ".join(f"{value:.3g}" for value in hours),
+        f"{found['train_batch']:.2f} s" if trained else "-",
+        f"{found['trajectory']:.2f} s" if trained else "-",
+        ", ".join(f"{value:.3g}" for value in hours) if trained else "-",
         found["basis"],
         ", ".join(efforts),
     )

@@ -319,14 +319,16 @@ def test_a_trajectory_is_put_together_from_parts(micro_folder):
     parts = {"decode": estimated(0.2, 1e11), "unet": estimated(1.0, 5e11), "judge": estimated(0.05, 1e10)}
     parts["decode"]["repeats"] = times
     record = {"chip": {"peak_flops": 1e12}, "programs": parts}
-    assert trajectory(record) is None
-    parts["update"] = estimated(0.7, 3e11)
     rollout = 16.25 * 1.0 + 160 * 0.25
+    assert trajectory(record) == pytest.approx(
+        {"rollout": rollout, "mfu": (16.25 * 0.5 + 160 * 0.11) / rollout, "basis": "parts"}
+    )
+    assert trajectory(record | {"programs": {"unet": parts["unet"]}}) is None
+    parts["update"] = estimated(0.7, 3e11)
     found = trajectory(record)
     assert found["basis"] == "parts" and found["rollout"] == pytest.approx(rollout)
     assert found["train_batch"] == pytest.approx(1.4)
     assert found["trajectory"] == pytest.approx((rollout + 8 * 1.4) / 10)  # half of 160 pairs are 8 training batches
-    assert found["mfu"] == pytest.approx((16.25 * 0.5 + 160 * 0.11) / rollout)
     collect = estimated(30.0, 9e12) | {"repeats": times}
     whole = record | {"programs": {"collect": collect, "update": estimated(1.5, 6e11)}}
     assert trajectory(whole)["trajectory"] == pytest.approx((30 + 8 * 1.5) / 10)
@@ -334,20 +336,32 @@ def test_a_trajectory_is_put_together_from_parts(micro_folder):
 
 
 def test_trajectories_are_kept_and_tabled(tmp_path):
-    """Records with cycles have files and a table of their own, with hours of 1,000 and 40,000 trajectories."""
+    """Records with cycles have files and a table of their own, with hours of 1,000 and 40,000 trajectories.
+
+    Programs of the same settings are added to the file, others replace what is in it.
+    """
     chip = {"name": "v5e", "hbm": 16 * GIB, "bandwidth": 819e9, "peak_flops": 1e12}
     found = {"benchmark": "cycles", "config": "sd15", "topology": "v5e:2x4", "chips": 2, "chip": chip, "batch": "B"}
-    found |= {"programs": {"collect": estimated(28.0, 14e12)}}
+    found |= {"settings": {}, "versions": {}, "programs": {"collect": estimated(28.0, 14e12)}}
     records.save(tmp_path, found | {"config": "spm"})
     assert [row for row in (tmp_path / "cycles.md").read_text().splitlines() if row.startswith("| spm")] == [
         "| spm | v5e:2x4 | B | collect | 28 | 14 | 50% | 75% | 25% | UNet 100% | 2.00 GiB |"
     ]
-    found["programs"]["update"] = estimated(1.0, 1e11)
     found["programs"]["collect"]["repeats"] = {"prompts": 10, "pairs": 160, "train_batch": 10}
-    assert records.save(tmp_path, found).name == "cycles-sd15-v5e-2x4.json"
-    rows = [row for row in (tmp_path / "cycles.md").read_text().splitlines() if row.startswith("| sd15")]
-    assert rows[0] == "| sd15 | v5e:2x4 | B | 28.0 s | 50% | 1.00 s | 3.60 s | 0.5, 20 | programs | -0.5 |"
-    assert len(rows) == 3 and not (tmp_path / "aot.md").exists()
+
+    def rows(programs, **changed):
+        """The rows after programs were added."""
+        assert records.save(tmp_path, found | {"programs": programs} | changed).name == "cycles-sd15-v5e-2x4.json"
+        return [row for row in (tmp_path / "cycles.md").read_text().splitlines() if row.startswith("| sd15")]
+
+    start = "| sd15 | v5e:2x4 | B |"
+    alone = rows(found["programs"])
+    assert len(alone) == 2 and alone[0] == f"{start} 28.0 s | 50% | - | - | - | programs | -0.5 |"
+    update = {"update": estimated(1.0, 1e11)}
+    both = rows(update)
+    assert len(both) == 3 and both[0] == f"{start} 28.0 s | 50% | 1.00 s | 3.60 s | 0.5, 20 | programs | -0.5 |"
+    assert len(rows(update, settings={"remat": True})) == 1
+    assert not (tmp_path / "aot.md").exists()
 
 
 def test_parts_are_refused_where_there_are_none(micro_folder):

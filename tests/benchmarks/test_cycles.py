@@ -92,6 +92,7 @@ def test_a_summary_adds_up_and_is_json(program):
     assert summary["share_of_products"] == pytest.approx(products / total)
     totals = [row["total"] for row in summary["top"]]
     assert totals == sorted(totals, reverse=True) and 0 < len(totals) <= cycles.TOP
+    assert sum(totals) == pytest.approx(total)  # there are fewer kinds of operations than rows
     assert summary["without_estimate"]["copy-start"] > 0
     text = cycles.report(summary)
     assert "estimated MFU 25.0%" in text and "Net/up/dot_general" in text
@@ -107,3 +108,14 @@ def test_the_compiler_here_says_what_the_file_says(program):
         assert {o.turns for o in found if o.kind == "kernels"} == {1}
         assert {o.turns for o in found if o.kind == "products"} == {1, 2, TURNS}
     assert cycles.seconds(here) == pytest.approx(cycles.seconds(cycles.operations(program, V5E, [2])), rel=0.5)
+
+
+def test_layers_that_differ_in_their_number_are_one_row():
+    found = [
+        cycles.Operation(f"fusion.{layer}", "products", "Net", f"jit(f)/Net/layers_{layer}/fc1", "f32[2]", 0.5, 3)
+        for layer in range(12)
+    ]
+    other = cycles.Operation("fusion", "products", "Net", "jit(f)/Net/layers_0/fc2", "f32[2]", 0.25, 1)
+    first, second = cycles.summary([*found, other], V5E, 0.0)["top"]
+    assert (first["source"], first["runs"], first["total"]) == ("Net/layers_*/fc1", 36, 18.0)
+    assert (second["source"], second["runs"], second["total"]) == ("Net/layers_*/fc2", 1, 0.25)
