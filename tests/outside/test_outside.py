@@ -24,7 +24,7 @@ from spo_jax.rewards.base import Context
 from spo_jax.rewards.common.own import measured
 from spo_jax.run.metrics import read_metrics
 from tests.commands import ROOT
-from tests.e2e.micro import write_micro
+from tests.e2e.micro import write_micro, write_micro_spm
 
 HERE = Path(__file__).parent
 EVAL = {"images": 2, "batch": 2, "steps": 2, "grid_images": 2, "prompts": "toy:held_out"}
@@ -33,6 +33,11 @@ EVAL = {"images": 2, "batch": 2, "steps": 2, "grid_images": 2, "prompts": "toy:h
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_micro(tmp_path_factory.mktemp("models") / "micro")
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory):
+    return write_micro_spm(tmp_path_factory.mktemp("models") / "spm")
 
 
 @pytest.fixture
@@ -98,10 +103,10 @@ def test_a_method_and_a_reward_run_through_train(house, model):
     assert [Image.open(file).size for file in Path("samples").glob("*.png")] == [(16, 16)]
 
 
-def test_spo_learns_from_a_reward_outside_the_package(house, model):
+def test_spo_learns_from_a_reward_outside_the_package(house, model, spm):
     config = spo_jax.default_config("spo")
     config.update({"model": str(model), "max_batches": 1, "prompts_per_batch": 2, "mesh": {"data": 1}, "eval": EVAL})
-    config.eval.rewards = "my_rewards.redness,spm:toy"  # beside one of ours, and in a sum with it
+    config.eval.rewards = f"my_rewards.redness,spm:{spm}"  # beside one of ours, and in a sum with it
     config.eval.weights = "1,0.5"
     spo = {"reward": "my_rewards.redness", "num_steps": 3, "divert_start_step": 1, "num_candidates": 2}
     config.spo.update(spo | {"threshold": 0.0, "decode_chunk": 4, "train_batch_size": 4, "train_chunk": 4})
