@@ -1,7 +1,11 @@
 """Shapes of the weights of networks, computed without allocating them; weight files are read into these trees."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+from jax import ShapeDtypeStruct
 
 from spo_jax.core.typing import Params
 from spo_jax.nn.blip import BLIP
@@ -9,30 +13,43 @@ from spo_jax.nn.clip import CLIPModel, CLIPTextModel
 from spo_jax.nn.tiny_vae import AutoencoderTiny
 from spo_jax.nn.vae import AutoencoderKL
 
+IDS = ShapeDtypeStruct((1, 1), jnp.int32)
+
+
+def floats(*shape: int) -> ShapeDtypeStruct:
+    """Returns an input of this shape."""
+    return ShapeDtypeStruct(shape, jnp.float32)
+
+
+def weight_shapes(network: nn.Module, *inputs: ShapeDtypeStruct) -> Params:
+    """Returns the shapes of the weights of a network that is given such inputs, in a tree that may be changed."""
+    return jax.tree.map(lambda leaf: leaf, _traced(network, *inputs))
+
+
+@functools.lru_cache(maxsize=32)  # tracing takes up to seconds, and commands open the same model several times
+def _traced(network: nn.Module, *inputs: ShapeDtypeStruct) -> Params:
+    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+
 
 def vae_shapes(vae: AutoencoderKL | AutoencoderTiny) -> Params:
     """Returns the shapes of the weights of an autoencoder."""
-    images = jnp.zeros((1, 64, 64, vae.config.in_channels))
-    return jax.eval_shape(vae.init, jax.random.key(0), images)["params"]
+    return weight_shapes(vae, floats(1, 64, 64, vae.config.in_channels))
 
 
 def text_shapes(text_encoder: CLIPTextModel) -> Params:
     """Returns the shapes of the weights of a text encoder."""
-    return jax.eval_shape(text_encoder.init, jax.random.key(0), jnp.zeros((1, 1), int))["params"]
+    return weight_shapes(text_encoder, IDS)
 
 
 def clip_shapes(clip: CLIPModel) -> Params:
     """Returns the shapes of the weights of a CLIP with both towers."""
-    size = clip.config.vision.image_size
-    ids = jnp.zeros((1, 1), int)
-    pixels = jnp.zeros((1, size, size, clip.config.vision.num_channels))
-    t = (jnp.zeros(1),) if clip.config.time_conditioned else ()
-    return jax.eval_shape(clip.init, jax.random.key(0), ids, pixels, *t)["params"]
+    vision = clip.config.vision
+    pixels = floats(1, vision.image_size, vision.image_size, vision.num_channels)
+    t = (floats(1),) if clip.config.time_conditioned else ()
+    return weight_shapes(clip, IDS, pixels, *t)
 
 
 def blip_shapes(blip: BLIP) -> Params:
     """Returns the shapes of the weights of a BLIP with both of its parts."""
     size = blip.config.vision.image_size
-    ids = jnp.zeros((1, 1), int)
-    pixels = jnp.zeros((1, size, size, 3))
-    return jax.eval_shape(blip.init, jax.random.key(0), ids, ids == 0, pixels)["params"]
+    return weight_shapes(blip, IDS, ShapeDtypeStruct((1, 1), jnp.bool_), floats(1, size, size, 3))

@@ -28,7 +28,7 @@ from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel, UNetEncod
 from spo_jax.nn.clip import CLIPTextModel
 from spo_jax.nn.clip_config import CLIPTextConfig
 from spo_jax.nn.lora import scaled
-from spo_jax.nn.shapes import text_shapes, vae_shapes
+from spo_jax.nn.shapes import floats, text_shapes, vae_shapes, weight_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.chunks import in_chunks
 from spo_jax.parallel.mesh import gathered
@@ -434,10 +434,9 @@ def shapes_of_module(name: str, module: Any) -> Params:
 def unet_shapes(unet: UNet2DConditionModel | UNetEncoder) -> Params:
     """Returns the shapes of the weights of a UNet, or of its first half."""
     config = unet.config
-    x = jnp.zeros((1, 8, 8, config.in_channels))
     extra = ()
     if config.wants_size_conditions:
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        extra = (jnp.zeros((1, pooled)), jnp.zeros((1, 6)))
-    states = jnp.zeros((1, 1, config.cross_attention_dim))
-    return jax.eval_shape(unet.init, jax.random.key(0), x, jnp.zeros(1), states, *extra)["params"]
+        extra = (floats(1, pooled), floats(1, 6))
+    x, states = floats(1, 8, 8, config.in_channels), floats(1, 1, config.cross_attention_dim)
+    return weight_shapes(unet, x, floats(1), states, *extra)
