@@ -17,8 +17,8 @@ from spo_jax.core.progress import stage
 from spo_jax.data.preferences.format import open_preferences
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.checks import check_model
+from spo_jax.methods.common.preference.data import ACCURACY, Agreement
 from spo_jax.methods.spm.checks import check_relabelling
-from spo_jax.methods.spm.data import ACCURACY, Agreement
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.rewards.common.preference_files import check_files
 from spo_jax.run.compilation import keep_compiled_programs

@@ -29,8 +29,9 @@ from spo_jax.core.statistics import standard_error
 from spo_jax.core.typing import Float
 from spo_jax.evaluate_spm import evaluate_spm
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.preference.settings import AccuracySettings
 from spo_jax.methods.spm.method import SPM_LINE
-from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
+from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.models import open_pipeline
 from spo_jax.models.sampler import Sampler, initial_latents

@@ -12,13 +12,13 @@ from spo_jax.core.memory import explaining_memory
 from spo_jax.core.typing import Float, Int, Params
 from spo_jax.data.preferences.format import Preferences
 from spo_jax.methods.common.model import open_model
-from spo_jax.methods.spm.accuracy import Evaluator, print_accuracy, write_accuracy
-from spo_jax.methods.spm.data import Agreement
+from spo_jax.methods.common.preference.accuracy import Evaluator, print_accuracy, write_accuracy
+from spo_jax.methods.common.preference.data import Agreement
+from spo_jax.methods.common.preference.rows import Split
 from spo_jax.methods.spm.method import PLAIN_LINE, SPM_LINE
 from spo_jax.methods.spm.parts import load_clip, relabelled
 from spo_jax.methods.spm.programs import SPMTraining
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.methods.spm.split import Split
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make

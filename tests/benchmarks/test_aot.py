@@ -19,10 +19,11 @@ from benchmarks.trajectory import repeats, trajectory
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.preference.settings import AccuracySettings
 from spo_jax.methods.common.settings import JudgeSettings
 from spo_jax.methods.finetune.settings import FinetuneSettings
 from spo_jax.methods.spm.init import load_start
-from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
+from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spo.method import SPORun
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.models import open_pipeline

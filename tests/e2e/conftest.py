@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import pytest
 
+from spo_jax.methods.common.preference.settings import AccuracySettings
 from spo_jax.methods.common.settings import EvalSettings, JudgeSettings, LoadingSettings, OptimizerSettings
-from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
+from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.parallel.mesh import MeshSettings
 from spo_jax.prepare import prepare

@@ -14,7 +14,7 @@ from PIL import Image
 
 from spo_jax.core.errors import UserError
 from spo_jax.evaluate_spm import evaluate_spm
-from spo_jax.methods.spm.method import _read_agreement
+from spo_jax.methods.common.preference.run import read_agreement
 from spo_jax.methods.spm.settings import RelabelSettings
 from spo_jax.rewards.common.clip_score import score_images, text_features
 from spo_jax.rewards.common.preference_model import load_spm
@@ -118,8 +118,8 @@ def test_a_measurement_on_other_noise_is_not_paired_with(run_folder):
     """``--resume --config.eval.seed=5`` is allowed: then there is no change to report."""
     fingerprint = str(np.load(run_folder / "evaluation" / "before.npz")["fingerprint"])
     assert '"seed": 1234' in fingerprint
-    assert _read_agreement(run_folder, fingerprint).keys() == {0, 501}
-    assert _read_agreement(run_folder, fingerprint.replace("1234", "5")) is None
+    assert read_agreement(run_folder, fingerprint).keys() == {0, 501}
+    assert read_agreement(run_folder, fingerprint.replace("1234", "5")) is None
 
 
 def test_a_run_is_not_resumed_with_settings_that_change_numbers(run_folder, spm_settings):

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.trees import flatten, unflatten
+from spo_jax.methods.common.preference.loss import pair_losses
+from spo_jax.methods.common.preference.update import gradients
 from spo_jax.methods.spm.init import init_time_conditioning
-from spo_jax.methods.spm.loss import PairBatch, pair_losses, pair_scores
-from spo_jax.methods.spm.update import gradients
+from spo_jax.methods.spm.loss import PairBatch, pair_scores
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.parallel.chunks import cut
 from spo_jax.weights.rules import to_state
@@ -43,7 +44,8 @@ def test_loss_and_gradients(golden):
     batch = batch._replace(weights=batch.weights / batch.weights.sum())
     np.testing.assert_allclose(batch.weights, d["weight_per_example"], rtol=1e-6)
     one_at_a_time = cut(batch, 1)  # as in training, which adds up chunks
-    step = jax.jit(lambda params: gradients(clip, params, lambda chunk: chunk, one_at_a_time, timesteps=1000))
+    scores_of = functools.partial(pair_scores, clip)
+    step = jax.jit(lambda params: gradients(scores_of, params, lambda chunk: chunk, one_at_a_time, timesteps=1000))
     grads, metrics = step(golden.spm.params)
     np.testing.assert_allclose(metrics["loss"], d[f"{CASE}/loss"], rtol=1e-4)
     ours = to_state(grads)

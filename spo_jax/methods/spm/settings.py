@@ -4,9 +4,9 @@ import dataclasses
 from typing import ClassVar
 
 from spo_jax import toy
-from spo_jax.core.config import MAX_BATCH, MAX_COUNT, MAX_GUIDANCE, Settings, seed_setting, setting
-from spo_jax.methods.common.settings import ModelSettings, OptimizerSettings, PairSettings
-from spo_jax.run.settings import LogSettings, RunSettings
+from spo_jax.core.config import MAX_GUIDANCE, Settings, setting
+from spo_jax.methods.common.preference.settings import JudgeTrainSettings
+from spo_jax.methods.common.settings import OptimizerSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,36 +31,10 @@ class RelabelSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class AccuracySettings(Settings):
-    """Pair accuracy on pairs that have a human label."""
-
-    GROUP: ClassVar = "eval."
-
-    timesteps: tuple[int, ...] = setting(
-        (0, 251, 501, 701, 951), "Timesteps to which images are noised; 0 is the clean image itself."
-    )
-    pairs: int = setting(0, "Use only the first N pairs of the split (0: all).", at_least=0, at_most=MAX_COUNT)
-    batch: int = setting(
-        64, "Number of pairs to measure at a time, over all devices.", at_least=1, at_most=MAX_BATCH, memory="lower"
-    )
-    seed: int = seed_setting(1234, "Seed of the noise.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        known = self.timesteps and all(type(t) is int and t >= 0 for t in self.timesteps)
-        once = known and len(set(self.timesteps)) == len(self.timesteps)
-        self.require(bool(once), "timesteps", "whole numbers from 0 on, each of them once")
-
-
-@dataclasses.dataclass(frozen=True)
-class SPMTrainSettings(PairSettings, ModelSettings, RunSettings):
+class SPMTrainSettings(JudgeTrainSettings):
     """All settings of a run that trains a preference model."""
 
-    FREE_FIELDS: ClassVar = (
-        *RunSettings.FREE_FIELDS, *PairSettings.FREE_FIELDS, "eval", "remat", "export_dtype", "relabel.folder",
-    )  # fmt: skip
-    LENGTH: ClassVar = ("train_steps",)
-    BATCHES: ClassVar = {"batch_size": "pairs", "eval.batch": "evaluation"}
+    FREE_FIELDS: ClassVar = (*JudgeTrainSettings.FREE_FIELDS, "relabel.folder")
 
     method: str = setting("spm", "Training method: spm trains a step-aware preference model.")
     init: str = setting(
@@ -69,8 +43,6 @@ class SPMTrainSettings(PairSettings, ModelSettings, RunSettings):
     )
     init_random: bool = setting(False, "Take only the config of init and start from random weights.")
     tokenizer: str = setting("", "Folder or hub id of the tokenizer, if init holds none.")
-    eval_split: str = setting("validation_unique", "Split to measure on.")
-    train_steps: int = setting(8000, "Number of batches of the whole run.", at_least=1, at_most=MAX_COUNT)
     guidance_scale: float = setting(
         5.0,
         "Classifier-free guidance scale of the clean predictions that are judged.",
@@ -83,17 +55,7 @@ class SPMTrainSettings(PairSettings, ModelSettings, RunSettings):
         above=0,
         at_most=1000,
     )
-    flip: bool = setting(False, "Mirror both images of half of the pairs; not possible with cache_latents.")
-    export_dtype: str = setting("float32", "Dtype of the weights in spm/.", choices=("float32", "float16"))
     optimizer: OptimizerSettings = OptimizerSettings(
         learning_rate=3e-6, schedule="linear", warmup_steps=500, weight_decay=0.3
     )
     relabel: RelabelSettings = RelabelSettings()
-    log: LogSettings = LogSettings(checkpoint_every=1000, eval_every=1000)
-    eval: AccuracySettings = AccuracySettings()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.optimizer.check_warmup(self.train_steps)
-        expected = "False, because the cache of config field cache_latents has no latents of mirrored images"
-        self.require(not (self.flip and self.cache_latents), "flip", expected)

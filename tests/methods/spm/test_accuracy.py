@@ -11,11 +11,12 @@ from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.images import decode
 from spo_jax.data.preferences.loading import LoadedBatch
 from spo_jax.data.tokenizer import Tokenizer
+from spo_jax.methods.common.preference.accuracy import Evaluator, accuracy_figure, agreement, summarised, write_figure
+from spo_jax.methods.common.preference.rows import Split
+from spo_jax.methods.common.preference.settings import AccuracySettings
 from spo_jax.methods.common.settings import OptimizerSettings
-from spo_jax.methods.spm.accuracy import Evaluator, accuracy_figure, agreement, summarised, write_figure
 from spo_jax.methods.spm.programs import SPMTraining
-from spo_jax.methods.spm.settings import AccuracySettings, SPMTrainSettings
-from spo_jax.methods.spm.split import Split
+from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.run.report.charts import as_svg
 from tests.e2e.micro import TOKENIZER as FOLDER

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spo_jax.methods.spm.loss import pair_accuracy, pair_losses
+from spo_jax.methods.common.preference.loss import pair_accuracy, pair_losses
 
 FIRST, SECOND, TIE = [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]
 

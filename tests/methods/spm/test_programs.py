@@ -16,13 +16,13 @@ from spo_jax.core.trees import flatten
 from spo_jax.data.preferences.loading import LoadedBatch
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods.common.latents import encode_pairs, model_range
+from spo_jax.methods.common.preference.rows import Split
+from spo_jax.methods.common.preference.update import optimizer_of, state_shardings
 from spo_jax.methods.common.settings import OptimizerSettings
 from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spm.inputs import draw, predictions, training_pixels
 from spo_jax.methods.spm.programs import SPMTraining
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.methods.spm.split import Split
-from spo_jax.methods.spm.update import optimizer_of, state_shardings
 from spo_jax.models.base import Guidance, denoise, repeat_rows
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import make
@@ -139,7 +139,7 @@ def test_cached_latents_equal_those_of_the_images(built, posterior):
     with jax.set_mesh(built.mesh):
         moments = jax.jit(lambda vae, images: encode_pairs(training.pipeline, vae, images))(frozen.vae, rows.images)
         cached = jnp.concatenate(moments, -1) if posterior == "sample" else moments[0]
-        latents = jax.jit(training._latents)
+        latents = jax.jit(training.clean_latents)
         found, wanted = latents(frozen, cached, draws), latents(frozen, rows.images, draws)
     assert np.std(wanted) > 0.1
     np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -205,7 +205,7 @@ def test_mirrored_pairs_are_mirrored_on_both_sides(built):
     training, frozen, rows = built.training, built.frozen, built.rows
     draws = draw(jax.random.key(0), COUNT, training.latent_shape, 1000, 1.0, sample=False, flip=True)
     assert 0 < int(draws.flip.sum()) < COUNT
-    latents = jax.jit(training._latents)
+    latents = jax.jit(training.clean_latents)
     mirrored = jnp.where(draws.flip[:, None, None, None, None], rows.images[:, :, :, ::-1], rows.images)
     with jax.set_mesh(built.mesh):
         found = latents(frozen, rows.images, draws)

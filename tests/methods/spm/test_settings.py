@@ -8,8 +8,9 @@ import pytest
 from spo_jax.core.config import from_config, to_config
 from spo_jax.core.errors import UserError
 from spo_jax.methods import read_settings
+from spo_jax.methods.common.preference.settings import AccuracySettings
 from spo_jax.methods.common.settings import LoadingSettings, OptimizerSettings
-from spo_jax.methods.spm.settings import AccuracySettings, RelabelSettings, SPMTrainSettings
+from spo_jax.methods.spm.settings import RelabelSettings, SPMTrainSettings
 from spo_jax.run.settings import LogSettings, RunSettings
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"

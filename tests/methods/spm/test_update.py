@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from spo_jax.core.trees import flatten
+from spo_jax.methods.common.preference.update import apply_step, flat_row, optimizer_of, state_shardings
 from spo_jax.methods.common.settings import OptimizerSettings
 from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spm.inputs import draw
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.methods.spm.update import apply_step, flat_row, optimizer_of, state_shardings
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 
 

@@ -1,4 +1,4 @@
-"""Measures, writes and plots the pair accuracy of a preference model at several timesteps."""
+"""Measures, writes and plots the pair accuracy of a judge at several timesteps."""
 
 import contextlib
 import hashlib
@@ -18,9 +18,10 @@ from spo_jax.core.progress import bar
 from spo_jax.core.statistics import mean_and_error
 from spo_jax.core.typing import Float, Params
 from spo_jax.data.preferences.loading import batches
-from spo_jax.methods.spm.data import ACCURACY, Agreement
-from spo_jax.methods.spm.programs import FrozenParams, Rows, SPMTraining
-from spo_jax.methods.spm.split import Split
+from spo_jax.methods.common.pair_inputs import FrozenParams
+from spo_jax.methods.common.preference.data import ACCURACY, Agreement
+from spo_jax.methods.common.preference.rows import Rows, Split
+from spo_jax.methods.common.preference.training import JudgeTraining
 from spo_jax.parallel.multihost import join_parts, local_positions
 from spo_jax.parallel.sharding import make, to_host
 from spo_jax.run.report.charts import as_svg
@@ -52,7 +53,7 @@ class Evaluator:
       UserError: no pair of the split is decided, or the diffusion model does not have one of the timesteps.
     """
 
-    def __init__(self, training: SPMTraining, frozen: FrozenParams, split: Split, mesh: Mesh):
+    def __init__(self, training: JudgeTraining, frozen: FrozenParams, split: Split, mesh: Mesh):
         config = training.settings.eval
         training.check_timesteps(config.timesteps)
         self.rows = split.decided(config.pairs)
@@ -71,7 +72,7 @@ class Evaluator:
         labels = self._split.labels[self.rows]
         fields = {"timesteps": config.timesteps, "pairs": config.pairs, "batch": config.batch, "seed": config.seed}
         # These settings determine the images that are judged; `dtype` also determines the judge's rounding.
-        names = ("model", "revision", "base", "vae", "dtype", "posterior", "guidance_scale", "resolution")
+        names = ("model", "revision", "base", "vae", "dtype", "posterior", "resolution", *self._training.DECISIVE)
         fields |= {name: getattr(settings, name) for name in names}
         fields["labels"] = hashlib.sha256(self.rows.tobytes() + labels.tobytes()).hexdigest()
         return json.dumps({"digest": self._split.pairs.digest, **fields})
@@ -91,7 +92,7 @@ class Evaluator:
     def scores(self, params: Params) -> dict[int, Float[np.ndarray, "n 2"]]:
         """Computes the scores of both images of every pair in `rows`, at every timestep.
 
-        Images are noised as in training, except at timestep 0, where the images themselves are scored.
+        Images are noised as in training; at timestep 0 the images themselves are scored by a judge that reads images.
 
         Args:
           params: weights of the preference model.
@@ -129,7 +130,7 @@ class Evaluator:
         return {t: values[self.rows] for t, values in scores.items()}
 
     def _score(self, params: Params, rows: Rows, t: int, number: int) -> jax.Array:
-        if t == 0:
+        if t == 0 and self._training.CLEAN_AT_ZERO:
             return self._clean(params, rows)
         return self._noised(params, self._frozen, rows, np.int32(t), np.int32(number), self._key)
 

@@ -1,4 +1,4 @@
-"""The data of a preference model: preference pairs to train on and pairs to measure on, and what is measured."""
+"""The data of a judge's training: preference pairs to train on and pairs to measure on, and what is measured."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from spo_jax.core.typing import Float
 from spo_jax.data.preferences.format import Preferences, open_preferences
-from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.methods.common.preference.settings import JudgeTrainSettings
 
 # By timestep, the contribution of every pair to the accuracy: 1, ½ or 0.
 Agreement = Mapping[int, Float[np.ndarray, " n"]]
@@ -36,7 +36,7 @@ class PairData(NamedTuple):
         return {"train_split": [self.train.digest], "eval_split": [self.held_out.digest]}
 
 
-def read_data(settings: SPMTrainSettings) -> PairData:
+def read_data(settings: JudgeTrainSettings) -> PairData:
     """Opens both splits.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -10,20 +10,19 @@ import optax
 from jax.sharding import Mesh
 
 from spo_jax.core.trees import flatten
-from spo_jax.core.typing import Array, Float, Params
+from spo_jax.core.typing import Array, Float, Int, Params
 from spo_jax.methods.common.gradients import chunked_gradients
 from spo_jax.methods.common.optimizer import learning_rate_at, make_optimizer
+from spo_jax.methods.common.preference.loss import pair_accuracy, pair_losses
+from spo_jax.methods.common.preference.settings import JudgeTrainSettings
 from spo_jax.methods.common.state import TrainState, apply_gradients
-from spo_jax.methods.spm.loss import PairBatch, pair_accuracy, pair_losses, pair_scores
-from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.nn.clip import CLIPModel
 from spo_jax.parallel.sharding import shardings
 
 # Accuracies are reported for equal ranges of timesteps, because pairs are harder to tell apart at high noise.
 BINS = 5
 
 
-def optimizer_of(settings: SPMTrainSettings) -> optax.GradientTransformation:
+def optimizer_of(settings: JudgeTrainSettings) -> optax.GradientTransformation:
     """Makes the optimizer of a run."""
     return make_optimizer(settings.optimizer, settings.train_steps)
 
@@ -40,9 +39,27 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     return jax.tree.unflatten(structure, [found[name] for name in names])
 
 
-def _chunk_loss(clip: CLIPModel, params: Params, batch: PairBatch, timesteps: int) -> tuple[Array, dict[str, Array]]:
+@runtime_checkable
+class ScoredBatch(Protocol):
+    """What is needed of a batch of pairs besides its scores.
+
+    Attributes:
+      t: timestep of each pair.
+      labels: (1, 0), (0, 1), or (½, ½) for a tie.
+      weights: weights, which sum to 1 over the whole batch.
+    """
+
+    t: Int[Array, " n"]
+    labels: Float[Array, "n 2"]
+    weights: Float[Array, " n"]
+
+
+# Function from (weights, a batch of pairs) to the scores of both images of each, [n 2].
+Scores = Callable[[Params, Any], Float[Array, "n 2"]]
+
+
+def _chunk_loss(scores: Float[Array, "n 2"], batch: ScoredBatch, timesteps: int) -> tuple[Array, dict[str, Array]]:
     """Sums a chunk's losses and, for each range of t, counts the decided pairs and those that are ordered right."""
-    scores = pair_scores(clip, params, batch)
     loss = jnp.sum(pair_losses(scores, batch.labels) * batch.weights)
     right, decided = pair_accuracy(scores, batch.labels)
     of_range = jax.nn.one_hot(batch.t * BINS // timesteps, BINS)  # [n bins]
@@ -50,9 +67,9 @@ def _chunk_loss(clip: CLIPModel, params: Params, batch: PairBatch, timesteps: in
 
 
 def gradients(
-    clip: CLIPModel,
+    scores: Scores,
     params: Params,
-    make_batch: Callable[[Any], PairBatch],
+    make_batch: Callable[[Any], ScoredBatch],
     chunks: Any,
     timesteps: int,
     constrain: Callable[[Params], Params] = lambda tree: tree,
@@ -60,10 +77,10 @@ def gradients(
     """Computes the gradients of a batch's loss, and its metrics, chunk by chunk.
 
     Args:
-      clip: the preference model's network.
-      params: its weights.
-      make_batch: function from a chunk of ``chunks`` to the preference model's input. It is not differentiated. The
-        pairs' weights sum to 1 over all chunks.
+      scores: scores of a batch, which are differentiated.
+      params: the judge's weights.
+      make_batch: function from a chunk of ``chunks`` to the judge's input. It is not differentiated. The pairs' weights
+        sum to 1 over all chunks.
       chunks: tree of arrays [parts chunk ...].
       timesteps: number of training timesteps.
       constrain: gives gradients the sharding of their weights.
@@ -73,12 +90,12 @@ def gradients(
     """
     count = len(jax.tree.leaves(chunks)[0])
 
-    def chunk_at(index: Array) -> PairBatch:
+    def chunk_at(index: Array) -> ScoredBatch:
         chunk = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), chunks)
         return jax.lax.stop_gradient(make_batch(chunk))
 
-    def loss(params: Params, batch: PairBatch) -> tuple[Array, dict[str, Array]]:
-        return _chunk_loss(clip, params, batch, timesteps)
+    def loss(params: Params, batch: ScoredBatch) -> tuple[Array, dict[str, Array]]:
+        return _chunk_loss(scores(params, batch), batch, timesteps)
 
     counts = jnp.zeros(BINS)
     zero_metrics = {"loss": jnp.zeros(()), "right": counts, "decided": counts}
@@ -87,7 +104,7 @@ def gradients(
 
 
 def apply_step(
-    state: TrainState, gradient: Params, settings: SPMTrainSettings
+    state: TrainState, gradient: Params, settings: JudgeTrainSettings
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Updates the weights.
 

@@ -1,17 +1,34 @@
 """A prepared split as training and evaluation use it: images come from the loader, everything else from memory."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.typing import Bool, Float, Int
+from spo_jax.core.typing import Array, Bool, Float, Int, UInt8
 from spo_jax.data.preferences.loading import LoadedBatch
-from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods.common.pair_scores import CaptionedPairs
-from spo_jax.methods.spm.programs import Rows
 from spo_jax.models.base import Pipeline
+
+
+class Rows(NamedTuple):
+    """A batch of preference pairs, as the programs take it.
+
+    Attributes:
+      images: pixels, or the latents that `spo_jax.methods.common.latents.LatentCache` holds for them.
+      prompt_ids: tokens of the prompts for the diffusion model's e text encoders; None if it predicts nothing.
+      ids: tokens of the prompts for the judge, which may have several text encoders.
+      labels: (1, 0), (0, 1), or (½, ½) for a tie.
+      weights: weights in proportion to 1 / (number of pairs with the same prompt); their sum does not matter.
+    """
+
+    images: UInt8[Array | np.ndarray, "n 2 s s 3"] | Float[Array | np.ndarray, "n 2 h w c"]
+    prompt_ids: Int[Array | np.ndarray, "n e l"] | None
+    ids: Int[Array | np.ndarray, "n ..."]
+    labels: Float[Array | np.ndarray, "n 2"]
+    weights: Float[Array | np.ndarray, " n"]
 
 
 @runtime_checkable
@@ -31,36 +48,37 @@ class LabelledPairs(CaptionedPairs, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Preference pairs with the tokens of their prompts for both models.
+    """Preference pairs with the tokens of their prompts for the models that read them.
 
     Attributes:
       pairs: the prepared split.
       labels: human labels, or new ones.
       relabelled: whether the labels are new ones.
-      prompt_ids: tokens of each of the u captions for the diffusion model's e text encoders.
-      ids: tokens of each of the u captions for the preference model.
+      prompt_ids: tokens of each of the u captions for the diffusion model's e text encoders; None if it predicts
+        nothing.
+      ids: tokens of each of the u captions for the judge.
     """
 
     pairs: LabelledPairs
     labels: Float[np.ndarray, "n 2"]
     relabelled: bool
-    prompt_ids: Int[np.ndarray, "u e l"]
-    ids: Int[np.ndarray, "u l2"]
+    prompt_ids: Int[np.ndarray, "u e l"] | None
+    ids: Int[np.ndarray, "u ..."]
 
     @classmethod
     def of(
         cls,
         pairs: LabelledPairs,
-        pipeline: Pipeline,
-        tokenizer: Tokenizer,
+        pipeline: Pipeline | None,
+        tokenizer: Callable[[Sequence[str]], Int[np.ndarray, "u ..."]],
         labels: Float[np.ndarray, "n 2"] | None = None,
     ) -> "Split":
         """Tokenises the captions of a prepared split.
 
         Args:
           pairs: the prepared split.
-          pipeline: the diffusion model.
-          tokenizer: tokenizer of the preference model.
+          pipeline: the diffusion model; None if it predicts nothing.
+          tokenizer: tokenizer of the judge.
           labels: new labels; None takes the human ones.
         """
         relabelled = labels is not None
@@ -68,7 +86,7 @@ class Split:
             pairs,
             labels if relabelled else pairs.labels,
             relabelled,
-            pipeline.tokenize(pairs.prompts),
+            None if pipeline is None else pipeline.tokenize(pairs.prompts),
             tokenizer(pairs.prompts),
         )
 
@@ -77,7 +95,8 @@ class Split:
         prompt = self.pairs.prompt[batch.rows]
         weights = 1 / np.maximum(self.pairs.count[batch.rows], 1)
         labels = self.labels[batch.rows].astype(np.float32)
-        return Rows(batch.images, self.prompt_ids[prompt], self.ids[prompt], labels, weights.astype(np.float32))
+        prompt_ids = None if self.prompt_ids is None else self.prompt_ids[prompt]
+        return Rows(batch.images, prompt_ids, self.ids[prompt], labels, weights.astype(np.float32))
 
     def decided(self, most: int = 0) -> Int[np.ndarray, " m"]:
         """Returns the rows of the pairs on which accuracy is measured, as in the reference.

@@ -1,0 +1,1 @@
+"""What methods share that train a judge from labelled pairs of images."""
