@@ -9,6 +9,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"  # stands for a checkpoint's number: the best by the held-out scores of the run's guard
 LORA = "lora.safetensors"
 SPM = "spm"  # the folder of a trained preference model
+LRM = "lrm"  # the folder of a trained latent reward model
 SUMMARY = "summary.json"
 START = "run.json"  # how the run was started: its command, settings and number of batches
 _NAMED = 5  # runs that a message names

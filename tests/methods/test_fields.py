@@ -15,6 +15,7 @@ from spo_jax.methods import load_method
 
 METHODS = module_names("spo_jax.methods")
 SHARED = {
+    "spo_jax.methods.common.preference.settings",
     "spo_jax.methods.common.settings",
     "spo_jax.methods.common.trajectory_settings",
     "spo_jax.parallel.settings",

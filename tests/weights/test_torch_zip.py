@@ -20,7 +20,7 @@ import torch
 from spo_jax.core.errors import UserError
 from spo_jax.weights import torch_pickle
 from spo_jax.weights.store import read_file
-from spo_jax.weights.torch_zip import read_torch_zip
+from spo_jax.weights.torch_zip import read_torch_modules, read_torch_zip
 from tests import fuzzing
 from tests.weights import hostile_zips
 
@@ -49,6 +49,24 @@ def test_every_type_and_layout_is_read_as_in_torch(tmp_path: Path) -> None:
         assert read[name].shape == expected.shape and read[name].flags.c_contiguous, name
         assert np.array_equal(read[name].astype(np.float32), expected), name
     assert [read[name].dtype.name for name in ("plain", "half", "ids")] == ["float32", "float16", "int64"]
+
+
+def test_state_dicts_of_several_modules_and_numbers_are_read(tmp_path: Path) -> None:
+    weight = torch.randn(2, 3)
+    content: dict[str, Any] = {"one": {"weight": weight, "bias": weight[0]}, "scale": 2.5, "other": torch.tensor(1.5)}
+    torch.save(content, tmp_path / "x.pt")
+    read = read_torch_modules(tmp_path / "x.pt")
+    assert read.keys() == {"one.weight", "one.bias", "scale", "other"}
+    assert np.array_equal(read["one.weight"], weight.numpy()) and np.array_equal(read["one.bias"], weight[0].numpy())
+    assert (read["scale"], read["other"]) == (np.float32(2.5), np.float32(1.5))
+    for wrong, named in (
+        ({"name": "a text"}, "name"),
+        ({"one": {"two": {"weight": weight}}}, "two"),
+        ([weight], "list"),
+    ):
+        torch.save(wrong, tmp_path / "x.pt")
+        with pytest.raises(UserError, match=named):
+            read_torch_modules(tmp_path / "x.pt")
 
 
 def test_the_state_dict_of_a_module_with_its_metadata_attribute_is_read(tmp_path: Path) -> None:
@@ -311,7 +329,7 @@ _READ = """
 import resource, sys
 from pathlib import Path
 from spo_jax.core.errors import UserError
-from spo_jax.weights.torch_zip import read_torch_zip
+from spo_jax.weights.torch_zip import read_torch_modules, read_torch_zip
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:

@@ -1,0 +1,31 @@
+"""What is checked of the training of a latent reward model before jax is imported."""
+
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import check_writable
+from spo_jax.methods.common.checks import check_model
+from spo_jax.methods.lrm.settings import LRMTrainSettings
+from spo_jax.rewards.common.lrm_files import local_folder, read_config
+from spo_jax.weights import hub
+from spo_jax.weights.kinds import describe
+
+
+def check(settings: LRMTrainSettings) -> None:
+    """Refuses models that are missing or something else, and folders that cannot be written.
+
+    Raises:
+      UserError: as the functions that this calls; or the CLIP is something else.
+    """
+    check_model(settings)
+    if settings.init:
+        folder = local_folder(settings.init)
+        if folder is not None:
+            read_config(folder)
+    if settings.clip:
+        path = hub.local(settings.clip)
+        if path is not None and not (path / "config.json").is_file():
+            raise UserError(
+                f"config field clip = {settings.clip!r} is {describe(path)}: expected the folder of a CLIP, with "
+                "config.json"
+            )
+    if settings.cache_latents:
+        check_writable(settings.cache_latents)
