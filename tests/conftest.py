@@ -22,7 +22,8 @@ QUICK_TO_COMPILE = (
     # Each of these passes, which make loops faster, runs fifteen times over a program.
     "--xla_disable_hlo_passes=simplify-while-loops,while-loop-invariant-code-motion,while-loop-constant-sinking",
 )
-os.environ["XLA_FLAGS"] = " ".join((*QUICK_TO_COMPILE, os.environ.get("XLA_FLAGS", ""))).strip()
+# Each once: workers of xdist inherit what a process has set, and only equal flags find the same compiled programs.
+os.environ["XLA_FLAGS"] = " ".join(dict.fromkeys((*QUICK_TO_COMPILE, *os.environ.get("XLA_FLAGS", "").split())))
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
