@@ -66,6 +66,7 @@ def test_no_weight_and_no_operation_of_the_second_half_is_there(reward, pipeline
         jax.eval_shape(whole.apply, {"params": pipeline.params["unet"]}, latents_for(pipeline), T, *condition)
 
 
+@pytest.mark.slow  # the golden tests compare the same outputs, and the test above says that there is no other network
 def test_the_first_half_is_that_of_the_whole_network(reward, pipeline):
     """With the same weights, the middle block gives the same numbers, and so do the down blocks."""
     kept = reward.params["model"]["unet"].keys()
@@ -84,7 +85,7 @@ def test_the_first_half_is_that_of_the_whole_network(reward, pipeline):
     np.testing.assert_allclose(taps[0], blocks["down_blocks_0"]["__call__"][0][1][0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_file_of_the_first_half_alone_is_as_good(reward, folder, pipeline, tmp_path):
+def test_a_file_of_the_first_half_alone_is_as_good(reward, folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "half", symlinks=True)
     file = other / "unet" / "diffusion_pytorch_model.safetensors"
     state = {name: value for name, value in store.read_file(file).items() if not re.search(DECODER, name)}
@@ -92,8 +93,14 @@ def test_a_file_of_the_first_half_alone_is_as_good(reward, folder, pipeline, tmp
     head = {name: value.numpy() for name, value in torch_head(other).items()}
     (other / "state_dict.pt").unlink()
     store.write_state(other / "state_dict.safetensors", head | {"logit_scale": np.float32(2.0)})
-    x = latents_for(pipeline)
-    np.testing.assert_array_equal(scores_of(load_reward(f"lrm:{other}", Context()), x), scores_of(reward, x))
+    assert_same_weights(load_reward(f"lrm:{other}", Context()), reward)
+
+
+def assert_same_weights(found, expected):
+    found, expected = (flatten(reward.params["model"]) for reward in (found, expected))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
 def torch_head(folder):
@@ -137,13 +144,12 @@ def test_projections_are_strict(folder, tmp_path, change, named):
         load_reward(f"lrm:{other}", Context())
 
 
-def test_a_scale_may_be_a_tensor(reward, folder, pipeline, tmp_path):
+def test_a_scale_may_be_a_tensor(reward, folder, tmp_path):
     """The trainer writes a number, LPO's own code a tensor without axes."""
     other = shutil.copytree(folder, tmp_path / "other", symlinks=True)
     state = torch.load(other / "state_dict.pt")
     torch.save(state | {"logit_scale": torch.tensor(state["logit_scale"])}, other / "state_dict.pt")
-    x = latents_for(pipeline)
-    np.testing.assert_array_equal(scores_of(load_reward(f"lrm:{other}", Context()), x), scores_of(reward, x))
+    assert_same_weights(load_reward(f"lrm:{other}", Context()), reward)
 
 
 def test_scores_see_latents_prompt_and_timestep_and_a_sum_takes_them(reward, folder, pipeline):
@@ -167,6 +173,7 @@ def test_shapes_are_those_of_the_features(reward, folder):
     assert {name: (x.shape, x.dtype) for name, x in flatten(abstract.params["model"]).items()} == describe
 
 
+@pytest.mark.slow  # the golden tests have SDXL's numbers
 def test_sdxl_has_size_conditions_of_its_own(tmp_path):
     pipeline = small_sdxl()
     reward = load_reward(f"lrm:{write_published(tmp_path / 'sdxl', pipeline)}", Context(kind="sdxl"))
@@ -248,7 +255,10 @@ def test_parts_of_different_models_are_refused(folder, tmp_path):
         check_reward(f"lrm:{other}", Context(noisy=True), judges=True)
 
 
-@pytest.mark.parametrize(("kind", "pooled", "projection"), [("sd", 4800, 768), ("sdxl", 3520, 1280)])
+@pytest.mark.parametrize(
+    ("kind", "pooled", "projection"),
+    [("sd", 4800, 768), pytest.param("sdxl", 3520, 1280, marks=pytest.mark.slow)],  # whose shapes take seconds
+)
 def test_published_sizes(kind, pooled, projection):
     """Without any file; the widths are those of the published models."""
     config = published_config("casiatao/LRM", kind)

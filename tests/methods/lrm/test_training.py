@@ -114,7 +114,7 @@ def test_settings_have_to_go_together():
 
 
 def test_a_step_runs_the_first_half_and_decodes_nothing(built, monkeypatch):
-    """All of its weights are trained, and the diffusion model's own UNet is no argument of the program."""
+    """All of its weights are trained, and the diffusion model's own UNet is no argument."""
 
     def fail(*_):
         raise AssertionError("not a part of the step")
@@ -122,12 +122,16 @@ def test_a_step_runs_the_first_half_and_decodes_nothing(built, monkeypatch):
     monkeypatch.setattr(unet._UpBlock, "__call__", fail)
     monkeypatch.setattr(StableDiffusion, "decode", fail)
     monkeypatch.setattr(StableDiffusion, "predict", fail)
-    (state, metrics) = built.trace().out_info
-    names = {name.split("/")[0] for name in flatten(state.params)}
-    assert names == {"unet", "text_encoder", "visual_projection", "text_projection", "logit_scale"}
-    assert {"loss", "grad_norm", "learning_rate", "logit_scale"} <= metrics.keys()
-    frozen = built.training.frozen()
+    training, frozen = built.training, built.training.frozen()
+
+    def scores(params, frozen, rows, key):
+        return training.pair_scores(params, training.batch(frozen, rows, training.draws(key, COUNT, False)))
+
+    with jax.set_mesh(built.mesh):
+        assert jax.eval_shape(scores, built.start.params, frozen, built.rows, built.key).shape == (COUNT, 2)
     assert frozen.network == {} and frozen.text == {} and frozen.unconditional is None
+    names = {name.split("/")[0] for name in flatten(built.start.params)}
+    assert names == {"unet", "text_encoder", "visual_projection", "text_projection", "logit_scale"}
 
 
 def test_it_starts_from_the_diffusion_model(built, model):
