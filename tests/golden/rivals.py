@@ -163,7 +163,13 @@ def assert_gradients_close(ours: Params, theirs: Params) -> None:
 
 
 def assert_stepped(
-    ours: Params, theirs: Params, rate: float, gradients: Params, steps: int = 1, tiny: float = 1e-7
+    ours: Params,
+    theirs: Params,
+    rate: float,
+    gradients: Params,
+    steps: int = 1,
+    tiny: float = 1e-7,
+    share: float = 0.0,
 ) -> None:
     """Compares a LoRA after optimizer steps with the reference's.
 
@@ -177,12 +183,14 @@ def assert_stepped(
       gradients: the reference's gradients at the first step.
       steps: number of steps.
       tiny: gradients below this are taken for rounding.
+      share: so are those below this share of their tensor's largest; for losses that multiply small differences.
     """
     ours, theirs, gradients = flatten(ours), flatten(theirs), flatten(gradients)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         difference = np.abs(np.asarray(ours[name]) - np.asarray(value))
-        certain = np.abs(np.asarray(gradients[name])) > tiny
+        sizes = np.abs(np.asarray(gradients[name]))
+        certain = sizes > max(tiny, share * sizes.max())
         assert certain.mean() > 0.5, f"{name}: most gradients are rounding"
         assert difference[certain].max() <= STEP * rate, name
         assert difference.max() <= 2.5 * steps * rate, name

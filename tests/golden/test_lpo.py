@@ -32,6 +32,7 @@ from tests.golden.rivals import (
     LOSS,
     LOSS_OF_NETWORK,
     OUTPUT,
+    STEP,
     assert_close,
     assert_gradients_close,
     assert_stepped,
@@ -306,4 +307,5 @@ def test_gradients(steps):
 def test_lora_after_steps(steps, count):
     case, state = steps.case, steps.run[0][count - 1]
     gradients, rate = case.lora("grad_step1"), case.number("lr")
-    assert_stepped(state.params, case.lora(f"lora_step{count}"), rate, gradients, count)
+    # Gradients agree to a thousandth of a tensor's largest, and have to agree to a twentieth where steps do.
+    assert_stepped(state.params, case.lora(f"lora_step{count}"), rate, gradients, count, share=LORA_GRADIENT / STEP)
