@@ -6,8 +6,9 @@ python -m spo_jax.train --config=configs/lrm_sd15.py --out=runs/lrm_sd15 --confi
 The model starts from the first half of SD 1.5's UNet and its text encoder, and learns which of two noised images people
 prefer; `configs/lpo_sd15.py` uses it as a judge. The authors trained on the pairs of Pick-a-Pic v1 whose winner is also
 the better one by CLIP and VQAScore, and not much worse by an aesthetic score, about 170,000; this config takes all
-pairs. The decay of the weights is that of PickScore's trainer, on which theirs is built, because their config has none.
-The numbers below are for all devices together: the published 16 pairs per device, times 8.
+pairs. The decay of the weights is the default of PickScore's trainer, on which theirs is built. Their learning rate
+falls by a ninth until the end, because its linear decay is as many times as long as there are devices; here it is
+constant. The numbers below are for all devices together: the published 16 pairs per device, times 8.
 """
 
 from spo_jax.methods import default_config
