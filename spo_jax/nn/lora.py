@@ -22,24 +22,41 @@ ATTENTION_TARGETS = r"(to_q|to_k|to_v|to_out_0)$"
 
 
 class LoRADense(nn.Module):
-    """``nn.Dense`` that adds ``x A B`` in float32 if the ``lora`` collection holds this module."""
+    """``nn.Dense`` that adds ``x A B`` in float32 if the ``lora`` collection holds this module.
+
+    Attributes:
+      features: number of outputs.
+      use_bias: whether a bias is added.
+      dtype: dtype of the computation.
+      halves: whether the two halves of the outputs are computed, and returned, apart.
+    """
 
     features: int
     use_bias: bool = True
     dtype: DType = jnp.float32
+    halves: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features))
-        out = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            out = out + bias.astype(self.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"] | list[Float[Array, "*b e2"]]:
+        kernel = jnp.asarray(self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.features)))
+        bias = jnp.asarray(self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else None
+        if not self.halves:
+            return self._outputs(x, kernel, bias, slice(None))
+        half = self.features // 2
+        return [self._outputs(x, kernel, bias, columns) for columns in (slice(half), slice(half, None))]
+
+    def _outputs(
+        self, x: Float[Array, "*b d"], kernel: Float[Array, "d e"], bias: Float[Array, " e"] | None, columns: slice
+    ) -> Float[Array, "*b e2"]:
+        """Computes some columns of the outputs."""
+        out = x.astype(self.dtype) @ kernel[:, columns].astype(self.dtype)
+        if bias is not None:
+            out = out + bias[columns].astype(self.dtype).reshape((1,) * (out.ndim - 1) + (-1,))
         if not self.has_variable("lora", "lora_A"):
             return out
         a = self.get_variable("lora", "lora_A")
         b = self.get_variable("lora", "lora_B")
-        delta = _product(_product(x.astype(jnp.float32), a), b)
+        delta = _product(_product(x.astype(jnp.float32), a), b[:, columns])
         return (out.astype(jnp.float32) + delta).astype(self.dtype)
 
 

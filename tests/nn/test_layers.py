@@ -177,3 +177,19 @@ def test_float32_keeps_two_passes():
     (on_tpu, exact), (elsewhere, _) = normed(x, "tpu"), normed(x, "cpu")
     np.testing.assert_array_equal(on_tpu, elsewhere)
     np.testing.assert_allclose(on_tpu, exact, atol=1e-3)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_feed_forward_in_halves_is_the_whole(monkeypatch, adapted):
+    """TPUs compute hidden values and gates by two products with halves of the weights, and of the adapter's."""
+    ours = layers.FeedForward()
+    x = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    variables = {"params": ours.init(jax.random.key(1), x)["params"]}
+    variables["params"]["net_0"]["proj"]["bias"] = jax.random.normal(jax.random.key(2), (64,))
+    if adapted:
+        a, b = jax.random.normal(jax.random.key(3), (8, 2)), jax.random.normal(jax.random.key(4), (2, 64))
+        variables["lora"] = {"net_0": {"proj": {"lora_A": a, "lora_B": b}}}
+    whole = ours.apply(variables, x)
+    monkeypatch.setattr(layers, "platform_in_context", lambda: "tpu")
+    assert str(jax.make_jaxpr(ours.apply)(variables, x)).count("f32[8,32]") == 2
+    np.testing.assert_allclose(ours.apply(variables, x), whole, rtol=1e-5, atol=1e-5 * float(jnp.abs(whole).max()))
