@@ -34,6 +34,8 @@ from tests.methods.runs import assert_devices_agree, assert_resumes_to_the_bit
 from tests.networks import SIDE, labelled_pairs
 
 COUNT = 8
+# A bias of keys adds the same to all logits of a query, which softmax does not see. AdamW makes steps of its rounding.
+WITHOUT_GRADIENT = "k_proj/bias"
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +201,8 @@ def test_eight_devices_and_chunks_equal_one(built, settings, layout):
     weights, rows = built.trained()
     found, seen = Built(dataclasses.replace(settings, chunk=1), layout).trained()
     for name, value in weights.items():
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-4, err_msg=name)  # a fiftieth of a step
+        if not name.endswith(WITHOUT_GRADIENT):
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=2e-4, err_msg=name)  # a fiftieth of a step
     for ours, theirs in zip(seen, rows, strict=True):
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
 
@@ -219,4 +222,5 @@ def test_a_run_resumes_to_the_bit_and_learns(run_settings, tmp_path):
 
 @pytest.mark.slow
 def test_devices_agree(run_settings, tmp_path):
-    assert_devices_agree(dataclasses.replace(run_settings, batch_size=8, chunk=8), tmp_path)
+    changed = dataclasses.replace(run_settings, batch_size=8, chunk=8)
+    assert_devices_agree(changed, tmp_path, without_gradient=WITHOUT_GRADIENT)
