@@ -123,8 +123,10 @@ def _over_seeds(points: Sequence[Point], base: Base, names: Sequence[str]) -> di
 
 def curve(runs: Sequence[Mapping[str, Any]], base: Base, names: Sequence[str]) -> list[dict[str, Any]]:
     """Returns the points that all runs have: mean work, and mean, lowest and highest value of each measure."""
+    by_step = [{point["step"]: point for point in run["points"]} for run in runs]
     found = []
-    for points in zip(*(run["points"] for run in runs), strict=False):
+    for step in sorted(set.intersection(*map(set, by_step))):
+        points = [of[step] for of in by_step]
         row: dict[str, Any] = {"work": float(np.mean([work_of(point) for point in points]))}
         for name in names:
             values = [value(point, base, name) for point in points]

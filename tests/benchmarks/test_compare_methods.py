@@ -270,6 +270,13 @@ def test_the_guard_chooses_by_images_that_are_not_reported():
     assert results.guarded_best(points, BASE) == 0
 
 
+def test_a_curve_has_the_points_that_all_runs_have():
+    runs = made_entry("spo", (0.2, 0.4, 0.6), (100, 200, 300))["runs"]
+    del runs[0]["points"][0]
+    assert [row["work"] for row in results.curve(runs, BASE, ["aesthetic"])] == [200, 300]
+    assert [row["aesthetic"]["mean"] for row in results.curve(runs, BASE, ["aesthetic"])] == pytest.approx([0.4, 0.6])
+
+
 def test_gains_are_in_deviations_of_the_base():
     found = results.summarised(made_entry("spo", (0.2, 0.9, 0.5), (100, 200, 300)), BASE)
     assert found["best"]["aesthetic"]["mean"] == pytest.approx(0.9) and found["best"]["work"]["mean"] == 200
