@@ -236,5 +236,6 @@ def test_too_little_memory_ends_a_run_with_the_fields_to_lower(house, model):
     with pytest.raises(UserError, match=message) as caught:
         spo_jax.train(spo_jax.read_settings(config), "runs/hungry")
 
-    for field in ("spo.decode_chunk (now 4)", "spo.train_chunk (now 10)", "remat = True", "prompts_per_batch (now 2)"):
+    chosen = "spo.decode_chunk (now as suits the platform)"
+    for field in (chosen, "spo.train_chunk (now 10)", "remat = True", "prompts_per_batch (now 2)"):
         assert field in str(caught.value)
