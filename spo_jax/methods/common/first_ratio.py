@@ -5,7 +5,8 @@ from absl import logging
 from spo_jax.run.diagnosis.curves import Curves
 from spo_jax.run.diagnosis.rule import Finding, Rule
 
-FIRST_ERROR = "first_ratio_error"  # the curve: distance of the ratio from 1
+# The curve: how far the ratios of the first training batch are from 1, the largest mean |ratio - 1| of a timestep.
+FIRST_ERROR = "first_ratio_error"
 CHART = ("Distance of the likelihood ratio from 1 before the first update", "rounding alone")
 MOST = 0.1  # of the clip range: with more, rounding decides what is clipped
 

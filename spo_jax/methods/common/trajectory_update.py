@@ -13,8 +13,6 @@ from spo_jax.methods.common.state import State, apply_gradients
 from spo_jax.methods.common.trajectory_settings import TrajectorySettings
 from spo_jax.parallel.mesh import devices_in_context
 
-# How far likelihood ratios are from 1 in the first training batch: the largest mean |ratio - 1| of a timestep.
-
 # Function from (adapter, item [c], number of the step [c], weight [c]) to the weighted sums of the losses of these
 # steps, of their metrics, and of |ratio - 1| [c].
 StepLoss = Callable[

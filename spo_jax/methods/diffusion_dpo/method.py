@@ -1,9 +1,9 @@
 """A run of Diffusion-DPO: its pairs and labels, and its batches."""
 
 import contextlib
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
@@ -19,6 +19,7 @@ from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.pair_scores import reward_scores
 from spo_jax.methods.common.state import TrainState
+from spo_jax.methods.common.timed import timed_step
 from spo_jax.methods.diffusion_dpo.data import PairData
 from spo_jax.methods.diffusion_dpo.labels import Labels, peoples_labels, smoothed_labels
 from spo_jax.methods.diffusion_dpo.programs import DPO, Batch
@@ -163,14 +164,12 @@ class DPORun(AdapterRun):
     ) -> tuple[TrainState, Row]:
         """Trains on the next batch; the state counts the steps, and everything random follows from that count."""
         del number
-        begin = time.perf_counter()
-        batch = next(batches)
-        middle = time.perf_counter()
-        state, metrics = programs["update"](state, self._frozen, batch, key)
-        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        end = time.perf_counter()
-        speed = {"seconds/loading": middle - begin, "seconds/update": end - middle}
-        return state, {**row, **speed, "pairs_per_second": self.settings.batch_size / (end - begin)}
+
+        def train(batch: Batch) -> tuple[TrainState, Any]:
+            return programs["update"](state, self._frozen, batch, key)
+
+        after, metrics, speed = timed_step("update", batches, train, self.settings.batch_size)
+        return after, {**{name: float(value) for name, value in metrics.items()}, **speed}
 
     def finish(self, state: TrainState, folder: Path) -> Result:
         """Draws and scores the images after training, and says on how many pairs it trained.

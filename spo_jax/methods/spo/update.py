@@ -26,7 +26,6 @@ _LOSS_METRICS = ("loss", "margin", "ratio/win", "ratio/lose", "clip_fraction/win
 _BATCH_METRICS = (*_LOSS_METRICS, "grad_norm")
 # By timestep of the transition: means over the pairs of all training batches, NaN where there is none.
 TIMESTEP_METRICS = ("ratio_at", "clip_fraction_at")
-# How far the likelihood ratio of the first training batch is from 1: the largest mean |ratio - 1| of a timestep.
 UPDATE_METRICS = (*_BATCH_METRICS, *TIMESTEP_METRICS, FIRST_ERROR)
 
 

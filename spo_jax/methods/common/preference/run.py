@@ -1,10 +1,9 @@
 """A run that trains a judge on labelled pairs: its batches, its steps, and its measurements on held-out pairs."""
 
 import contextlib
-import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -27,6 +26,7 @@ from spo_jax.methods.common.preference.settings import JudgeTrainSettings
 from spo_jax.methods.common.preference.training import JudgeTraining
 from spo_jax.methods.common.preference.update import flat_row, optimizer_of, state_shardings
 from spo_jax.methods.common.state import TrainState, init_state
+from spo_jax.methods.common.timed import timed_step
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import with_shardings
 from spo_jax.run.loop import Progress, Row
@@ -168,14 +168,12 @@ class JudgeRun:
     ) -> tuple[TrainState, Row]:
         """Trains on the next batch; the state counts the steps, and everything random follows from that count."""
         del number
-        begin = time.perf_counter()
-        rows = next(batches)
-        middle = time.perf_counter()
-        state, metrics = programs["step"](state, self._frozen, rows, key)
-        row = flat_row(jax.device_get(metrics), self.training.timesteps)
-        end = time.perf_counter()
-        speed = {"seconds/loading": middle - begin, "seconds/step": end - middle}
-        return state, {**row, **speed, "pairs_per_second": self.settings.batch_size / (end - begin)}
+
+        def train(batch: Rows) -> tuple[TrainState, Any]:
+            return programs["step"](state, self._frozen, batch, key)
+
+        after, metrics, speed = timed_step("step", batches, train, self.settings.batch_size)
+        return after, {**flat_row(metrics, self.training.timesteps), **speed}
 
     def evaluate(self, number: int, state: TrainState) -> tuple[Row, Images]:
         """Measures the accuracies on held-out pairs, for the row and for a file in ``evaluation/``.
