@@ -169,21 +169,28 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], base: Base, nam
       when: ``best`` or ``final``.
     """
     seeds = sorted({run["seed"] for run in one["runs"]} & {run["seed"] for run in other["runs"]})
-    stacked = [np.concatenate([_of(entry, seed, base, name, when) for seed in seeds], axis=1) for entry in (other, one)]
-    found = paired_estimate(*stacked, resample_counts(len(stacked[0]), _SEED))
-    return found if found is not None else Estimate(math.nan, None, None, None, 0)
+    return _paired(*(_of(entry, seeds, base, name, when) for entry in (other, one)))
 
 
 def gained(entry: Mapping[str, Any], base: Base, name: str) -> Estimate:
     """Estimates the gain of an entry's best points over the base, as `difference` does that over another entry."""
-    seeds = [run["seed"] for run in entry["runs"]]
-    after = np.concatenate([_of(entry, seed, base, name, "best") for seed in seeds], axis=1)
-    found = paired_estimate(np.zeros_like(after), after, resample_counts(len(after), _SEED))
+    after = _of(entry, [run["seed"] for run in entry["runs"]], base, name, "best")
+    return _paired(np.zeros_like(after), after)
+
+
+def _paired(before: Float[np.ndarray, "prompts members"], after: Float[np.ndarray, "prompts members"]) -> Estimate:
+    found = paired_estimate(before, after, resample_counts(len(before), _SEED))
     return found if found is not None else Estimate(math.nan, None, None, None, 0)
 
 
-def _of(entry: Mapping[str, Any], seed: int, base: Base, name: str, when: str) -> Float[np.ndarray, "prompts members"]:
-    run = next(run for run in entry["runs"] if run["seed"] == seed)
-    point = run["points"][guarded_best(run["points"], base) if when == "best" else -1]
+def _of(
+    entry: Mapping[str, Any], seeds: Sequence[int], base: Base, name: str, when: str
+) -> Float[np.ndarray, "prompts members"]:
+    """Returns a measure of an entry's images of these seeds, a row for each prompt."""
     is_gain = name in (AESTHETIC, LAYOUT) or name.startswith(TERMS)
-    return gains(point, base, name) if is_gain else rows(point, name)
+    found = []
+    for seed in seeds:
+        run = next(run for run in entry["runs"] if run["seed"] == seed)
+        point = run["points"][guarded_best(run["points"], base) if when == "best" else -1]
+        found.append(gains(point, base, name) if is_gain else rows(point, name))
+    return np.concatenate(found, axis=1)
