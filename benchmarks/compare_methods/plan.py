@@ -66,6 +66,8 @@ class Plan:
         return seconds / 3600
 
 
+# SPO gains most before 16,000 evaluations and loses it again afterwards. The trials are those of the comparison.
+ABLATIONS = Plan(budget=16_000.0, trial_share=0.75, points=4)
 QUICK = Plan(budget=30_000.0, trial_share=0.4, seeds=(0,), points=4, per_prompt=8, votes_per_prompt=2)
 
 

@@ -370,6 +370,13 @@ def test_the_plan_says_how_long_it_takes():
     assert math.isclose(default.hours(2, 0, (10, 46)), 2 * default.hours(1, 0, (10, 46)))
 
 
+def test_ablations_take_the_settings_that_the_comparison_has_chosen():
+    default, short = plan.Plan(), plan.ABLATIONS
+    assert short.budget * short.trial_share == default.budget * default.trial_share and short.budget < default.budget
+    assert (short.seeds, short.per_prompt) == (default.seeds, default.per_prompt)
+    assert short.tuning_seed == default.tuning_seed
+
+
 def test_a_run_is_as_long_as_its_budget_whatever_a_batch_costs():
     assert plan.length_of(80_000, 1000) == (80, 5) and plan.length_of(1, 1000) == (1, 1)
     assert plan.length_of(80_000, 3200) == (24, 2), "and no multiple of 16"
