@@ -1,14 +1,19 @@
 r"""The latent reward model of SD 1.5, with the settings of its code (arXiv 2502.01051). It has not been run here.
 
-python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1
+python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1 \
+  --splits=train --filter=lpo
+python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1 \
+  --splits=validation_unique
 python -m spo_jax.train --config=configs/lrm_sd15.py --out=runs/lrm_sd15 --config.data_dir=data/pickapic_v1
 
 The model starts from the first half of SD 1.5's UNet and its text encoder, and learns which of two noised images people
 prefer; `configs/lpo_sd15.py` uses it as a judge. The authors trained on the pairs of Pick-a-Pic v1 whose winner is also
-the better one by CLIP and VQAScore, and not much worse by an aesthetic score, about 170,000; this config takes all
-pairs. The decay of the weights is the default of PickScore's trainer, on which theirs is built. Their learning rate
-falls by a ninth until the end, because its linear decay is as many times as long as there are devices; here it is
-constant. The numbers below are for all devices together: the published 16 pairs per device, times 8.
+the better one by CLIP and VQAScore, and not much worse by an aesthetic score, about 170,000. The first command is their
+filter without VQAScore, which this package does not compute (docs/data.md says how a scorer of it is added), so that
+more pairs stay; the pairs that accuracy is measured on are not filtered. The decay of the weights is the default of
+PickScore's trainer, on which theirs is built. Their learning rate falls by a ninth until the end, because its linear
+decay is as many times as long as there are devices; here it is constant. The numbers below are for all devices
+together: the published 16 pairs per device, times 8.
 """
 
 from spo_jax.methods import default_config

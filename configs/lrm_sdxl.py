@@ -1,11 +1,14 @@
 r"""The latent reward model of SDXL, with the settings of its code (arXiv 2502.01051). It has not been run here.
 
-python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1
+python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1 \
+  --splits=train --filter=lpo
+python -m spo_jax.prepare --dataset=pick_a_pic --source=yuvalkirstain/pickapic_v1 --data-dir=data/pickapic_v1 \
+  --splits=validation_unique
 python -m spo_jax.train --config=configs/lrm_sdxl.py --out=runs/lrm_sdxl --config.data_dir=data/pickapic_v1
 
-As `configs/lrm_sd15.py`, with smaller batches and twice the steps. The text features that images are compared with are
-those of SDXL's second text encoder. The numbers below are for all devices together: the published 4 pairs per device,
-times 8.
+As `configs/lrm_sd15.py`, on the same pairs, with smaller batches and twice the steps. The text features that images are
+compared with are those of SDXL's second text encoder. The numbers below are for all devices together: the published 4
+pairs per device, times 8.
 """
 
 from spo_jax.methods import default_config

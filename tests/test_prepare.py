@@ -136,7 +136,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(own, tmp_path, s
     [
         ("toy", {"source": "x"}, "--source: --dataset=toy does not take it, only --pairs, --held-out-pairs, --seed"),
         ("folder", {"max_pairs": 1}, "--max-pairs: --dataset=folder does not take it, only --source"),
-        ("coyo", {}, "--dataset = 'coyo': expected 'folder', 'pick_a_pic', 'prompts', 'toy', or the dotted"),
+        ("coyo", {}, "--dataset = 'coyo': expected 'folder', 'pick_a_pic', 'prepared', 'prompts', 'toy', or the "),
         ("toy", {"held_out_pairs": 0}, "--held-out-pairs = 0: expected 1 to "),
         ("folder", {}, "--source = '': expected a folder"),
     ],

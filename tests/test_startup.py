@@ -165,6 +165,29 @@ def test_a_script_that_was_renamed(refused):
         (["evaluate", f"--out={ROOT}/README.md"], "README.md is a file: expected a folder"),
         (["prepare", "--dataset=absent", "--data-dir=absent"], "--dataset = 'absent'"),
         (["prepare", "--dataset=toy", "--data-dir=/proc/data"], "cannot write to /proc/data"),
+        (
+            ["prepare", "--dataset=toy", "--data-dir=absent", "--filter=toy"],
+            "--filter: 'toy' is no condition: expected",
+        ),
+        (["prepare", "--dataset=toy", "--data-dir=absent", "--filter="], "--filter is empty: expected REWARD=GAP"),
+        (["prepare", "--dataset=toy", "--data-dir=absent", "--filter=absent=0"], "--filter = 'absent': expected '"),
+        (["prepare", "--dataset=toy", "--data-dir=absent", "--filter-ties=lrm:a=1"], "this reward reads noisy latents"),
+        (
+            ["prepare", "--dataset=toy", "--data-dir=absent", "--filter=aesthetic:absent=0"],
+            "absent",
+        ),
+        (
+            ["prepare", "--dataset=toy", "--data-dir=absent", "--filter-resolution=64"],
+            "goes with --filter or --filter-",
+        ),
+        (
+            ["prepare", "--dataset=prepared", "--source=absent", "--data-dir=absent"],
+            "--source=absent holds no prepared",
+        ),
+        (
+            ["prepare", "--dataset=prompts", "--source=a", "--data-dir=absent", "--filter=lpo"],
+            "because it has no pairs",
+        ),
         (["demo", "--port=0"], "--port=0: 0 is not an integer in the range [1, 65535]"),
         (["demo", "--host=1.2.3.4"], "cannot listen at --host=1.2.3.4 --port=7860"),
         (["demo", "--judge=absent"], "--judge = 'absent': expected"),

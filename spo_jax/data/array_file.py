@@ -135,6 +135,16 @@ class ArrayFile:
             )
         return array.view(self.dtype)
 
+    def first(self, count: int) -> Num[np.ndarray, "n ..."]:
+        """Reads the first ``count`` rows, which have to be finished, of an array that need not be complete."""
+        path = self.path if self.path.exists() else self.part
+        if not count:
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        with open(path, "rb") as stream:
+            stream.seek(len(self.header))
+            content = stream.read(count * self.row_bytes)
+        return np.frombuffer(content, self.stored_dtype).reshape(count, *self.shape[1:]).view(self.dtype)
+
 
 class Writer:
     """A context manager that appends rows to an incomplete `ArrayFile`, from row `done` on, as its only writer.

@@ -37,7 +37,16 @@ class PreferencePairs(tfds.core.ShardBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, split: str, rows: int, checked: Iterator[Pair | str], shard: int = ROWS_PER_SHARD, **kwargs):
+    def __init__(
+        self,
+        *,
+        split: str,
+        rows: int,
+        checked: Iterator[Pair | str],
+        shard: int = ROWS_PER_SHARD,
+        rule: str = "",
+        **kwargs,
+    ):
         """Creates the builder of one split.
 
         Args:
@@ -45,18 +54,21 @@ class PreferencePairs(tfds.core.ShardBasedBuilder):
           rows: number of elements of ``checked``.
           checked: for each row in order, its pair, or the reason why it was rejected.
           shard: number of rows per file.
+          rule: the rule by which pairs were filtered, for the description; empty if they were not.
           **kwargs: arguments of the tfds builder.
         """
         self._split = split
         self._shards = -(-rows // shard)
         self._checked = checked
         self._shard = shard
+        self._rule = rule
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        filtered = f" Filtered by scores of the images ({self._rule})." if self._rule else ""
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Preference pairs: two images of a caption, and which one was preferred.",
+            description=f"Preference pairs: two images of a caption, and which one was preferred.{filtered}",
             features=tfds.features.FeaturesDict(FEATURES),
         )
 

@@ -9,10 +9,12 @@ these files, so that a split is either complete or absent.
 import dataclasses
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from spo_jax.core.errors import UserError, missing_extra
 from spo_jax.core.files import local_path, read_json, read_json_object
@@ -23,6 +25,9 @@ PROMPTS = "prompts.json"
 RECORD = "prepared.json"
 FORMAT = 1
 IMAGES = ("jpg_0", "jpg_1")
+# Entries of what a split was made from: its filter, and that of the prepared split that it was read from.
+FILTER = "filter"
+FILTERED_BEFORE = "filtered before"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +45,7 @@ class Preferences:
       has_label: whether somebody judged the pair.
       are_different: whether the images differ.
       digest: digest of the split's content, in order; caches and checkpoints are bound to it.
+      rule: the rule by which its pairs were filtered when it was prepared, in words; empty if they were not.
     """
 
     folder: Path
@@ -51,6 +57,7 @@ class Preferences:
     has_label: Bool[np.ndarray, " n"]
     are_different: Bool[np.ndarray, " n"]
     digest: str
+    rule: str = ""
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -116,7 +123,7 @@ def open_preferences(data_dir: str | os.PathLike, split: str, field: str = "") -
     Args:
       data_dir: folder with prepared splits.
       split: name of the split.
-      field: config field that names the split, for messages.
+      field: config field that names the split, for messages; a training's log then says by what rule it was filtered.
 
     Raises:
       UserError: the folder or the split does not exist, or the split is incomplete or damaged.
@@ -151,7 +158,26 @@ def open_preferences(data_dir: str | os.PathLike, split: str, field: str = "") -
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "caption" in entry for entry in entries):
         raise UserError(f"{folder / PROMPTS} is not a list of captions: {_AGAIN}")
     captions = tuple(entry["caption"] for entry in entries)
-    return Preferences(folder, split, captions, **_read_index(folder / INDEX), digest=digest)
+    rule = _rule_of(record)
+    if rule and field:
+        logging.info("%s was filtered by scores when it was prepared (%s)", folder, rule)
+    return Preferences(folder, split, captions, **_read_index(folder / INDEX), digest=digest, rule=rule)
+
+
+def _rule_of(record: Mapping[str, Any]) -> str:
+    """Returns the rules by which the pairs were filtered, now and in the prepared split that they were read from."""
+    made_from = record.get("made_from", {})
+    return "; then ".join(made_from[name] for name in (FILTERED_BEFORE, FILTER) if made_from.get(name))
+
+
+def filtered_by(pairs: Any) -> dict[str, str]:
+    """Returns the entry of a run's summary that names the rule by which its pairs were filtered; none if they were not.
+
+    Args:
+      pairs: a prepared split, or what takes its place.
+    """
+    rule = getattr(pairs, "rule", "")
+    return {"pairs_filtered_by": rule} if rule else {}
 
 
 def prepared_splits(data_dir: Path) -> list[str]:

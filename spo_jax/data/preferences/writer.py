@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import lock, read_json_object, write_json
 from spo_jax.core.progress import bar
 from spo_jax.data.preferences.check import Pair, RawPair, Source, check
-from spo_jax.data.preferences.format import FORMAT, IMAGES, INDEX, PROMPTS, RECORD, import_tfds, open_records
+from spo_jax.data.preferences.filtering.stream import PairFilter
+from spo_jax.data.preferences.format import FILTER, FORMAT, IMAGES, INDEX, PROMPTS, RECORD, import_tfds, open_records
 
 _ASIDE = ".preparing"  # folder of the split until it is complete
 _SPLIT = re.compile(r"(?!all$)[A-Za-z]\w*", re.ASCII)  # tfds reserves "all"
@@ -35,11 +36,13 @@ class Prepared(NamedTuple):
       pairs: number of pairs in the split.
       rejected: number of rejected rows.
       kept: whether the split had been prepared before and was left as it was.
+      filter: what became of the pairs that were filtered (`SplitFilter.record`); None if they were not.
     """
 
     pairs: int
     rejected: int
     kept: bool
+    filter: Mapping[str, Any] | None = None
 
 
 @contextlib.contextmanager
@@ -60,7 +63,13 @@ def preparing(data_dir: Path) -> Iterator[None]:
 
 
 def prepare_split(
-    source: Source, split: str, data_dir: Path, max_bad: float = 0.01, limit: int = 0, shard: int = 0
+    source: Source,
+    split: str,
+    data_dir: Path,
+    max_bad: float = 0.01,
+    limit: int = 0,
+    shard: int = 0,
+    keep: PairFilter | None = None,
 ) -> Prepared:
     """Writes ``data_dir/split``, and ``data_dir/rejected-SPLIT.jsonl`` if rows were rejected.
 
@@ -73,21 +82,23 @@ def prepare_split(
       max_bad: share of the rows that may be rejected.
       limit: use only the first ``limit`` rows (0: all).
       shard: number of rows per array_record file; 0 is a number that suits Pick-a-Pic.
+      keep: filter of the pairs, which keeps their scores in ``data_dir/scores-SPLIT``; None keeps all pairs.
 
     Raises:
       UserError: the source does not have the split or cannot be read; too many rows are rejected, or all of them; the
-        split was prepared from something else before; or the split cannot be written.
+        split was prepared from something else before; the split cannot be written; or as the filter raises it.
     """
     # Check the request, and keep a split that is already prepared.
     if not _SPLIT.fullmatch(split):
         raise UserError(f"split {split!r}: expected letters, digits and underscores, a letter first, and not 'all'")
     if split not in source.splits():
         raise UserError(f"split {split!r} is not in the source: expected one of {', '.join(source.splits())}")
-    made_from = source.made_from(split) | {"limit": limit}
+    made_of_rows = source.made_from(split) | {"limit": limit}
+    made_from = made_of_rows | (keep.origin if keep else {})
     folder = data_dir / split
     if folder.exists():
         record = _record_of(folder, made_from)
-        return Prepared(record["pairs"], record["rejected"], kept=True)
+        return Prepared(record["pairs"], record["rejected"], kept=True, filter=record.get("filter"))
 
     # Write everything aside, and rename the folder once it is complete.
     rows = source.count(split)
@@ -95,16 +106,19 @@ def prepare_split(
     aside = data_dir / _ASIDE / split
     try:
         (data_dir / f"rejected-{split}.jsonl").unlink(missing_ok=True)
-        with _Checked(source, split, rows, max_bad, data_dir) as checked:
-            written = _write_records(checked, split, rows, aside, shard)
+        filtering = keep.of_split(split, rows, data_dir, made_of_rows) if keep else contextlib.nullcontext()
+        with _Checked(source, split, rows, max_bad, data_dir) as checked, filtering as chosen:
+            stream = chosen(checked, checked.notes) if chosen else iter(checked)
+            written = _write_records(checked, stream, split, rows, aside, shard, made_from.get(FILTER, ""))
         pairs, digest = _write_index(written, split)
         record = {"format": FORMAT, "split": split, "pairs": pairs, "rejected": checked.rejected, "digest": digest}
+        record |= {"filter": chosen.record()} if chosen else {}
         sizes = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
         write_json(written / RECORD, record | {"made_from": made_from, "files": sizes})
         os.rename(written, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
-    return Prepared(pairs, checked.rejected, kept=False)
+    return Prepared(pairs, checked.rejected, kept=False, filter=record.get("filter"))
 
 
 def _record_of(folder: Path, made_from: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +142,7 @@ class _Checked:
     Attributes:
       rejected: number of rejected rows so far.
       seen: number of checked rows so far.
+      notes: what the bar shows beside its count, by name.
     """
 
     def __init__(self, source: Source, split: str, rows: int, max_bad: float, data_dir: Path):
@@ -139,6 +154,7 @@ class _Checked:
         self._aside = data_dir / _ASIDE / f"rejected-{split}.jsonl"
         self.rejected = 0
         self.seen = 0
+        self.notes: dict[str, int] = {}
 
     def __enter__(self) -> "_Checked":
         self._aside.parent.mkdir(parents=True, exist_ok=True)
@@ -162,10 +178,10 @@ class _Checked:
     def __iter__(self) -> Iterator[Pair | str]:
         with bar(self._split, self._rows, "pair") as shown:
             while raw := list(itertools.islice(self._raw, _AHEAD * self._threads)):
+                shown.set_postfix(self.notes, refresh=False)
                 for row, result in zip(raw, self._pool.map(check, raw), strict=True):
                     if isinstance(result, str):
                         self._reject(row, result)
-                        shown.set_postfix(rejected=self.rejected, refresh=False)
                     self.seen += 1
                     shown.update()
                     yield result
@@ -173,6 +189,7 @@ class _Checked:
     def _reject(self, row: RawPair, reason: str) -> None:
         """Lists a rejected row, and gives up once there are enough of them in a hopeless split."""
         self.rejected += 1
+        self.notes["rejected"] = self.rejected
         entry = {"where": row.where, "image_uids": list(row.uids), "reason": reason}
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         if self.rejected > max(self._max_bad * self._rows, _ENOUGH):
@@ -201,8 +218,19 @@ class _Checked:
         )
 
 
-def _write_records(checked: _Checked, split: str, rows: int, aside: Path, shard: int) -> Path:
+def _write_records(
+    checked: _Checked, stream: Iterator[Pair | str], split: str, rows: int, aside: Path, shard: int, rule: str
+) -> Path:
     """Writes the array_record files.
+
+    Args:
+      checked: the rows.
+      stream: their pairs, or the reasons why they are left out; ``checked`` itself, or what a filter leaves of it.
+      split: name of the split.
+      rows: number of rows.
+      aside: folder of the files.
+      shard: as in `prepare_split`.
+      rule: rule of the filter, for the description; empty without one.
 
     Returns:
       The folder that they are in.
@@ -213,9 +241,8 @@ def _write_records(checked: _Checked, split: str, rows: int, aside: Path, shard:
     if not rows:
         checked.end()
 
-    stream = iter(checked)
     builder = PreferencePairs(
-        split=split, rows=rows, checked=stream, shard=shard or ROWS_PER_SHARD, data_dir=str(aside),
+        split=split, rows=rows, checked=stream, shard=shard or ROWS_PER_SHARD, rule=rule, data_dir=str(aside),
         file_format="array_record",
     )  # fmt: skip
     try:

@@ -13,6 +13,7 @@ from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Key, Params
 from spo_jax.core.words import counted
+from spo_jax.data.preferences.format import filtered_by
 from spo_jax.methods.base import Programs, Result
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.checks import reward_options
@@ -180,4 +181,4 @@ class DPORun(AdapterRun):
         result = super().finish(state, folder)
         used = len(self._labels.rows)
         counts = {"pairs": used, "pairs_left_out": len(self._data.train) - used}
-        return result._replace(summary={**result.summary, **counts})
+        return result._replace(summary={**result.summary, **counts, **filtered_by(self._data.train)})

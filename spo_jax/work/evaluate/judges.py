@@ -1,29 +1,23 @@
 """The rewards of an evaluation: looked at before anything is drawn, loaded again when there is something to score."""
 
 import dataclasses
-import hashlib
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Float
-from spo_jax.rewards import load_reward, parse_spec
+from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context, Reward
 from spo_jax.rewards.common import total
-from spo_jax.rewards.sum import read_terms
-from spo_jax.run.versions import library_versions
-from spo_jax.weights.digest import weights_digest
 from spo_jax.work.evaluate.elsewhere import sizes
-from spo_jax.work.evaluate.lineup import LIBRARIES, Lineup
+from spo_jax.work.evaluate.lineup import Lineup
 from spo_jax.work.evaluate.request import Request
+from spo_jax.work.identity import reward_identity
 
 _FLAG = "--rewards"
 
@@ -55,7 +49,7 @@ class Judge:
           UserError: it cannot be loaded, or is another one than at the beginning, to which the scores would be bound.
         """
         reward = _load(self.spec, kind, mesh)
-        if _identity(self.spec, reward) != self.identity:
+        if reward_identity(self.spec, reward, _FLAG) != self.identity:
             raise UserError(
                 f"the reward {self.spec} was replaced since this evaluation began: start it again, and the new one "
                 "scores; what is finished stays"
@@ -92,7 +86,7 @@ def _read(
                 reward.check(request.prompts, size)
             except UserError as error:
                 raise UserError(f"the reward {spec} cannot score the images of {name}: {error}") from error
-        identity = _identity(spec, reward)
+        identity = reward_identity(spec, reward, _FLAG)
     return Judge(
         spec, identity, dict(reward.meanings), tuple(reward.lower_is_better), hasattr(reward, "embed"), _signs(reward)
     )
@@ -101,35 +95,6 @@ def _read(
 def _signs(reward: Reward) -> tuple[str, ...]:
     """Returns the scores of a reward that have no better direction, which most rewards do not speak of."""
     return tuple(getattr(reward, "signs", ()))
-
-
-def _identity(spec: str, reward: Reward) -> dict[str, Any]:
-    """Returns everything that decides on a reward's scores besides image and prompt."""
-    params = getattr(reward, "params", {})
-    describe = getattr(reward, "describe", dict)
-    versions = library_versions()
-    return {
-        "spec": spec,
-        "weights": weights_digest(params) if params else "",
-        "read": dict(describe()),  # config and tokenizer, without which the same weights give other scores
-        "version": getattr(reward, "version", ""),
-        "code": _code_digest(spec),
-        "platform": jax.default_backend(),  # as for images, see `spo_jax.work.evaluate.lineup`
-        "versions": {name: versions[name] for name in LIBRARIES},
-    }
-
-
-def _code_digest(spec: str) -> str:
-    """Returns digests of the files of a user's own rewards, which have no version as ours have; empty for ours.
-
-    Those of a sum's terms are its own.
-    """
-    parsed = parse_spec(spec)
-    if parsed.name == "sum":
-        terms = read_terms(parsed.source, Context(field=_FLAG))
-        return " ".join(digest for _, term in terms if (digest := _code_digest(term)))
-    file = getattr(sys.modules.get(parsed.name), "__file__", None) if "." in parsed.name else None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def _load(spec: str, kind: str, mesh: Mesh) -> Reward:

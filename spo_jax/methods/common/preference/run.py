@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from spo_jax.core.files import write_atomic, write_json
 from spo_jax.core.statistics import mean_and_error, paired_scores
 from spo_jax.core.typing import Key, Params
+from spo_jax.data.preferences.format import filtered_by
 from spo_jax.methods.base import Images, Programs, Result
 from spo_jax.methods.common.preference.accuracy import (
     Evaluator,
@@ -195,7 +196,7 @@ class JudgeRun:
         """
         if self._last_step != self.total:  # the run was resumed after its last batch
             self.evaluate(self.total, state)
-        summary = {"pairs": len(self._split.pairs)}
+        summary = {"pairs": len(self._split.pairs), **filtered_by(self._split.pairs)}
         lines = {self.LINE: self._last}
         before = read_agreement(self._folder, self._evaluator.fingerprint)
         if before is not None:
