@@ -56,6 +56,7 @@ def compare(
         "held_out": len(world.HELD_OUT_PROMPTS),
         "base": comparison.base(),
         "judges": {},
+        "latent_judges": {},
         "entries": {},
         "failures": stages.failures,
     }
@@ -68,7 +69,10 @@ def compare(
         found["entries"][name] = []
         for number, contestant in enumerate(contestants, 1):
             say(f"{name}: {contestant.name}, {number} of {len(contestants)}")
-            entry = comparison.entry(contestant, labels, chosen)
+            own = labels
+            if contestant.source == "latent judge":
+                own, found["latent_judges"][name] = sources.with_latent_judge(labels, stages)
+            entry = comparison.entry(contestant, own, chosen)
             if entry is not None:
                 found["entries"][name].append(entry)
                 documents.write(folder, found)  # a command that is killed leaves what is known so far

@@ -17,7 +17,7 @@ from spo_jax.run.settings import RunSettings
 
 RANK = 8  # of all adapters, so that one compiled sampler draws with all of them
 RATES = (1 / 3, 1.0, 3.0)  # learning rates of the trials, in units of the config's own
-Source = Literal["pairs", "judge", "truth"]
+Source = Literal["pairs", "judge", "latent judge", "truth"]
 Value = int | float | str | bool
 Fields = Mapping[str, Value]
 Groups = Sequence[tuple[str, Sequence["Contestant"]]]  # contestants by the labels that they learn from
@@ -45,10 +45,11 @@ class Contestant:
       name: its name on the command line and in results.
       title: its name in tables and figures.
       config: name of its config.
-      source: what it learns from: labelled pairs, the preference model that was trained on them, or the truth.
+      source: what it learns from: labelled pairs, a preference model or a latent reward model that was trained on
+        them, or the truth.
       variants: settings that are tried with every learning rate; empty for an ablation, which takes the settings that
         were chosen for SPO.
-      fields: fields of the config that differ; ``{judge}`` stands for the preference model.
+      fields: fields of the config that differ; ``{judge}`` stands for the judge.
       valid_share: share of its training batches that are expected to be trained on, before a trial has shown it.
     """
 
@@ -79,6 +80,11 @@ _DIVERTED: tuple[Fields, ...] = (
     {"spo.threshold": 0.3, "spo.divert_start_step": 11},
     {"spo.threshold": 0.1, "spo.divert_start_step": 5},
 )
+_NOISY: tuple[Fields, ...] = (
+    {"spo.threshold": 0.1, "spo.threshold_high": 0.15, "spo.divert_start_step": 5},
+    {"spo.threshold": 0.3, "spo.threshold_high": 0.43, "spo.divert_start_step": 5},
+    {"spo.threshold": 0.1, "spo.threshold_high": 0.15, "spo.divert_start_step": 0},
+)
 CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("diffusion_dpo", "Diffusion-DPO", "diffusion_dpo_toy", "pairs", _betas(500.0, 2000.0, 125.0)),
     Contestant("spo", "SPO", "toy", "judge", _DIVERTED, valid_share=0.6),
@@ -93,6 +99,9 @@ CONTESTANTS: tuple[Contestant, ...] = (
         {"dpo.objective": "smpo", "dpo.inversion": "renoise", "dpo.reward": "spm:{judge}"},
     ),
     Contestant("mapo", "MaPO", "diffusion_dpo_toy", "pairs", _betas(0.1, 1.0, 10.0), {"dpo.objective": "mapo"}),
+    Contestant(
+        "lpo", "LPO", "lpo_toy", "latent judge", _NOISY, {"spo.reward": "lrm:{judge}"}, valid_share=0.6
+    ),
     Contestant(
         "ddpo_truth", "DDPO by the truth †", "ddpo_toy", "truth", _CLIPS, {"ddpo.reward": "toy"}
     ),
@@ -153,13 +162,13 @@ def source_fields(contestant: Contestant, pairs: str, judge: str) -> Fields:
     Args:
       contestant: the contestant.
       pairs: folder of the prepared pairs.
-      judge: the preference model that was trained on them.
+      judge: the preference model or latent reward model that was trained on them.
     """
     own = {
         name: value.format(judge=judge) if isinstance(value, str) else value
         for name, value in contestant.fields.items()
     }
-    return own | {"pairs": {"data_dir": pairs}, "judge": {"spm.model": judge}, "truth": {}}[contestant.source]
+    return own | {"pairs": {"data_dir": pairs}, "judge": {"spm.model": judge}}.get(contestant.source, {})
 
 
 def _set(config: ConfigDict, name: str, value: Any) -> None:

@@ -29,15 +29,17 @@ _TITLES = {
     DIVERSITY: "diversity of a prompt's images",
     OUT_OF_RANGE: "values out of range",
 }
-# Colour, dashes and marker. What learns from pairs is dashed, what knows the truth dotted.
-_COLOURS = ("#1f6fb4", "#e8710a", "#2a9d4e", "#8a4fbf", "#c33c54", "#8c6d46", "#3aa6b9", "#555555")
-_DASHES = {"judge": "-", "pairs": (0, (4, 2)), "truth": (0, (1, 1.5))}
+# Colour, dashes and marker. What learns from pairs is dashed, what knows the truth dotted, and what listens to a latent
+# reward model has dashes and dots.
+_COLOURS = ("#1f6fb4", "#e8710a", "#2a9d4e", "#8a4fbf", "#c33c54", "#8c6d46", "#3aa6b9", "#b3a100", "#555555")
+_DASHES = {"judge": "-", "latent judge": (0, (6, 1.5, 1, 1.5)), "pairs": (0, (4, 2)), "truth": (0, (1, 1.5))}
 _SOURCES = {
     "judge": "solid: listens to the preference model",
+    "latent judge": "dots and dashes: listens to the latent reward model",
     "pairs": "dashed: learns from the pairs",
     "truth": "dotted: is told the truth, which nobody has",
 }
-_MARKERS = "osD^vP*X"
+_MARKERS = "osD^vP*hX"
 _GREY = "#7d8590"
 
 
@@ -73,13 +75,26 @@ def draw(entries: Sequence[Mapping[str, Any]], base: Base, path: Path) -> None:
 
 
 def _line(panel: Axes, entry: Mapping[str, Any], name: str, number: int) -> None:
-    colour = _COLOURS[number % len(_COLOURS)]
+    look = look_of(entry["source"], number)
     works = [row["work"] for row in entry["curve"]]
     means, low, high = ([row[name][key] for row in entry["curve"]] for key in ("mean", "low", "high"))
     if len(entry["seeds"]) > 1:
-        panel.fill_between(works, low, high, color=colour, alpha=0.12, linewidth=0)
-    look = {"color": colour, "linestyle": _DASHES[entry["source"]], "marker": _MARKERS[number % len(_MARKERS)]}
+        panel.fill_between(works, low, high, color=look["color"], alpha=0.12, linewidth=0)
     panel.plot(works, means, linewidth=1.8, markersize=4.5, label=entry["title"], **look)
+
+
+def look_of(source: str, number: int) -> dict[str, Any]:
+    """Returns how a line looks: its colour, dashes and marker.
+
+    Args:
+      source: what the contestant learns from.
+      number: its number in the figure.
+    """
+    return {
+        "color": _COLOURS[number % len(_COLOURS)],
+        "linestyle": _DASHES[source],
+        "marker": _MARKERS[number % len(_MARKERS)],
+    }
 
 
 def _style(panel: Axes, title: str) -> None:

@@ -1,6 +1,7 @@
-"""What contestants learn from: the pairs of simulated people, and the preference models that were trained on them."""
+"""What contestants learn from: the pairs of simulated people, and the judges that were trained on them."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,22 @@ from spo_jax import load_config, read_settings
 from spo_jax.build_toy.clip import train_clip
 from spo_jax.build_toy.people import people
 from spo_jax.core.progress import stage
-from spo_jax.core.run_files import SPM, SUMMARY
+from spo_jax.core.run_files import LRM, SPM, SUMMARY
 from spo_jax.data.preferences.format import open_preferences
 from spo_jax.models import open_pipeline
 from spo_jax.run.resume import Resume
 from spo_jax.run.settings import RunSettings
-from spo_jax.toy import PREFERENCE_MODELS
+from spo_jax.toy import LATENT_JUDGES, PREFERENCE_MODELS
 from spo_jax.train import train
 from spo_jax.weights.digest import weights_digest
 from spo_jax.weights.store import read_file
 
 CLIP = "clip"  # folder, beside the pairs, of the plain CLIP from which preference models start
 TRAIN = "train"  # the split
-TRAINED = "train"  # stands for a preference model that is trained here
-SHIPPED = {"people": "toy_people"}  # names of the package's preference models, by the labels that they learned from
+TRAINED = "train"  # stands for a judge that is trained here
+SHIPPED = {"people": "toy_people"}  # names of the package's judges of both kinds, by the labels that they learned from
 JUDGE_CONFIG = "spm_toy_people"
+LATENT_CONFIG = "lrm_toy"
 
 
 def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> tuple[Labels, dict[str, Any]]:
@@ -66,6 +68,36 @@ def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> t
     return Labels(name, base, str(pairs), model, facts), found
 
 
+def with_latent_judge(labels: Labels, stages: Stages) -> tuple[Labels, dict[str, Any]]:
+    """Replaces the preference model by a latent reward model: the package's own, or one that is trained here.
+
+    Args:
+      labels: what `labels_of` returned.
+      stages: the finished stages.
+
+    Returns:
+      As `labels_of`.
+
+    Raises:
+      UserError: the latent reward model cannot be trained.
+    """
+    name = labels.name
+    config = load_config(LATENT_CONFIG)
+    config.data_dir = labels.pairs
+    config.model = labels.model
+    settings = read_settings(config)
+    about = identity(settings, {})
+    costs = work.read_costs(stages.made("costs", f"latent-judge-{name}", about, lambda: work.costs_of(settings)))
+    shipped = _shipped(name, LATENT_JUDGES)
+    model = shipped or str(_trained_judge(f"{name}-latent", settings, stages, LRM))
+    found = {
+        "config": LATENT_CONFIG,
+        "model": shipped or TRAINED,
+        "work": work.per_batch(costs, 1.0) * settings.train_steps,
+    }
+    return labels._replace(judge=model, facts={**labels.facts, "judge": _digest(model, LATENT_JUDGES)}), found
+
+
 def _clip(folder: Path) -> str:
     """Returns the folder of the plain CLIP, which is trained if it is not there."""
     if not (folder / "model.safetensors").is_file():
@@ -82,22 +114,25 @@ def _judge_settings(pairs: Path, base: str, init: str) -> RunSettings:
     return read_settings(config)
 
 
-def _trained_judge(name: str, settings: RunSettings, stages: Stages) -> Path:
-    """Trains the preference model as a user does, or finds what was trained before."""
+def _trained_judge(name: str, settings: RunSettings, stages: Stages, exported: str = SPM) -> Path:
+    """Trains a judge as a user does, or finds what was trained before."""
     folder = stages.folder / "judges" / name
     if not (folder / SUMMARY).is_file():
-        with stage(f"training the preference model on {name}"):
+        with stage(f"training the judge {name}"):
             train(dataclasses.replace(settings), folder, Resume(if_there=True))
-    return folder / SPM
+    return folder / exported
 
 
-def _shipped(labels: str) -> str:
-    """Returns the name of the package's preference model that learned from these labels; empty if there is none."""
+def _shipped(labels: str, judges: Mapping[str, Path] = PREFERENCE_MODELS) -> str:
+    """Returns the name of the package's judge that learned from these labels; empty if there is none."""
     name = SHIPPED.get(labels, "")
-    return name if name and PREFERENCE_MODELS[name].is_dir() else ""
+    return name if name and judges[name].is_dir() else ""
 
 
-def _digest(judge: str) -> str:
-    """Returns a digest of a preference model's weights."""
-    folder = PREFERENCE_MODELS.get(judge, Path(judge))
-    return weights_digest(read_file(next(folder.glob("*.safetensors"))))
+def _digest(judge: str, judges: Mapping[str, Path] = PREFERENCE_MODELS) -> str:
+    """Returns a digest of a judge's weights, which may lie in several files."""
+    folder = judges.get(judge, Path(judge))
+    files = sorted(folder.rglob("*.safetensors"))
+    if len(files) == 1:
+        return weights_digest(read_file(files[0]))
+    return weights_digest({str(file.parent.relative_to(folder)): read_file(file) for file in files})

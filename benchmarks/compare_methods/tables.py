@@ -113,12 +113,18 @@ def text_of(found: Mapping[str, Any]) -> str:
         if not entries:
             continue
         judge = found["judges"].get(labels)
+        latent = found.get("latent_judges", {}).get(labels)
         parts.append(f"### {_TITLES[labels]}")
         parts += [main_table(entries, base), terms_table(entries, base), work_table(entries, base)]
         if judge and judge["work"] is not None:
             parts.append(
                 f"Not counted above: training the preference model, which online methods listen to, is worth "
                 f"{thousands(judge['work'])} evaluations of the UNet, once for all of them ({judge['model']})."
+            )
+        if latent:
+            parts.append(
+                f"Training the latent reward model, which LPO listens to, is worth {thousands(latent['work'])} "
+                f"({latent['model']}) and not counted either."
             )
         if any(entry["trials"] for entry in entries):
             parts += ["What the trials won, as a share of the votes against the base:", tuning_table(entries)]

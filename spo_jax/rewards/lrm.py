@@ -2,8 +2,8 @@
 
 It is the judge of Latent Preference Optimization (arXiv 2502.01051), which is SPO with ``spo.judged = "noisy"``:
 nothing is decoded, and no prediction of a clean image is made to be judged. ``lrm:FOLDER`` reads a folder in the
-published layout, and ``lrm:OWNER/NAME/FOLDER`` a folder of a repository on the hub. The published models are for SD 1.5
-and SDXL. The tokenizer is transformers 4's with ftfy, as the authors'.
+published layout, ``lrm:OWNER/NAME/FOLDER`` a folder of a repository on the hub, and ``lrm:toy_people`` the toy's. The
+published models are for SD 1.5 and SDXL. The tokenizer is transformers 4's with ftfy, as the authors'.
 
 The score is exp(logit_scale) · cos(latents, prompt). The published code guides the features of the middle block by
 those of the empty prompt; the variants are its other ways to compute them from the same weights.

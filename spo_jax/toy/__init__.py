@@ -10,3 +10,6 @@ ASSETS = Path(__file__).parent / "assets"  # the trained pipeline and preference
 
 # Where a preference model is named: one that learned from exact labels, and one that learned from people's.
 PREFERENCE_MODELS = {NAME: ASSETS / "spm", f"{NAME}_people": ASSETS / "spm_people"}
+
+# Where a latent reward model is named: one that learned from people's labels.
+LATENT_JUDGES = {f"{NAME}_people": ASSETS / "lrm_people"}

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.compare_methods import (
     contestants,
     documents,
+    figures,
     measuring,
     plan,
     results,
@@ -234,6 +235,13 @@ def test_the_settings_of_every_contestant_are_those_of_its_method(contestant):
     else:
         assert settings.total_batches(46) == 33
         assert (settings.spm.model == "JUDGE") == (contestant.source == "judge")
+    if contestant.source == "latent judge":
+        assert settings.spo.reward == "lrm:JUDGE" and settings.spo.judged == "noisy"
+
+
+def test_lines_of_all_contestants_can_be_told_apart(tmp_path):
+    looks = [figures.look_of(one.source, number) for number, one in enumerate(contestants.CONTESTANTS)]
+    assert len({str(look) for look in looks}) == len(contestants.CONTESTANTS)
 
 
 def test_an_unknown_contestant_is_refused():
@@ -316,6 +324,7 @@ def test_the_text_has_every_table(tmp_path):
         "base": BASE, "plan": dataclasses.asdict(PLAN), "held_out": PROMPTS, "date": "2026-01-02T03:04:05",
         "device": {"host": "a processor"}, "versions": {}, "failures": {"ddpo-people": "no trial succeeded"},
         "judges": {"people": {"work": 123_456.0, "model": "toy_people"}, "exact": {"work": None}},
+        "latent_judges": {"people": {"work": 7_654.0, "model": "toy_people"}},
         "entries": {"people": entries, "exact": []},
     }  # fmt: skip
     write_json(tmp_path / "runs" / "spo-people-seed0" / "summary.json", {"wall_seconds": 3600.0})
@@ -325,7 +334,7 @@ def test_the_text_has_every_table(tmp_path):
     assert "| SPO | best | 0.2 k | 0.0 | +0.60 ± 0.00 | +0.00 ± 0.00 | 0.500 ± 0.000 | 0.200 ± 0.000 |" in text
     assert "|  | final | 150 k |" in text and "| SPO | 0.1 k | 0.2 k | 50 % | 50 % |" in text
     assert "**lr 0.001, beta 500: 0.600**" in text and "- ddpo-people: no trial succeeded" in text
-    assert "worth 123 k evaluations" in text
+    assert "worth 123 k evaluations" in text and "which LPO listens to, is worth 7.7 k (toy_people)" in text
     assert read_json(tmp_path / "results.json")["entries"]["people"][1]["best"]["aesthetic"]["mean"] == pytest.approx(
         0.6
     )
@@ -364,8 +373,8 @@ def test_grain_is_no_diversity():
 def test_the_plan_says_how_long_it_takes():
     default = plan.Plan()
     text = plan.text_of(default, [("people", contestants.CONTESTANTS)], (10, 46), tune=True)
-    assert "people: 72 trials and 24 runs of diffusion_dpo, spo, gradspo" in text and " h" in text
-    assert "people: 24 runs of" in plan.text_of(default, [("people", contestants.CONTESTANTS)], (10, 46), tune=False)
+    assert "people: 81 trials and 27 runs of diffusion_dpo, spo, gradspo" in text and " h" in text
+    assert "people: 27 runs of" in plan.text_of(default, [("people", contestants.CONTESTANTS)], (10, 46), tune=False)
     assert default.steps(plan.Length(160, 10)) == [10, 30, 60, 80, 160]
     assert math.isclose(default.hours(2, 0, (10, 46)), 2 * default.hours(1, 0, (10, 46)))
 

@@ -1,6 +1,7 @@
 """What contestants learn from is made once: a shipped preference model is taken, another one starts from a CLIP."""
 
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def made(tmp_path, monkeypatch):
 
     def train(settings, folder, resume):
         assert settings.data_dir == str(tmp_path / "data" / "exact") and resume.if_there
-        done.append(f"judge from {settings.init.removeprefix(str(tmp_path))}")
+        done.append(f"{settings.method} from {settings.init.removeprefix(str(tmp_path))}")
         write_json(folder / "summary.json", {})
 
     def costs_of(settings):
@@ -46,7 +47,7 @@ def made(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.work, "costs_of", costs_of)
     monkeypatch.setattr(sources, "open_preferences", lambda *_: types.SimpleNamespace(digest="d"))
     monkeypatch.setattr(sources, "open_pipeline", lambda _: types.SimpleNamespace(params={"w": np.zeros(2)}))
-    monkeypatch.setattr(sources, "_digest", lambda judge: "j")
+    monkeypatch.setattr(sources, "_digest", lambda judge, *_: f"digest of {Path(judge).name}")
     return done
 
 
@@ -63,7 +64,7 @@ def test_the_shipped_preference_model_is_taken_and_its_training_counted(made, tm
 
 def test_one_that_is_not_shipped_is_trained_once_from_a_clip_that_is_made_first(made, tmp_path):
     labels, about = labels_of("exact", tmp_path)
-    assert made == ["pairs for toy", "clip", "counted from /data/clip", "judge from /data/clip"]
+    assert made == ["pairs for toy", "clip", "counted from /data/clip", "spm from /data/clip"]
     assert labels.judge == str(tmp_path / "out" / "judges" / "exact" / "spm") and about["model"] == "train"
     del made[:]
     assert labels_of("exact", tmp_path) == (labels, about) and made == []
@@ -72,3 +73,24 @@ def test_one_that_is_not_shipped_is_trained_once_from_a_clip_that_is_made_first(
 def test_a_given_preference_model_is_neither_trained_nor_counted(made, tmp_path):
     labels, about = labels_of("exact", tmp_path, "runs/mine")
     assert made == ["pairs for toy"] and labels.judge == "runs/mine" and about["work"] is None
+
+
+def test_a_latent_judge_takes_the_place_of_the_preference_model(made, tmp_path, monkeypatch):
+    """The package's own for people's labels; its training is counted, and other contestants see no other facts."""
+    monkeypatch.setattr(sources, "LATENT_JUDGES", {"toy_people": tmp_path})
+    labels, _ = labels_of("people", tmp_path)
+    del made[:]
+    own, about = sources.with_latent_judge(labels, Stages(tmp_path / "out"))
+    assert made == ["counted from "] and own.judge == about["model"] == "toy_people"
+    assert own == labels._replace(judge=own.judge, facts=own.facts) and labels.judge == "toy_people"
+    assert about["work"] == 10 * sources.read_settings(sources.load_config("lrm_toy")).train_steps
+
+
+def test_a_latent_judge_that_is_not_shipped_is_trained_once(made, tmp_path):
+    labels, _ = labels_of("exact", tmp_path)
+    del made[:]
+    own, about = sources.with_latent_judge(labels, Stages(tmp_path / "out"))
+    assert made == ["counted from ", "lrm from "] and about["model"] == "train"
+    assert own.judge == str(tmp_path / "out" / "judges" / "exact-latent" / "lrm")
+    assert own.facts == labels.facts | {"judge": "digest of lrm"}
+    assert sources.with_latent_judge(labels, Stages(tmp_path / "out")) == (own, about) and made[2:] == []

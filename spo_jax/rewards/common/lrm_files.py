@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from spo_jax import toy
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path, read_json_object
 from spo_jax.data.tokenizer import holds_tokenizer
@@ -66,11 +67,13 @@ def local_folder(source: str) -> Path | None:
     """Returns the folder of a source that is here; None for what has to be on the hub.
 
     Args:
-      source: folder, hub id, or ``OWNER/NAME/FOLDER`` on the hub.
+      source: folder, hub id, ``OWNER/NAME/FOLDER`` on the hub, or a name in `spo_jax.toy.LATENT_JUDGES`.
 
     Raises:
       UserError: there is no such folder, or it is something else than a latent reward model.
     """
+    if source in toy.LATENT_JUDGES:
+        return toy.LATENT_JUDGES[source]
     path = local_path(source)
     match = _IN_REPOSITORY.fullmatch(source)
     if not path.exists() and match is not None and not Path(source.split("/")[0]).is_dir():
@@ -202,14 +205,21 @@ def check_fits(config: LatentConfig, context: Context) -> None:
     outside = [t for t in context.timesteps if not low <= t <= high]
     if outside:
         raise UserError(
-            f"{where} judges at timesteps {low} to {high}, but the rollout has candidates at timestep {outside[0]}: "
-            f"expected a model that was trained there{_later(low, high, outside)}"
+            f"{where} judges at timesteps {low} to {high}, but {_asked(context)} timestep {outside[0]}: "
+            f"expected a model that was trained there{_others(context, min(outside) > high)}"
         )
 
 
-def _later(low: int, high: int, outside: list[int]) -> str:
-    """Says which setting leaves timesteps out that are too high."""
-    return ", or a higher spo.divert_start_step" if min(outside) > high else ""
+def _asked(context: Context) -> str:
+    """Says who asks at timesteps: a rollout, or a measurement, which a flag has named the judge of."""
+    return "it is measured at" if context.field.startswith("--") else "the rollout has candidates at"
+
+
+def _others(context: Context, are_high: bool) -> str:
+    """Says which setting leaves timesteps out."""
+    if context.field.startswith("--"):
+        return ", or other --config.eval.timesteps"
+    return ", or a higher spo.divert_start_step" if are_high else ""
 
 
 def tokenizer_folders(config: LatentConfig, folder: Path) -> list[Path]:

@@ -1,0 +1,42 @@
+"""LPO on the pipeline shipped in the package: `configs/toy.py` with a judge of noisy latents.
+
+python -m spo_jax.build_toy.people --out=data/toy_people
+python -m spo_jax.train --config=configs/lrm_toy.py --out=runs/lrm_toy
+python -m spo_jax.train --config=configs/lpo_toy.py --out=runs/lpo_toy
+
+The second command trains the judge. The other settings are those of `configs/toy.py`.
+"""
+
+from spo_jax.methods import default_config
+
+
+def get_config():
+    """Returns the settings; fields not set here keep SPO's defaults, which are those published for SD 1.5."""
+    config = default_config("spo")
+    config.model = "toy"
+    config.prompts = "toy:train"
+    config.prompts_per_batch = 8
+    config.num_epochs = 5  # 28 batches of the 46 prompts
+
+    config.spo.reward = "lrm:runs/lrm_toy/lrm"
+    config.spo.judged = "noisy"
+    config.spo.divert_start_step = 5
+    config.spo.threshold_rule = "sigma"
+    config.spo.threshold = 0.1
+    config.spo.threshold_high = 0.15
+    config.spo.decode_chunk = 128  # noisy latents that a device judges at a time
+    config.spo.train_batch_size = 16
+    config.spo.train_chunk = 4  # batches are rarely full, and empty chunks are not computed
+    config.optimizer.learning_rate = 3e-4  # for a small model and few steps; the published 6e-5 is for thousands
+    config.lora.rank = 8
+
+    config.log.eval_every = 10
+    config.log.checkpoint_every = 10
+
+    config.eval.grid_images = 16
+    config.eval.prompts = "toy:held_out"
+    config.eval.rewards = "toy"
+    config.eval.images = 100
+    config.eval.guard = "warn"  # "stop" would end a run whose judge is hacked or that diverges, and export its best
+    config.eval.guard_rewards = "toy"
+    return config.lock()
