@@ -1,5 +1,8 @@
 """Measures ours against a plain loop in PyTorch and diffusers: ``python -m benchmarks.against_torch --size=toy``.
 
+``--decoder=vae,tiny,none`` measures several ways to judge in one run: SPO with the autoencoder, SPO with a distilled
+decoder, and LPO, which decodes nothing. Each is beside the loop in PyTorch that computes the same.
+
 Both sides train whole batches from the same weights, with the same settings, dtype, shapes of randomness and number of
 threads, each in a process of its own. Both are warmed up, and then their batches alternate, so that other programs on
 the machine slow down both. `benchmarks.torch_peer` describes the peer.
@@ -20,6 +23,7 @@ from absl import flags
 from tqdm import tqdm
 
 from benchmarks.contender import MOST_BATCHES
+from benchmarks.torch_table import read_results, table
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 
@@ -106,19 +110,19 @@ def _contenders(arguments: dict[str, dict[str, Any]], threads: int) -> Iterator[
 def compare(
     size: str,
     overrides: Sequence[str] = (),
-    decoder: str = "vae",
+    decoders: Sequence[str] = ("vae",),
     device: str = "cpu",
     threads: int = 1,
     checkpointing: bool = False,
     warmup: int = 1,
     repeats: int = 5,
-) -> dict[str, Any]:
-    """Runs both sides in turn.
+) -> dict[str, dict[str, Any]]:
+    """Runs both sides of every way to judge in turn, batch by batch.
 
     Args:
       size: size of the models.
       overrides: changes of the settings.
-      decoder: decoder of the images.
+      decoders: how candidates are judged, some of `benchmarks.subjects.DECODERS`.
       device: ``cpu`` or ``cuda`` for torch; ours takes jax's own choice.
       threads: cores that each side may use.
       checkpointing: whether the peer uses gradient checkpointing.
@@ -126,32 +130,39 @@ def compare(
       repeats: timed batches.
 
     Returns:
-      ``about``, a description of each side, and ``results``.
+      For every decoder ``about``, a description of each side, and ``results``.
 
     Raises:
-      UserError: on either side, a setting does not work or there is too little memory.
+      UserError: on any side, a setting does not work or there is too little memory.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = {
-            "ours": {"size": size, "overrides": list(overrides), "decoder": decoder, "folder": folder},
-            "theirs": {"folder": folder, "device": device, "threads": threads, "checkpointing": checkpointing},
-        }
-        rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        with _contenders(arguments, threads) as contenders:
-            for number in tqdm(range(warmup + repeats), desc="batches of both", unit="pair"):
-                for side in SIDES:
-                    row = contenders[side].batch()
+    rows: dict[str, dict[str, list[dict[str, float]]]] = {decoder: {side: [] for side in SIDES} for decoder in decoders}
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for decoder in decoders:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            arguments = {
+                "ours": {"size": size, "overrides": list(overrides), "decoder": decoder, "folder": folder},
+                "theirs": {"folder": folder, "device": device, "threads": threads, "checkpointing": checkpointing},
+            }
+            running[decoder] = stack.enter_context(_contenders(arguments, threads))
+        for number in tqdm(range(warmup + repeats), desc="batches of all", unit="round"):
+            for decoder, sides in running.items():
+                for side, contender in sides.items():
+                    row = contender.batch()
                     if number >= warmup:
-                        rows[side].append(row)
-            about = {side: contenders[side].about for side in SIDES}
-    return {"about": about, "results": results(rows, prompts_of(size, overrides))}
+                        rows[decoder][side].append(row)
+        about = {decoder: {side: sides[side].about for side in SIDES} for decoder, sides in running.items()}
+    return {
+        decoder: {"about": about[decoder], "results": results(rows[decoder], prompts_of(size, overrides, decoder))}
+        for decoder in decoders
+    }
 
 
-def prompts_of(size: str, overrides: Sequence[str]) -> int:
+def prompts_of(size: str, overrides: Sequence[str], decoder: str = "vae") -> int:
     """Returns the number of prompts of a batch."""
     from benchmarks.subjects import read_settings
 
-    return read_settings(size, overrides).prompts_per_batch
+    return read_settings(size, overrides, decoder=decoder).prompts_per_batch
 
 
 def results(rows: dict[str, list[dict[str, float]]], prompts: int) -> dict[str, Any]:
@@ -217,25 +228,29 @@ def run() -> None:
 
         from benchmarks.common import record, save
         from benchmarks.subjects import read_settings
-        from spo_jax.core.files import check_writable
+        from spo_jax.core.files import check_writable, write_text
         from spo_jax.parallel.mesh import make_mesh
 
         value = {key: flag.value for key, flag in values.items()}
+        decoders = list(dict.fromkeys(value["decoder"].split(",")))
         check_writable(value["out"])
         if value["warmup"] + value["repeats"] > MOST_BATCHES:
             raise UserError(
                 f"--warmup={value['warmup']} --repeats={value['repeats']}: expected at most {MOST_BATCHES} in all"
             )
-        settings = read_settings(value["size"], value["set"])
+        settings = {name: read_settings(value["size"], value["set"], decoder=name) for name in decoders}
         device = "cpu" if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" else "cuda"
-        names = ("size", "decoder", "warmup", "repeats")
-        common = {name: value[name] for name in names} | {"overrides": value["set"], "threads": threads.value}
-        found = compare(device=device, checkpointing=checkpointing.value, **common)
-        head = {"threads": threads.value, "sides": found["about"]}
-        models = (value["size"], value["decoder"])
+        common = {name: value[name] for name in ("size", "warmup", "repeats")} | {"threads": threads.value}
+        options = {"overrides": value["set"], "decoders": decoders, "checkpointing": checkpointing.value}
+        compared = compare(device=device, **options, **common)
         with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-            result = record("against_torch", settings, *models, found["results"], **head)
-        save(value["out"], result)
+            for name, found in compared.items():
+                head = {"threads": threads.value, "sides": found["about"], "measured_beside": decoders}
+                models = (value["size"], name)
+                save(value["out"], record("against_torch", settings[name], *models, found["results"], **head))
+        path = Path(value["out"]) / "against_torch.md"
+        write_text(path, table(read_results(path.parent)))
+        print(path.read_text(encoding="utf-8"), end="")
 
     run_command(main)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
@@ -29,6 +31,7 @@ from spo_jax.run.versions import versions
 
 flags.disclaim_key_flags()  # --help of a script lists the flags that are defined here as its own
 
+_PRODUCT = 1024
 RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 # (subject, warm-up runs, timed runs) to results
 Measure = Callable[[Subject, int, int], dict[str, Any]]
@@ -90,6 +93,19 @@ def utilisation(flops: float, seconds: float, dtype: str) -> dict[str, Any]:
     peak = peak_flops(jax.devices()[0]) if dtype == "bfloat16" else None
     share = None if peak is None else flops / seconds / (peak * jax.sharding.get_mesh().size)
     return {"flops_per_second": flops / seconds, "mfu": share}
+
+
+def product_rate(dtype: str) -> float:
+    """Measures the operations per second of a matrix product of 1,024 on the first device of the mesh in context.
+
+    Where no peak is known, as for CPUs, it is what a network's rate can be compared with.
+    """
+    device = jax.sharding.get_mesh().devices.flat[0]
+    with jax.set_mesh(make_mesh(devices=[device])):
+        x = jax.device_put(np.ones((_PRODUCT, _PRODUCT), jnp.dtype(dtype)), device)
+        program = jax.jit(jnp.matmul).lower(x, x).compile()
+        seconds = timed(lambda: program(x, x), 5, 20, "product")
+    return 2 * _PRODUCT**3 / statistics.median(seconds)
 
 
 @contextlib.contextmanager
@@ -190,7 +206,7 @@ def command(name: str, measure: Measure, repeats: int = 5) -> None:
     def main(_: Sequence[str]) -> None:
         value = {key: flag.value for key, flag in values.items()}
         check_writable(value["out"])
-        settings = read_settings(value["size"], value["set"], jax.device_count())
+        settings = read_settings(value["size"], value["set"], jax.device_count(), value["decoder"])
         with memory_explained(), jax.set_mesh(make_mesh(settings.mesh)):
             subject = build(value["size"], settings, value["decoder"])
             results = measure(subject, value["warmup"], value["repeats"])

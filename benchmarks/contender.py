@@ -52,7 +52,7 @@ def ours(size: str, overrides: list[str], decoder: str, folder: Path) -> Side:
     from benchmarks.subjects import build, read_settings
     from spo_jax.methods.spo.method import run_batch
 
-    subject = build(size, read_settings(size, overrides), decoder)
+    subject = build(size, read_settings(size, overrides, decoder=decoder), decoder)
     write_models(subject, folder)
     programs, compile_seconds = compiled_all(subject.traced)
     state = subject.fresh_state()
@@ -142,15 +142,18 @@ def write_models(subject: Any, folder: Path, lora: Any = None) -> None:
     configs = subject.configs.pipeline
 
     # The models.
-    decoder = spo.judge.decoder.params
-    vae = configs["vae"] if decoder is params["vae"] else subject.configs.tiny_vae
     write_component(folder / "unet", configs["unet"], to_state(params["unet"]))
-    write_component(folder / "vae", vae, to_state(decoder))
     text = text_state(params["text_encoder"])
     write_component(folder / "text_encoder", configs["text_encoder"], text, kind="transformers")
-    spm = to_state(spo.judge.reward.params)
-    write_component(folder / "spm", subject.configs.spm, spm, kind="transformers")
     write_json(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])
+    if spo.judge.decoder is None:
+        _write_latent_judge(subject, folder / "lrm")
+    else:
+        decoder = spo.judge.decoder.params
+        vae = configs["vae"] if decoder is params["vae"] else subject.configs.tiny_vae
+        write_component(folder / "vae", vae, to_state(decoder))
+        spm = to_state(spo.judge.reward.params)
+        write_component(folder / "spm", subject.configs.spm, spm, kind="transformers")
 
     # The adapter.
     settings = subject.settings
@@ -160,8 +163,26 @@ def write_models(subject: Any, folder: Path, lora: Any = None) -> None:
     # Settings and tokens.
     fields = dataclasses.asdict(settings) | {"lora": {"rank": lora.rank, "alpha": lora.alpha}}
     write_json(folder / "settings.json", fields)
-    text_ids, spm_ids = subject.ids
-    np.savez(folder / "ids.npz", text=text_ids, spm=spm_ids, empty=spo.pipeline.tokenizer([""]))
+    text_ids, judge_ids = subject.ids
+    np.savez(folder / "ids.npz", text=text_ids, judge=judge_ids, empty=spo.pipeline.tokenizer([""]))
+
+
+def _write_latent_judge(subject: Any, folder: Path) -> None:
+    """Writes what `benchmarks.torch_judges.LatentJudge` reads: networks, projections and the tokens of no prompt."""
+    from spo_jax.core.files import write_json
+    from spo_jax.weights import store
+    from spo_jax.weights.components import text_state, write_component
+    from spo_jax.weights.rules import to_state
+
+    read = subject.spo.judge.reward.read
+    params = read.params
+    unet, text = (dataclasses.asdict(config) for config in (read.config.unet, read.config.text[0]))
+    write_component(folder / "unet", {"_class_name": "UNet2DConditionModel", **unet}, to_state(params["unet"]))
+    text = {"model_type": "clip_text_model", **text}
+    write_component(folder / "text_encoder", text, text_state(params["text_encoder"]), kind="transformers")
+    head = {name: params[name] for name in ("visual_projection", "text_projection", "logit_scale")}
+    store.write_state(folder / "head.safetensors", to_state(head) | {"empty_ids": read.tokenize([""])[:, 0]})
+    write_json(folder / "judge.json", {"guidance_scale": subject.spo.judge.reward.model.guidance_scale})
 
 
 def serve(build: Callable[[], Side]) -> None:

@@ -1,7 +1,8 @@
 """Compares layers that this package computes in its own way with plain ones: ``python -m benchmarks.layers``.
 
 Two programs run in turn on the device at hand, with widths of the toy pipeline's decoder and UNet. Both compute the
-same (tests/nn) and differ in time.
+same (tests/nn) and differ in time. A second table has the operations per second of convolutions of the toy's widths, in
+float32, beside those of a matrix product of 1,024: what keeps a rollout on CPUs from that rate.
 """
 
 import statistics
@@ -20,6 +21,8 @@ from spo_jax.nn.convolution import convolve
 from spo_jax.nn.layers import GroupNorm, UpsampledConv
 
 _ONES = ((1, 1), (1, 1))
+# Images, their side, and channels before and after, of convolutions with kernel 3: two of the UNet, then the decoder.
+_CONVOLUTIONS = ((64, 4, 96, 96), (64, 8, 48, 48), (96, 8, 64, 64), (96, 32, 32, 16), (96, 32, 16, 16), (96, 32, 16, 3))
 
 
 class PlainUpsampledConv(nn.Module):
@@ -69,6 +72,21 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple[Any, ...], tuple[Any, .
     }
 
 
+def rates(repeats: int) -> dict[str, float]:
+    """Measures the operations per second of a product and of convolutions, by their names."""
+
+    def rate(function: Callable, flops: float, *shapes: tuple[int, ...]) -> float:
+        arguments = tuple(jnp.ones(shape) for shape in shapes)
+        return flops / (1e-3 * milliseconds([function], [arguments], repeats)[0])
+
+    found = {"product of 1,024": rate(jnp.matmul, 2 * 1024**3, (1024, 1024), (1024, 1024))}
+    for images, side, before, after in _CONVOLUTIONS:
+        shapes = (images, side, side, before), (3, 3, before, after)
+        flops = 2 * 9 * images * side**2 * before * after
+        found[f"{images} of {side} x {side}, {before} to {after} channels"] = rate(plain_convolution, flops, *shapes)
+    return found
+
+
 def milliseconds(functions: Sequence[Callable], arguments: Sequence[tuple[Any, ...]], repeats: int) -> list[float]:
     """Measures functions in turn, compiled; returns the median of each."""
     programs = [jax.jit(function) for function in functions]
@@ -90,6 +108,8 @@ def run() -> None:
         for name, (*functions, ours, plain) in cases().items():
             found = milliseconds(functions, (ours, plain), repeats.value)
             print(f"{name:38s} {found[0]:6.2f} ms {found[1]:6.2f} ms   {found[1] / found[0]:.1f} times as fast")
+        for name, rate in rates(repeats.value).items():
+            print(f"{name:38s} {rate / 1e9:6.1f} GFLOP/s")
 
     run_command(main)
 

@@ -74,7 +74,7 @@ def measure(
         print(f"{TITLES[axis]}: {value}")
         devices = value if axis == "devices" else 1
         changed = {"prompts": ["prompts_per_batch"], "candidates": ["spo.num_candidates"]}.get(axis, [])
-        settings = read_settings(size, [*BASE, *overrides, *(f"{field}={value}" for field in changed)])
+        settings = read_settings(size, [*BASE, *overrides, *(f"{field}={value}" for field in changed)], decoder=decoder)
         with jax.set_mesh(make_mesh(devices=jax.devices()[:devices])):
             subject = build(size, settings, decoder)
             if axis == "resolution":
@@ -178,7 +178,7 @@ def run() -> None:
         size = value["size"]
         decoder = value["decoder"]
         runs = (value["warmup"], value["repeats"])
-        settings = read_settings(size, [*BASE, *value["set"]])
+        settings = read_settings(size, [*BASE, *value["set"]], decoder=decoder)
         rows: dict[str, list[Point]] = {}
         with memory_explained():
             for axis in axes.value:  # an axis takes minutes, so every one is written when it is done

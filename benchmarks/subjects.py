@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from benchmarks.blueprints import SIZES, Blueprint, blueprint, write_configs
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten, unflatten
-from spo_jax.core.typing import Int, Key, Params
+from spo_jax.core.typing import DType, Int, Key, Params
 from spo_jax.data.prompts import load_prompts
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.methods import read_settings as read_config
@@ -34,14 +34,19 @@ from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.decoder import OWN, open_decoder
 from spo_jax.parallel.mesh import check_divides, devices_in_context, replicated
 from spo_jax.parallel.sharding import make, place, place_weights
+from spo_jax.rewards.common.latent_weights import abstract_model
+from spo_jax.rewards.common.lrm_files import LatentConfig
+from spo_jax.rewards.common.lrm_reward import LatentReward
 from spo_jax.rewards.common.preference_model import PreferenceModel, load_spm
 from spo_jax.rewards.common.spm_reward import SPMReward
 
 PUBLISHED_PER_DEVICE = {"sd15": 10, "sdxl": 2}  # prompts, and pairs of a training batch
 FEWER_PROMPTS = {"micro": 2, "small": 4}
-DECODERS = ("vae", "tiny")
+# How candidates are judged: decoded by the autoencoder, by a distilled decoder, or as they are, with their noise (LPO).
+DECODERS = ("vae", "tiny", "none")
 _TINY_VAE_SEED = 3
 _SPM_SEED = 4
+_LATENT_JUDGE_SEED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Subject:
       configs: the configs that its networks were built from.
       frozen: frozen weights on the mesh, as the programs take them.
       inputs: features of the prompts on the mesh, as the programs take them.
-      ids: the prompts' tokens for the text encoder and for the preference model, which the peer in torch starts from.
+      ids: the prompts' tokens for the text encoder and for the judge, which the peer in torch starts from.
     """
 
     size: str
@@ -152,27 +157,36 @@ class RandomTokenizer(Tokenizer):
 # Settings
 
 
-def read_settings(size: str, overrides: Sequence[str] = (), devices: int = 1) -> SPOTrainSettings:
+def read_settings(size: str, overrides: Sequence[str] = (), devices: int = 1, decoder: str = "vae") -> SPOTrainSettings:
     """Reads the settings of a size and changes fields of them.
 
-    toy and sdxl have their own configs, and all other sizes have ``configs/sd15.py``. All but toy take the published
-    batch for every device; small and micro are in float32 and have fewer prompts. Random weights judge at random, so
-    their threshold is 0: every pair is valid, which is the most work that an update can have.
+    toy and sdxl have their own configs, and all other sizes have ``configs/sd15.py``. Without a decoder they have
+    LPO's, and toy judges noisy candidates at the steps of its own config. All but toy take the batch that SPO published
+    for every device; small and micro are in float32 and have fewer prompts. Random weights judge at random, so their
+    threshold is 0: every pair is valid, which is the most work that an update can have.
 
     Args:
       size: one of `SIZES`.
       overrides: changes of the form ``FIELD=VALUE``, such as ``spo.decode_chunk=8``.
       devices: number of devices.
+      decoder: one of `DECODERS`.
 
     Raises:
-      UserError: a size or field is unknown, or a value has the wrong type or is out of range.
+      UserError: a size, decoder or field is unknown, or a value has the wrong type or is out of range.
     """
     if size not in SIZES:
         raise UserError(f"--size={size}: expected one of {', '.join(SIZES)}")
+    if decoder not in DECODERS:
+        raise UserError(f"--decoder={decoder}: expected one of {', '.join(DECODERS)}")
     recipe = size if size in ("toy", "sdxl") else "sd15"
-    config = importlib.import_module(f"configs.{recipe}").get_config().unlock()
-    if size != "toy":
+    name = f"lpo_{recipe}" if decoder == "none" and size != "toy" else recipe
+    config = importlib.import_module(f"configs.{name}").get_config().unlock()
+    if decoder == "none":
+        config.spo.judged = "noisy"
+    if size != "toy" or decoder == "none":
         config.spo.threshold = 0.0
+        config.spo.threshold_rule = "constant"
+    if size != "toy":
         config.prompts = "toy:train"  # only their number matters, because the tokens are random
         config.prompts_per_batch = PUBLISHED_PER_DEVICE[recipe] * devices
         config.spo.train_batch_size = PUBLISHED_PER_DEVICE[recipe] * devices
@@ -216,13 +230,11 @@ def build(size: str, settings: SPOTrainSettings, decoder: str = "vae") -> Subjec
     Args:
       size: one of `SIZES`.
       settings: settings of the run.
-      decoder: ``vae``, or ``tiny`` for an AutoencoderTiny with random weights.
+      decoder: one of `DECODERS`, which the settings were read for; the weights of ``tiny`` are random.
 
     Raises:
-      UserError: the decoder is unknown, or the devices do not divide a batch.
+      UserError: the devices do not divide a batch.
     """
-    if decoder not in DECODERS:
-        raise UserError(f"--decoder={decoder}: expected one of {', '.join(DECODERS)}")
     mesh = jax.sharding.get_mesh()
     for field, batch in settings.batch_sizes().items():
         check_divides(field, batch, mesh)
@@ -233,21 +245,42 @@ def build(size: str, settings: SPOTrainSettings, decoder: str = "vae") -> Subjec
         folder = Path(name)
         write_configs(configs, folder)
         if size == "toy":
-            dtype = jnp.dtype(settings.dtype)
-            pipeline = open_pipeline("toy", dtype=dtype, remat=settings.remat, mesh=mesh)
-            spm = load_spm("toy", dtype=dtype, mesh=mesh)
+            pipeline = open_pipeline("toy", dtype=jnp.dtype(settings.dtype), remat=settings.remat, mesh=mesh)
         else:
             pipeline = _random_pipeline(folder, configs, settings, mesh)
-            spm = _random_spm(folder / "spm", configs, settings, mesh)
-        images = open_decoder(OWN, pipeline) if decoder == "vae" else _random_decoder(folder, pipeline, mesh)
-    spo = SPO(settings, pipeline, Judge(SPMReward(spm), images), mesh)
+        judge = _open_judge(size, decoder, folder, configs, settings, pipeline)
+    spo = SPO(settings, pipeline, judge, mesh)
 
     # A batch.
     prompts = load_prompts("toy:train")
     prompts = [prompts[row % len(prompts)] for row in range(settings.prompts_per_batch)]
-    ids = pipeline.tokenizer(prompts), spm.tokenizer(prompts)
+    ids = pipeline.tokenizer(prompts), _judge_ids(judge, prompts)
     inputs = spo.feed(spo.features(prompts))
     return Subject(size, SPORun(spo), configs, spo.frozen(), inputs, ids)
+
+
+def _open_judge(
+    size: str, decoder: str, folder: Path, configs: Blueprint, settings: SPOTrainSettings, pipeline: Pipeline
+) -> Judge:
+    """Opens the judge of a pipeline: the toy's preference model, or one with random weights."""
+    mesh = jax.sharding.get_mesh()
+    dtype = jnp.dtype(settings.dtype)
+    if decoder == "none":
+        return Judge(_random_latent_judge(pipeline, mesh), None)
+    if size == "toy":
+        spm = load_spm("toy", dtype=dtype, mesh=mesh)
+    else:
+        spm = _random_spm(folder / "spm", configs, dtype, mesh)
+    images = open_decoder(OWN, pipeline) if decoder == "vae" else _random_decoder(folder, pipeline, mesh)
+    return Judge(SPMReward(spm), images)
+
+
+def _judge_ids(judge: Judge, prompts: Sequence[str]) -> Int[np.ndarray, "b m"]:
+    """Tokenizes prompts for the judge; for a latent judge, those of its first text encoder."""
+    reward = judge.reward
+    if isinstance(reward, LatentReward):
+        return reward.read.tokenize(prompts)[:, 0]
+    return reward.model.tokenizer(prompts)
 
 
 def _random_pipeline(folder: Path, configs: Blueprint, settings: SPOTrainSettings, mesh: Mesh) -> Pipeline:
@@ -262,8 +295,8 @@ def _random_pipeline(folder: Path, configs: Blueprint, settings: SPOTrainSetting
     )
 
 
-def _random_spm(folder: Path, configs: Blueprint, settings: SPOTrainSettings, mesh: Mesh) -> PreferenceModel:
-    spm = load_spm(folder, dtype=jnp.dtype(settings.dtype), mesh=mesh, abstract=True)
+def _random_spm(folder: Path, configs: Blueprint, dtype: DType, mesh: Mesh) -> PreferenceModel:
+    spm = load_spm(folder, dtype=dtype, mesh=mesh, abstract=True)
     params = place_weights(random_params(spm.params, _SPM_SEED), mesh)
     return dataclasses.replace(spm, params=params, tokenizer=RandomTokenizer(configs.spm["text_config"]))
 
@@ -271,6 +304,17 @@ def _random_spm(folder: Path, configs: Blueprint, settings: SPOTrainSettings, me
 def _random_decoder(folder: Path, pipeline: Pipeline, mesh: Mesh) -> Decoder:
     decoder = open_decoder(str(folder / "tiny_vae"), pipeline, mesh, abstract=True)
     return dataclasses.replace(decoder, params=place_weights(random_params(decoder.params, _TINY_VAE_SEED), mesh))
+
+
+def _random_latent_judge(pipeline: Pipeline, mesh: Mesh) -> LatentReward:
+    """Makes a latent reward model of a pipeline's own networks."""
+    names = [name for name in ("text_encoder", "text_encoder_2") if name in pipeline.params]
+    encoders = tuple(getattr(pipeline, name).config for name in names)
+    config = LatentConfig("random-weights", pipeline.unet.config, encoders)
+    read = abstract_model(config, pipeline.dtype, mesh)
+    params = place_weights(random_params(read.params, _LATENT_JUDGE_SEED), mesh)
+    tokenizers = tuple(RandomTokenizer(dataclasses.asdict(encoder)) for encoder in encoders)
+    return LatentReward(dataclasses.replace(read, params=params, tokenizers=tokenizers))
 
 
 def random_params(shapes: Params, seed: int) -> Params:

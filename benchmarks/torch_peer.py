@@ -1,12 +1,12 @@
-"""SPO for Stable Diffusion 1.5 in PyTorch, diffusers, transformers and peft, computed as its reference does.
+"""SPO and LPO for Stable Diffusion 1.5 in PyTorch, diffusers, transformers and peft, computed as their references do.
 
 `benchmarks.against_torch` measures ours against this peer. It is a plain Python loop: the reference is a deep copy of
-the UNet, winner and loser are evaluated separately although they share x_t, the preference model's text features are
-recomputed for every candidate at every step, prompts are encoded for every batch, and every pool is decoded at once.
-Nothing else is wasted: no gradients where none are needed; torch's own fused attention, AdamW and norm clip; 16-bit
-weights with a float32 LoRA under autocast. It computes the same as ours: given the same draws and order, latents,
-scores and losses agree (tests/benchmarks/test_torch_peer.py). Only the recipe of SD 1.5 is implemented, in which every
-pool shares one parent.
+the UNet, winner and loser are evaluated separately although they share x_t, the judge's text features are recomputed
+for every candidate at every step, prompts are encoded for every batch, and every pool is judged at once. Nothing else
+is wasted: no gradients where none are needed; torch's own fused attention, AdamW and norm clip; 16-bit weights with a
+float32 LoRA under autocast; where nothing is decoded, no decoder. It computes the same as ours: given the same draws
+and order, latents, scores and losses agree (tests/benchmarks/test_torch_peer.py). Only the recipes of SD 1.5 are
+implemented, in which every pool shares one parent.
 
 Layouts are torch's: latents [b c h w], pools [k b c h w].
 """
@@ -30,12 +30,10 @@ import transformers
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from benchmarks.torch_judges import ImageJudge, LatentJudge
 from spo_jax.core.errors import UserError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
-TIME_FEATURES = 256
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,58 +76,6 @@ class Pairs:
         return Pairs(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
 
 
-class PreferenceModel(nn.Module):
-    """transformers' CLIPModel with the vision tower of the step-aware preference model, whose norms depend on t."""
-
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__()
-        self.clip = clip = transformers.CLIPModel(transformers.CLIPConfig(**config))
-        width = clip.config.vision_config.hidden_size
-
-        def modulation(chunks: int) -> nn.Module:
-            return nn.Sequential(nn.SiLU(), nn.Linear(width, chunks * width))
-
-        clip.t_embedder = nn.Module()
-        clip.t_embedder.mlp = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        for layer in clip.vision_model.encoder.layers:
-            layer.adaLN_modulation = modulation(6)
-        clip.vision_model.adaLN_modulation = modulation(2)
-
-    def forward(self, images: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Returns float32 scores [n] of images [n 3 H W] in [-1, 1] at timesteps [n] for tokens [n l]."""
-        image = F.normalize(self._image_features(self._pixels(images), t).float(), dim=-1)
-        text = self.clip.text_model(input_ids=ids).pooler_output
-        text = F.normalize(self.clip.text_projection(text).float(), dim=-1)
-        return self.clip.logit_scale.float().exp() * (image * text).sum(-1)
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        side = self.clip.config.vision_config.image_size
-        images = F.interpolate(images.float(), size=(side, side), mode="bicubic", align_corners=False)
-        mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        return ((images / 2 + 0.5).clamp(0, 1) - mean) / std
-
-    def _image_features(self, pixels: Tensor, t: Tensor) -> Tensor:
-        vision = self.clip.vision_model
-        dtype = self.clip.visual_projection.weight.dtype
-        c = self.clip.t_embedder.mlp(_sinusoid(t).to(dtype))
-        x = vision.pre_layrnorm(vision.embeddings(pixels.to(dtype)))
-        for layer in vision.encoder.layers:
-            chunks = layer.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
-            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = chunks
-            h = layer.layer_norm1(x) * (1 + scale_a) + shift_a
-            x = x + gate_a * layer.self_attn(hidden_states=h, attention_mask=None)[0]
-            x = x + gate_m * layer.mlp(layer.layer_norm2(x) * (1 + scale_m) + shift_m)
-        shift, scale = vision.adaLN_modulation(c).chunk(2, dim=-1)
-        return self.clip.visual_projection(vision.post_layernorm(x[:, 0]) * (1 + scale) + shift)
-
-
-def _sinusoid(t: Tensor) -> Tensor:
-    half = TIME_FEATURES // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=t.device) / half)
-    angles = t.float()[:, None] * frequencies[None]
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
 class Peer:
     """Models, adapter and optimizer of a run.
 
@@ -152,17 +98,12 @@ class Peer:
 
         # The models.
         load = {"torch_dtype": self.dtype, "local_files_only": True}
-        decoder = _read(folder / "vae" / "config.json")["_class_name"]
         self.unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **load)
-        self.vae = getattr(diffusers, decoder).from_pretrained(folder / "vae", **load)
         self.text_encoder = transformers.CLIPTextModel.from_pretrained(
             folder / "text_encoder", dtype=self.dtype, local_files_only=True
         )
-        self.spm = PreferenceModel(_read(folder / "spm" / "config.json")).to(self.dtype)
-        # Kept in float32, as in ours, because bfloat16 would move every score by a percent.
-        self.spm.clip.logit_scale.data = self.spm.clip.logit_scale.data.float()
-        self.spm.clip.load_state_dict(safetensors.torch.load_file(folder / "spm" / "model.safetensors"))
-        for module in (self.unet, self.vae, self.text_encoder, self.spm):
+        self.judge = (LatentJudge if self.spo.judged == "noisy" else ImageJudge)(folder, self.dtype)
+        for module in (self.unet, self.text_encoder, self.judge):
             module.to(device).eval().requires_grad_(False)
         self.reference = copy.deepcopy(self.unet)
 
@@ -189,8 +130,8 @@ class Peer:
 
         # The prompts.
         ids = np.load(folder / "ids.npz")
-        self.ids, self.empty, self.spm_ids = (
-            torch.from_numpy(ids[name]).long().to(device) for name in ("text", "empty", "spm")
+        self.ids, self.empty, self.judge_ids = (
+            torch.from_numpy(ids[name]).long().to(device) for name in ("text", "empty", "judge")
         )
         size = self.unet.config.sample_size
         self.latent_shape = (self.unet.config.in_channels, size, size)
@@ -233,9 +174,16 @@ class Peer:
         Returns:
           Valid pairs, scores [s k b] and final latents [k b ...].
         """
+        states, empty = (self.text_encoder(input_ids=ids).last_hidden_state for ids in (self.ids, self.empty))
+        roll = self._sample_noisy if self.spo.judged == "noisy" else self._sample_clean
+        found, scores, pool = roll(draws, states, empty)
+        pairs = Pairs(*(torch.cat([getattr(p, field.name) for p in found]) for field in dataclasses.fields(Pairs)))
+        return pairs, torch.stack(scores), pool
+
+    def _sample_clean(self, draws: Draws, states: Tensor, empty: Tensor) -> tuple[list[Pairs], list[Tensor], Tensor]:
+        """Predicts clean latents from every candidate and judges those, as SPO does."""
         k = self.spo.num_candidates
         first = self.spo.divert_start_step
-        states, empty = (self.text_encoder(input_ids=ids).last_hidden_state for ids in (self.ids, self.empty))
         b = len(states)
         x = draws.init_latents
         found = []
@@ -249,7 +197,7 @@ class Peer:
                 x = mean + std * draws.shared[i]
                 continue
             if pool is not None:
-                scores.append(self._scores(x0, t).view(k, b))
+                scores.append(self._scores(x0, t))
                 found.append(self._pairs(parent, pool, scores[-1], self.timesteps[i - 1], states))
                 picked = draws.choice[i - first - 1], torch.arange(b, device=self.device)
                 parent = pool[picked]
@@ -258,25 +206,50 @@ class Peer:
                 parent = x
             pool = mean[None] + std * draws.pool[i - first]
             x = pool.flatten(0, 1)
-        scores.append(self._scores(x, 0).view(k, b))
+        scores.append(self._scores(x, 0))
         found.append(self._pairs(parent, pool, scores[-1], self.timesteps[-1], states))
-        pairs = Pairs(*(torch.cat([getattr(p, field.name) for p in found]) for field in dataclasses.fields(Pairs)))
-        return pairs, torch.stack(scores), pool
+        return found, scores, pool
+
+    def _sample_noisy(self, draws: Draws, states: Tensor, empty: Tensor) -> tuple[list[Pairs], list[Tensor], Tensor]:
+        """Judges candidates as they are and predicts from the picked one alone, as LPO does."""
+        first = self.spo.divert_start_step
+        prompts = torch.arange(len(states), device=self.device)
+        x = draws.init_latents
+        found = []
+        scores = []
+        for i, t in enumerate(self.timesteps):
+            _, mean, std = self._moments(self.unet, x, t, states, empty)
+            if i < first:
+                x = mean + std * draws.shared[i]
+                continue
+            pool = mean[None] + std * draws.pool[i - first]
+            scores.append(self._scores(pool.flatten(0, 1), t))
+            found.append(self._pairs(x, pool, scores[-1], t, states))
+            if i + 1 < len(self.timesteps):
+                x = pool[draws.choice[i - first], prompts]
+        return found, scores, pool
 
     def _scores(self, latents: Tensor, t: int) -> Tensor:
-        images = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.dtype)).sample
-        n = len(latents)
-        ids = self.spm_ids.repeat(n // len(self.spm_ids), 1)
-        return self.spm(images, torch.full((n,), t, device=self.device), ids)
+        """Returns scores [k b] of latents [k·b ...]."""
+        prompts = len(self.judge_ids)
+        return self.judge(latents, t, self.judge_ids.repeat(len(latents) // prompts, 1)).view(-1, prompts)
 
     def _pairs(self, parent: Tensor, pool: Tensor, scores: Tensor, t: int, states: Tensor) -> Pairs:
         order = scores.argsort(dim=0, descending=True, stable=True)
         row = torch.arange(len(states), device=self.device)
         win = order[0]
         lose = order[-1]
-        valid = torch.tanh((scores[win, row] - scores[lose, row]) / 2) > self.spo.threshold
+        valid = torch.tanh((scores[win, row] - scores[lose, row]) / 2) > self._threshold(t)
         kept = torch.full((len(states),), t, device=self.device)
         return Pairs(parent[valid], pool[win, row][valid], pool[lose, row][valid], kept[valid], states[valid])
+
+    def _threshold(self, t: int) -> float:
+        """Returns the threshold for pairs of a step: constant, or rising with the standard deviation of its noise."""
+        if self.spo.threshold_rule == "constant":
+            return self.spo.threshold
+        steps = torch.tensor([t, self.timesteps[-1], self.timesteps[0]], device=self.device)
+        here, low, high = _step_deviation(self.alphas[steps], self.alphas[(steps - self.stride).clamp(min=0)]).tolist()
+        return self.spo.threshold + (self.spo.threshold_high - self.spo.threshold) * (here - low) / (high - low)
 
     def train(self, pairs: Pairs, order: Tensor) -> list[Tensor]:
         """Takes an optimizer step on every training batch of the pairs in this order; returns the losses."""
@@ -336,8 +309,13 @@ class Peer:
         else:
             x0 = (x - (1 - a_t).sqrt() * prediction) / a_t.sqrt()
             eps = prediction
-        std = self.spo.eta * ((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)).sqrt()
+        std = self.spo.eta * _step_deviation(a_t, a_prev)
         return x0, a_prev.sqrt() * x0 + (1 - a_prev - std**2).sqrt() * eps, std
+
+
+def _step_deviation(a_t: Tensor, a_prev: Tensor) -> Tensor:
+    """Returns the standard deviation of the noise of a step of DDPM."""
+    return ((1 - a_prev) / (1 - a_t) * (1 - a_t / a_prev)).sqrt()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -348,8 +326,12 @@ def _check_recipe(settings: Mapping[str, Any]) -> None:
     fixed = {
         ("spo", "num_inner_step"): 0,
         ("spo", "branch_at_last_step"): True,
+        ("spo", "next_parent"): "random",
+        ("spo", "objective"): "spo",
         ("optimizer", "gradient_accumulation_steps"): 1,
     }
+    if settings["spo"].get("threshold_rule", "constant") != "constant":
+        fixed |= {("spo", "threshold_rule"): "sigma", ("spo", "num_steps"): 20}  # for which LPO's table was made
     for (group, field), value in fixed.items():
         found = settings[group][field]
         if found != value:

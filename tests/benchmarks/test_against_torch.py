@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import against_torch, contender
 from benchmarks.against_torch import Contender, results
+from benchmarks.torch_table import read_results, table
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json, write_json
 
@@ -33,6 +34,27 @@ def test_ratios():
         "update_speed_per_pair": pytest.approx(10.0 / 6.0),
         "peak_memory": 300 / 120,
     }
+
+
+def test_the_table_compares_what_was_measured_together(tmp_path):
+    """LPO beside SPO on one day; another size that was measured alone has nothing to be compared with."""
+
+    def write(size, decoder, seconds, memory, **more):
+        sides = {"ours": [row(seconds, 1.0, 8, memory)], "theirs": [row(4.0, 4.0, 8, 2 * 2**30)]}
+        versions = {"versions": {"jax": "1", "torch": "2"}, "sides": {"theirs": {"versions": {"torch": "2"}}}}
+        about = {"size": size, "decoder": decoder, "device": {"kind": "cpu"}, "date": "2026-11-26", "threads": 2}
+        found = {**about, **versions, **more, "results": results(sides, prompts=4)}
+        write_json(tmp_path / f"against_torch-{size}-{decoder}-cpu.json", found)
+
+    write("small", "vae", 3.0, 2**31)
+    write("toy", "none", 1.0, 2**29, measured_beside=["vae", "none"])
+    write("toy", "vae", 3.0, 2**30, measured_beside=["vae", "none"])
+    rows = [line.split(" | ") for line in table(read_results(tmp_path)).splitlines()[-3:]]
+    assert [(cells[0], cells[1], cells[4], *cells[9:13]) for cells in rows] == [
+        ("| small", "SPO, autoencoder", "2.00", "–", "–", "–", "8"),
+        ("| toy", "SPO, autoencoder", "2.00", "1.00", "1.00", "100%", "8"),
+        ("| toy", "LPO, nothing decoded", "4.00", "2.00", "3.00", "50%", "8"),
+    ]
 
 
 @pytest.mark.slow

@@ -93,11 +93,13 @@ def test_settings_of_sizes():
     assert (toy.model, toy.seed) == ("toy", 3) and toy.spo.threshold > 0
     assert (small.spo.threshold, small.prompts_per_batch, small.dtype) == (0.0, 8, "float32")
     assert (sd15.prompts_per_batch, sd15.spo.train_batch_size, sd15.dtype, sd15.remat) == (20, 20, "bfloat16", True)
+    lpo = read_settings("small", decoder="none").spo
+    assert (lpo.judged, lpo.divert_start_step, lpo.threshold, lpo.threshold_rule) == ("noisy", 0, 0.0, "constant")
 
 
-def test_wrong_decoder_and_batch(one_device):
-    with jax.set_mesh(one_device), pytest.raises(UserError, match="--decoder=small: expected one of vae, tiny"):
-        build("micro", read_settings("micro"), "small")
+def test_wrong_decoder_and_batch():
+    with pytest.raises(UserError, match="--decoder=small: expected one of vae, tiny, none"):
+        read_settings("micro", decoder="small")
     with pytest.raises(UserError, match="prompts_per_batch = 3.*2 devices"):
         with jax.set_mesh(common.make_mesh(devices=jax.devices()[:2])):
             build("micro", read_settings("micro", ["prompts_per_batch=3"]))

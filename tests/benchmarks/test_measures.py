@@ -42,6 +42,8 @@ def test_rollout(found):
     assert results["trajectories_per_second"] == pytest.approx(2 / seconds)
     assert results["judged_pictures_per_second"] == pytest.approx(2 * 2 * 3 / seconds)
     assert results["flops_layers_loops_once"] < results["flops_layers"]
+    share = results["flops_per_second"] / results["flops_per_second_of_a_product"]
+    assert results["share_of_a_product"] == pytest.approx(share) and share < 1
 
 
 def test_update(found):

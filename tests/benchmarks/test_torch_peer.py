@@ -5,6 +5,8 @@ latents after all steps and 2e-3 for scores of about ±10, as in the golden test
 largest value for gradients.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,17 @@ import pytest
 import torch
 
 from benchmarks.contender import write_models
+from benchmarks.subjects import build, read_settings
 from benchmarks.torch_peer import Draws, Peer
 from spo_jax.core.trees import flatten
 from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spo.pairs import rank, shuffled_order
 from spo_jax.methods.spo.resampler import draw
+from spo_jax.methods.spo.thresholds import threshold_at
 from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.sharding import place
 from spo_jax.weights.rules import module_name
+from tests.benchmarks.conftest import MICRO
 
 
 def nchw(x):
@@ -79,6 +84,10 @@ def theirs(peer, ours):
 
 
 def test_latents_scores_and_pairs(ours, theirs):
+    check_rollout(ours, theirs)
+
+
+def check_rollout(ours, theirs):
     """With two candidates a pool is a pair, so the pairs hold all latents and the order of all scores."""
     pairs, metrics, _ = ours
     their_pairs, their_scores, their_final = theirs
@@ -89,6 +98,26 @@ def test_latents_scores_and_pairs(ours, theirs):
         assert relative_error(pairs.x_prev[:, member], getattr(their_pairs, name)) < 1e-4
     np.testing.assert_array_equal(pairs.t, their_pairs.t)
     np.testing.assert_array_equal(their_pairs.win[-2:], their_final[their_scores[-1].argmax(0), [0, 1]])
+
+
+def test_lpo_on_noisy_candidates(lora, one_device, tmp_path):
+    """The training is that of SPO. The threshold is that of LPO's table, which has four decimals."""
+    with jax.set_mesh(one_device):
+        settings = read_settings("micro", MICRO, decoder="none")
+        subject = build("micro", settings, "none")
+        write_models(subject, tmp_path, lora)
+        adapter, key = everywhere((lora, jax.random.key(0)), one_device)
+        found = jax.jit(subject.spo.collect)(adapter, subject.frozen, subject.inputs, key)
+        draws = draw(key, settings.spo, 2, subject.spo.pipeline.latent_shape)
+    peer = Peer(tmp_path, "cpu")
+    theirs = peer.sample(Draws(*map(nchw, draws[:3]), torch.tensor(np.asarray(draws.choice)).long()))
+    check_rollout((*found, draws), theirs)
+
+    rising = {"threshold_rule": "sigma", "threshold": 0.35, "threshold_high": 0.5}
+    peer.spo.__dict__.update(rising)
+    peer.timesteps, peer.stride = list(range(951, 0, -50)), 50
+    expected = threshold_at(dataclasses.replace(settings.spo, **rising), np.array(peer.timesteps))
+    np.testing.assert_allclose([peer._threshold(t) for t in peer.timesteps], expected, atol=2e-5)
 
 
 def test_only_clear_pairs_are_kept(peer, ours, theirs):
