@@ -58,6 +58,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.methods import load_method, read_settings
 from spo_jax.methods.base import Run
+from spo_jax.parallel.compiling import compiler_options
 from spo_jax.parallel.device_memory import TPU_USABLE, program_bytes, shard_bytes
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.run.settings import RunSettings
@@ -152,7 +153,7 @@ def _compiled(lowered: Lowered, chip: Chip, idle: int, effort: float) -> tuple[C
     """Returns the program and its bytes, operations and compile seconds; the compiler's message if it does not fit."""
     begin = time.perf_counter()
     try:
-        program = lowered.compile({"exec_time_optimization_effort": effort} if effort else None)
+        program = lowered.compile(compiler_options() | ({"exec_time_optimization_effort": effort} if effort else {}))
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise

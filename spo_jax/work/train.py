@@ -27,6 +27,7 @@ from spo_jax.core.words import duration
 from spo_jax.methods import load_method, rules_of
 from spo_jax.methods.base import Data, Programs, Result, Run
 from spo_jax.parallel.agreement import check_equal, decided, ending_together
+from spo_jax.parallel.compiling import compile_program
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
@@ -227,7 +228,7 @@ def _compile(run: Run, state: State) -> tuple[Programs, float]:
     programs = {}
     for name, program in traced.items():
         with stage(f"compiling {name}"):
-            programs[name] = program.lower().compile()
+            programs[name] = compile_program(program)
     return programs, time.perf_counter() - begin
 
 

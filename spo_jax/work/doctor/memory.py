@@ -12,6 +12,7 @@ from spo_jax.methods import load_method
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.spo.memory import SD15, SDXL, Sizes, estimate
 from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.parallel.compiling import compile_program
 from spo_jax.parallel.device_memory import TPU_USABLE, program_bytes, shard_bytes
 from spo_jax.parallel.mesh import make_mesh
 
@@ -90,7 +91,7 @@ def compiled(settings: SPOTrainSettings) -> Need:
     """
     mesh, run = _abstract_run(settings)
     with jax.set_mesh(mesh):
-        programs = [traced.lower().compile() for traced in run.trace(run.state_shapes(), keep_unused=True).values()]
+        programs = [compile_program(traced) for traced in run.trace(run.state_shapes(), keep_unused=True).values()]
         most = shard_bytes(run.idle_params()) + max(program_bytes(program)["total"] for program in programs)
     return Need(most, most)
 

@@ -1,0 +1,21 @@
+"""Compiling programs for the devices of the mesh in context."""
+
+import jax
+
+# Memory on the chip, in KiB, that an operation of XLA may take: half of what the chip has. The compiler's default is
+# 16 MiB on all of them, which keeps tiles small: by its own estimates for v5e, a convolution of SD 1.5's UNet takes
+# 15.8 ms with 16 MiB, 8.7 with 32 and 7.4 with 64, and a layer of CLIP ViT-H less than half. Chips that are not named
+# have less memory, or were not looked at.
+_TILES = {"TPU v5 lite": 64 * 1024, "TPU v6": 64 * 1024}
+
+
+def compiler_options() -> dict[str, int]:
+    """Returns XLA's options for the chips of the mesh in context, or else of the default device."""
+    device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
+    found = [tiles for kind, tiles in _TILES.items() if device.device_kind.startswith(kind)]
+    return {"xla_tpu_scoped_vmem_limit_kib": found[0]} if found else {}
+
+
+def compile_program(traced: jax.stages.Traced) -> jax.stages.Compiled:
+    """Compiles a traced program for the devices of the mesh in context."""
+    return traced.lower().compile(compiler_options() or None)
