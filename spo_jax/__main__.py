@@ -9,7 +9,7 @@ COMMANDS = {
     "evaluate": "compares models on the same prompts and noise, by rewards and signs of reward hacking",
     "prepare": "fetches prompts, and prepares preference pairs",
     "demo": "shows a page to try images and to vote on them",
-    "evaluate_spm": "measures the accuracy of a preference model against timestep",
+    "evaluate_spm": "measures the accuracy of judges against timestep",
     "convert": "writes a published preference model as a folder",
     "doctor": "looks at the machine, at how a run goes, or at a model, and says what is wrong",
 }

@@ -1,8 +1,9 @@
 """Makes the shipped assets: ``python -m spo_jax.build_toy.build --work-dir=build/assets``.
 
 The build first trains the autoencoder and then the diffusion model, and writes their pipeline to ``--out``. Then it
-trains the preference model with the commands that users have (`spo_jax.prepare` and `spo_jax.train` with ``--config``).
-Every stage is kept in ``--work-dir``, so that an interrupted build continues where it stopped. All seeds are fixed.
+trains the preference model with the commands that users have (`spo_jax.prepare` and `spo_jax.train` with ``--config``),
+and likewise the latent reward model, from pairs that the pipeline draws (`spo_jax.build_toy.latent_judge`). Every stage
+is kept in ``--work-dir``, so that an interrupted build continues where it stopped. All seeds are fixed.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from spo_jax.build_toy import autoencoder, base, preference
+from spo_jax.build_toy.latent_judge import train_latent_judge
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
 from spo_jax.core.files import read_json, write_atomic, write_json
@@ -69,6 +71,9 @@ def build(work: Path, out: Path, settings: SPMTrainSettings) -> None:
     settings = dataclasses.replace(settings, model=str(out / "pipeline"))
     spm = preference.train_preference_model(settings, clip, work)
     shutil.copytree(spm, out / "spm", dirs_exist_ok=True, copy_function=_copy)
+    # The latent reward model.
+    lrm = train_latent_judge(out / "pipeline", work / "earlier", work)
+    shutil.copytree(lrm, out / "lrm_people", dirs_exist_ok=True, copy_function=_copy)
 
 
 def _copy(source: str, target: str) -> None:

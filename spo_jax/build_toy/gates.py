@@ -7,6 +7,8 @@ autoencoder  reconstructions keep a prompt accuracy >= 95 %
 base         >= 80 % of the samples of held-out prompts have the right colour and shape
 late         how much of each term of the aesthetic is still open where configs/toy.py diverts; no gate
 spm          >= 85 % of held-out preference pairs are ordered right at t = 0, >= 60 % wherever configs/toy.py diverts
+lrm          >= 55 % of the held-out pairs of simulated people are ordered as they labelled them, wherever
+             configs/lpo_toy.py diverts; the preference model of people's labels beside it has no gate
 spo          with three training seeds, the aesthetic rises by half of the base's standard deviation, and accuracy and
              range are kept; the share of each term in the rise is reported
 """
@@ -21,7 +23,9 @@ import jax
 import numpy as np
 from absl import flags
 
+from spo_jax import load_config
 from spo_jax.build_toy.late import CHILDREN, within_parents
+from spo_jax.build_toy.people import people
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
 from spo_jax.core.files import write_json
@@ -30,6 +34,8 @@ from spo_jax.core.typing import Float
 from spo_jax.evaluate_spm import evaluate_spm
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.preference.settings import AccuracySettings
+from spo_jax.methods.lrm.method import LRMRun
+from spo_jax.methods.lrm.settings import LRMTrainSettings
 from spo_jax.methods.spm.method import SPM_LINE
 from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.methods.spo.settings import SPOTrainSettings
@@ -158,6 +164,24 @@ def spm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     return [_line(f"pair accuracy at t = {t}", x[x != 0.5], gates.get(t)) for t, x in measured.items()]
 
 
+def lrm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
+    """Measures accuracies on ``count`` held-out pairs of new people, of both judges that learned from such labels."""
+    # Draw the pairs.
+    lpo = read_settings(load_config("lpo_toy"))
+    process = open_pipeline(settings.model).process(lpo.spo.num_steps)
+    judged = process.timesteps[lpo.spo.divert_start_step :].tolist()
+    pairs = out / f"people-{count}"
+    if not (pairs / "people" / LRMTrainSettings.eval_split).is_dir():
+        people(pairs, count, count, seed=5678, model=settings.model, earlier=settings.model)
+    # Measure the shipped models on them.
+    evaluation = AccuracySettings(tuple(sorted({*judged, *REPORTED_TIMESTEPS})), batch=40)
+    own = LRMTrainSettings(model=settings.model, data_dir=str(pairs / "people"), chunk=50, eval=evaluation)
+    measured = evaluate_spm(own, "toy_people", out / "lrm", overwrite=True, lrm="toy_people")
+    gates = dict.fromkeys(judged, 0.55)
+    lines = [_line(f"pair accuracy at t = {t}", x, gates.get(t)) for t, x in measured[LRMRun.LINE].items()]
+    return [*lines, *(_line(f"preference model at t = {t}", x) for t, x in measured[SPM_LINE].items())]
+
+
 def spo(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     """Trains the config with three seeds, and measures each on ``count`` pairs of held-out images."""
     lines = []
@@ -212,6 +236,7 @@ GATES: dict[str, Callable[[SPOTrainSettings, int, Path], list[Line]]] = {
     "base": base,
     "late": late,
     "spm": spm,
+    "lrm": lrm,
     "spo": spo,
 }
 

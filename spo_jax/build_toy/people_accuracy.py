@@ -1,7 +1,8 @@
-"""Measures what a preference model hears: ``python -m spo_jax.build_toy.people_accuracy --spm=toy_people``.
+"""Measures what a judge hears: ``python -m spo_jax.build_toy.people_accuracy --spm=toy_people``.
 
-The pairs are the held-out ones that ``spo_jax.build_toy.people`` has prepared (``--config.data_dir``). At each timestep
-of the config it prints, with standard errors:
+The judge is a preference model (``--spm``) or a latent reward model (``--lrm``). The pairs are the held-out ones that
+``spo_jax.build_toy.people`` has prepared (``--config.data_dir``). At each timestep of the config it prints, with
+standard errors:
 
 people     pairs that are ordered as the annotator of the pair has labelled them, ties counting half
 truth      pairs that are ordered as by the truth, likewise
@@ -30,12 +31,15 @@ from spo_jax.core.statistics import mean_and_error
 from spo_jax.core.typing import Float, Int
 from spo_jax.data.preferences.format import Preferences, open_preferences
 from spo_jax.data.preferences.images import decode_rgb
+from spo_jax.evaluate_spm import check_judge_settings
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.checks import check_model
+from spo_jax.methods.common.preference.settings import JudgeTrainSettings
 from spo_jax.methods.spm.settings import SPMTrainSettings
+from spo_jax.rewards import check_reward
 from spo_jax.rewards.common.preference_files import check_files
+from spo_jax.rewards.common.protocol import Context
 from spo_jax.run.compilation import keep_compiled_programs
-from spo_jax.run.settings import check_settings
 from spo_jax.toy import annotators
 
 HEARD = "heard.json"
@@ -47,16 +51,17 @@ Differences = Mapping[str, Float[np.ndarray, " n"]]
 
 
 def people_accuracy(
-    settings: SPMTrainSettings, spm: str, out: str | os.PathLike, overwrite: bool = False
+    settings: JudgeTrainSettings, spm: str, out: str | os.PathLike, overwrite: bool = False, lrm: str = ""
 ) -> dict[str, Any]:
-    """Measures a preference model on pairs of `spo_jax.build_toy.people`, and writes ``heard.json`` to ``out``.
+    """Measures a judge on pairs of `spo_jax.build_toy.people`, and writes ``heard.json`` to ``out``.
 
     Args:
-      settings: settings of the training of a preference model; ``data_dir`` is the folder ``people`` of the pairs,
+      settings: settings of the training of a judge; ``data_dir`` is the folder ``people`` of the pairs,
         beside which ``exact`` holds the labels by the truth.
-      spm: folder, file or hub id of the preference model, ``toy`` or ``toy_people``.
+      spm: folder, file or hub id of the preference model, ``toy`` or ``toy_people``; empty for none.
       out: folder for the results.
       overwrite: whether to replace an earlier measurement.
+      lrm: the latent reward model in place of ``spm``: folder, hub id or ``toy_people``.
 
     Returns:
       What was written: the measurements of `summarised` by timestep, and those of the labels under ``labels``.
@@ -64,28 +69,33 @@ def people_accuracy(
     Raises:
       UserError: a setting, file or folder cannot be used.
     """
-    check_settings(settings, SPMTrainSettings, "configs/spm_toy_people.py")
+    check_judge_settings(settings, "configs/spm_toy_people.py")
+    if bool(spm) == bool(lrm):
+        raise UserError("expected --spm or --lrm: a preference model, or a latent reward model, to measure")
     out = local_path(out)
     check_writable(out)
     check_free(out / HEARD, overwrite)
     check_model(settings)
-    check_files(spm, settings.tokenizer, "--config.tokenizer")
-    if settings.relabel.model:
+    if spm:
+        check_files(spm, getattr(settings, "tokenizer", ""), "--config.tokenizer")
+    else:
+        check_reward(f"lrm:{lrm}", Context(field="--lrm", noisy=True), judges=True)
+    if isinstance(settings, SPMTrainSettings) and settings.relabel.model:
         raise UserError(f"--config.relabel.model={settings.relabel.model}: expected none, the labels are people's")
     people = open_preferences(settings.data_dir, settings.eval_split, "eval_split")
     exact = open_preferences(local_path(settings.data_dir).parent / "exact", settings.eval_split, "eval_split")
     if people.prompts != exact.prompts or len(people) != len(exact):
         raise UserError(f"{people.folder} and {exact.folder} hold different pairs: make both with one command")
     with stage("importing JAX"):
-        from spo_jax.work.evaluate_spm import score_pairs
+        from spo_jax.work.evaluate_spm import Judges, score_pairs
 
-    rows, scores = score_pairs(settings, spm, people)
+    ((rows, scores),) = score_pairs(settings, Judges(spm, lrm=lrm), people).values()
     with stage("measuring the images"):
         differences = measured_differences(people, rows)
     labels = {"people": people.labels[rows], "truth": exact.labels[rows]}
     told = {kind: {"rank": ranks(values[:, 0], differences)} for kind, values in labels.items()}
     heard = {str(t): summarised(values, labels, differences) for t, values in scores.items()}
-    summary = {"spm": spm, "pairs": len(rows), "labels": told, "timesteps": heard}
+    summary = {**({"spm": spm} if spm else {"lrm": lrm}), "pairs": len(rows), "labels": told, "timesteps": heard}
     write_json(out / HEARD, summary)
     return summary
 
@@ -181,14 +191,15 @@ def print_heard(summary: Mapping[str, Any]) -> None:
 def run() -> None:
     """Runs the command."""
     config = define_config(default="configs/spm_toy_people.py", example="configs/spm_toy_people.py")
-    spm = flags.DEFINE_string("spm", None, "Measure this preference model: folder, file, 'toy' or 'toy_people'.")
+    spm = flags.DEFINE_string("spm", "", "Measure this preference model: folder, file, 'toy' or 'toy_people'.")
+    lrm = flags.DEFINE_string("lrm", "", "Measure this latent reward model: folder, hub id or 'toy_people'.")
     out = flags.DEFINE_string("out", "runs/people_accuracy", f"Write {HEARD} to this folder.")
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace an earlier measurement in --out.")
-    flags.mark_flag_as_required("spm")
 
     def main(_) -> None:
         keep_compiled_programs()
-        print_heard(people_accuracy(read_settings(config.value), spm.value, Path(out.value), overwrite.value))
+        settings = read_settings(config.value)
+        print_heard(people_accuracy(settings, spm.value, Path(out.value), overwrite.value, lrm.value))
 
     run_command(main)
 

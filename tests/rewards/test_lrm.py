@@ -14,11 +14,13 @@ import torch
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
+from spo_jax.models import open_pipeline
 from spo_jax.models.stable_diffusion import unet
 from spo_jax.models.stable_diffusion.unet import DECODER, UNet2DConditionModel
 from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context
-from spo_jax.rewards.common.lrm_files import published_config
+from spo_jax.rewards.common.lrm_files import find_folder, local_folder, published_config, read_config
+from spo_jax.toy import LATENT_JUDGES, world
 from spo_jax.weights import store
 from tests.latent_models import write_published
 from tests.networks import small_pipeline, small_sdxl
@@ -184,6 +186,36 @@ def test_sdxl_has_size_conditions_of_its_own(tmp_path):
     assert np.isfinite(scores_of(reward, latents_for(pipeline))).all()
 
 
+# The shipped one
+
+
+def test_the_shipped_judge_has_a_name():
+    folder = LATENT_JUDGES["toy_people"]
+    assert local_folder("toy_people") == folder == find_folder("toy_people")
+    config = read_config(folder)
+    assert config.unet == open_pipeline("toy", abstract=True).unet.config and config.timesteps == (0, 999)
+    names = {name.split(".")[0] for name in store.read_state(folder / "unet", "diffusers")}
+    assert names == {"conv_in", "time_embedding", "down_blocks", "mid_block"}
+
+
+def test_the_shipped_judge_hears_grain_through_noise():
+    """It learned from people, to whom clean backgrounds are one thing among others; and from noisy latents alone."""
+    toy = open_pipeline("toy")
+    judge = load_reward("lrm:toy_people", Context("sd", channels=16, noisy=True, timesteps=(951, 1)))
+    prompts = list(world.TRAIN_PROMPTS)
+    factors = world.sample_factors(np.random.default_rng(0), len(prompts))
+    noise = jax.random.normal(jax.random.key(0), (len(prompts), *toy.latent_shape))
+    scores = []
+    for grain in world.FACTORS["grain"]:
+        grains = np.full(len(prompts), grain, np.float32)
+        drawn = world.render(np.random.default_rng(1), prompts, factors | {"grain": grains})
+        latents = toy.scale_latents(toy.encode(toy.params["vae"], jnp.asarray(drawn))[0])
+        t = jnp.full(len(prompts), 401)
+        x = toy.process(20).add_noise(latents, noise, t)
+        scores.append(jax.jit(judge.score)(judge.params, x, judge.features(prompts), t))
+    assert (scores[0] > scores[1]).mean() > 0.7
+
+
 # What is refused
 
 
@@ -192,6 +224,10 @@ def test_sdxl_has_size_conditions_of_its_own(tmp_path):
     [
         ({"kind": "sdxl"}, "judges latents of Stable Diffusion 1.x or 2.x, but config field model is SDXL"),
         ({"channels": 16}, "judges latents of 4 channels .* but the model's have 16"),
+        (
+            {"timesteps": (1, 1000), "field": "--lrm"},
+            "^--lrm: .* but it is measured at timestep 1000: expected .*, or other --config.eval.timesteps$",
+        ),
         (
             {"timesteps": (951, 1, 1000)},
             "judges at timesteps 0 to 999, but the rollout has candidates at timestep 1000",

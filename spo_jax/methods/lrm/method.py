@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from spo_jax import toy
 from spo_jax.core import run_files
 from spo_jax.core.progress import stage
 from spo_jax.core.typing import Params
@@ -82,8 +83,10 @@ class LRMRun(JudgeRun):
 
     def next_step(self, folder: Path) -> NextStep:
         """Says how LPO uses the model."""
-        config = "lpo_sdxl" if self.training.pipeline.kind == "sdxl" else "lpo_sd15"
+        model = self.settings.model
+        config = "lpo_toy" if model == toy.NAME else {"sdxl": "lpo_sdxl"}.get(self.training.pipeline.kind, "lpo_sd15")
         flags = [f"--config={config}", f"--config.spo.reward=lrm:{folder / run_files.LRM}"]
-        flags += [f"--config.model={self.settings.model}", "--out=runs/lpo"]
+        flags += [] if model == toy.NAME else [f"--config.model={model}"]
+        flags.append("--out=runs/lpo")
         text = "LPO learns from what this model prefers of noisy latents, and takes prompts besides it."
         return NextStep("Use it as the judge", text, command("train", *flags))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from spo_jax.core.errors import UserError
 from spo_jax.core.trees import flatten
 from spo_jax.data.preferences.loading import LoadedBatch
+from spo_jax.evaluate_spm import evaluate_spm
 from spo_jax.methods.common.preference.rows import Split
 from spo_jax.methods.common.preference.run import fresh_state
 from spo_jax.methods.common.preference.settings import AccuracySettings
@@ -19,6 +21,7 @@ from spo_jax.methods.lrm.inputs import draw
 from spo_jax.methods.lrm.programs import LRMTraining
 from spo_jax.methods.lrm.settings import LRMTrainSettings
 from spo_jax.methods.lrm.start import config_of, load_start
+from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.models import open_pipeline
 from spo_jax.models.stable_diffusion import unet
 from spo_jax.models.stable_diffusion.pipeline import StableDiffusion
@@ -29,7 +32,7 @@ from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context
 from spo_jax.rewards.common.latent_weights import open_tokenizers, tokenized, write_model
 from spo_jax.run.settings import LogSettings
-from tests.e2e.micro import write_micro
+from tests.e2e.micro import write_micro, write_micro_spm
 from tests.methods.runs import assert_devices_agree, assert_resumes_to_the_bit
 from tests.networks import SIDE, labelled_pairs
 
@@ -212,6 +215,42 @@ def run_settings(settings, tmp_path_factory):
     data = tmp_path_factory.mktemp("data")
     prepare("toy", data, pairs=10, held_out_pairs=6, seed=0)
     return dataclasses.replace(settings, data_dir=str(data), batch_size=4, chunk=4)
+
+
+@pytest.fixture(scope="module")
+def micro_spm(tmp_path_factory):
+    return str(write_micro_spm(tmp_path_factory.mktemp("models") / "spm"))
+
+
+def test_measuring_a_judge_needs_one_for_these_latents(run_settings, written, tmp_path):
+    """Before its weights are read, and before anything is compiled."""
+    with pytest.raises(UserError, match="expected --spm, --lrm or both"):
+        evaluate_spm(run_settings, "", tmp_path)
+    with pytest.raises(UserError, match="^--lrm: .* judges latents of 16 channels .* but the model's have 4"):
+        evaluate_spm(run_settings, "", tmp_path, lrm="toy_people")
+    with pytest.raises(UserError, match="^--lrm: .* judges at timesteps 0 to 500, but it is measured at timestep 501"):
+        evaluate_spm(run_settings, "", tmp_path, lrm=str(written))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_one_command_measures_both_kinds_of_judges(run_settings, written, micro_spm, tmp_path):
+    """Whatever kind of config names the pairs; a judge's numbers do not depend on which others are measured."""
+    evaluation = AccuracySettings(timesteps=(1, 401), batch=4)
+    own = dataclasses.replace(run_settings, eval=evaluation)
+    shared = {"model": own.model, "data_dir": own.data_dir, "posterior": own.posterior, "loading": own.loading}
+    clips = SPMTrainSettings(init=micro_spm, eval=evaluation, chunk=4, batch_size=4, **shared)
+    both = evaluate_spm(own, micro_spm, tmp_path / "both", lrm=str(written))
+    assert list(both) == ["step-aware preference model", "latent reward model"]
+    found = json.loads((tmp_path / "both" / "accuracy.json").read_text())
+    assert found.keys() == {*both, "chance"} and found["latent reward model"].keys() == {"1", "401"}
+    for alone in (
+        evaluate_spm(clips, "", tmp_path / "lrm", lrm=str(written)),
+        evaluate_spm(clips, micro_spm, tmp_path / "spm"),
+    ):
+        for line, measured in alone.items():
+            for t, values in measured.items():
+                np.testing.assert_array_equal(values, both[line][t])
 
 
 @pytest.mark.slow
