@@ -1,10 +1,9 @@
 """LPO on the pipeline shipped in the package: `configs/toy.py` with a judge of noisy latents.
 
-python -m spo_jax.build_toy.people --out=data/toy_people
-python -m spo_jax.train --config=configs/lrm_toy.py --out=runs/lrm_toy
 python -m spo_jax.train --config=configs/lpo_toy.py --out=runs/lpo_toy
 
-The second command trains the judge. The other settings are those of `configs/toy.py`.
+The judge is the one that the package ships, which `configs/lrm_toy.py` trains. It sees noisy latents, and nothing is
+decoded.
 """
 
 from spo_jax.methods import default_config
@@ -18,9 +17,9 @@ def get_config():
     config.prompts_per_batch = 8
     config.num_epochs = 5  # 28 batches of the 46 prompts
 
-    config.spo.reward = "lrm:runs/lrm_toy/lrm"
+    config.spo.reward = "lrm:toy_people"
     config.spo.judged = "noisy"
-    config.spo.divert_start_step = 5
+    config.spo.divert_start_step = 11  # t = 401: at higher timesteps this judge, too, knows too little
     config.spo.threshold_rule = "sigma"
     config.spo.threshold = 0.1
     config.spo.threshold_high = 0.15

@@ -4,8 +4,13 @@ python -m spo_jax.build_toy.people --out=data/toy_people
 python -m spo_jax.train --config=configs/lrm_toy.py --out=runs/lrm_toy
 
 It starts from the first half of the toy's own UNet and from its text encoder, as published, and learns from the pairs
-from which the preference model `toy_people` learned. On two CPU cores that do nothing else a step takes a fraction of a
-second. LPO uses the result with --config.spo.reward=lrm:runs/lrm_toy/lrm.
+from which the preference model `toy_people` learned. The second command took 26 minutes on a fraction of two CPU cores
+that had much other work to do, 13 of them for compiling and reading.
+
+The run must print accuracies of about 0.62, 0.60, 0.57 and 0.51 at t = 1, 251, 501 and 701 (± 0.03), on labels of
+people of whom two agree in 0.70; docs/toy_people.md has what the model hears. LPO uses the result with
+--config.spo.reward=lrm:runs/lrm_toy/lrm, and the shipped one, which this run made, with
+--config.spo.reward=lrm:toy_people.
 """
 
 from spo_jax.methods import default_config

@@ -81,9 +81,9 @@ _DIVERTED: tuple[Fields, ...] = (
     {"spo.threshold": 0.1, "spo.divert_start_step": 5},
 )
 _NOISY: tuple[Fields, ...] = (
+    {"spo.threshold": 0.1, "spo.threshold_high": 0.15, "spo.divert_start_step": 11},
+    {"spo.threshold": 0.3, "spo.threshold_high": 0.43, "spo.divert_start_step": 11},
     {"spo.threshold": 0.1, "spo.threshold_high": 0.15, "spo.divert_start_step": 5},
-    {"spo.threshold": 0.3, "spo.threshold_high": 0.43, "spo.divert_start_step": 5},
-    {"spo.threshold": 0.1, "spo.threshold_high": 0.15, "spo.divert_start_step": 0},
 )
 CONTESTANTS: tuple[Contestant, ...] = (
     Contestant("diffusion_dpo", "Diffusion-DPO", "diffusion_dpo_toy", "pairs", _betas(500.0, 2000.0, 125.0)),

@@ -9,6 +9,9 @@ import pytest
 from benchmarks.compare_methods import sources
 from benchmarks.compare_methods.stages import Stages
 from spo_jax.core.files import write_json
+from spo_jax.toy import ASSETS, LATENT_JUDGES
+from spo_jax.weights.digest import weights_digest
+from spo_jax.weights.store import read_file
 
 COSTS = {
     "programs": {"step": {"call": {"training": 20.0}, "train_batch": {}}},
@@ -94,3 +97,12 @@ def test_a_latent_judge_that_is_not_shipped_is_trained_once(made, tmp_path):
     assert own.judge == str(tmp_path / "out" / "judges" / "exact-latent" / "lrm")
     assert own.facts == labels.facts | {"judge": "digest of lrm"}
     assert sources.with_latent_judge(labels, Stages(tmp_path / "out")) == (own, about) and made[2:] == []
+
+
+def test_digests_of_the_shipped_judges_are_of_all_their_weights():
+    """A latent judge has a file for each of its parts."""
+    assert sources._digest("toy_people") == weights_digest(read_file(ASSETS / "spm_people" / "model.safetensors"))
+    assert sources._digest("toy_people", LATENT_JUDGES) not in (
+        sources._digest("toy_people"),
+        sources._digest(str(ASSETS / "lrm_people" / "unet")),
+    )

@@ -224,6 +224,7 @@ def micro_spm(tmp_path_factory):
 
 def test_measuring_a_judge_needs_one_for_these_latents(run_settings, written, tmp_path):
     """Before its weights are read, and before anything is compiled."""
+    run_settings = dataclasses.replace(run_settings, mesh=MeshSettings(data=1))
     with pytest.raises(UserError, match="expected --spm, --lrm or both"):
         evaluate_spm(run_settings, "", tmp_path)
     with pytest.raises(UserError, match="^--lrm: .* judges latents of 16 channels .* but the model's have 4"):
@@ -236,9 +237,15 @@ def test_measuring_a_judge_needs_one_for_these_latents(run_settings, written, tm
 @pytest.mark.slow
 def test_one_command_measures_both_kinds_of_judges(run_settings, written, micro_spm, tmp_path):
     """Whatever kind of config names the pairs; a judge's numbers do not depend on which others are measured."""
-    evaluation = AccuracySettings(timesteps=(1, 401), batch=4)
-    own = dataclasses.replace(run_settings, eval=evaluation)
-    shared = {"model": own.model, "data_dir": own.data_dir, "posterior": own.posterior, "loading": own.loading}
+    evaluation = AccuracySettings(timesteps=(1, 401), batch=6)
+    own = dataclasses.replace(run_settings, eval=evaluation, mesh=MeshSettings(data=1))
+    shared = {
+        "mesh": own.mesh,
+        "model": own.model,
+        "data_dir": own.data_dir,
+        "posterior": own.posterior,
+        "loading": own.loading,
+    }
     clips = SPMTrainSettings(init=micro_spm, eval=evaluation, chunk=4, batch_size=4, **shared)
     both = evaluate_spm(own, micro_spm, tmp_path / "both", lrm=str(written))
     assert list(both) == ["step-aware preference model", "latent reward model"]

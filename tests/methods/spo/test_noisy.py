@@ -18,7 +18,7 @@ from spo_jax.methods.spo.programs import SPO, open_rollout_judge
 from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.thresholds import threshold_at
-from spo_jax.models import base
+from spo_jax.models import base, open_pipeline
 from spo_jax.models.stable_diffusion.pipeline import StableDiffusion
 from spo_jax.models.stable_diffusion.unet import UNetEncoder
 from spo_jax.nn.lora import init_lora
@@ -184,3 +184,13 @@ def test_a_judge_for_other_latents_is_refused_before_anything_is_compiled(settin
     other = dataclasses.replace(pipeline, text_encoder_2=pipeline.text_encoder)  # as SDXL has
     with pytest.raises(UserError, match=f"{folder} judges latents of Stable Diffusion 1.x.*model is SDXL"):
         open_rollout_judge(settings, other)
+
+
+def test_the_judge_of_the_toy_is_refused_for_other_models_and_theirs_for_the_toy(settings, pipeline):
+    """Both are for the family of SD, and their latents have other widths; weights are not even read."""
+    toys = dataclasses.replace(settings, spo=dataclasses.replace(settings.spo, reward="lrm:toy_people"))
+    with pytest.raises(UserError, match="lrm_people judges latents of 16 channels .* but the model's have 4: expected"):
+        open_rollout_judge(toys, pipeline)
+    toy = open_pipeline("toy", abstract=True)
+    with pytest.raises(UserError, match="judges latents of 4 channels .* but the model's have 16: expected"):
+        open_rollout_judge(settings, toy)
