@@ -11,6 +11,7 @@ from spo_jax.core.typing import Array, Bool, DType, Float, Int
 from spo_jax.nn.attention import dot_product_attention
 from spo_jax.nn.blip_config import BertConfig, BLIPConfig, ViTConfig
 from spo_jax.nn.clip import MLP, activation
+from spo_jax.nn.given import Conv, Dense, Embed, Given
 from spo_jax.nn.layers import layer_norm
 from spo_jax.parallel.mesh import spread_rows
 
@@ -24,7 +25,7 @@ class _PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b l d"]:
         patch = (self.config.patch_size,) * 2
-        patches = nn.Conv(self.config.embed_dim, patch, patch, "VALID", dtype=self.dtype, name="proj")(images)
+        patches = Conv(self.config.embed_dim, patch, patch, "VALID", dtype=self.dtype, name="proj")(images)
         return patches.reshape(images.shape[0], -1, self.config.embed_dim)
 
 
@@ -34,8 +35,8 @@ class _FusedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        q, k, v = jnp.split(nn.Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x), 3, axis=-1)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="proj")(dot_product_attention(q, k, v, self.heads))
+        q, k, v = jnp.split(Dense(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x), 3, axis=-1)
+        return Dense(x.shape[-1], dtype=self.dtype, name="proj")(dot_product_attention(q, k, v, self.heads))
 
 
 class _Block(nn.Module):
@@ -51,7 +52,7 @@ class _Block(nn.Module):
         return x + mlp(layer_norm(config.layer_norm_eps, self.dtype, "norm2")(x))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Given):
     """timm's VisionTransformer without a head: all tokens after the final norm, the class token first."""
 
     config: ViTConfig
@@ -82,8 +83,8 @@ class _TextEmbeddings(nn.Module):
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         config = self.config
         width = config.hidden_size
-        words = nn.Embed(config.vocab_size, width, dtype=self.dtype, name="word_embeddings")(ids)
-        places = nn.Embed(config.max_position_embeddings, width, dtype=self.dtype, name="position_embeddings")
+        words = Embed(config.vocab_size, width, dtype=self.dtype, name="word_embeddings")(ids)
+        places = Embed(config.max_position_embeddings, width, dtype=self.dtype, name="position_embeddings")
         x = words + places(jnp.arange(ids.shape[1]))[None]
         return layer_norm(config.layer_norm_eps, self.dtype, "LayerNorm")(x)
 
@@ -97,7 +98,7 @@ class _HeadsOfAttention(nn.Module):
     @nn.compact
     def __call__(self, x, context, visible=None):
         def dense(name):
-            return nn.Dense(self.config.hidden_size, dtype=self.dtype, name=name)
+            return Dense(self.config.hidden_size, dtype=self.dtype, name=name)
 
         q = dense("query")(x)
         k = dense("key")(context)
@@ -113,7 +114,7 @@ class _AddAndNorm(nn.Module):
 
     @nn.compact
     def __call__(self, h, x):
-        h = nn.Dense(self.config.hidden_size, dtype=self.dtype, name="dense")(h)
+        h = Dense(self.config.hidden_size, dtype=self.dtype, name="dense")(h)
         return layer_norm(self.config.layer_norm_eps, self.dtype, "LayerNorm")(h + x)
 
 
@@ -133,7 +134,7 @@ class _Intermediate(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return activation("gelu")(nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="dense")(x))
+        return activation("gelu")(Dense(self.config.intermediate_size, dtype=self.dtype, name="dense")(x))
 
 
 class _Layer(nn.Module):

@@ -12,6 +12,7 @@ from flax import linen as nn
 from spo_jax.core.typing import Array, DType, Float, Int, Num
 from spo_jax.nn.attention import dot_product_attention
 from spo_jax.nn.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from spo_jax.nn.given import Conv, Dense, Embed, Given
 from spo_jax.nn.layers import layer_norm, sinusoidal_embedding
 from spo_jax.parallel.mesh import spread_rows
 
@@ -53,7 +54,7 @@ class _SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         def dense(name):
-            return nn.Dense(x.shape[-1], dtype=self.dtype, name=name)
+            return Dense(x.shape[-1], dtype=self.dtype, name=name)
 
         q = dense("q_proj")(x)
         k = dense("k_proj")(x)
@@ -70,13 +71,13 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        h = activation(self.act)(nn.Dense(self.features, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+        h = activation(self.act)(Dense(self.features, dtype=self.dtype, name="fc1")(x))
+        return Dense(x.shape[-1], dtype=self.dtype, name="fc2")(h)
 
 
 def _modulation(c: Float[Array, "b e"], chunks: int, features: int, dtype: DType) -> list[Float[Array, "b 1 d"]]:
     """Computes ``chunks`` vectors as Linear(SiLU(c)); the index in the name is torch's, which counts the SiLU."""
-    values = nn.Dense(chunks * features, dtype=dtype, name="adaLN_modulation_1")(nn.silu(c))
+    values = Dense(chunks * features, dtype=dtype, name="adaLN_modulation_1")(nn.silu(c))
     return jnp.split(values[:, None, :], chunks, axis=-1)  # [b chunks*d] -> chunks x [b 1 d]
 
 
@@ -128,8 +129,8 @@ class _TextEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         config = self.config
-        tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, name="token_embedding")(ids)
-        positions = nn.Embed(
+        tokens = Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, name="token_embedding")(ids)
+        positions = Embed(
             config.max_position_embeddings, config.hidden_size, dtype=self.dtype, name="position_embedding"
         )(jnp.arange(ids.shape[1]))
         return tokens + positions[None]
@@ -167,11 +168,11 @@ class CLIPTextModel(nn.Module):
         out = CLIPTextTransformer(self.config, dtype=self.dtype, name="text_model")(ids)
         if not self.projection:
             return out, None
-        project = nn.Dense(self.config.projection_dim, use_bias=False, dtype=self.dtype, name="text_projection")
+        project = Dense(self.config.projection_dim, use_bias=False, dtype=self.dtype, name="text_projection")
         return out, project(out.pooled)
 
 
-class _VisionEmbeddings(nn.Module):
+class _VisionEmbeddings(Given):
     config: CLIPVisionConfig
     dtype: DType = jnp.float32
 
@@ -181,14 +182,14 @@ class _VisionEmbeddings(nn.Module):
         batch = images.shape[0]
         # Patches, [b h w c] -> [b patches d].
         patch = (config.patch_size,) * 2
-        patches = nn.Conv(
+        patches = Conv(
             config.hidden_size, patch, patch, "VALID", use_bias=False, dtype=self.dtype, name="patch_embedding"
         )(images).reshape(batch, -1, config.hidden_size)
         # The class token comes first, so there is one position more than patches.
         first = self.param("class_embedding", nn.initializers.normal(0.02), (config.hidden_size,), jnp.float32)
         first = jnp.broadcast_to(first.astype(self.dtype), (batch, 1, config.hidden_size))
         count = (config.image_size // config.patch_size) ** 2 + 1
-        positions = nn.Embed(count, config.hidden_size, dtype=self.dtype, name="position_embedding")(jnp.arange(count))
+        positions = Embed(count, config.hidden_size, dtype=self.dtype, name="position_embedding")(jnp.arange(count))
         return jnp.concatenate([first, patches], axis=1) + positions[None]
 
 
@@ -219,13 +220,13 @@ class _TimeEmbedder(nn.Module):
     @nn.compact
     def __call__(self, t: Num[Array, " b"]) -> Float[Array, "b d"]:
         def dense(name):
-            return nn.Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name=name)
+            return Dense(self.features, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02), name=name)
 
         x = sinusoidal_embedding(t, TIME_FEATURES).astype(self.dtype)
         return dense("mlp_2")(nn.silu(dense("mlp_0")(x)))
 
 
-class CLIPModel(nn.Module):
+class CLIPModel(Given):
     """transformers' CLIPModel, or the SPO authors' HFTimeConditionedCLIPModel if ``config.time_conditioned``."""
 
     config: CLIPConfig
@@ -237,8 +238,8 @@ class CLIPModel(nn.Module):
         config = self.config
         self.text_model = CLIPTextTransformer(config.text, self.remat, self.dtype)
         self.vision_model = CLIPVisionTransformer(config.vision, self.remat, self.dtype)
-        self.text_projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype)
-        self.visual_projection = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype)
+        self.text_projection = Dense(config.projection_dim, use_bias=False, dtype=self.dtype)
+        self.visual_projection = Dense(config.projection_dim, use_bias=False, dtype=self.dtype)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(2.6592), (), jnp.float32)
         if config.time_conditioned:
             self.t_embedder = _TimeEmbedder(config.vision.hidden_size, self.dtype)

@@ -8,6 +8,7 @@ from flax import linen as nn
 from spo_jax.core.typing import Array, DType, Float, Num
 from spo_jax.nn.attention import dot_product_attention
 from spo_jax.nn.convolution import convolve
+from spo_jax.nn.given import Conv, Given, LayerNorm
 from spo_jax.nn.lora import LoRADense
 from spo_jax.parallel.mesh import platform_in_context
 
@@ -39,7 +40,7 @@ def sinusoidal_embedding(
 _LEAST_VARIANCE = 2.0**-20
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Given):
     """torch's GroupNorm with float32 statistics, computed in two passes because E[x^2] - E[x]^2 loses digits.
 
     Sums run over the pixels first and then over the few channels of a group, so the channels remain the innermost axis.
@@ -79,9 +80,9 @@ class GroupNorm(nn.Module):
         return (centred * factor + bias[None, None, None]).astype(self.dtype)
 
 
-def layer_norm(eps: float, dtype: DType, name: str) -> nn.LayerNorm:
+def layer_norm(eps: float, dtype: DType, name: str) -> LayerNorm:
     """Makes a LayerNorm with float32 statistics."""
-    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+    return LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def conv(features: int, kernel: int, dtype: DType, name: str, strides: int = 1, padding=None, use_bias: bool = True):
@@ -90,7 +91,7 @@ def conv(features: int, kernel: int, dtype: DType, name: str, strides: int = 1, 
     The padding is k // 2 unless it is given. It is explicit because XLA's SAME pads differently when there are strides.
     """
     padding = ((kernel // 2, kernel // 2),) * 2 if padding is None else padding
-    return nn.Conv(
+    return Conv(
         features, (kernel, kernel), strides, padding, use_bias=use_bias, dtype=dtype, name=name,
         conv_general_dilated=convolve,
     )  # fmt: skip
@@ -142,7 +143,7 @@ class Downsample(nn.Module):
         return conv(self.features, 3, self.dtype, "conv", strides=2, padding=padding)(x)
 
 
-class UpsampledConv(nn.Module):
+class UpsampledConv(Given):
     """Nearest-neighbour doubling followed by ``Conv2d`` with kernel 3 and padding 1, without the doubled image.
 
     Each of the four pixels that come from one input pixel sees only 2 x 2 pixels of the input, some of them through

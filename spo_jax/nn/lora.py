@@ -16,12 +16,13 @@ from flax import linen as nn
 
 from spo_jax.core.trees import flatten, unflatten
 from spo_jax.core.typing import Array, DType, Float, Key, Params
+from spo_jax.nn.given import Given
 
 # The targets of the published SPO: all four projections of self- and cross-attention.
 ATTENTION_TARGETS = r"(to_q|to_k|to_v|to_out_0)$"
 
 
-class LoRADense(nn.Module):
+class LoRADense(Given):
     """``nn.Dense`` that adds ``x A B`` in float32 if the ``lora`` collection holds this module.
 
     Attributes:

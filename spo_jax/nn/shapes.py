@@ -28,7 +28,7 @@ def weight_shapes(network: nn.Module, *inputs: ShapeDtypeStruct) -> Params:
 
 @functools.lru_cache(maxsize=32)  # tracing takes up to seconds, and commands open the same model several times
 def _traced(network: nn.Module, *inputs: ShapeDtypeStruct) -> Params:
-    return jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    return jax.eval_shape(network.init, {}, *inputs)["params"]  # without a key, nothing is drawn
 
 
 def vae_shapes(vae: AutoencoderKL | AutoencoderTiny) -> Params:

@@ -12,6 +12,7 @@ from spo_jax.core.config import JSONConfig, check_divisors, check_levels, limite
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Array, DType, Float, Key
 from spo_jax.nn.attention import dot_product_attention
+from spo_jax.nn.given import Conv, Dense
 from spo_jax.nn.layers import Downsample, GroupNorm, ResnetBlock, Upsample, conv
 
 _EPS = 1e-6  # diffusers fixes the epsilon of the autoencoder's norms, independently of the UNet's.
@@ -67,7 +68,7 @@ class _SpatialAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         def dense(name):
-            return nn.Dense(x.shape[-1], dtype=self.dtype, name=name)
+            return Dense(x.shape[-1], dtype=self.dtype, name=name)
 
         h = GroupNorm(self.groups, _EPS, self.dtype, name="group_norm")(x)
         h = h.reshape(x.shape[0], -1, x.shape[-1])  # [b h w c] -> [b h*w c]
@@ -165,7 +166,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = _Decoder(config, self.dtype)
 
         def one_by_one(features):
-            return nn.Conv(features, (1, 1), dtype=self.dtype)
+            return Conv(features, (1, 1), dtype=self.dtype)
 
         if config.use_quant_conv:
             self.quant_conv = one_by_one(2 * config.latent_channels)
