@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from matplotlib.figure import Figure
 
 from spo_jax.core.typing import Key, UInt8
 from spo_jax.run.folder import State
@@ -47,7 +46,7 @@ class Result(NamedTuple):
 
     summary: dict[str, Any]
     pairs: Sequence[ImagePair] = ()
-    figures: Sequence[tuple[str, str, Figure]] = ()
+    figures: Sequence[tuple[str, str, Any]] = ()
     steps: Sequence[NextStep] = ()
 
 
@@ -55,9 +54,9 @@ class Result(NamedTuple):
 class Run(Protocol):
     """One run of a method: the method bound to its models, data and mesh.
 
-    `spo_jax.train` calls `init_state`, `begin` and `trace`, then `step` once for each of `batches`, with `evaluate` at
-    the intervals of the settings, and finally `export` and `finish`. If the run is resumed, the state is restored from
-    a checkpoint between `trace` and the first `step`.
+    `spo_jax.train` calls `init_state`, then `begin` and, in a thread at the same time, `trace`, then `step` once for
+    each of `batches`, with `evaluate` at the intervals of the settings, and finally `export` and `finish`. If the run
+    is resumed, the state is restored from a checkpoint before the first `step`.
 
     A run may have more methods, for ahead-of-time compiling (`benchmarks.aot`): ``loop_trips(program)`` returns how
     often the loops of a program run whose length is not known in advance, outermost first, in one training batch, and

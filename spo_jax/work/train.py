@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ from spo_jax.parallel.agreement import check_equal, decided, ending_together
 from spo_jax.parallel.compiling import compile_program
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
-from spo_jax.parallel.sharding import make
+from spo_jax.parallel.sharding import make, shapes_of
 from spo_jax.run.checkpoint import Checkpointer
 from spo_jax.run.diagnosis.curves import Curves
 from spo_jax.run.diagnosis.record import write_start
@@ -38,7 +39,6 @@ from spo_jax.run.diagnosis.rule import diagnose
 from spo_jax.run.diagnosis.shared import scores
 from spo_jax.run.facts import facts_of
 from spo_jax.run.folder import RunFolder, State, joined, open_folder, restore, run_meta, state_items
-from spo_jax.run.guard.figure import looks_figure
 from spo_jax.run.guard.guard import Guard
 from spo_jax.run.guard.look import BEST, WORSE
 from spo_jax.run.loop import Row, RunIO, run_keys
@@ -46,7 +46,6 @@ from spo_jax.run.loop import run as run_loop
 from spo_jax.run.memory import memory_advice
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import MetricsWriter, read_metrics
-from spo_jax.run.report import write_report
 from spo_jax.run.report.images import write_sheet
 from spo_jax.run.report.steps import longer
 from spo_jax.run.resume import Resume
@@ -136,12 +135,14 @@ def _trained(
     init_key, train_key = make(lambda: run_keys(settings.seed), mesh)
     state = run.init_state(init_key)
 
-    # Before training: measure the state, and compile the programs.
-    first_row = run.begin(state, resuming)
+    # Before training: compile the programs, and measure the state in the meantime.
     guard: Guard | None = getattr(run, "guard", None)
-    if guard is not None:
-        first_row = {**first_row, **guard.begin(state, run.total)}
-    programs, compile_seconds = _compile(run, state)
+    with ThreadPoolExecutor(1) as beside:
+        compiled = beside.submit(_compile, run, shapes_of(state), mesh)
+        first_row = run.begin(state, resuming)
+        if guard is not None:
+            first_row = {**first_row, **guard.begin(state, run.total)}
+        programs, compile_seconds = compiled.result()
 
     log = settings.log
     with contextlib.ExitStack() as held:
@@ -216,19 +217,30 @@ def _guarded(guard: Guard | None, checkpointer: Checkpointer, state: State, done
     return state, guard.summary(exported, done)
 
 
-def _compile(run: Run, state: State) -> tuple[Programs, float]:
+def _compile(run: Run, state: State, mesh: Mesh) -> tuple[Programs, float]:
     """Compiles the programs ahead of time, so that they can never recompile: another shape is an error.
+
+    XLA compiles each in a thread of its own, and Python goes on meanwhile.
+
+    Args:
+      run: the run.
+      state: shapes of the state.
+      mesh: the mesh, which threads do not inherit.
 
     Returns:
       The compiled programs, and the seconds that this took.
     """
     begin = time.perf_counter()
-    with stage("tracing the programs"):
-        traced = run.trace(state)
-    programs = {}
-    for name, program in traced.items():
-        with stage(f"compiling {name}"):
-            programs[name] = compile_program(program)
+
+    def compiled(name: str, program: jax.stages.Traced) -> jax.stages.Compiled:
+        with jax.set_mesh(mesh), stage(f"compiling {name}"):
+            return compile_program(program)
+
+    with ThreadPoolExecutor() as threads:
+        with jax.set_mesh(mesh), stage("tracing the programs"):
+            traced = run.trace(state)
+        begun = {name: threads.submit(compiled, name, program) for name, program in traced.items()}
+        programs = {name: program.result() for name, program in begun.items()}
     return programs, time.perf_counter() - begin
 
 
@@ -290,6 +302,10 @@ def _moment(when: datetime) -> str:
 def _write_results(
     settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result, command: Sequence[str]
 ) -> None:
+    # Imported here, because matplotlib takes a while and nothing before needs it.
+    from spo_jax.run.guard.figure import looks_figure
+    from spo_jax.run.report.page import write_report
+
     write_json(out / SUMMARY, summary)
     if result.pairs:
         write_sheet(out / BEFORE_AFTER, result.pairs)

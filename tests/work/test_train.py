@@ -1,6 +1,43 @@
-"""What a run prints of its scores."""
+"""What a run does before its first batch, and what it prints of its scores."""
 
+import threading
+
+import jax
+import pytest
+
+import spo_jax
+from spo_jax.core.errors import UserError
+from spo_jax.run.metrics import FILE_NAME as METRICS
+from spo_jax.run.metrics import read_metrics
 from spo_jax.work.train import _print_scores
+from tests.e2e.counting import Counting, CountingSettings, Guarded
+
+SETTINGS = CountingSettings(batches=1, eval=Guarded(guard="off"))
+
+
+def test_programs_are_compiled_on_the_mesh_while_the_state_is_measured(monkeypatch, tmp_path):
+    traced = threading.Event()
+    trace, meshes = Counting.trace, []
+
+    def noted(run, state):
+        traced.set()
+        meshes.append(jax.sharding.get_mesh())
+        return trace(run, state)
+
+    monkeypatch.setattr(Counting, "trace", noted)
+    monkeypatch.setattr(Counting, "begin", lambda *_: {"traced_meanwhile": float(traced.wait(60))})
+    spo_jax.train(SETTINGS, tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / METRICS)[0]["traced_meanwhile"] == 1
+    assert not meshes[0].empty
+
+
+def test_a_mistake_that_compiling_finds_ends_the_run(monkeypatch, tmp_path):
+    def refuse(*_):
+        raise UserError("these shapes do not fit")
+
+    monkeypatch.setattr(Counting, "trace", refuse)
+    with pytest.raises(UserError, match="these shapes do not fit"):
+        spo_jax.train(SETTINGS, tmp_path / "run")
 
 
 def test_a_total_of_almost_nothing_has_no_sign(capsys, tmp_path):

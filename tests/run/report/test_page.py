@@ -12,8 +12,8 @@ from spo_jax.core.config import setting
 from spo_jax.core.errors import UserError
 from spo_jax.core.statistics import paired_scores
 from spo_jax.run.diagnosis.rule import Finding
-from spo_jax.run.report import write_report
 from spo_jax.run.report.images import MOST_PAIRS, ImagePair
+from spo_jax.run.report.page import write_report
 from spo_jax.run.report.steps import NextStep
 from spo_jax.run.settings import RunSettings
 from spo_jax.run.verdict import verdict
