@@ -64,6 +64,7 @@ def open_judge(
     *,
     decoder: str,
     group: str,
+    field: str = "reward",
     mesh: Mesh | None = None,
     abstract: bool = False,
     noisy: bool = False,
@@ -77,6 +78,7 @@ def open_judge(
       pipeline: the model whose latents are judged.
       decoder: the decoder, as `spo_jax.models.decoder.open_decoder` takes it.
       group: group of the settings that names reward and decoder, for messages.
+      field: field of the group that names the reward.
       mesh: mesh on which weights are placed; None places them on the first device.
       abstract: whether to return shapes instead of weights.
       noisy: whether noisy latents are judged, instead of clean ones.
@@ -92,7 +94,7 @@ def open_judge(
         mesh,
         options,
         abstract,
-        f"{group}.reward",
+        f"{group}.{field}",
         noisy=noisy,
         channels=pipeline.latent_shape[-1],
         timesteps=timesteps,

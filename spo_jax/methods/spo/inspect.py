@@ -138,7 +138,7 @@ def view(
       images: what was judged, decoded.
     """
     plan = make_plan(settings)
-    trajectory, scores, verdict = jax.device_get(judged)
+    trajectory, scores, verdict, _ = jax.device_get(judged)
     return RolloutView(
         prompts=prompts,
         timesteps=trajectory.judged_timesteps,

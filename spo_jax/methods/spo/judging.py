@@ -3,7 +3,8 @@
 Scores do not steer a rollout whose next parents are random, so it is judged when it is complete: a program then holds a
 single judge, which goes through the latents of all judgements in chunks. If the best candidate becomes the next parent,
 the judge is part of the loop, and a second one judges the final latents. Where candidates are judged as they are, the
-judge sees noise and all, and there are no final latents besides the last candidates.
+judge sees noise and all, and there are no final latents besides the last candidates; a second judge may see what is
+predicted from the last pools (`spo_jax.methods.spo.second`).
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from spo_jax.methods.common.decoding import images_at_a_time
 from spo_jax.methods.spo.noisy import roll_noisy
 from spo_jax.methods.spo.pairs import Verdict, rank
 from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, roll, rollout
+from spo_jax.methods.spo.second import JudgedTwice, combined, roll_predicting
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.thresholds import threshold_at
 from spo_jax.parallel.mesh import devices_in_context, spread
@@ -34,20 +36,29 @@ class JudgedRollout(NamedTuple):
       trajectory: the rollout.
       scores: score of every candidate.
       verdict: winner, loser and validity of every pool.
+      twice: the last pools as each of two judges judged them; None without a second one.
     """
 
     trajectory: Trajectory
     scores: Float[Array, "s k b"]
     verdict: Verdict
+    twice: JudgedTwice | None = None
 
 
 def judged_rollout(
-    denoise: Denoise, score: Score, settings: SPOSettings, process: Process, draws: Draws
+    denoise: Denoise, score: Score, settings: SPOSettings, process: Process, draws: Draws, second: Score | None = None
 ) -> JudgedRollout:
     """Rolls the policy out and judges the pools; the arguments are those of `spo_jax.methods.spo.update.collect`."""
+    twice = None
     if settings.judge_timestep == "zero":
         score = _as_if_finished(score)
-    if settings.next_parent == "best":
+    if second is not None:
+        trajectory, predicted = roll_predicting(denoise, settings, process, draws)
+        scores = judge(score, trajectory, settings.decode_chunk)
+        late = _judge(second, predicted.latents, predicted.timesteps, settings.decode_chunk)
+        twice = JudgedTwice(scores[-len(late) :], late, predicted)
+        scores = combined(scores, late, settings.second_weight)
+    elif settings.next_parent == "best":
         trajectory, scores = _best_first(denoise, score, settings, process, draws)
     else:
         if settings.judged == "noisy":
@@ -58,7 +69,7 @@ def judged_rollout(
     verdict = rank(scores, threshold_at(settings, trajectory.judged_timesteps))
     if settings.accept_last_step:
         verdict = verdict._replace(valid=verdict.valid.at[-1].set(True))
-    return JudgedRollout(trajectory, scores, verdict)
+    return JudgedRollout(trajectory, scores, verdict, twice)
 
 
 def _as_if_finished(score: Score) -> Score:

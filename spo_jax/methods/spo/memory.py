@@ -5,7 +5,7 @@ The weights, the state and the pairs are counted. What the programs need beside 
 these, and `benchmarks.machines` prints how far it is off. It is an extrapolation for GPUs, for float32, without
 `remat`, and where another part is the largest than in any of those programs: distilled decoders above all. A judge of
 noisy latents is taken for the one that is made of the model's own first half, and for as large as the model for each
-latent.
+latent; with a second judge, both are counted.
 """
 
 import dataclasses
@@ -139,12 +139,13 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
     share = settings.mesh.fsdp if settings.mesh.fsdp != -1 else devices // settings.mesh.data
     distilled = spo.decoder != "vae"
     noisy = spo.judged == "noisy"
-    if noisy:  # nothing is decoded
-        taken = sizes.network + sizes.latent_judge
-        idle = 2 * sizes.text + sizes.vae
-    else:
-        taken = sizes.network + sizes.judge + (DISTILLED if distilled else sizes.vae)
-        idle = sizes.text + (sizes.vae if distilled else 0)
+    decodes = not noisy or bool(spo.second_reward)
+    taken = sizes.network + (sizes.latent_judge if noisy else 0)
+    idle = (2 if noisy else 1) * sizes.text
+    if decodes:
+        taken += sizes.judge + (DISTILLED if distilled else sizes.vae)
+    if distilled or not decodes:
+        idle += sizes.vae
     # The adapter, Adam's two moments, with accumulation the mean gradient, and the adapter's running mean.
     copies = 3 + (settings.optimizer.gradient_accumulation_steps > 1) + (spo.ema_decay > 0)
     state = _FLOAT32 * copies * sizes.adapter * settings.lora.rank
@@ -161,8 +162,10 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
     prompts = math.ceil(settings.prompts_per_batch / devices)
     # Eight at a time on TPUs take less than four do anywhere (`spo_jax/methods/common/decoding.py`).
     decoded = min(spo.decode_chunk or _DECODED, prompts * spo.num_candidates * judgements)
-    judged = decoded * (sizes.guided if noisy else sizes.distilled if distilled else sizes.decoded)
-    predicted = prompts * (1 if noisy else spo.num_candidates)
+    of_image = (sizes.distilled if distilled else sizes.decoded) if decodes else 0
+    judged = decoded * max(of_image, sizes.guided if noisy else 0)
+    at_once = not noisy or (decodes and spo.second_steps > 1)  # whether a step predicts from all candidates of a pool
+    predicted = prompts * (spo.num_candidates if at_once else 1)
     rollout = max(predicted * sizes.guided, judged) * bytes_each / 2
     trained = spo.chunk(devices) / devices * parents
     latent = sizes.trained if settings.remat else sizes.kept

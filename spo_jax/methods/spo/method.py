@@ -37,6 +37,10 @@ CHARTS = {
     "spm_score": ("Preference score by timestep", "mean score that the step-aware model gives the candidates"),
     "valid_share_at": ("Share of valid pairs by timestep", ""),
     "spm_gap": ("Gap of preference scores by timestep", "mean difference between best and worst candidate of a pool"),
+    "judges": (
+        "Both judges at the last steps",
+        "mean gaps of their scores in a pool, and how often their winner is one",
+    ),
     "grad_norm": ("Gradient norm", "global norm before clipping"),
     "valid_pairs": ("Valid pairs per batch", ""),
     "train_batches": ("Training batches per batch of prompts", "as many as the valid pairs fill"),
@@ -87,7 +91,8 @@ class SPORun(OnlineRun):
     charts = CHARTS
 
     def __init__(self, spo: SPO, data: PromptData | None = None):
-        super().__init__(spo, data, {spo.settings.spo.reward: spo.judge.reward}, spo.judge.reward)
+        spec = spo.settings.spo.second_reward or spo.settings.spo.reward
+        super().__init__(spo, data, {spec: spo.judge.reward}, spo.judge.reward)
         self._timesteps = MetricTimesteps.of(self.settings.spo, spo.process)
 
     @property

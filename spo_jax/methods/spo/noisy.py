@@ -3,7 +3,7 @@
 Every step from ``divert_start_step`` on takes one parent per prompt, evaluates the network on it, draws k children of
 it, and one of them is the next parent. Nothing is predicted from the others: they are judged, and that is all. So a
 rollout evaluates the network once for every prompt and step, where `spo_jax.methods.spo.resampler.roll` does so for
-every candidate.
+every candidate. `spo_jax.methods.spo.second` adds another judge at the last steps.
 """
 
 import jax
@@ -45,6 +45,38 @@ def roll_noisy(
     Returns:
       The rollout, whose judged latents are the candidates, and their scores; None without a judge.
     """
+    parents, children, scores = noisy_pools(denoise, settings, process, draws, judge_pool)
+    trajectory = Trajectory(
+        parents=parents,
+        children=children,
+        timesteps=recorded_timesteps(settings, process),
+        judged=children,
+        judged_timesteps=judged_timesteps(settings, process),
+    )
+    return trajectory, scores
+
+
+def noisy_pools(
+    denoise: Denoise,
+    settings: ResamplerSettings,
+    process: Process,
+    draws: Draws,
+    judge_pool: JudgePool | None = None,
+    steps_left: int = 0,
+) -> tuple[Float[Array, "r b h w c"], Float[Array, "r k b h w c"], Float[Array, "r k b"] | None]:
+    """Draws a pool at every step that branches, but the last ``steps_left``.
+
+    Args:
+      denoise: see `roll_noisy`.
+      settings: see `roll_noisy`.
+      process: see `roll_noisy`.
+      draws: see `roll_noisy`.
+      judge_pool: see `roll_noisy`.
+      steps_left: number of steps that are left for another scan.
+
+    Returns:
+      The parents, the children, and their scores; None without a judge.
+    """
     first = settings.divert_start_step
     timesteps = jnp.asarray(process.timesteps)
 
@@ -71,12 +103,8 @@ def roll_noisy(
         x, _ = jax.lax.scan(shared_step, x, (timesteps[:first], draws.shared))
     # No one continues from the last pool.
     choices = jnp.concatenate([draws.choice, jnp.zeros((1, len(x)), draws.choice.dtype)])
-    _, (parents, children, scores) = jax.lax.scan(pool_step, x, (timesteps[first:], draws.pool, choices))
-    trajectory = Trajectory(
-        parents=parents,
-        children=children,
-        timesteps=recorded_timesteps(settings, process),
-        judged=children,
-        judged_timesteps=judged_timesteps(settings, process),
-    )
-    return trajectory, scores
+    inputs = (timesteps[first:], draws.pool, choices)
+    if steps_left:
+        inputs = jax.tree.map(lambda x: x[:-steps_left], inputs)
+    _, (parents, children, scores) = jax.lax.scan(pool_step, x, inputs)
+    return parents, children, scores

@@ -1,12 +1,13 @@
 """SPO bound to its models: the two programs and their inputs."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
 
 from spo_jax.core.rows import take_rows
-from spo_jax.core.typing import Array, Float, Int, Key, Params
+from spo_jax.core.typing import Array, Float, Int, Key, Params, PyTree
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.judge import Judge, open_judge
@@ -19,31 +20,74 @@ from spo_jax.methods.spo.resampler import Denoise, Draws, draw, judged_timesteps
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.methods.spo.state import SPOState, sampling_params
 from spo_jax.methods.spo.update import collect, update
-from spo_jax.models.base import Pipeline, count_rows
+from spo_jax.models.base import Decoder, Pipeline, count_rows
 from spo_jax.parallel.mesh import gathered, replicated
 from spo_jax.parallel.sharding import shapes_of
+from spo_jax.rewards.base import DeviceReward
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoJudges:
+    """The judge of noisy candidates, and the second one, which judges what is predicted from those of the last pools.
+
+    Attributes:
+      first: judge of noisy latents.
+      second: judge of images or clean latents.
+    """
+
+    first: Judge
+    second: Judge
+
+    @property
+    def reward(self) -> DeviceReward:
+        """The second judge's reward, which scores finished images as well."""
+        return self.second.reward
+
+    @property
+    def decoder(self) -> Decoder | None:
+        """The second judge's decoder."""
+        return self.second.decoder
+
+    @property
+    def params(self) -> Params:
+        """The weights of both, which are an argument of programs."""
+        return {"first": self.first.params, **self.second.params}
+
+    def features(self, prompts: Sequence[str]) -> PyTree:
+        """Computes the features of prompts that both need, one row each, on the host."""
+        return {"first": self.first.features(prompts), "second": self.second.features(prompts)}
+
+    def feature_shapes(self) -> PyTree:
+        """Returns the shapes of one row of `features`."""
+        return {"first": self.first.feature_shapes(), "second": self.second.feature_shapes()}
 
 
 def open_rollout_judge(
     settings: SPOTrainSettings, pipeline: Pipeline, mesh: Mesh | None = None, abstract: bool = False
-) -> Judge:
-    """Loads the judge of the rollouts of a pipeline; see `spo_jax.methods.common.judge.open_judge`.
+) -> Judge | TwoJudges:
+    """Loads the judge of the rollouts of a pipeline, or both; see `spo_jax.methods.common.judge.open_judge`.
 
     Raises:
-      UserError: it cannot be loaded, or does not judge what the settings show it.
+      UserError: one cannot be loaded, or does not judge what the settings show it.
     """
     spo = settings.spo
-    return open_judge(
+    where = {"group": "spo", "mesh": mesh, "abstract": abstract}
+    first = open_judge(
         spo.reward,
         reward_options(settings, spo.reward),
         pipeline,
-        decoder=spo.decoder,
-        group="spo",
-        mesh=mesh,
-        abstract=abstract,
+        decoder="vae" if spo.second_reward else spo.decoder,
         noisy=spo.judged == "noisy",
         timesteps=judged_timesteps(spo, pipeline.process(spo.num_steps)).tolist(),
+        **where,
     )
+    if not spo.second_reward:
+        return first
+    options = reward_options(settings, spo.second_reward)
+    second = open_judge(
+        spo.second_reward, options, pipeline, decoder=spo.decoder, field="second_reward", **where
+    )  # fmt: skip
+    return TwoJudges(first, second)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +95,7 @@ class SPO(OnlineModel):
     """The method bound to its models; see `spo_jax.methods.common.online.OnlineModel` for the attributes."""
 
     settings: SPOTrainSettings
-    judge: Judge
+    judge: Judge | TwoJudges
 
     @property
     def process(self) -> Process:
@@ -73,24 +117,36 @@ class SPO(OnlineModel):
         self, lora: Params, frozen: FrozenParams, inputs: PromptFeatures, key: Key
     ) -> tuple[JudgedRollout, Draws]:
         """Runs the rollout of `collect`, and returns all of it with its randomness."""
-        rollout_inputs = self._rollout_inputs(lora, frozen, inputs, key)
-        return judged_rollout(*rollout_inputs), rollout_inputs[-1]
+        *rollout_inputs, draws, second = self._rollout_inputs(lora, frozen, inputs, key)
+        return judged_rollout(*rollout_inputs, draws, second), draws
 
     def _rollout_inputs(
         self, lora: Params, frozen: FrozenParams, inputs: PromptFeatures, key: Key
-    ) -> tuple[Denoise, Score, SPOSettings, Process, Draws]:
+    ) -> tuple[Denoise, Score, SPOSettings, Process, Draws, Score | None]:
         """Binds what `spo_jax.methods.spo.update.collect` takes to models and prompts."""
         settings = self.settings.spo
         network, lora = self.policy.at_rest(frozen.network, lora)
         denoise = self.policy.sampler(network, lora, inputs.condition, frozen.unconditional)
 
-        def score(
-            latents: Float[Array, "n h w c"], t: Int[Array, " n"], row: Int[Array, " n"]
-        ) -> Float[Array, " n"]:  # fmt: skip
-            return self.judge.score(frozen.judge, latents, take_rows(inputs.judge, row), t)
-
+        score, second = self._scores(frozen.judge, inputs.judge)
         draws = draw(key, settings, count_rows(inputs.condition), self.pipeline.latent_shape)
-        return denoise, score, settings, self.process, draws
+        return denoise, score, settings, self.process, draws, second
+
+    def _scores(self, params: Params, features: PyTree) -> tuple[Score, Score | None]:
+        """Binds the judge to weights and prompts, and the second one if there is one."""
+
+        def of(judge: Judge, params: Params, features: PyTree) -> Score:
+            def score(
+                latents: Float[Array, "n h w c"], t: Int[Array, " n"], row: Int[Array, " n"]
+            ) -> Float[Array, " n"]:  # fmt: skip
+                return judge.score(params, latents, take_rows(features, row), t)
+
+            return score
+
+        if isinstance(self.judge, TwoJudges):
+            first = of(self.judge.first, params["first"], features["first"])
+            return first, of(self.judge.second, params, features["second"])
+        return of(self.judge, params, features), None
 
     def update(
         self, state: SPOState, frozen: FrozenParams, inputs: PromptFeatures, pairs: Pairs | NoisePairs, key: Key

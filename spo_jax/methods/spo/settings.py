@@ -144,6 +144,25 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
         "spm",
         "Reward that judges candidates: a name in spo_jax.rewards (NAME or NAME:SOURCE), or a dotted path of your own.",
     )
+    second_reward: str = setting(
+        "",
+        "Reward that judges the pools of the last steps besides spo.reward, by the clean predictions from their "
+        "candidates; it reads images, or clean latents (for spo.judged = 'noisy'; empty: none).",
+    )
+    second_steps: int = setting(
+        1,
+        "Number of last steps whose pools the second reward judges; nothing is decoded at the others (1: the finished "
+        "images alone, which need no prediction).",
+        at_least=1,
+        at_most=MAX_STEPS,
+    )
+    second_weight: float = setting(
+        0.5,
+        "Weight w of the second reward: there, candidates are compared by (1 - w) times the score of spo.reward plus w "
+        "times its own, both as they are.",
+        at_least=0,
+        at_most=1,
+    )
     decode_chunk: int = setting(
         0,
         "Number of images that a device decodes and judges at a time (0: as suits the platform, which is 8 on TPUs up "
@@ -165,6 +184,18 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
         if self.judged == "noisy":
             expected = f"'step' for {self.GROUP}judged = 'noisy', because noisy latents are judged at their timestep"
             self.require(self.judge_timestep == "step", "judge_timestep", expected)
+        if self.second_reward:
+            expected = f"none for {self.GROUP}judged = 'clean', where {self.GROUP}reward judges images at every step"
+            self.require(self.judged == "noisy", "second_reward", expected)
+            expected = f"'random' for {self.GROUP}second_reward, which judges when the rollout is complete"
+            self.require(self.next_parent == "random", "next_parent", expected)
+            pools = self.num_steps - self.divert_start_step
+            self.require(self.second_steps <= pools, "second_steps", f"1 to {pools}, the number of pools")
+
+    @property
+    def reward_names(self) -> tuple[str, ...]:
+        """The rewards by which candidates are judged."""
+        return (self.reward, self.second_reward) if self.second_reward else (self.reward,)
 
 
 @dataclasses.dataclass(frozen=True)

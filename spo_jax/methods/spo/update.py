@@ -17,6 +17,7 @@ from spo_jax.methods.spo.objective import spo_loss
 from spo_jax.methods.spo.objectives import objective_of
 from spo_jax.methods.spo.pairs import NoisePairs, shuffled_order
 from spo_jax.methods.spo.resampler import Denoise, Draws, make_plan, recorded_timesteps
+from spo_jax.methods.spo.second import agreement
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.state import SPOState, mean_of, stepped
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
@@ -30,7 +31,7 @@ UPDATE_METRICS = (*_BATCH_METRICS, *TIMESTEP_METRICS, FIRST_ERROR)
 
 
 def collect(
-    denoise: Denoise, score: Score, settings: SPOSettings, process: Process, draws: Draws
+    denoise: Denoise, score: Score, settings: SPOSettings, process: Process, draws: Draws, second: Score | None = None
 ) -> tuple[Pairs | NoisePairs, dict[str, Array]]:
     """Rolls the policy out, judges the pools and makes pairs.
 
@@ -40,12 +41,14 @@ def collect(
       settings: settings of SPO.
       process: the diffusion process, divided into the rollout's steps.
       draws: all randomness of the rollout.
+      second: scores of the clean latents of the last pools by the second judge; None if there is none.
 
     Returns:
       The pairs of all transitions and prompts, valid or not, and metrics: share and number of valid pairs as scalars;
-      mean score, mean gap between winner and loser, and share of valid pairs as vectors over the judgements.
+      mean score, mean gap between winner and loser, and share of valid pairs as vectors over the judgements. With a
+      second judge also those of `spo_jax.methods.spo.second.agreement`.
     """
-    judged = judged_rollout(denoise, score, settings, process, draws)
+    judged = judged_rollout(denoise, score, settings, process, draws, second)
     scores = judged.scores
     # The valid pairs of all devices are shuffled together: every device gets all pairs and takes its part of a batch.
     pairs = gathered(objective_of(settings).pairs(judged, draws, make_plan(settings)))
@@ -56,7 +59,7 @@ def collect(
         "spm_gap": (scores.max(1) - scores.min(1)).mean(1),
         "valid_share_at": judged.verdict.valid.mean(1, dtype=jnp.float32),
     }
-    return pairs, metrics
+    return pairs, metrics | (agreement(judged.twice) if judged.twice else {})
 
 
 def batch_loss(

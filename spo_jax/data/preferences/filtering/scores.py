@@ -62,6 +62,9 @@ class KeptScores:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._writer.__exit__(kind, error, trace)
+        if not self._writer.done:  # a card without rows would only stand in the way of another rule
+            for path in (self._writer.file.part, self._writer.file.card):
+                path.unlink(missing_ok=True)
 
     def next(self, results: Sequence[Pair | str]) -> Float[np.ndarray, "n c 2"]:
         """Returns the scores of the next rows.

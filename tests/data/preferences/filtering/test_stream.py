@@ -113,6 +113,8 @@ def test_a_score_that_is_not_finite_names_its_row(make_source, prepare, data_dir
 
     with pytest.raises(UserError, match="row 1: the scores of its images by red are not finite"):
         prepare(make_source([row(i) for i in range(4)]), keep=filtered(Broken()))
+    # Nothing was scored, so that another reward may begin.
+    assert prepare(make_source([row(i) for i in range(4)]), keep=filtered(Redness("2"))).pairs == 1
 
 
 def test_a_prepared_split_is_filtered_as_its_source_is(make_source, prepare, data_dir, tmp_path, row, scorer):
