@@ -131,6 +131,8 @@ def _own_flops(equation: Any, name: str) -> float | None:
         return _dot(equation)
     if name == "conv_general_dilated":
         return _convolution(equation)
+    if name == "pallas_call" and equation.params.get("cost_estimate") is not None:
+        return equation.params["cost_estimate"].flops  # its body has the padding too
     attention = next((factor for start, factor in _CUDNN_ATTENTION.items() if name.startswith(start)), None)
     return None if attention is None else attention * _attention_product(equation)
 

@@ -18,7 +18,7 @@ from tests.benchmarks import tpu_program
 from tests.benchmarks.tpu_program import HEADS, ROWS, TEXT, TOKENS, TURNS, WIDTH
 
 V5E = Chip("v5e", 16 * GIB, 819e9, 197e12, 1.5e9, 128)
-HEAD = ("bf16", (ROWS, HEADS, TOKENS, WIDTH))
+FLAT = ("bf16", (ROWS, TOKENS, HEADS * WIDTH))
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,12 @@ def test_operations_belong_to_networks_and_kinds(program):
 
 
 def test_a_kernel_takes_its_products_or_its_bytes(program):
-    """Heads of 40 fill a unit of 128: two products of 256 x 128 x 256 for every head, or four arrays of wide heads."""
-    kernels = cycles.kernel_flops(jax.make_jaxpr(tpu_program.flash_attention)(*[heads()] * 3), 128)
+    """Heads of 40 fill a unit of 128: two products of 256 x 128 x 256 for every head, or four arrays of wide rows."""
+    flat = jax.ShapeDtypeStruct((ROWS, TOKENS, HEADS * WIDTH), "bfloat16")
+    kernels = cycles.kernel_flops(jax.make_jaxpr(lambda x: tpu_program.flash_attention(x, x, x, HEADS))(flat), 128)
     products = 2 * 2 * ROWS * HEADS * TOKENS * TOKENS * 128
-    assert kernels == {(HEAD,) * 4: products}
-    bytes_moved = 4 * 2 * ROWS * HEADS * TOKENS * 128
+    assert kernels == {(FLAT,) * 4: products}
+    bytes_moved = 4 * 2 * ROWS * TOKENS * 128
 
     def kernel(chip):
         (found,) = (o for o in cycles.operations(program, chip, kernels=kernels) if o.kind == "kernels")
@@ -75,10 +76,6 @@ def test_a_kernel_takes_its_products_or_its_bytes(program):
     assert kernel(V5E) == pytest.approx(max(products / 197e12, bytes_moved / 819e9))
     assert kernel(dataclasses.replace(V5E, peak_flops=1e12)) == pytest.approx(products / 1e12)
     assert cycles.kernel_flops(jax.make_jaxpr(lambda x: x @ x)(jax.numpy.ones((2, 2))), 128) == {}
-
-
-def heads():
-    return jax.ShapeDtypeStruct((ROWS, TOKENS, HEADS, WIDTH), "bfloat16")
 
 
 def test_a_summary_adds_up_and_is_json(program):

@@ -1,5 +1,6 @@
 """The count from the layers against counts by hand, XLA's count, and the published cost of Stable Diffusion 1.5."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -15,9 +16,9 @@ from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.models.stable_diffusion.pipeline import unet_shapes
 from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn import clip_config
-from spo_jax.nn.attention import flash_attention
 from spo_jax.nn.clip import CLIPModel
 from spo_jax.nn.clip_config import CLIPConfig
+from spo_jax.nn.flash import flash_attention
 from spo_jax.nn.shapes import clip_shapes, vae_shapes
 from spo_jax.nn.tiny_vae import TAESD, AutoencoderTiny, TinyVAEConfig
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
@@ -113,12 +114,15 @@ def test_shards_are_counted_for_all_devices():
 
 
 def test_attention_kernels():
-    """Attention is two products of queries, keys and head size, also in the TPU's kernel, which pads nothing here."""
-    b, length, m, n, e = 2, 1024, 512, 3, 128
+    """Attention is two products of queries, keys and head size, also in the TPU's kernel, which pads heads."""
+    b, length, m, n, e = 2, 1024, 500, 3, 40
     q, k = jnp.zeros((b, length, n, e)), jnp.zeros((b, m, n, e))
     plain = count(jax.nn.dot_product_attention, q, k, k)
     assert plain == 2 * 2 * b * n * length * m * e
-    assert count(flash_attention, q, k, k) == plain
+    flat = [x.reshape(b, -1, n * e) for x in (q, k, k)]
+    assert count(functools.partial(flash_attention, heads=n), *flat) == plain
+    gradients = jax.grad(lambda *x: flash_attention(*x, heads=n).sum(), argnums=(0, 1, 2))
+    assert count(gradients, *flat) == pytest.approx(plain * (1 + 5 / 2))  # five products, of which one is repeated
     for layout, shapes in ((0, (q.shape, k.shape)), (1, ((b, n, length, e), (b, n, m, e)))):
         for name, factor in (("dot_product_attention_fwd_wrapper", 1), ("dot_product_attention_bwd_wrapper", 2)):
             equation = SimpleNamespace(

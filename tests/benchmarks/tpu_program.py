@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from benchmarks.topologies import find_topology
-from spo_jax.nn.attention import flash_attention
+from spo_jax.nn.flash import flash_attention
 
 TEXT = Path(__file__).with_suffix(".hlo")
 TURNS = 5
@@ -34,8 +34,8 @@ def program(params, x, weight, again, count):
     x, _ = jax.lax.scan(lambda x, _: (Net().apply(params, x), None), x, None, length=TURNS)
     x = jax.lax.fori_loop(0, count, lambda _, x: jnp.sin(x @ weight), x)
     x = jax.lax.cond(again, lambda x: x @ weight @ weight, lambda x: 2 * x, x)
-    heads = x[:TOKENS].reshape(1, TOKENS, HEADS, -1)[..., :WIDTH].repeat(ROWS, 0)
-    return flash_attention(heads, heads, heads)
+    heads = x[None, :TOKENS, : HEADS * WIDTH].repeat(ROWS, 0)
+    return flash_attention(heads, heads, heads, HEADS)
 
 
 def traced():
