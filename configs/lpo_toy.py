@@ -3,7 +3,7 @@
 python -m spo_jax.train --config=configs/lpo_toy.py --out=runs/lpo_toy
 
 The judge is the one that the package ships, which `configs/lrm_toy.py` trains. It sees noisy latents, and nothing is
-decoded. The run must print an aesthetic of about 0.37 -> 0.50; with --config.eval.guard=off it took nine minutes on a
+decoded. The run must print an aesthetic of about 0.37 -> 0.49; with --config.eval.guard=off it took nine minutes on a
 fraction of two CPU cores that had much other work to do. Diverting from step 5 on, t = 701, gave 0.47 (docs/toy.md).
 """
 
