@@ -257,6 +257,11 @@ def things(tmp_path_factory):
         (["train", "--config=toy_hacked"], "--config.spm.model=runs/few_spm/spm: no such file or folder: runs/few_spm"),
         (["train", TOY, "--config.spm.model={}/run/absent.bin"], "no such file or folder: {}/run/absent.bin"),
         (["train", TOY, "--config.spo.reward=toy"], "spo.reward = 'toy': this reward is computed on the host"),
+        (
+            ["train", "--config=lpo_toy", "--config.spo.second_reward=toy"],
+            "spo.second_reward = 'toy': this reward is comp",
+        ),
+        (["train", TOY, "--config.spo.second_reward=spm"], "spo.second_reward = 'spm': expected none for spo.judged ="),
         (["train", TOY, "--config.spo.reward=absent"], "config field spo.reward = 'absent': expected '"),
         (["train", TOY, "--config.eval.rewards=toy,absent"], "config field eval.rewards = 'absent'"),
         (["train", TOY, "--config.eval.rewards=pickscore:{}/empty"], "{}/empty is an empty folder: expected a pref"),
