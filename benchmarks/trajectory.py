@@ -94,7 +94,8 @@ Written by `python -m benchmarks.aot --cycles`, or from its parts by `--part=dec
 those of one chip by the compiler's own estimates (`benchmarks/cycles.py` says what is counted and how), not
 measurements: ratios between two rows are what to trust. A trajectory is one prompt's rollout, judged, and the training
 on its pairs, of which {VALID:.0%} are taken to be valid. Hours are those of all chips together, of 1,000 trajectories
-(500 prompts, twice) and of the published 40,000 (4,000 prompts, ten times).
+(500 prompts, twice) and of the published 40,000 (4,000 prompts, ten times). Parts are compiled one by one, so a row may
+be older than others; [machines](../../docs/machines.md#one-tpu-v5e-chip) says which one is.
 """
 
 
