@@ -82,11 +82,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def run() -> None:
     """Runs the command."""
+    models = flags.DEFINE_multi_enum("model", list(MODELS), MODELS, "Count this model; may be given several times.")
     out = flags.DEFINE_string("out", RESULTS, "Write the results to this folder.")
 
     def main(_: Sequence[str]) -> None:
         check_writable(out.value)
-        rows = [row(model, decoder) for model in MODELS for decoder in DECODERS]
+        rows = [row(model, decoder) for model in models.value for decoder in DECODERS]
         path = Path(out.value) / "judging.json"
         write_json(path, {"benchmark": "judging", "rows": rows})
         write_text(path.with_suffix(".md"), table(rows))
