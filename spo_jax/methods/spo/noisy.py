@@ -46,14 +46,23 @@ def roll_noisy(
       The rollout, whose judged latents are the candidates, and their scores; None without a judge.
     """
     parents, children, scores = noisy_pools(denoise, settings, process, draws, judge_pool)
-    trajectory = Trajectory(
+    return judged_as_they_are(parents, children, settings, process), scores
+
+
+def judged_as_they_are(
+    parents: Float[Array, "r b h w c"],
+    children: Float[Array, "r k b h w c"],
+    settings: ResamplerSettings,
+    process: Process,
+) -> Trajectory:
+    """Returns a rollout whose judged latents are its candidates, with their noise."""
+    return Trajectory(
         parents=parents,
         children=children,
         timesteps=recorded_timesteps(settings, process),
         judged=children,
         judged_timesteps=judged_timesteps(settings, process),
     )
-    return trajectory, scores
 
 
 def noisy_pools(

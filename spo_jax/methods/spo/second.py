@@ -19,8 +19,8 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
-from spo_jax.methods.spo.noisy import noisy_pools
-from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, judged_timesteps, pick, recorded_timesteps
+from spo_jax.methods.spo.noisy import judged_as_they_are, noisy_pools
+from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, pick
 from spo_jax.methods.spo.settings import SPOSettings
 
 
@@ -66,13 +66,7 @@ def roll_predicting(
         parents = jnp.concatenate([parents, late_parents])
         children = jnp.concatenate([children, late_children])
         predicted.append(x0)
-    trajectory = Trajectory(
-        parents=parents,
-        children=children,
-        timesteps=recorded_timesteps(settings, process),
-        judged=children,
-        judged_timesteps=judged_timesteps(settings, process),
-    )
+    trajectory = judged_as_they_are(parents, children, settings, process)
     latents = jnp.concatenate([*predicted, last[None]])
     return trajectory, Predicted(latents, np.append(timesteps, 0).astype(np.int32))
 
