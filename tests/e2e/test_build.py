@@ -45,6 +45,7 @@ def stages(toy, monkeypatch):
     monkeypatch.setattr(autoencoder, "train_autoencoder", train_autoencoder)
     monkeypatch.setattr(base, "encode_scenes", lambda *arguments, **settings: None)
     monkeypatch.setattr(base, "train_base", train_base)
+    monkeypatch.setattr(build, "train_latent_judge", lambda *arguments: ASSETS / "lrm_people")
     return trained
 
 
@@ -58,7 +59,7 @@ def test_the_pipeline_is_written_as_it_is_shipped(stages, toy, spm_settings, tmp
     for _ in range(2):
         build.build(tmp_path / "work", tmp_path / "out", spm_settings)
         assert stages == ["autoencoder", "base", "base, further"]
-    for part in ("pipeline", "spm"):
+    for part in ("pipeline", "spm", "lrm_people"):
         assert files_in(tmp_path / "out" / part) == files_in(ASSETS / part)
     made = open_pipeline(tmp_path / "out" / "pipeline")
     assert made.unet.config == toy.pipeline.unet.config
