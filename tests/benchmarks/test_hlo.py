@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.hlo import arrays, parse
-from tests.benchmarks.tpu_program import TEXT, TURNS
+from tests.benchmarks.tpu_program import HEADS, ROWS, TEXT, TOKENS, TURNS, WIDTH
 
 
 def loops(program):
@@ -39,7 +39,7 @@ def test_a_program_for_tpus_is_read():
             seen.add(instruction.name)
     assert len(next(i for i in instructions if i.opcode == "conditional").called()["branches"]) == 2
     kernel = next(i for i in instructions if i.opcode == "custom-call")
-    assert kernel.op_name.endswith("/pallas_call") and arrays(kernel.shape) == [("bf16", (2, 2, 256, 40))]
+    assert kernel.op_name.endswith("/pallas_call") and arrays(kernel.shape) == [("bf16", (ROWS, TOKENS, HEADS * WIDTH))]
 
 
 def test_loops_of_a_program_for_tpus_turn_as_often_as_written():
