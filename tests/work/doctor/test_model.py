@@ -15,7 +15,7 @@ def test_the_toy_fits_here():
     assert section.facts["dtype on disk"] == "float16" and section.facts["image size"] == "32 x 32 pixels"
     assert section.facts["prediction"] == "epsilon" and section.facts["parameters"].startswith("3.3 million")
     assert [(finding.rule, finding.level) for finding in section.findings] == [
-        ("gradspo_toy", "good"), ("toy", "good"), ("", "note"),
+        ("gradspo_toy", "good"), ("lpo_toy", "good"), ("toy", "good"), ("", "note"),
     ]  # fmt: skip
     for numbers in section.data["trainings"]:
         assert numbers["fits"] and numbers["least"] < numbers["most"]
