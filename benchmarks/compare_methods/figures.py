@@ -66,9 +66,9 @@ def draw(entries: Sequence[Mapping[str, Any]], base: Base, path: Path) -> None:
     for panel in panels[len(names) :]:
         panel.axis("off")
     handles, labels = panels[0].get_legend_handles_labels()
-    panels[-1].legend(handles, labels, loc="center left", frameon=False, fontsize=10, handlelength=3.2)
+    panels[-1].legend(handles, labels, loc="upper left", frameon=False, fontsize=9.5, handlelength=3.2)
     note = [text for source, text in _SOURCES.items() if source in {entry["source"] for entry in entries}]
-    panels[-1].text(0.02, 0, "\n".join(note), fontsize=9, color=_GREY, transform=panels[-1].transAxes)
+    panels[-1].text(0.02, -0.12, "\n".join(note), fontsize=9, color=_GREY, transform=panels[-1].transAxes)
     for panel in panels[:3] if len(names) <= 3 else panels[2 : len(names)]:
         panel.set_xlabel("work: evaluations of the UNet", fontsize=9.5)
     write_atomic(path, lambda temporary: temporary.write_bytes(as_svg(figure)))
