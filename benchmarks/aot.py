@@ -49,6 +49,7 @@ from benchmarks.flops import count
 from benchmarks.hlo import parse
 from benchmarks.memory import is_out_of_memory
 from benchmarks.parts import PARTS, trace_part
+from benchmarks.places import RESULTS
 from benchmarks.records import EVALUATION, batch_of, record, save, table
 from benchmarks.topologies import Chip, chip_of, find_topology
 from benchmarks.trajectory import repeats, trajectories_table
@@ -62,8 +63,6 @@ from spo_jax.parallel.compiling import compiler_options
 from spo_jax.parallel.device_memory import TPU_USABLE, program_bytes, shard_bytes
 from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.run.settings import RunSettings
-
-RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 
 
 def measure(

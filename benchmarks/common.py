@@ -21,6 +21,7 @@ from tqdm import tqdm
 from benchmarks.blueprints import SIZES
 from benchmarks.flops import peak_flops
 from benchmarks.memory import is_out_of_memory, process_peak
+from benchmarks.places import RESULTS
 from benchmarks.subjects import DECODERS, Subject, build, read_settings
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
@@ -32,7 +33,6 @@ from spo_jax.run.versions import versions
 flags.disclaim_key_flags()  # --help of a script lists the flags that are defined here as its own
 
 _PRODUCT = 1024
-RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 # (subject, warm-up runs, timed runs) to results
 Measure = Callable[[Subject, int, int], dict[str, Any]]
 

@@ -36,6 +36,7 @@ from ml_collections import config_flags
 from benchmarks.aot import abstract_run, loop_trips
 from benchmarks.flops import Operation, operations
 from benchmarks.machines import span
+from benchmarks.places import RESULTS
 from benchmarks.recipes import MACHINES, SHARES, hours
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
@@ -52,7 +53,6 @@ from spo_jax.parallel.settings import MeshSettings
 from spo_jax.run.metrics import FILE_NAME, read_metrics
 from spo_jax.run.settings import RunSettings
 
-RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 CHIPS = ("TPU v5e", "TPU v6e", "TPU v5p", "A100", "H100")  # the beginnings of names in `MACHINES`
 PARTS = ("sampling", "judging", "decoding", "encoding", "training")
 TRAIN_BATCHES = "train_batches"  # the curve with the number of training batches in a batch of a run

@@ -15,6 +15,7 @@ from absl import flags
 
 from benchmarks.blueprints import blueprint, write_configs
 from benchmarks.costs import PARTS, Costs, run_costs, tflop
+from benchmarks.places import RESULTS
 from benchmarks.subjects import DECODERS
 from benchmarks.torch_table import JUDGES
 from spo_jax.core.cli import run_command
@@ -23,7 +24,6 @@ from spo_jax.core.files import check_writable, write_json, write_text
 from spo_jax.methods import read_settings
 from spo_jax.methods.spo.settings import SPOTrainSettings
 
-RESULTS = "runs/benchmarks"  # benchmarks/results holds the files that the documents quote
 MODELS = ("sd15", "sdxl")
 TITLE = """# Operations of a prompt, by how candidates are judged
 

@@ -30,6 +30,7 @@ from absl import flags
 from PIL import Image
 
 from benchmarks.against_torch import SIDES, Contender
+from benchmarks.places import RESULTS
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, read_json, write_json, write_text
@@ -193,7 +194,7 @@ def run() -> None:
         "image_side": flags.DEFINE_integer("image_side", 512, "Make images of this size.", lower_bound=32),
         "threads": flags.DEFINE_integer("threads", cores, "Let each side use this number of cores.", lower_bound=1),
         "repeats": flags.DEFINE_integer("repeats", 5, "Time this number of batches.", lower_bound=1),
-        "out": flags.DEFINE_string("out", "runs/benchmarks", "Write the results to this folder."),
+        "out": flags.DEFINE_string("out", RESULTS, "Write the results to this folder."),
     }
 
     def main(_: Sequence[str]) -> None:

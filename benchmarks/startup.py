@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+from benchmarks.places import RESULTS
 from spo_jax.core import progress
 from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
@@ -164,7 +165,7 @@ def run() -> None:
     """Runs the command."""
     config = flags.DEFINE_string("config", "toy", "Start training with this config.")
     starts = flags.DEFINE_integer("starts", 3, "Start this often with compiled programs.", lower_bound=1)
-    out = flags.DEFINE_string("out", "runs/benchmarks", "Write the table to startup.md in this folder.")
+    out = flags.DEFINE_string("out", RESULTS, "Write the table to startup.md in this folder.")
 
     def main(_) -> None:
         arguments = [f"--config={config.value}"]
