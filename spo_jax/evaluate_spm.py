@@ -8,6 +8,7 @@ preference model (``--spm``), of a latent reward model (``--lrm``), or of both i
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -64,10 +65,7 @@ def evaluate_spm(
     check_writable(out)
     check_free(out / ACCURACY, overwrite)
     check_model(settings)
-    for clip in filter(None, (spm, plain)):
-        check_files(clip, getattr(settings, "tokenizer", ""), "--config.tokenizer")
-    if lrm:
-        check_reward(f"lrm:{lrm}", Context(field="--lrm", noisy=True), judges=True)
+    check_judges(settings, (spm, plain), lrm)
     if isinstance(settings, SPMTrainSettings):
         check_relabelling(settings)
     preferences = open_preferences(settings.data_dir, settings.eval_split, "eval_split")
@@ -82,6 +80,23 @@ def check_judge_settings(settings: Any, example: str) -> None:
     """Refuses what is no settings of the training of a judge; see `spo_jax.run.settings.check_settings`."""
     kind = LRMTrainSettings if isinstance(settings, LRMTrainSettings) else SPMTrainSettings
     check_settings(settings, kind, example)
+
+
+def check_judges(settings: JudgeTrainSettings, clips: Sequence[str], lrm: str) -> None:
+    """Checks the files of judges before the models are read.
+
+    Args:
+      settings: settings of the training of a judge.
+      clips: folders, files or hub ids of preference models and plain CLIPs; empty ones are none.
+      lrm: folder or hub id of a latent reward model; empty for none.
+
+    Raises:
+      UserError: a file is missing, or is something else.
+    """
+    for clip in filter(None, clips):
+        check_files(clip, getattr(settings, "tokenizer", ""), "--config.tokenizer")
+    if lrm:
+        check_reward(f"lrm:{lrm}", Context(field="--lrm", noisy=True), judges=True)
 
 
 def run() -> None:

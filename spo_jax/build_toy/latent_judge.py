@@ -27,9 +27,9 @@ def train_latent_judge(pipeline: Path, earlier: Path, work: Path) -> Path:
       The folder of the trained model.
     """
     pairs = work / "people"
-    if not (pairs / "people" / "validation_unique").is_dir():
-        people(pairs, model=str(pipeline), earlier=str(earlier))
     settings = read_settings(load_config("lrm_toy"))
+    if not (pairs / "people" / settings.eval_split).is_dir():
+        people(pairs, model=str(pipeline), earlier=str(earlier))
     settings = dataclasses.replace(settings, model=str(pipeline), data_dir=str(pairs / "people"))
     train(settings, work / "lrm_people", Resume(if_there=True))
     return work / "lrm_people" / LRM

@@ -31,14 +31,11 @@ from spo_jax.core.statistics import mean_and_error
 from spo_jax.core.typing import Float, Int
 from spo_jax.data.preferences.format import Preferences, open_preferences
 from spo_jax.data.preferences.images import decode_rgb
-from spo_jax.evaluate_spm import check_judge_settings
+from spo_jax.evaluate_spm import check_judge_settings, check_judges
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.checks import check_model
 from spo_jax.methods.common.preference.settings import JudgeTrainSettings
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.rewards import check_reward
-from spo_jax.rewards.common.preference_files import check_files
-from spo_jax.rewards.common.protocol import Context
 from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.toy import annotators
 
@@ -76,10 +73,7 @@ def people_accuracy(
     check_writable(out)
     check_free(out / HEARD, overwrite)
     check_model(settings)
-    if spm:
-        check_files(spm, getattr(settings, "tokenizer", ""), "--config.tokenizer")
-    else:
-        check_reward(f"lrm:{lrm}", Context(field="--lrm", noisy=True), judges=True)
+    check_judges(settings, (spm,), lrm)
     if isinstance(settings, SPMTrainSettings) and settings.relabel.model:
         raise UserError(f"--config.relabel.model={settings.relabel.model}: expected none, the labels are people's")
     people = open_preferences(settings.data_dir, settings.eval_split, "eval_split")
