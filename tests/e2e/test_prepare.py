@@ -47,7 +47,7 @@ def test_killed_and_started_again(command, tmp_path):
         (["--dataset=toy", "--pairs=0", "--data-dir=out"], "--pairs = 0: expected 1 to "),
         (
             ["--dataset=coyo", "--data-dir=out"],
-            "--dataset = 'coyo': expected 'folder', 'pick_a_pic', 'prompts', 'toy', or",
+            "--dataset = 'coyo': expected 'folder', 'pick_a_pic', 'prepared', 'prompts', 'toy', or",
         ),
         (["--dataset=toy"], "data-dir"),
     ],
