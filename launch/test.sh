@@ -31,7 +31,7 @@ NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 echo "== pytest"
 # PASSIVE makes torch's OpenMP threads sleep instead of spin while JAX computes.
 export OMP_WAIT_POLICY=PASSIVE JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-# Without arguments, all tests run in two processes, each file in one of them, the long files first. With arguments, one
-# process runs the requested tests.
-(($#)) || set -- -n 2 --dist loadfile --no-loadscope-reorder --durations=30 tests/e2e tests
+# Without arguments, all tests run in two processes, each file in one of them. With arguments, one process runs the
+# requested tests.
+(($#)) || set -- -n 2 --dist loadfile --no-loadscope-reorder --durations=30 tests
 exec python -m pytest "$@"
