@@ -137,12 +137,13 @@ def _trained(
 
     # Before training: compile the programs, and measure the state in the meantime.
     guard: Guard | None = getattr(run, "guard", None)
-    with ThreadPoolExecutor(1) as beside:
-        compiled = beside.submit(_compile, run, shapes_of(state), mesh)
-        first_row = run.begin(state, resuming)
-        if guard is not None:
-            first_row = {**first_row, **guard.begin(state, run.total)}
-        programs, compile_seconds = compiled.result()
+    beside = ThreadPoolExecutor(1)
+    compiled = beside.submit(_compile, run, shapes_of(state), mesh)
+    beside.shutdown(wait=False)  # so that a mistake which the measurement finds is told before XLA is done
+    first_row = run.begin(state, resuming)
+    if guard is not None:
+        first_row = {**first_row, **guard.begin(state, run.total)}
+    programs, compile_seconds = compiled.result()
 
     log = settings.log
     with contextlib.ExitStack() as held:

@@ -1,6 +1,7 @@
 """What a run does before its first batch, and what it prints of its scores."""
 
 import threading
+import time
 
 import jax
 import pytest
@@ -38,6 +39,22 @@ def test_a_mistake_that_compiling_finds_ends_the_run(monkeypatch, tmp_path):
     monkeypatch.setattr(Counting, "trace", refuse)
     with pytest.raises(UserError, match="these shapes do not fit"):
         spo_jax.train(SETTINGS, tmp_path / "run")
+
+
+def test_a_mistake_that_the_measurement_finds_is_told_before_compiling_has_ended(monkeypatch, tmp_path):
+    told = threading.Event()
+
+    def refuse(*_):
+        raise UserError("these images are too small")
+
+    monkeypatch.setattr(Counting, "begin", refuse)
+    monkeypatch.setattr("spo_jax.work.train.compile_program", lambda _: told.wait(60) and None)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="these images are too small"):
+        spo_jax.train(SETTINGS, tmp_path / "run")
+    assert time.monotonic() - begin < 30
+    told.set()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_total_of_almost_nothing_has_no_sign(capsys, tmp_path):
