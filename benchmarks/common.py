@@ -27,6 +27,7 @@ from spo_jax.core.cli import run_command
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, write_json
 from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.parallel.compiling import compile_program
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.run.versions import versions
 
@@ -63,7 +64,7 @@ def spread_of(seconds: Sequence[float]) -> dict[str, Any]:
 def compiled(traced: jax.stages.Traced) -> tuple[jax.stages.Compiled, float]:
     """Compiles a program; returns it with the seconds that lowering and compiling took."""
     begin = time.perf_counter()
-    program = traced.lower().compile()
+    program = compile_program(traced)
     return program, time.perf_counter() - begin
 
 

@@ -18,7 +18,7 @@ from spo_jax.core.words import counted
 from spo_jax.diffusion.solvers import solve
 from spo_jax.diffusion.steps import SolverSteps
 from spo_jax.models.base import TEXT_CHUNK, Guidance, Pipeline, bind_denoise
-from spo_jax.parallel.compiling import compiler_options
+from spo_jax.parallel.compiling import device_jit
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 
 # Numbers of images.
@@ -67,7 +67,7 @@ class Sampler:
         self._guidance = guidance
         table = pipeline.solver_steps(solver, steps, karras)
         program = functools.partial(_sample, pipeline, table, lora_scale)
-        self._program = jax.jit(program, compiler_options=compiler_options())
+        self._program = device_jit(program)
 
     def __call__(
         self, prompts: Sequence[str], init_latents: Float[np.ndarray, "b h w c"], lora: Params | None = None

@@ -1,6 +1,10 @@
 """Compiling programs for the devices of the mesh in context."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
+from jax.stages import Wrapped
 
 # Memory on the chip, in KiB, that an operation of XLA may take: half of what the chip has. The compiler's default is
 # 16 MiB on all of them, which keeps tiles small: by its own estimates for v5e, a convolution of SD 1.5's UNet takes
@@ -14,6 +18,18 @@ def compiler_options() -> dict[str, int]:
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     found = [tiles for kind, tiles in _TILES.items() if device.device_kind.startswith(kind)]
     return {"xla_tpu_scoped_vmem_limit_kib": found[0]} if found else {}
+
+
+def device_jit(function: Callable[..., Any], **how: Any) -> Wrapped:
+    """Returns `jax.jit` of a function that is called where it is made, with `compiler_options`.
+
+    Small programs, such as those that encode texts, do without.
+
+    Args:
+      function: the function.
+      how: arguments of `jax.jit`.
+    """
+    return jax.jit(function, compiler_options=compiler_options(), **how)
 
 
 def compile_program(traced: jax.stages.Traced) -> jax.stages.Compiled:

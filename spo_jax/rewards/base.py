@@ -14,6 +14,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Array, Float, Int, Params, PyTree
 from spo_jax.parallel.chunks import in_chunks
+from spo_jax.parallel.compiling import device_jit
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread_rows
 from spo_jax.parallel.sizes import padded_chunk
 from spo_jax.rewards.common.protocol import Context, Reward, Scores
@@ -167,7 +168,7 @@ def _measurement(function: Callable[..., Array]) -> Callable[..., Array]:
         with jax.default_matmul_precision("highest"):
             return function(*arguments)
 
-    return jax.jit(measure)
+    return device_jit(measure)
 
 
 def in_equal_chunks(function: Callable[[Int[np.ndarray, " b"]], Any], count: int) -> Any:

@@ -29,6 +29,7 @@ from spo_jax.models import check_model, open_pipeline
 from spo_jax.models.base import Guidance, Pipeline, bind_denoise
 from spo_jax.models.drawing import check_pixels, read_adapter, warn_of_cuts
 from spo_jax.models.sampler import initial_latents
+from spo_jax.parallel.compiling import device_jit
 from spo_jax.rewards import check_reward, load_reward, no_judge
 from spo_jax.rewards.base import Context, DeviceReward
 from spo_jax.weights.lora import find_lora
@@ -132,8 +133,8 @@ class Studio:
         self._adapters: dict[tuple[Path, int, int], Adapter] = {}
         self._reading = threading.Lock()  # a page reads LoRAs in several threads
         self._unconditional: dict[tuple[int, ...], PyTree] = {}
-        self._step = jax.jit(functools.partial(_step, pipeline), static_argnums=0)
-        self._look = jax.jit(functools.partial(_look, pipeline, judge))
+        self._step = device_jit(functools.partial(_step, pipeline), static_argnums=0)
+        self._look = device_jit(functools.partial(_look, pipeline, judge))
 
     def lora(self, source: str | os.PathLike = "") -> Adapter | None:
         """Reads a LoRA; one that was read before is read again only if its file has changed.

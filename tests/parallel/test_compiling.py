@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from spo_jax.parallel.compiling import compile_program, compiler_options
+from spo_jax.parallel.compiling import _TILES, compile_program, compiler_options, device_jit
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,14 @@ def test_operations_may_take_half_of_a_chips_own_memory(kind, kib):
 def test_cpus_have_no_options_of_their_own():
     assert compiler_options() == {}
     assert compile_program(jax.jit(lambda x: x + 1).trace(jnp.ones(())))(jnp.ones(())) == 2
+    assert device_jit(lambda x, n: x + n, static_argnums=1)(jnp.ones(()), 2) == 3
+
+
+@pytest.mark.parametrize(
+    "run", [lambda f, x: compile_program(jax.jit(f).trace(x)), lambda f, x: device_jit(f)(x)], ids=["traced", "called"]
+)
+def test_the_compiler_is_given_the_options(run, monkeypatch):
+    """That of CPUs does not know them, and says so."""
+    monkeypatch.setitem(_TILES, jax.devices()[0].device_kind, 1024)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_scoped_vmem_limit_kib"):
+        run(lambda x: x * 5, jnp.ones(()))

@@ -19,6 +19,7 @@ from spo_jax.data.preferences.loading import ImagePairs
 from spo_jax.methods.common.precompute import fill
 from spo_jax.models.base import Pipeline
 from spo_jax.parallel.chunks import in_chunks
+from spo_jax.parallel.compiling import device_jit
 from spo_jax.parallel.mesh import devices_in_context, gathered, spread
 from spo_jax.parallel.multihost import join_parts
 
@@ -100,7 +101,7 @@ def encode_images(
             f"{pipeline.folder}: its native size {height} x {width} is not square, and images are cut square"
         )
 
-    @jax.jit
+    @device_jit
     def encode(params: Params, images: UInt8[Array, "n H W 3"]) -> tuple[Array, Array]:
         mean, logvar = pipeline.encode(params, model_range(spread(images)))
         return gathered((mean.astype(jnp.float32), jnp.exp(0.5 * logvar.astype(jnp.float32))))
@@ -187,7 +188,7 @@ def latent_cache(
       UserError: as in `latent_file`; or the folder cannot be written or is full; or an image is damaged.
     """
     file = latent_file(folder, preferences, pipeline, side=side, posterior=posterior)
-    encode = jax.jit(_stored(pipeline, posterior))
+    encode = device_jit(_stored(pipeline, posterior))
     fill(
         file,
         preferences,

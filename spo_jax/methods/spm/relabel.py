@@ -19,6 +19,7 @@ from spo_jax.core.typing import Array, Float, Params, UInt8
 from spo_jax.data.preferences.loading import LoadedBatch
 from spo_jax.methods.common.pair_scores import CaptionedPairs, kept_scores
 from spo_jax.nn.clip import CLIPModel
+from spo_jax.parallel.compiling import device_jit
 from spo_jax.parallel.mesh import gathered, spread
 from spo_jax.parallel.multihost import join_parts
 from spo_jax.rewards.common.clip_score import encode_texts, normalise, unit_norm
@@ -85,16 +86,17 @@ def clean_scores(
     def texts() -> Float[np.ndarray, "u p"]:
         return encode_texts(judge.clip, judge.params, tokens)
 
+    judge_batch = device_jit(functools.partial(_judge, clip))
+
     def compute(batch: LoadedBatch) -> Array:
         text = texts()[preferences.prompt[batch.rows]]
-        return _judge(clip, params, *join_parts((batch.images, text)))
+        return judge_batch(params, *join_parts((batch.images, text)))
 
     side = clip.config.vision.image_size
     how = {"pairs_per_device": pairs_per_device, "threads": threads, "workers": workers}
     return kept_scores(Path(folder), preferences, compute, bound, side=side, **how)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _judge(
     clip: CLIPModel, params: Params, images: UInt8[Array, "n 2 s s 3"], text: Float[Array, "n p"]
 ) -> Float[Array, "n 2"]:

@@ -29,6 +29,7 @@ from spo_jax.models.base import Decoder, Pipeline
 from spo_jax.models.lora import read_lora
 from spo_jax.nn.lora import init_lora, scaled
 from spo_jax.parallel.chunks import in_chunks
+from spo_jax.parallel.compiling import device_jit
 from spo_jax.run.settings import check_settings
 from spo_jax.weights.lora import find_lora
 
@@ -116,7 +117,7 @@ def _roll(spo: SPO, adapter: Params, prompts: tuple[str, ...], seed: int) -> Rol
     settings = spo.settings.spo
     with stage("rolling out, and judging"):
         key = jax.random.key(seed)
-        judged, draws = jax.jit(spo.judged_rollout)(adapter, spo.frozen(), inputs, key)
+        judged, draws = device_jit(spo.judged_rollout)(adapter, spo.frozen(), inputs, key)
         images = _decoded(spo.judge, spo.pipeline, judged.trajectory.judged, settings.decode_chunk)
     return view(settings, prompts, judged, draws, images)
 
@@ -166,7 +167,7 @@ def _decoded(
 ) -> Float[np.ndarray, "s k b H W 3"]:
     """Decodes latents as the judge does, or by the model's autoencoder for a judge that reads latents."""
     decoder = judge.decoder or Decoder(pipeline.params["vae"], pipeline.decode)
-    decode = jax.jit(decoder.apply)
+    decode = device_jit(decoder.apply)
     flat = latents.reshape(-1, *latents.shape[3:])
     chunk = images_at_a_time(chunk, latents.shape)
     images = in_chunks(lambda rows: decode(decoder.params, flat[rows]), np.arange(len(flat)), chunk)

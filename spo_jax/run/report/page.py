@@ -58,28 +58,32 @@ def write_report(
     """
     scores = summary.get("scores") or {}
     changed, unchanged = setting_rows(settings)
-    text = page_environment(_TEMPLATES).get_template("page.html").render(
-        title=title,
-        facts=facts(summary),
-        verdict=summary.get("verdict") or verdict(scores),
-        tone=_tone(scores),
-        guard=(summary.get("guard") or {}).get("text", ""),
-        pairs=[shown(pair) for pair in pairs[:MOST_PAIRS]],
-        total=summary.get("images", len(pairs)),
-        open_pairs=OPEN_PAIRS,
-        scores=score_rows(scores),
-        noise=shown_limit(scores),
-        figures=[
-            Chart(heading, caption, inline_svg(figure, f"{heading}. {caption}", f"figure-{number}"))
-            for number, (heading, caption, figure) in enumerate(figures)
-        ],
-        charts=charts_of(rows, charts),
-        open_charts=OPEN_CHARTS,
-        steps=steps,
-        findings=[finding for finding in findings if finding.level != "good"],
-        changed=changed,
-        unchanged=unchanged,
-        rest=_rest(summary),
+    text = (
+        page_environment(_TEMPLATES)
+        .get_template("page.html")
+        .render(
+            title=title,
+            facts=facts(summary),
+            verdict=summary.get("verdict") or verdict(scores),
+            tone=_tone(scores),
+            guard=(summary.get("guard") or {}).get("text", ""),
+            pairs=[shown(pair) for pair in pairs[:MOST_PAIRS]],
+            total=summary.get("images", len(pairs)),
+            open_pairs=OPEN_PAIRS,
+            scores=score_rows(scores),
+            noise=shown_limit(scores),
+            figures=[
+                Chart(heading, caption, inline_svg(figure, f"{heading}. {caption}", f"figure-{number}"))
+                for number, (heading, caption, figure) in enumerate(figures)
+            ],
+            charts=charts_of(rows, charts),
+            open_charts=OPEN_CHARTS,
+            steps=steps,
+            findings=[finding for finding in findings if finding.level != "good"],
+            changed=changed,
+            unchanged=unchanged,
+            rest=_rest(summary),
+        )
     )
     write_text(path, text + "\n")
 

@@ -22,6 +22,7 @@ from spo_jax.methods.common.pair_inputs import FrozenParams
 from spo_jax.methods.common.preference.data import ACCURACY, Agreement
 from spo_jax.methods.common.preference.rows import Rows, Split
 from spo_jax.methods.common.preference.training import JudgeTraining
+from spo_jax.parallel.compiling import device_jit
 from spo_jax.parallel.multihost import join_parts, local_positions
 from spo_jax.parallel.sharding import make, to_host
 from spo_jax.run.report.charts import as_svg
@@ -61,8 +62,8 @@ class Evaluator:
         self._frozen = frozen
         self._split = split
         self._key = make(lambda: jax.random.key(config.seed), mesh)
-        self._noised = jax.jit(training.scores)
-        self._clean = jax.jit(training.clean_scores)
+        self._noised = device_jit(training.scores)
+        self._clean = device_jit(training.clean_scores)
 
     @property
     def fingerprint(self) -> str:
