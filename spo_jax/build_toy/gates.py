@@ -25,7 +25,7 @@ from absl import flags
 
 from spo_jax import load_config
 from spo_jax.build_toy.late import CHILDREN, within_parents
-from spo_jax.build_toy.people import people
+from spo_jax.build_toy.people import pairs_of_people
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import define_config
 from spo_jax.core.files import write_json
@@ -170,12 +170,12 @@ def lrm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     lpo = read_settings(load_config("lpo_toy"))
     process = open_pipeline(settings.model).process(lpo.spo.num_steps)
     judged = process.timesteps[lpo.spo.divert_start_step :].tolist()
-    pairs = out / f"people-{count}"
-    if not (pairs / "people" / LRMTrainSettings.eval_split).is_dir():
-        people(pairs, count, count, seed=5678, model=settings.model, earlier=settings.model)
+    drawn = {"pairs": count, "held_out_pairs": count, "seed": 5678}
+    models = {"model": settings.model, "earlier": settings.model}
+    pairs = pairs_of_people(out / f"people-{count}", LRMTrainSettings.eval_split, **drawn, **models)
     # Measure the shipped models on them.
     evaluation = AccuracySettings(tuple(sorted({*judged, *REPORTED_TIMESTEPS})), batch=40)
-    own = LRMTrainSettings(model=settings.model, data_dir=str(pairs / "people"), chunk=50, eval=evaluation)
+    own = LRMTrainSettings(model=settings.model, data_dir=str(pairs), chunk=50, eval=evaluation)
     measured = evaluate_spm(own, "toy_people", out / "lrm", overwrite=True, lrm="toy_people")
     gates = dict.fromkeys(judged, 0.54)
     lines = [_line(f"pair accuracy at t = {t}", x, gates.get(t)) for t, x in measured[LRMRun.LINE].items()]

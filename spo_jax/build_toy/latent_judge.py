@@ -8,7 +8,7 @@ import dataclasses
 from pathlib import Path
 
 from spo_jax import load_config
-from spo_jax.build_toy.people import people
+from spo_jax.build_toy.people import pairs_of_people
 from spo_jax.core.run_files import LRM
 from spo_jax.methods import read_settings
 from spo_jax.run.folder import Resume
@@ -26,10 +26,8 @@ def train_latent_judge(pipeline: Path, earlier: Path, work: Path) -> Path:
     Returns:
       The folder of the trained model.
     """
-    pairs = work / "people"
     settings = read_settings(load_config("lrm_toy"))
-    if not (pairs / "people" / settings.eval_split).is_dir():
-        people(pairs, model=str(pipeline), earlier=str(earlier))
-    settings = dataclasses.replace(settings, model=str(pipeline), data_dir=str(pairs / "people"))
+    pairs = pairs_of_people(work / "people", settings.eval_split, model=str(pipeline), earlier=str(earlier))
+    settings = dataclasses.replace(settings, model=str(pipeline), data_dir=str(pairs))
     train(settings, work / "lrm_people", Resume(if_there=True))
     return work / "lrm_people" / LRM

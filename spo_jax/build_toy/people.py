@@ -12,6 +12,7 @@ What is drawn is kept in ``OUT/work``: if the command was killed, start it again
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -24,6 +25,7 @@ from spo_jax.core.progress import stage
 from spo_jax.data.preferences.format import import_tfds
 from spo_jax.models import check_model
 
+PEOPLE = "people"  # the folder of the pairs with people's labels
 PAIRS = 4000
 HELD_OUT_PAIRS = 800
 MOST = 10**6
@@ -67,6 +69,19 @@ def people(
         from spo_jax.build_toy.people_pairs import make_pairs
 
     return make_pairs(out, {"train": pairs, "validation_unique": held_out_pairs}, seed, model, earlier)
+
+
+def pairs_of_people(out: Path, split: str, **arguments: Any) -> Path:
+    """Returns the folder of pairs with people's labels, which are drawn first unless ``out`` has them already.
+
+    Args:
+      out: as in `people`.
+      split: a split that the pairs have once they are complete.
+      **arguments: the other arguments of `people`.
+    """
+    if not (out / PEOPLE / split).is_dir():
+        people(out, **arguments)
+    return out / PEOPLE
 
 
 def run() -> None:

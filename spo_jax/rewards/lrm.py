@@ -10,7 +10,7 @@ those of the empty prompt; the variants are its other ways to compute them from 
 """
 
 from spo_jax.core.errors import UserError
-from spo_jax.rewards.common.lrm_files import check_fits, find_folder, local_folder, published_config, read_config
+from spo_jax.rewards.common.lrm_files import check_fits, check_source, local_folder, open_source, published_config
 from spo_jax.rewards.common.protocol import NOISY, Context, Reward
 
 READS = NOISY
@@ -37,13 +37,11 @@ def load(source: str, context: Context) -> Reward:
 
     _check_named(source, context)
     options = _OPTIONS[context.variant]
-    folder = local_folder(source)
-    if context.abstract and folder is None:
-        config = published_config(source, context.kind or "sd")
+    if context.abstract and local_folder(source) is None:
+        folder, config = None, published_config(source, context.kind or "sd")
+        check_fits(config, context)
     else:
-        folder = folder or find_folder(source)
-        config = read_config(folder)
-    check_fits(config, context)
+        folder, config = open_source(source, context)
     if context.abstract:
         read = abstract_model(config, context.dtype, context.mesh, folder, **options)
     else:
@@ -54,9 +52,7 @@ def load(source: str, context: Context) -> Reward:
 def check(source: str, context: Context) -> None:
     """Refuses a model that is missing or something else, as far as that shows without jax and the network."""
     _check_named(source, context)
-    folder = local_folder(source)
-    if folder is not None:
-        check_fits(read_config(folder), context)
+    check_source(source, context)
 
 
 def _check_named(source: str, context: Context) -> None:

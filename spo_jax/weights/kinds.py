@@ -51,7 +51,7 @@ def describe(path: Path) -> str:
 def _folder(path: Path) -> str:
     lora = next((path / name for name in LORA_FILES if (path / name).is_file()), None)
     if (path / run_files.CHECKPOINTS).is_dir() or (path / run_files.SUMMARY).is_file():
-        trained = {"LoRA": lora, "preference model": path / run_files.SPM}
+        trained = {"LoRA": lora, "preference model": path / run_files.SPM, "latent reward model": path / run_files.LRM}
         found = [f", whose {what} is {where}" for what, where in trained.items() if where and where.exists()]
         return "the folder of a run" + "".join(found)
     run, step = run_files.run_of(path)
@@ -61,6 +61,8 @@ def _folder(path: Path) -> str:
         return "a diffusion pipeline"
     if lora is not None:
         return f"the folder of the LoRA {lora}"
+    if (path / "unet" / "config.json").is_file() and any(path.glob("state_dict.*")):
+        return "a latent reward model"
     if (path / "config.json").is_file():
         return _of_config(path)
     if any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")):

@@ -32,8 +32,7 @@ from spo_jax.parallel.mesh import check_divides, make_mesh
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make
 from spo_jax.rewards.common.latent_weights import read_model
-from spo_jax.rewards.common.lrm_files import check_fits, find_folder
-from spo_jax.rewards.common.lrm_files import read_config as read_latent_config
+from spo_jax.rewards.common.lrm_files import open_source
 from spo_jax.rewards.common.preference_files import check_kind, read_config, resolve_model
 from spo_jax.rewards.common.preference_model import read_tokenizer
 from spo_jax.rewards.common.protocol import Context
@@ -173,10 +172,9 @@ def _clips(settings: SPMTrainSettings, pipeline: Pipeline, judges: Judges, mesh:
 def _latent_judge(settings: LRMTrainSettings, pipeline: Pipeline, lrm: str, mesh: Mesh) -> Opened:
     """Opens the latent reward model."""
     with stage(f"reading {lrm}"):
-        folder = find_folder(lrm)
-        config = read_latent_config(folder)
-        channels = pipeline.latent_shape[-1]
-        check_fits(config, Context(pipeline.kind, field="--lrm", channels=channels, timesteps=settings.eval.timesteps))
+        channels, timesteps = pipeline.latent_shape[-1], settings.eval.timesteps
+        context = Context(pipeline.kind, field="--lrm", channels=channels, timesteps=timesteps)
+        folder, config = open_source(lrm, context)
         read = read_model(folder, config, settings.dtype, mesh)
     training = LRMTraining(pipeline, read.model, settings, mesh, read.tokenize([""]))
     return Opened(LRM_LINE, training, read.params, read.tokenize, predicts=False)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from spo_jax.build_toy import earlier, people_images, people_pairs
-from spo_jax.build_toy.people import people
+from spo_jax.build_toy.people import pairs_of_people, people
 from spo_jax.build_toy.people_images import EARLIER, RECIPES, draw_images, make_plan
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.format import open_preferences
@@ -175,6 +175,19 @@ def test_mistakes_are_found_before_anything_is_written(tmp_path, arguments, mess
     with pytest.raises(UserError, match=message):
         people(tmp_path / "out", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_pairs_that_are_there_are_not_drawn_again(tmp_path, monkeypatch):
+    asked = []
+
+    def drawn(out, **arguments):
+        asked.append(arguments)
+        (out / "people" / "validation_unique").mkdir(parents=True)
+
+    monkeypatch.setattr("spo_jax.build_toy.people.people", drawn)
+    for _ in range(2):
+        assert pairs_of_people(tmp_path, "validation_unique", pairs=7) == tmp_path / "people"
+    assert asked == [{"pairs": 7}]
 
 
 def test_the_earlier_checkpoint_is_a_pipeline(toy, tmp_path, monkeypatch):

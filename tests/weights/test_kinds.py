@@ -23,6 +23,7 @@ PIPELINE = toy.ASSETS / "pipeline"
         (PIPELINE / "model_index.json", "a file that ends in .json"),
         (toy.ASSETS / "spm", "a CLIP or preference model"),
         (toy.ASSETS / "spm" / "model.safetensors", "a step-aware preference model"),
+        (toy.ASSETS / "lrm_people", "a latent reward model"),
         (toy.ASSETS, "a folder without a model"),
     ],
     ids=lambda value: getattr(value, "name", ""),

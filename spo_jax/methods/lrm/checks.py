@@ -4,7 +4,8 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.methods.common.checks import check_model
 from spo_jax.methods.lrm.settings import LRMTrainSettings
-from spo_jax.rewards.common.lrm_files import local_folder, read_config
+from spo_jax.rewards.common.lrm_files import check_source
+from spo_jax.rewards.common.protocol import Context
 from spo_jax.weights import hub
 from spo_jax.weights.kinds import describe
 
@@ -17,9 +18,7 @@ def check(settings: LRMTrainSettings) -> None:
     """
     check_model(settings)
     if settings.init:
-        folder = local_folder(settings.init)
-        if folder is not None:
-            read_config(folder)
+        check_source(settings.init, Context(field="init"))
     if settings.clip:
         path = hub.local(settings.clip)
         if path is not None and not (path / "config.json").is_file():

@@ -19,7 +19,7 @@ from spo_jax.nn.shapes import text_shapes
 from spo_jax.parallel.sharding import place_weights, shardings
 from spo_jax.rewards.common.latent_model import ENCODERS, LatentModel, head_shapes, make_model
 from spo_jax.rewards.common.latent_weights import read_model
-from spo_jax.rewards.common.lrm_files import LatentConfig, check_fits, find_folder, read_config
+from spo_jax.rewards.common.lrm_files import LatentConfig, open_source
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.weights import hub, store
 
@@ -66,9 +66,8 @@ def load_start(settings: LRMTrainSettings, pipeline: Pipeline, key: Key, mesh: M
     """
     model = network_of(settings, pipeline)
     if settings.init:
-        folder = find_folder(settings.init)
-        config = read_config(folder)
-        check_fits(config, Context(pipeline.kind, field="init", channels=pipeline.latent_shape[-1]))
+        context = Context(pipeline.kind, field="init", channels=pipeline.latent_shape[-1])
+        folder, config = open_source(settings.init, context)
         read = read_model(folder, config, np.float32, mesh)
         same = read.config.unet == model.unet.config and read.config.text == config_of(pipeline).text
         if not same:

@@ -3,16 +3,18 @@
 The weights, the state and the pairs are counted. What the programs need beside them was fitted to the programs that
 `benchmarks.aot` compiled for TPUs (`benchmarks/results/aot.md`), with bfloat16 and `remat`: a test holds the formula to
 these, and `benchmarks.machines` prints how far it is off. It is an extrapolation for GPUs, for float32, without
-`remat`, and where another part is the largest than in any of those programs: distilled decoders above all. A judge of
-noisy latents is taken for the one that is made of the model's own first half, and for as large as the model for each
-latent; with a second judge, both are counted.
+`remat`, and where another part is the largest than in any of those programs: distilled decoders above all.
+
+A judge of noisy latents (LPO) is taken for a latent reward model: the first half of a UNet like the model's own, with
+text encoders like its own. Nothing is decoded then, and no pool is predicted from, unless a second judge sees what is
+predicted from the last pools.
 """
 
 import dataclasses
 import math
 
 from spo_jax.core.memory import GIB
-from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 
 _FLOAT32 = 4
 _DECODED = 4  # images at a time where the settings leave that open
@@ -27,12 +29,14 @@ class Sizes:
       vae: parameters of the autoencoder.
       text: parameters of the text encoders.
       judge: parameters of the preference model, CLIP-H.
-      latent_judge: parameters of a latent reward model but its text encoders, which are like the model's.
+      latent_judge: parameters of the latent reward model.
       adapter: parameters of an adapter for every unit of its rank.
       latent: numbers in the latents of an image.
       guided: bytes of temporaries for every candidate in a pool, with and without its prompt, in the UNet.
       decoded: bytes of temporaries for every image that is decoded and judged at a time.
       distilled: the same with a distilled decoder.
+      judged: bytes of temporaries for every noisy latent that is judged at a time, with and without its prompt, in the
+        first half of the UNet.
       trained: bytes of temporaries for every latent of a pair that is trained on at a time.
       kept: the same without `remat`, by what `benchmarks.activations` counts.
     """
@@ -47,6 +51,7 @@ class Sizes:
     guided: float
     decoded: float
     distilled: float
+    judged: float
     trained: float
     kept: float
 
@@ -56,12 +61,13 @@ SD15 = Sizes(
     vae=83_653_863,
     text=123_060_480,
     judge=1_306_176_001,
-    latent_judge=352_399_361,
+    latent_judge=476_049_665,
     adapter=199_296,
     latent=64 * 64 * 4,
     guided=0.123 * GIB,
     decoded=0.875 * GIB,  # a fourth of SDXL's, by area
     distilled=0.15 * GIB,
+    judged=0.123 * GIB,
     trained=0.63 * GIB,
     kept=5.2 * GIB,
 )
@@ -70,12 +76,13 @@ SDXL = Sizes(
     vae=83_653_863,
     text=817_720_320,
     judge=1_306_176_001,
-    latent_judge=1_247_872_641,
+    latent_judge=2_065_592_961,
     adapter=1_451_520,
     latent=128 * 128 * 4,
     guided=0.5 * GIB,  # four times SD 1.5's, by area
     decoded=3.5 * GIB,
     distilled=0.6 * GIB,
+    judged=0.5 * GIB,
     trained=1.5 * GIB,
     kept=32.0 * GIB,
 )
@@ -134,43 +141,78 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
       sizes: sizes of the model, `SD15` or `SDXL`, or one of these with other counts.
       devices: number of devices.
     """
-    spo = settings.spo
     bytes_each = 2 if settings.dtype == "bfloat16" else 4
     share = settings.mesh.fsdp if settings.mesh.fsdp != -1 else devices // settings.mesh.data
-    distilled = spo.decoder != "vae"
-    noisy = spo.judged == "noisy"
-    decodes = not noisy or bool(spo.second_reward)
-    taken = sizes.network + (sizes.latent_judge if noisy else 0)
-    idle = (2 if noisy else 1) * sizes.text
-    if decodes:
-        taken += sizes.judge + (DISTILLED if distilled else sizes.vae)
-    if distilled or not decodes:
-        idle += sizes.vae
+    taken, idle = (bytes_each * count / share for count in _weights(settings.spo, sizes))
     # The adapter, Adam's two moments, with accumulation the mean gradient, and the adapter's running mean.
-    copies = 3 + (settings.optimizer.gradient_accumulation_steps > 1) + (spo.ema_decay > 0)
+    copies = 3 + (settings.optimizer.gradient_accumulation_steps > 1) + (settings.spo.ema_decay > 0)
     state = _FLOAT32 * copies * sizes.adapter * settings.lora.rank
 
-    records = spo.num_steps - spo.divert_start_step
-    judgements = math.ceil(records / (spo.num_inner_step + 1))
-    if spo.objective == "gradspo":  # a pair for each judgement: its x_t and one noise
-        parents = 1
-        pairs = _FLOAT32 * settings.prompts_per_batch * judgements * 2 * sizes.latent
-    else:  # with inner steps or separate trajectories, winner and loser have parents of their own
-        parents = 2 if spo.num_inner_step or not spo.shared_parent else 1
-        pairs = _FLOAT32 * settings.prompts_per_batch * records * (2 + parents) * sizes.latent
-
-    prompts = math.ceil(settings.prompts_per_batch / devices)
-    # Eight at a time on TPUs take less than four do anywhere (`spo_jax/methods/common/decoding.py`).
-    decoded = min(spo.decode_chunk or _DECODED, prompts * spo.num_candidates * judgements)
-    of_image = (sizes.distilled if distilled else sizes.decoded) if decodes else 0
-    judged = decoded * max(of_image, sizes.guided if noisy else 0)
-    at_once = not noisy or (decodes and spo.second_steps > 1)  # whether a step predicts from all candidates of a pool
-    predicted = prompts * (spo.num_candidates if at_once else 1)
-    rollout = max(predicted * sizes.guided, judged) * bytes_each / 2
-    trained = spo.chunk(devices) / devices * parents
+    rollout = _rollout(settings, sizes, devices) * bytes_each / 2
+    trained = settings.spo.chunk(devices) / devices * _parents(settings.spo)
     latent = sizes.trained if settings.remat else sizes.kept
     update = trained * latent * (_ALONE if devices == 1 else 1) * bytes_each / 2
     if share > 1:
         rollout += _GATHERED * bytes_each * sizes.network
         update += _GATHERED * bytes_each * sizes.network
-    return Memory(*map(int, (bytes_each * taken / share, bytes_each * idle / share, state, pairs, rollout, update)))
+    return Memory(*map(int, (taken, idle, state, _pairs(settings, sizes), rollout, update)))
+
+
+def _decodes(spo: SPOSettings) -> bool:
+    """Whether a judge sees images."""
+    return spo.judged != "noisy" or bool(spo.second_reward)
+
+
+def _weights(spo: SPOSettings, sizes: Sizes) -> tuple[int, int]:
+    """Returns the parameters that programs take, those of the judges as a whole, and those that none of them takes."""
+    taken, idle = sizes.network, sizes.text
+    distilled = spo.decoder != "vae"
+    if spo.judged == "noisy":
+        taken += sizes.latent_judge
+    if _decodes(spo):
+        taken += sizes.judge + (DISTILLED if distilled else sizes.vae)
+    if distilled or not _decodes(spo):
+        idle += sizes.vae
+    return taken, idle
+
+
+def _judgements(spo: SPOSettings) -> int:
+    """Returns the number of pools that are judged."""
+    return math.ceil((spo.num_steps - spo.divert_start_step) / (spo.num_inner_step + 1))
+
+
+def _parents(spo: SPOSettings) -> int:
+    """Returns the number of latents from which the steps of winner and loser are taken."""
+    if spo.objective == "gradspo":
+        return 1
+    # With inner steps or separate trajectories, both have parents of their own.
+    return 2 if spo.num_inner_step or not spo.shared_parent else 1
+
+
+def _pairs(settings: SPOTrainSettings, sizes: Sizes) -> int:
+    """Returns the bytes of a rollout's pairs."""
+    spo = settings.spo
+    latents = (spo.num_steps - spo.divert_start_step) * (2 + _parents(spo))
+    if spo.objective == "gradspo":  # a pair for each judgement: its x_t and one noise
+        latents = 2 * _judgements(spo)
+    return _FLOAT32 * settings.prompts_per_batch * latents * sizes.latent
+
+
+def _rollout(settings: SPOTrainSettings, sizes: Sizes, devices: int) -> float:
+    """Returns the bytes of a rollout's temporaries in bfloat16: its network's, or those of a judge."""
+    spo = settings.spo
+    prompts = math.ceil(settings.prompts_per_batch / devices)
+    # Where noisy candidates are judged, a step evaluates the network for one of a pool, but for the last pools if a
+    # second judge sees what is predicted from all of them.
+    from_all = spo.judged != "noisy" or (_decodes(spo) and spo.second_steps > 1)
+    parts = [prompts * (spo.num_candidates if from_all else 1) * sizes.guided]
+    # Eight at a time on TPUs take less than four do anywhere (`spo_jax/methods/common/decoding.py`).
+    at_a_time = spo.decode_chunk or _DECODED
+    candidates = prompts * spo.num_candidates
+    if spo.judged == "noisy":
+        parts.append(min(at_a_time, candidates * _judgements(spo)) * sizes.judged)
+    if _decodes(spo):
+        pools = spo.second_steps if spo.second_reward else _judgements(spo)
+        image = sizes.decoded if spo.decoder == "vae" else sizes.distilled
+        parts.append(min(at_a_time, candidates * pools) * image)
+    return max(parts)

@@ -180,6 +180,32 @@ def published_config(source: str, kind: str) -> LatentConfig:
     return LatentConfig(source, UNetConfig.from_dict(configs["unet"], source), text)
 
 
+def check_source(source: str, context: Context) -> None:
+    """Refuses a latent reward model that is missing, damaged or does not fit, as far as that shows without the network.
+
+    Args:
+      source: see `local_folder`.
+      context: see `check_fits`.
+
+    Raises:
+      UserError: as `local_folder`, `read_config` and `check_fits`.
+    """
+    folder = local_folder(source)
+    if folder is not None:
+        check_fits(read_config(folder), context)
+
+
+def open_source(source: str, context: Context) -> tuple[Path, LatentConfig]:
+    """Returns the folder of a latent reward model, fetched if it is on the hub, and its configs.
+
+    The arguments and errors are those of `check_source`.
+    """
+    folder = find_folder(source)
+    config = read_config(folder)
+    check_fits(config, context)
+    return folder, config
+
+
 def check_fits(config: LatentConfig, context: Context) -> None:
     """Refuses a judge of other latents than those that are to be judged.
 

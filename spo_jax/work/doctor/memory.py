@@ -11,6 +11,7 @@ from spo_jax.core.typing import PyTree
 from spo_jax.methods import load_method
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.spo.memory import SD15, SDXL, Sizes, estimate
+from spo_jax.methods.spo.programs import SPO, TwoJudges
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.parallel.compiling import compile_program
 from spo_jax.parallel.device_memory import TPU_USABLE, program_bytes, shard_bytes
@@ -40,10 +41,10 @@ class Need(NamedTuple):
 
 
 def sizes_of(settings: SPOTrainSettings) -> Sizes:
-    """Reads the configs of the model and the judge that the settings name, and none of their weights.
+    """Reads the configs of the model and the judges that the settings name, and none of their weights.
 
     Raises:
-      UserError: the model or the judge is missing, or they do not fit.
+      UserError: the model or a judge is missing, or they do not fit.
     """
     mesh, run = _abstract_run(settings)
     pipeline = run.pipeline
@@ -56,17 +57,26 @@ def sizes_of(settings: SPOTrainSettings) -> Sizes:
     width = min(leaf.shape[-1] for leaf in kernels if leaf.shape[-1] > pipeline.latent_shape[-1])
     latent = math.prod(pipeline.latent_shape)
     scale = latent / known.latent * width / _WIDTH
-    grown = {name: getattr(known, name) * scale for name in ("guided", "decoded", "distilled", "trained", "kept")}
+    temporaries = ("guided", "decoded", "distilled", "judged", "trained", "kept")
+    grown = {name: getattr(known, name) * scale for name in temporaries}
     return dataclasses.replace(
         known,
         network=_numbers(network),
         vae=_numbers(pipeline.params["vae"]),
         text=_numbers(pipeline.text_params),
-        judge=_numbers(run.spo.judge.reward.params),
+        **_judge_sizes(run.spo),
         adapter=_numbers(adapter) // settings.lora.rank,
         latent=latent,
         **grown,
     )
+
+
+def _judge_sizes(spo: SPO) -> dict[str, int]:
+    """Counts the parameters of the judge, or of both."""
+    if isinstance(spo.judge, TwoJudges):
+        first, second = (_numbers(judge.reward.params) for judge in (spo.judge.first, spo.judge.second))
+        return {"latent_judge": first, "judge": second}
+    return {"latent_judge" if spo.settings.spo.judged == "noisy" else "judge": _numbers(spo.judge.reward.params)}
 
 
 def estimated(settings: SPOTrainSettings, sizes: Sizes, devices: int, platform: str) -> Need:
@@ -74,7 +84,7 @@ def estimated(settings: SPOTrainSettings, sizes: Sizes, devices: int, platform: 
 
     Args:
       settings: the settings of a training.
-      sizes: sizes of the model and its judge.
+      sizes: sizes of the model and its judges.
       devices: number of devices that share the batch.
       platform: their platform; the formula is less certain off TPUs.
     """

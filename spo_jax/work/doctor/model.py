@@ -34,6 +34,7 @@ _USES = {
     "LoRA": "spo_jax.sample takes it as --lora, spo_jax.export as --run.",
     "utoencoder": "It is a part of a model: --config.vae takes its folder.",
     "preference model": "SPO takes it as its judge, --config.spm.model; spo_jax.evaluate_spm measures it.",
+    "latent reward": "LPO takes it as its judge, --config.spo.reward=lrm:FOLDER; spo_jax.evaluate_spm measures it.",
     "CLIP": "A preference model starts from it, --config.init of method spm.",
     "diffusers": "It is a part of a model: name the folder that holds all parts.",
 }
@@ -134,10 +135,10 @@ def _trainings(
     """Says of each config whether it fits; also returns its numbers."""
     memory, of = _memory()
     findings, numbers = [], []
-    sizes: dict[str, Sizes] = {}  # by the judge
+    sizes: dict[Any, Sizes] = {}  # by the judges
     for name, shipped in _configs(names["model"], kind, config).items():
         settings = dataclasses.replace(shipped, **names)
-        judge = settings.spm.model
+        judges = (settings.spm, *settings.spo.reward_names)
         try:
             mesh = make_mesh(settings.mesh, jax.local_devices())
             for field, count in settings.batch_sizes().items():
@@ -146,8 +147,8 @@ def _trainings(
                 with stage(f"compiling {name}"):
                     need = compiled(settings)
             else:
-                sizes[judge] = sizes.get(judge) or sizes_of(settings)
-                need = estimated(settings, sizes[judge], mesh.size, mesh.devices.flat[0].platform)
+                sizes[judges] = sizes.get(judges) or sizes_of(settings)
+                need = estimated(settings, sizes[judges], mesh.size, mesh.devices.flat[0].platform)
         except UserError as error:
             findings.append(Finding("note", f"{error}.", rule=name))
             continue

@@ -99,8 +99,9 @@ def test_a_judge_of_noisy_latents_takes_no_decoder_and_no_clip():
     noisy = changed(judged="noisy", divert_start_step=0, decode_chunk=8)
     memory, exact = estimate(noisy, SD15), estimate(SETTINGS, SD15)
     assert memory.weights == 2 * (SD15.network + SD15.latent_judge)
-    assert memory.idle == 2 * (2 * SD15.text + SD15.vae)
-    prompts = noisy.prompts_per_batch
-    assert memory.rollout == int(max(prompts, 8) * SD15.guided)
+    assert memory.idle == 2 * (SD15.text + SD15.vae)
+    assert memory.rollout == int(max(noisy.prompts_per_batch * SD15.guided, 8 * SD15.judged))
+    more = estimate(changed(judged="noisy", divert_start_step=0, decode_chunk=80), SD15)
+    assert more.rollout == int(80 * SD15.judged)
     assert memory.of_rollout < 0.6 * exact.of_rollout
     assert memory.of_update < exact.of_update

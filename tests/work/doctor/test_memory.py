@@ -7,7 +7,9 @@ import pytest
 
 import spo_jax
 from spo_jax.methods.spo.memory import GIB, SD15, estimate
+from spo_jax.toy import LATENT_JUDGES
 from spo_jax.work.doctor.memory import Need, compiled, estimated, sizes_of
+from spo_jax.work.doctor.weights_file import weights_files, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,16 @@ def test_the_sizes_of_the_toy_are_counted(toy):
     assert parts == sum(math.prod(leaf.shape) for leaf in _leaves(pipeline.params)) and sizes.latent == 16 * 16 * 4
     assert sizes.adapter == 8_736  # 69,888 numbers at rank 8 are the 279,552 bytes of its LoRA file
     assert sizes.trained / SD15.trained == sizes.guided / SD15.guided < 0.01
+
+
+def test_each_judge_is_counted_as_what_it_is():
+    """A judge of noisy latents is no preference model; the second judge is one, and both are in memory."""
+    noisy = spo_jax.read_settings(spo_jax.load_config("lpo_toy"))
+    files = weights_files(LATENT_JUDGES["toy_people"])
+    sizes = sizes_of(noisy)
+    assert sizes.latent_judge == pytest.approx(weights_of(files).parameters, rel=0.01)
+    both = dataclasses.replace(noisy, spo=dataclasses.replace(noisy.spo, second_reward="spm:toy_people"))
+    assert sizes_of(both).latent_judge == sizes.latent_judge and sizes_of(both).judge < SD15.judge / 1000
 
 
 def _leaves(tree):

@@ -31,6 +31,7 @@ def test_compiling_the_toy_agrees_with_its_size():
     ("path", "what", "advice"),
     [
         (toy.ASSETS / "spm", "a preference model for Stable Diffusion", "--config.spm.model"),
+        (toy.ASSETS / "lrm_people", "a latent reward model", "--config.spo.reward=lrm:FOLDER"),
         (toy.ASSETS / "pipeline" / "vae", "AutoencoderKL of diffusers, a part of the pipeline", "--config.vae"),
         (toy.ASSETS / "pipeline" / "unet", "UNet2DConditionModel of diffusers", "the folder that holds all parts"),
         (toy.ASSETS, "a folder without a model", "no text-to-image model"),
