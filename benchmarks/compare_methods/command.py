@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from benchmarks.common import device_info
-from benchmarks.compare_methods import documents, sources, tuning, work
+from benchmarks.compare_methods import documents, sources, voting, work
 from benchmarks.compare_methods.comparison import Comparison, Tools
 from benchmarks.compare_methods.contestants import CONTESTANTS, Contestant, Groups
 from benchmarks.compare_methods.measuring import SEED, Measurer
@@ -91,9 +91,9 @@ def tools(folder: Path, measurer: Measurer) -> Tools:
 
     def share(run: Trained, labels: str) -> float:
         if not voted:
-            voted["base"], voted["prompts"] = measurer.voted_on(measurer.fresh)
-        images, prompts = measurer.voted_on(adapter_of(run, run.steps[-1]))
-        return tuning.VOTERS[labels](voted["base"], images, prompts)
+            voted["base"] = voting.measures(*measurer.voted_on(measurer.fresh))
+        after = voting.measures(*measurer.voted_on(adapter_of(run, run.steps[-1])))
+        return voting.VOTERS[labels](voted["base"], after)
 
     return Tools(train, work.costs_of, point, share)
 

@@ -1,4 +1,4 @@
-"""What was found: means along each run, the best point under the guard, and the work that reaches a level."""
+"""What was found: means along each run, the points that are chosen from it, and the work that reaches a level."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compare_methods import voting
 from spo_jax.core.statistics import Estimate, paired_estimate, resample_counts, standard_error
 from spo_jax.core.typing import Float
 from spo_jax.run.guard.guard import Guard, Plan
@@ -20,6 +21,7 @@ TERMS = "term/"  # beginning of the names of what the aesthetic is made of
 LAYOUT_TERMS = "layout/"  # beginning of the names of what the layout is made of
 # By what the guard of configs/toy.py compares two looks: the scores of the reward toy.
 GUARDED = (AESTHETIC, "accuracy/colour", "accuracy/shape", ACCURACY, OUT_OF_RANGE)
+CHOSEN = ("best", "voted", "final")  # of a run's points: by the guard, by votes, and the last one
 _SEED = 0  # of the resamples of prompts
 
 Point = Mapping[str, Any]
@@ -81,22 +83,42 @@ def guarded_best(points: Sequence[Point], base: Base) -> int:
     return (guard.kept or len(points)) - 1
 
 
+def voted_best(points: Sequence[Point], base: Base, labels: str) -> int:
+    """Returns the index of the point that wins the most votes beside the base; of equal ones the first.
+
+    The images are those by which the guard chooses, but nobody has to know the truth.
+
+    Args:
+      points: the points of a run.
+      base: the measurement of the base.
+      labels: who labelled the pairs, and votes: a name in `voting.VOTERS`.
+    """
+    before, *after = ({name: np.ravel(of) for name, of in point["guard"].items()} for point in (base, *points))
+    return int(np.argmax([voting.VOTERS[labels](before, measured) for measured in after]))
+
+
+def chosen_point(run: Mapping[str, Any], base: Base, labels: str, when: str) -> Point:
+    """Returns the ``best`` point of a run under the guard, the one that was ``voted``, or the ``final`` one."""
+    points = run["points"]
+    if when == "best":
+        return points[guarded_best(points, base)]
+    return points[voted_best(points, base, labels) if when == "voted" else -1]
+
+
 def summarised(entry: Mapping[str, Any], base: Base) -> dict[str, Any]:
-    """Returns an entry with its best and final points, as mean and standard error over the seeds, and its curve."""
+    """Returns an entry with its `CHOSEN` points, as mean and standard error over the seeds, and its curve."""
     names = measures(base)
-    best = [run["points"][guarded_best(run["points"], base)] for run in entry["runs"]]
-    final = [run["points"][-1] for run in entry["runs"]]
+    chosen = {when: [chosen_point(run, base, entry["labels"], when) for run in entry["runs"]] for when in CHOSEN}
     return {
         **{key: item for key, item in entry.items() if key != "runs"},
-        "best": _over_seeds(best, base, names),
-        "final": _over_seeds(final, base, names),
+        **{when: _over_seeds(points, base, names) for when, points in chosen.items()},
         "curve": curve(entry["runs"], base, names),
         "seeds": [
             {
                 "seed": run["seed"],
                 "batches": run["batches"],
                 "ended": run["ended"],
-                "best_step": chosen["step"],
+                "best_step": best["step"],
                 "points": [
                     {
                         "step": point["step"],
@@ -107,7 +129,7 @@ def summarised(entry: Mapping[str, Any], base: Base) -> dict[str, Any]:
                     for point in run["points"]
                 ],
             }
-            for run, chosen in zip(entry["runs"], best, strict=True)
+            for run, best in zip(entry["runs"], chosen["best"], strict=True)
         ],
     }
 
@@ -166,7 +188,7 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any], base: Base, nam
       other: an entry.
       base: the measurement of the base.
       name: name of a measure.
-      when: ``best`` or ``final``.
+      when: one of `CHOSEN`.
     """
     seeds = sorted({run["seed"] for run in one["runs"]} & {run["seed"] for run in other["runs"]})
     return _paired(*(_of(entry, seeds, base, name, when) for entry in (other, one)))
@@ -191,6 +213,6 @@ def _of(
     found = []
     for seed in seeds:
         run = next(run for run in entry["runs"] if run["seed"] == seed)
-        point = run["points"][guarded_best(run["points"], base) if when == "best" else -1]
+        point = chosen_point(run, base, entry["labels"], when)
         found.append(gains(point, base, name) if is_gain else rows(point, name))
     return np.concatenate(found, axis=1)

@@ -1,4 +1,4 @@
-"""The comparison as Markdown: a table of the best and final points, the choices of the tuning, and the verdicts."""
+"""The comparison as Markdown: a table of the chosen points, the choices of the tuning, and the verdicts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from benchmarks.compare_methods import verdicts
 from benchmarks.compare_methods.results import (
     ACCURACY,
     AESTHETIC,
+    CHOSEN,
     DIVERSITY,
     LAYOUT,
     OUT_OF_RANGE,
@@ -28,7 +29,7 @@ _HEADS = {
 
 
 def main_table(entries: Sequence[Mapping[str, Any]], base: Base) -> str:
-    """Formats a line for the base, and two for each contestant: its best point under the guard and its final one."""
+    """Formats a line for the base, and one for each of a contestant's `CHOSEN` points."""
     names = [name for name in measures(base) if not name.startswith(TERMS)]
     lines = [("", "point", "work", "min", *(_HEADS[name] for name in names))]
     still = [name for name in names if name not in (AESTHETIC, LAYOUT)]
@@ -36,11 +37,11 @@ def main_table(entries: Sequence[Mapping[str, Any]], base: Base) -> str:
     lines.append(("base", "", "", "", *(before.get(name, "0") for name in names)))
     for entry in entries:
         found = summarised(entry, base)
-        for when in ("best", "final"):
+        for when in CHOSEN:
             point = found[when]
             lines.append(
                 (
-                    entry["title"] if when == "best" else "",
+                    entry["title"] if when == CHOSEN[0] else "",
                     when,
                     thousands(point["work"]["mean"]),
                     f"{point['seconds']['mean'] / 60:.1f}",

@@ -20,6 +20,7 @@ from benchmarks.compare_methods import (
     stages,
     tuning,
     verdicts,
+    voting,
 )
 from benchmarks.compare_methods.__main__ import groups_of, judges_of
 from benchmarks.compare_methods.comparison import Comparison, Labels, Tools
@@ -276,6 +277,22 @@ def test_the_guard_chooses_by_images_that_are_not_reported():
     points = entry["runs"][0]["points"]
     points[0]["guard"], points[1]["guard"] = points[1]["guard"], points[0]["guard"]
     assert results.guarded_best(points, BASE) == 0
+
+
+def test_people_vote_for_what_they_see_and_not_for_the_truth():
+    """Of a point with a better aesthetic and one with more of every term, people vote for the second, the truth not."""
+    points = made_entry("spo", (0.9, 0.2), (100, 200))["runs"][0]["points"]
+    for name in points[1]["guard"]:
+        if name.startswith("term/"):
+            points[1]["guard"][name] = (np.asarray(points[1]["guard"][name]) + 1).tolist()
+    assert results.voted_best(points, BASE, "people") == 1
+    assert results.voted_best(points, BASE, "exact") == 0
+
+
+def test_equal_images_share_the_votes():
+    measured = {name: np.ravel(values) for name, values in BASE["guard"].items()}
+    assert voting.truth_votes(measured, measured) == 0.5
+    assert voting.people_vote(measured, measured) == pytest.approx(0.5, abs=0.2)  # 40 votes, each with noise of its own
 
 
 def test_a_curve_has_the_points_that_all_runs_have():
