@@ -15,8 +15,9 @@ from spo_jax.core.memory import is_out_of_memory
 from spo_jax.core.typing import PyTree
 from spo_jax.parallel.agreement import decided, gathered, is_visible
 from spo_jax.parallel.multihost import is_writer
-from spo_jax.run.checkpoint_reader import CheckpointReader, reason_of
-from spo_jax.run.file_list import Damaged, write_file_list
+from spo_jax.run.checkpoint_reader import CheckpointReader
+from spo_jax.run.damage import Damaged, reason_of
+from spo_jax.run.file_list import write_file_list
 from spo_jax.run.layout import layouts
 from spo_jax.run.silence import silence_orbax
 
@@ -121,8 +122,9 @@ class Checkpointer(CheckpointReader):
           like: as in `restore`.
 
         Raises:
-          UserError: there is no checkpoint, all are damaged, or the items of one are not those of ``like``; or another
-            process cannot read the one that is whole for process 0.
+          UserError: there is no checkpoint, all are damaged, or the items of one are not those of ``like``; or one
+            cannot be read for another reason than damage, such as a missing permission, and then nothing is renamed; or
+            another process cannot read the one that is whole for process 0.
         """
         steps = decided(self.steps)
         if not steps:
@@ -155,7 +157,7 @@ class Checkpointer(CheckpointReader):
         """Reads a checkpoint in every process; returns what was read, or None and what process 0 found damaged."""
         read, damage = None, ""
         try:
-            if not is_visible((self.folder / str(step)).exists):
+            if not is_visible(lambda: step in self.steps()):
                 raise Damaged("it is not there")
             read = self.read(step, like)
         except Damaged as error:

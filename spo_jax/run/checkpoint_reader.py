@@ -1,7 +1,6 @@
 """Reading checkpoints, which changes nothing and needs no other process; damage is found and named first."""
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,8 @@ from etils import epath
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.typing import PyTree
-from spo_jax.run.file_list import Damaged, check_file_list
+from spo_jax.run.damage import Damaged, reason_of, telling_damage
+from spo_jax.run.file_list import check_file_list
 from spo_jax.run.layout import check_layouts, layouts, shapes_of_layout
 from spo_jax.run.silence import silence_orbax
 
@@ -33,8 +33,15 @@ class CheckpointReader:
         self._reader = ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone)
 
     def steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, damaged or not, the latest first."""
-        return sorted(ocp.utils.checkpoint_steps(self.folder), reverse=True) if self.folder.exists() else []
+        """Returns the steps of all complete checkpoints, damaged or not, the latest first.
+
+        Raises:
+          UserError: the folder cannot be read.
+        """
+        try:
+            return sorted(ocp.utils.checkpoint_steps(self.folder), reverse=True) if self.folder.exists() else []
+        except OSError as error:
+            raise UserError(f"cannot read {self.folder}: {reason_of(error)}") from error
 
     def latest_step(self) -> int | None:
         """Returns the step of the latest complete checkpoint, damaged or not, or None if there is none."""
@@ -50,7 +57,7 @@ class CheckpointReader:
             were saved from.
 
         Raises:
-          UserError: there is no such step, it is damaged, or its items are not those of ``like``.
+          UserError: there is no such step, it is damaged or cannot be read, or its items are not those of ``like``.
         """
         self._check_step(step)
         try:
@@ -63,10 +70,11 @@ class CheckpointReader:
 
         Raises:
           Damaged: it is damaged.
+          Unreadable: it cannot be read, although it may be whole.
           UserError: its items are not those of ``like``.
         """
         folder = self.folder / str(step)
-        check_file_list(folder)
+        self._check_files(step)
         like = jax.tree.map(_shape, dict(like))
         texts = self._from_orbax(step, layout=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
         check_layouts(folder, texts.layout, layouts(like))
@@ -84,11 +92,11 @@ class CheckpointReader:
           name: name of the item.
 
         Raises:
-          UserError: there is no such step or item, or it is damaged.
+          UserError: there is no such step or item, or it is damaged or cannot be read.
         """
         self._check_step(step)
         try:
-            check_file_list(self.folder / str(step))
+            self._check_files(step)
             layout = self._from_orbax(step, layout=ocp.args.JsonRestore()).layout
             if name not in layout:
                 raise UserError(f"checkpoint {self.folder / str(step)} has no item {name}, only {', '.join(layout)}")
@@ -101,22 +109,29 @@ class CheckpointReader:
         """Reads what was saved as meta, without reading the state.
 
         Raises:
-          UserError: there is no such step, or it is damaged.
+          UserError: there is no such step, or it is damaged or cannot be read.
         """
         self._check_step(step)
         try:
-            return self._from_orbax(step, meta=ocp.args.JsonRestore()).meta
+            return self._meta(step)
         except Damaged as error:
             raise self._refused(step, error) from error
 
     def read_latest_meta(self) -> tuple[int, dict[str, Any]] | None:
-        """Reads step and meta of the latest checkpoint whose meta can be read, or returns None if there is none."""
+        """Reads step and meta of the latest checkpoint whose meta is whole, or returns None if there is none.
+
+        Raises:
+          UserError: a checkpoint cannot be read, although it may be whole.
+        """
         for step in self.steps():
             try:
-                return step, self.read_meta(step)
-            except UserError:  # damaged; a run that resumes skips it as well
+                return step, self._meta(step)
+            except Damaged:  # a run that resumes skips it as well
                 continue
         return None
+
+    def _meta(self, step: int) -> dict[str, Any]:
+        return self._from_orbax(step, meta=ocp.args.JsonRestore()).meta
 
     def _check_step(self, step: int) -> None:
         if step not in self.steps():
@@ -125,23 +140,15 @@ class CheckpointReader:
     def _refused(self, step: int, error: Damaged) -> UserError:
         return UserError(f"checkpoint {self.folder / str(step)} is damaged: {error}")
 
+    def _check_files(self, step: int) -> None:
+        with telling_damage(f"checkpoint {self.folder / str(step)}"):
+            check_file_list(self.folder / str(step))
+
     def _from_orbax(self, step: int, **items: Any) -> Any:
-        try:
+        with telling_damage(f"checkpoint {self.folder / str(step)}"):
             return self._reader.restore(self.folder / str(step), args=ocp.args.Composite(**items))
-        except jax.errors.JaxRuntimeError:  # a fault of the device, such as too little memory; the files may be intact
-            raise
-        except Exception as error:  # orbax and tensorstore report damage with many types of exception
-            raise Damaged(reason_of(error)) from error
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def reason_of(error: BaseException) -> str:
-    """Summarises an error of orbax in one line; of tensorstore's long ones, only the operating system's message."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    if code or (isinstance(error, OSError) and error.errno is not None):
-        return os.strerror(int(code[1]) if code else error.errno)
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

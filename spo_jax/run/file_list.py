@@ -10,12 +10,9 @@ import json
 from etils import epath
 
 from spo_jax.core.json_text import parse_json
+from spo_jax.run.damage import Damaged
 
 FILE_LIST = "files.json"
-
-
-class Damaged(Exception):
-    """A checkpoint that cannot be read as it was written; the message says what is wrong with it."""
 
 
 def write_file_list(folder: epath.Path) -> None:

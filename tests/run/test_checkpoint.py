@@ -1,6 +1,8 @@
 """Checkpoints: exact, atomic, strict about what they restore, and never silently replaced by a fresh start."""
 
+import errno
 import gc
+import itertools
 import logging
 import os
 import resource
@@ -332,6 +334,61 @@ def test_a_damaged_step_is_set_aside_and_can_be_saved_again(saved):
     step, items, _ = Checkpointer(saved).restore_latest(make_items())
     assert step == 3
     assert_equal_trees(items, make_items(33))
+
+
+# As orbax passes them on: the operating system's, Python's, and tensorstore's for files and for buckets.
+_HINDRANCES = [
+    (OSError(errno.EMFILE, "no more"), "Too many open files"),
+    (OSError(errno.EACCES, "no"), "Permission denied"),
+    (OSError(errno.ESTALE, "gone"), "Stale file handle"),
+    (MemoryError(), "not enough memory on this machine"),
+    (ValueError("UNKNOWN: Error reading \"x\" [source locations='…'] [os_error_code='5']"), "Input/output error"),
+    (ValueError('UNAVAILABLE: Error reading "gs://bucket/3/rest/d/94e7"'), "unavailable"),
+]
+
+
+def test_what_cannot_be_read_for_now_is_not_damaged(few, monkeypatch):
+    """A run would go back to an older checkpoint, and rename the good one, for a limit that another program reached."""
+    before = sorted(few.rglob("*"))
+    checkpointer = Checkpointer(few)
+    reads = [
+        lambda: checkpointer.restore_latest(few_items()),
+        lambda: checkpointer.read_meta(3),
+        lambda: checkpointer.read_item(3, "rest"),
+        checkpointer.read_latest_meta,  # or a run that resumes would compare its settings with those of an older one
+    ]
+    for (error, reason), wrapped in itertools.product(_HINDRANCES, (False, True)):
+
+        def fail(*_, error=error, wrapped=wrapped, **__):
+            if wrapped:
+                raise ValueError("orbax has failed") from error
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpointer._reader, "restore", fail)
+            for read in reads:
+                with pytest.raises(UserError, match=f"^cannot read checkpoint {few}/3: {reason}; nothing was changed"):
+                    read()
+    assert sorted(few.rglob("*")) == before
+    assert checkpointer.restore_latest(few_items())[0] == 3
+
+
+def test_files_that_may_not_be_looked_at_are_not_damaged(few, monkeypatch):
+    """The check of names and sizes comes first, and has no orbax around it."""
+
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "no", "3/rest")
+
+    monkeypatch.setattr("spo_jax.run.file_list._file_sizes", refuse)
+    with pytest.raises(UserError, match=f"cannot read checkpoint {few}/3: Permission denied; nothing was changed"):
+        Checkpointer(few).restore_latest(few_items())
+    assert sorted(path.name for path in few.iterdir()) == ["2", "3"]
+
+
+def test_a_folder_of_checkpoints_that_cannot_be_listed_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="cannot read .*checkpoints: Not a directory"):
+        CheckpointReader(tmp_path / "checkpoints").latest_step()
 
 
 def test_none_usable_is_an_error_not_a_fresh_start(saved):

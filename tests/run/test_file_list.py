@@ -3,7 +3,8 @@
 import pytest
 from etils import epath
 
-from spo_jax.run.file_list import FILE_LIST, Damaged, check_file_list, write_file_list
+from spo_jax.run.damage import Damaged
+from spo_jax.run.file_list import FILE_LIST, check_file_list, write_file_list
 
 
 def test_files_are_those_of_the_list(tmp_path):
