@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from spo_jax.core import config_flag, renamed
+from spo_jax.core.beside import leave
 from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.core.memory import ELSEWHERE, is_out_of_memory, out_of_memory
 from spo_jax.core.progress import LogHandler
@@ -128,7 +129,7 @@ def resuming_command() -> str:
 def stop(message: str) -> NoReturn:
     """Ends the command with one line on stderr and status 2."""
     tell_error(message)
-    sys.exit(2)
+    leave(2)
 
 
 def tell_error(message: str) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from absl import logging
 from jax.sharding import Mesh
 from PIL import Image
 
+from spo_jax.core.beside import beside
 from spo_jax.core.cli import printing
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_atomic, write_json
@@ -137,12 +138,13 @@ def _trained(
 
     # Before training: compile the programs, and measure the state in the meantime.
     guard: Guard | None = getattr(run, "guard", None)
-    beside = ThreadPoolExecutor(1)
-    compiled = beside.submit(_compile, run, shapes_of(state), mesh)
-    beside.shutdown(wait=False)  # so that a mistake which the measurement finds is told before XLA is done
-    first_row = run.begin(state, resuming)
-    if guard is not None:
-        first_row = {**first_row, **guard.begin(state, run.total)}
+    shapes = shapes_of(state)
+    # A mistake that the measurement finds ends the command before XLA is done; several processes leave together.
+    compiled = beside(lambda: _compile(run, shapes, mesh), awaited=jax.process_count() > 1)
+    with _telling_failure(compiled):
+        first_row = run.begin(state, resuming)
+        if guard is not None:
+            first_row = {**first_row, **guard.begin(state, run.total)}
     programs, compile_seconds = compiled.result()
 
     log = settings.log
@@ -216,6 +218,18 @@ def _guarded(guard: Guard | None, checkpointer: Checkpointer, state: State, done
                 raise UserError(f"{error}; it is the best by the held-out scores: restore it, or {last}") from error
             state = joined(items)
     return state, guard.summary(exported, done)
+
+
+@contextlib.contextmanager
+def _telling_failure(compiled: Future) -> Iterator[None]:
+    """Logs that compiling has failed if the context fails as well, because only one of two errors ends the run."""
+    try:
+        yield
+    except Exception:
+        failure = compiled.exception() if compiled.done() else None
+        if failure is not None:
+            logging.error("compiling has failed as well: %s", f"{failure}".splitlines()[0])
+        raise
 
 
 def _compile(run: Run, state: State, mesh: Mesh) -> tuple[Programs, float]:

@@ -57,6 +57,25 @@ def test_a_mistake_that_the_measurement_finds_is_told_before_compiling_has_ended
     assert not (tmp_path / "run").exists()
 
 
+def test_of_two_mistakes_none_is_lost(monkeypatch, tmp_path, caplog):
+    failed = threading.Event()
+
+    def refuse(compiled):
+        failed.set()
+        raise UserError("these shapes do not fit")
+
+    def begin(*_):
+        assert failed.wait(60)
+        time.sleep(0.2)
+        raise UserError("these images are too small")
+
+    monkeypatch.setattr("spo_jax.work.train.compile_program", refuse)
+    monkeypatch.setattr(Counting, "begin", begin)
+    with pytest.raises(UserError, match="these images are too small"):
+        spo_jax.train(SETTINGS, tmp_path / "run")
+    assert "compiling has failed as well: these shapes do not fit" in caplog.text
+
+
 def test_a_total_of_almost_nothing_has_no_sign(capsys, tmp_path):
     """The mean of normalised scores is 0 up to rounding, on either side."""
     total = {"before": -1e-17, "after": -0.00126, "change": -0.00126, "change_se": 0.01}

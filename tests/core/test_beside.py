@@ -1,0 +1,43 @@
+"""Work beside a command: its result, and that a mistake does not wait for it."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from spo_jax.core.beside import beside
+from tests.commands import ROOT
+
+_COMMAND = """
+import sys, time
+from spo_jax.core.beside import beside
+from spo_jax.core.cli import run_command
+from spo_jax.core.errors import UserError
+
+def main(_):
+    beside(lambda: time.sleep(float(sys.argv[1])), awaited=sys.argv[2] == "awaited")
+    print("what was said before")
+    raise UserError("these images are too small")
+
+run_command(main, ["program"])
+"""
+
+
+def test_results_and_errors_come_back():
+    assert beside(lambda: 3).result() == 3
+    with pytest.raises(ZeroDivisionError):
+        beside(lambda: 1 / 0).result()
+
+
+@pytest.mark.parametrize(("seconds", "awaited", "waits"), [(60, "", False), (1, "awaited", True), (0, "", False)])
+def test_a_mistake_ends_the_command_whatever_is_still_at_work(seconds, awaited, waits):
+    """Python joins its threads when it ends, so that the line would come at once and the prompt minutes later."""
+    begin = time.monotonic()
+    line = [sys.executable, "-c", _COMMAND, str(seconds), awaited]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=50, env=environment)
+    assert (done.returncode, done.stdout) == (2, "what was said before\n")
+    assert done.stderr == "error: these images are too small\n"
+    assert time.monotonic() - begin > seconds if waits else True
