@@ -25,7 +25,6 @@ from spo_jax.core.strengths import checked_strengths
 from spo_jax.data.protocol import protocol_names
 from spo_jax.models import check_model
 from spo_jax.rewards.common.total import read_weights
-from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.work.evaluate.asked import TOY_REWARDS, asked_prompts, asked_protocol, asked_rewards, is_empty
 from spo_jax.work.evaluate.elsewhere import find_images
 from spo_jax.work.evaluate.entries import Sources, check_sources, read_entries
@@ -247,7 +246,6 @@ def run() -> None:
     flags.mark_flag_as_required("out")
 
     def main(_) -> None:
-        keep_compiled_programs()
         command = shlex.join(["python", "-m", "spo_jax.evaluate", *sys.argv[1:]])
         evaluate(**{name: flag.value for name, flag in named.items()}, command=command)
 

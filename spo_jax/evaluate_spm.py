@@ -29,7 +29,6 @@ from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.rewards import check_reward
 from spo_jax.rewards.common.preference_files import check_files
 from spo_jax.rewards.common.protocol import Context
-from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.run.settings import check_settings
 
 
@@ -109,7 +108,6 @@ def run() -> None:
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace the files of an earlier measurement in --out.")
 
     def main(_) -> None:
-        keep_compiled_programs()
         settings = read_settings(config.value)
         evaluate_spm(settings, spm.value, out.value, plain.value, overwrite.value, lrm.value)
 

@@ -27,7 +27,6 @@ from spo_jax.core.progress import stage
 from spo_jax.core.run_files import holds_run
 from spo_jax.methods import load_method, read_settings
 from spo_jax.parallel.settings import check_processes
-from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.run.resume import Resume
 from spo_jax.run.settings import RunSettings, check_settings
 from spo_jax.run.wandb_log import check_installed
@@ -114,7 +113,6 @@ def run() -> None:
         if help_config.value:
             _print_fields(settings)
             return
-        keep_compiled_programs()
         check_processes(address.value, processes.value, index.value)
 
         def start() -> None:

@@ -19,7 +19,8 @@ from spo_jax.weights import store
 from tests.commands import ROOT
 
 ASSETS = toy.ASSETS
-# Reads a line of JSON for each command, [name, arguments...]; answers [status, whether jax was imported, output].
+# Reads a line of JSON for each command, [name, arguments...]; answers [status, whether jax was imported,
+# the folder of compiled programs, output].
 SERVER = """
 import json, os, sys, importlib
 
@@ -38,7 +39,8 @@ for line in iter(sys.stdin.readline, ""):
         except SystemExit as end:
             status = end.code
         sys.stdout.flush()
-        print("\\n" + json.dumps([status, "jax" in sys.modules]), file=sys.stderr, flush=True)
+        programs = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        print("\\n" + json.dumps([status, "jax" in sys.modules, programs]), file=sys.stderr, flush=True)
         os._exit(0)
     os.close(write)
     *output, _, answer = os.fdopen(read).read().split("\\n")[:-1]
@@ -51,7 +53,8 @@ TOY = "--config=toy"
 @pytest.fixture(scope="module")
 def server():
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": "/home/somebody"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     with subprocess.Popen([sys.executable, "-c", SERVER], env=environment, text=True, **streams) as process:
         yield process
         process.stdin.close()
@@ -64,7 +67,7 @@ def script(server):
     def run(*words):
         server.stdin.write(json.dumps([str(word) for word in words]) + "\n")
         server.stdin.flush()
-        status, has_jax, output = json.loads(server.stdout.readline())
+        status, has_jax, run.programs, output = json.loads(server.stdout.readline())
         assert not has_jax, output
         return status, output
 
@@ -77,6 +80,7 @@ def refused(script):
 
     def run(*words):
         status, output = script(*words)
+        run.programs = script.programs
         assert (status, output.count("error: "), output.count("\n")) == (2, 1, 0), output
         return output.removeprefix("error: ")
 
@@ -211,6 +215,17 @@ def test_a_script_that_was_renamed(refused):
 )
 def test_a_mistake_ends_a_command_before_jax_is_imported(refused, words, part):
     assert part in refused(*words)
+
+
+@pytest.mark.parametrize("words", [
+    ["train", TOY, "--config.prompts=absent.txt"], ["sample"], ["export", "--run=absent", "--out=absent/a.safetensors"],
+    ["evaluate", "--out=o", "--lora=spo"], ["prepare", "--dataset=absent", "--data-dir=absent"],
+    ["demo", "--judge=absent"], ["evaluate_spm", TOY, "--spm=toy"], ["convert", "--spm=absent", "--out=absent"],
+    ["doctor", "--run=absent"],
+], ids=lambda words: words[0])  # fmt: skip
+def test_what_a_command_compiles_is_kept(refused, words):
+    refused(*words)
+    assert refused.programs == "/home/somebody/.cache/spo_jax/xla"
 
 
 # Something else than a model where a model is due

@@ -19,11 +19,11 @@ from absl import flags
 from benchmarks.compare_methods import contestants
 from benchmarks.compare_methods import plan as plans
 from spo_jax.core.cli import printing, run_command
+from spo_jax.core.compiled_programs import keep_compiled_programs
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable, local_path, lock
 from spo_jax.core.progress import stage
 from spo_jax.models import check_model
-from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.toy import world
 
 LABELS = ("people", "exact")

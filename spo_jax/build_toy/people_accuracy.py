@@ -36,7 +36,6 @@ from spo_jax.methods import read_settings
 from spo_jax.methods.common.checks import check_model
 from spo_jax.methods.common.preference.settings import JudgeTrainSettings
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.run.compilation import keep_compiled_programs
 from spo_jax.toy import annotators
 
 HEARD = "heard.json"
@@ -191,7 +190,6 @@ def run() -> None:
     overwrite = flags.DEFINE_bool("overwrite", False, "Replace an earlier measurement in --out.")
 
     def main(_) -> None:
-        keep_compiled_programs()
         settings = read_settings(config.value)
         print_heard(people_accuracy(settings, spm.value, Path(out.value), overwrite.value, lrm.value))
 

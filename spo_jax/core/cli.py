@@ -20,6 +20,7 @@ from absl import app, flags, logging
 
 from spo_jax.core import config_flag, renamed
 from spo_jax.core.beside import leave
+from spo_jax.core.compiled_programs import keep_compiled_programs
 from spo_jax.core.errors import Interrupted, Preempted, UserError
 from spo_jax.core.memory import ELSEWHERE, is_out_of_memory, out_of_memory
 from spo_jax.core.progress import LogHandler
@@ -49,6 +50,8 @@ def run_command(
     mistake (with one line on stderr), 75 if the run was preempted and saved (EX_TEMPFAIL: start it again), and 130 if
     it was interrupted. After Ctrl-C a command ends within seconds, also if it is inside compiled code.
 
+    What a command of the package compiles is kept for its next start (`keep_compiled_programs`).
+
     Args:
       main: the command; it may raise `UserError`, `Preempted` and `Interrupted`.
       argv: the command line, with the program's name first; None takes ``sys.argv``.
@@ -59,6 +62,8 @@ def run_command(
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}: flags have the form --name=value")
         _log_quietly()
+        if _is_ours(main.__code__.co_filename):  # benchmarks time the compiler
+            keep_compiled_programs()
         main(argv)
 
     def reporting(argv: Sequence[str]) -> None:
@@ -110,8 +115,11 @@ def _log_quietly() -> None:
 
 def _is_ours_or_warns(record: stdlib_logging.LogRecord) -> bool:
     """Selects log records; other libraries use absl's logger, too."""
-    package = Path(__file__).parents[1]
-    return record.levelno >= stdlib_logging.WARNING or Path(record.pathname).is_relative_to(package)
+    return record.levelno >= stdlib_logging.WARNING or _is_ours(record.pathname)
+
+
+def _is_ours(file: str) -> bool:
+    return Path(file).is_relative_to(Path(__file__).parents[1])
 
 
 def resuming_command() -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import get_token
 
 import spo_jax
+from spo_jax.core.compiled_programs import DEFAULT_FOLDER
 from spo_jax.core.memory import GIB
 from spo_jax.core.words import counted, size
-from spo_jax.run.compilation import DEFAULT_FOLDER
 from spo_jax.run.diagnosis.rule import Finding
 from spo_jax.run.versions import library_versions
 from spo_jax.work.doctor.accelerators import unused
@@ -30,9 +30,9 @@ _CONTAINER = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
 _VARIABLES = (
-    "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION",
-    "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "CUDA_VISIBLE_DEVICES", "HF_HOME",
-    "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "SPO_JAX_ATTENTION", "WANDB_MODE",
+    "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_PREALLOCATE", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
+    "SPO_JAX_ATTENTION", "WANDB_MODE",
 )  # fmt: skip
 
 
