@@ -5,15 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from benchmarks.compare_methods import work
 from benchmarks.compare_methods.comparison import Labels
 from benchmarks.compare_methods.stages import Stages
 from benchmarks.compare_methods.training import identity
-from spo_jax import load_config, read_settings
+from spo_jax import load_config, read_settings, toy
 from spo_jax.build_toy.clip import train_clip
 from spo_jax.build_toy.people import people
+from spo_jax.core.errors import UserError
+from spo_jax.core.files import read_json_object, write_json
 from spo_jax.core.progress import stage
 from spo_jax.core.run_files import LRM, SPM, SUMMARY
+from spo_jax.core.trees import flatten
+from spo_jax.core.words import differences
 from spo_jax.data.preferences.format import open_preferences
 from spo_jax.models import open_pipeline
 from spo_jax.run.resume import Resume
@@ -29,6 +35,7 @@ TRAINED = "train"  # stands for a judge that is trained here
 SHIPPED = {"people": "toy_people"}  # names of the package's judges of both kinds, by the labels that they learned from
 JUDGE_CONFIG = "spm_toy_people"
 LATENT_CONFIG = "lrm_toy"
+_PATHS = ("model", "data_dir", "init")  # fields whose content has a digest, wherever it lies
 
 
 def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> tuple[Labels, dict[str, Any]]:
@@ -52,7 +59,7 @@ def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> t
     pairs = data / name
     if not (pairs / TRAIN).is_dir():
         people(data, model=base)
-    digest = open_preferences(pairs, TRAIN).digest
+    facts = {"base": weights_digest(open_pipeline(base).params), "data": open_preferences(pairs, TRAIN).digest}
     shipped = _shipped(name)
     found: dict[str, Any] = {"config": JUDGE_CONFIG, "model": judge or shipped or TRAINED, "work": None}
     model = found["model"]
@@ -63,9 +70,8 @@ def labels_of(name: str, base: str, data: Path, stages: Stages, judge: str) -> t
         costs = work.read_costs(stages.made("costs", f"judge-{name}", about, lambda: work.costs_of(settings)))
         found["work"] = work.per_batch(costs, 1.0) * settings.train_steps
     if model == TRAINED:
-        model = str(_trained_judge(name, settings, stages))
-    facts = {"base": weights_digest(open_pipeline(base).params), "data": digest, "judge": _digest(model)}
-    return Labels(name, base, str(pairs), model, facts), found
+        model = str(_trained_judge(name, settings, facts | {"init": _digest(settings.init)}, stages))
+    return Labels(name, base, str(pairs), model, facts | {"judge": _digest(model)}), found
 
 
 def with_latent_judge(labels: Labels, stages: Stages) -> tuple[Labels, dict[str, Any]]:
@@ -89,7 +95,8 @@ def with_latent_judge(labels: Labels, stages: Stages) -> tuple[Labels, dict[str,
     about = identity(settings, {})
     costs = work.read_costs(stages.made("costs", f"latent-judge-{name}", about, lambda: work.costs_of(settings)))
     shipped = _shipped(name, LATENT_JUDGES)
-    model = shipped or str(_trained_judge(f"{name}-latent", settings, stages, LRM))
+    facts = {fact: labels.facts[fact] for fact in ("base", "data")}
+    model = shipped or str(_trained_judge(f"{name}-latent", settings, facts, stages, LRM))
     found = {
         "config": LATENT_CONFIG,
         "model": shipped or TRAINED,
@@ -114,13 +121,52 @@ def _judge_settings(pairs: Path, base: str, init: str) -> RunSettings:
     return read_settings(config)
 
 
-def _trained_judge(name: str, settings: RunSettings, stages: Stages, exported: str = SPM) -> Path:
-    """Trains a judge as a user does, or finds what was trained before."""
+def _trained_judge(
+    name: str, settings: RunSettings, facts: Mapping[str, str], stages: Stages, exported: str = SPM
+) -> Path:
+    """Trains a judge as a user does, or finds what was trained before by the same settings on the same data.
+
+    Args:
+      name: name of the judge among those of the comparison.
+      settings: the settings of its training.
+      facts: digests of what these name by paths, which say nothing of the content.
+      stages: the finished stages.
+      exported: folder of the judge in that of its run.
+
+    Raises:
+      UserError: what was trained before learned from something else, or by other settings; or as `train`.
+    """
     folder = stages.folder / "judges" / name
+    fields = identity(settings, {})["settings"]
+    about = {"settings": {name: value for name, value in fields.items() if name not in _PATHS}, **facts}
+    _check_same(folder, about, is_default=settings.model == toy.NAME)
     if not (folder / SUMMARY).is_file():
         with stage(f"training the judge {name}"):
             train(dataclasses.replace(settings), folder, Resume(if_there=True))
     return folder / exported
+
+
+def _check_same(folder: Path, about: Mapping[str, Any], is_default: bool) -> None:
+    """Keeps beside the folder of a judge what it learns from and how, or compares it with what is kept there.
+
+    Judges of earlier versions have no such file. They count as made by the command's defaults, which is said once.
+
+    Raises:
+      UserError: it learned from something else or otherwise.
+    """
+    kept = folder.with_suffix(".json")
+    before = read_json_object(kept) if kept.is_file() else None
+    if before is None:
+        if (folder / SUMMARY).is_file():
+            if not is_default:
+                raise UserError(f"{folder} holds a judge, and not what it learned from: move it away to train another")
+            logging.warning("%s does not say what it learned from: it is taken for the judge of these labels", folder)
+        write_json(kept, about)
+        return
+    there, here = ({field: str(value) for field, value in flatten(tree).items()} for tree in (before, about))
+    found = differences(there, here, ("there", "here"))
+    if found:
+        raise UserError(f"{folder} holds a judge that learned otherwise: {found}; move it away or choose another --out")
 
 
 def _shipped(labels: str, judges: Mapping[str, Path] = PREFERENCE_MODELS) -> str:

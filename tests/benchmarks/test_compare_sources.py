@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.compare_methods import sources
 from benchmarks.compare_methods.stages import Stages
+from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_json
 from spo_jax.toy import ASSETS, LATENT_JUDGES
 from spo_jax.weights.digest import weights_digest
@@ -97,6 +98,35 @@ def test_a_latent_judge_that_is_not_shipped_is_trained_once(made, tmp_path):
     assert own.judge == str(tmp_path / "out" / "judges" / "exact-latent" / "lrm")
     assert own.facts == labels.facts | {"judge": "digest of lrm"}
     assert sources.with_latent_judge(labels, Stages(tmp_path / "out")) == (own, about) and made[2:] == []
+
+
+def test_a_judge_that_learned_from_something_else_is_not_taken_for_this_one(made, tmp_path, monkeypatch):
+    """Other pairs may lie in a folder of the same name."""
+    labels_of("exact", tmp_path)
+    monkeypatch.setattr(sources, "open_preferences", lambda *_: types.SimpleNamespace(digest="other"))
+    with pytest.raises(
+        UserError, match="judges/exact holds a judge that learned otherwise: data is d there and"
+    ):
+        labels_of("exact", tmp_path)
+    monkeypatch.setattr(sources, "open_preferences", lambda *_: types.SimpleNamespace(digest="d"))
+    monkeypatch.setattr(sources, "JUDGE_CONFIG", "spm_toy")
+    with pytest.raises(UserError, match="learned otherwise: settings/"):
+        labels_of("exact", tmp_path)
+
+
+def test_a_judge_that_does_not_say_what_it_learned_from_is_taken_for_the_default_one(made, tmp_path, caplog):
+    """Judges of earlier versions, whose training took half an hour; of another model it is not known."""
+    labels, _ = labels_of("exact", tmp_path)
+    kept = tmp_path / "out" / "judges" / "exact.json"
+    for expected in (1, 0):
+        if expected:
+            kept.unlink()
+        caplog.clear()
+        assert labels_of("exact", tmp_path)[0] == labels
+        assert caplog.text.count("does not say what it learned from") == expected
+    kept.unlink()
+    with pytest.raises(UserError, match="judges/exact holds a judge, and not what it learned from: move it away"):
+        sources.labels_of("exact", str(tmp_path / "mine"), tmp_path / "data", Stages(tmp_path / "out"), "")
 
 
 def test_digests_of_the_shipped_judges_are_of_all_their_weights():
