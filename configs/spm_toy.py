@@ -6,9 +6,8 @@ python -m spo_jax.train --config=configs/spm_toy.py --out=runs/spm_toy
 The first command takes 7 minutes on two CPU cores, and the second takes 72. JAX_NUM_CPU_DEVICES=2 keeps both cores busy
 and makes the second one 1.4 times as fast. SPO uses the result with --config.spm.model=runs/spm_toy/spm.
 
-On the toy of commit 623dc89, whose world had three flaws and not five, the run printed accuracies of 0.86, 0.79, 0.64,
-0.58 and 0.51 at t = 0, 251, 501, 701 and 951; on today's world it has not been run. Another hour of training from that
-result, with uniform timesteps, made it 0.85, 0.80, 0.69, 0.63 and 0.59:
+The times are from a world with fewer flaws; on today's the run has not been made, so which accuracies it prints is not
+known. Another hour of training from its result, with uniform timesteps, is what `spo_jax.build_toy.build` adds:
 
 python -m spo_jax.train --config=configs/spm_toy.py --config.init=runs/spm_toy/spm --config.init_random=False \
   --config.seed=1 --config.timestep_power=1.0 --config.train_steps=3400 --config.optimizer.warmup_steps=200 \
