@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spo_jax.core.config_flag import load_config
 from spo_jax.core.files import read_json
+from spo_jax.methods import read_settings
 from spo_jax.methods.spo.memory import GIB, SD15, SDXL, Sizes, estimate
 from spo_jax.methods.spo.settings import SPOTrainSettings
 
@@ -37,6 +39,13 @@ def _replaced(settings: Any, values: dict[str, Any]) -> Any:
 def sizes_of_record(record: dict[str, Any]) -> Sizes:
     """Returns the sizes of the model that a record is of."""
     return SDXL if "sdxl" in record["config"] else SD15
+
+
+def is_of(record: dict[str, Any], config: str) -> bool:
+    """Whether a record is of the same model as a config, and judges the same: images, or noisy latents."""
+    settings = read_settings(load_config(config))
+    same_judge = settings_of_record(record).spo.judged == settings.spo.judged
+    return same_judge and ("sdxl" in record["config"]) == ("sdxl" in config)
 
 
 def compiled_bytes(record: dict[str, Any], program: str) -> int:

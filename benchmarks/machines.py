@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks.compiled import RESULTS, compiled_bytes, errors, records, settings_of_record, sizes_of_record
+from benchmarks.compiled import RESULTS, compiled_bytes, errors, is_of, records, settings_of_record
 from benchmarks.recipes import MACHINES, RECIPES, SHARES, Machine, Recipe, fit, hours, settings_of, work
 from spo_jax.core.cli import run_command
 from spo_jax.core.config_flag import load_config
@@ -55,7 +55,7 @@ def _row(recipe: Recipe, machine: Machine, found: Sequence[dict[str, Any]]) -> d
             gib = {part: compiled_bytes(record, program) / GIB for part, program in _PROGRAMS}
         tflop = work(recipe, settings)
         row[name] = {
-            "batch": _batch(settings, machine),
+            "batch": _batch(settings, machine.devices),
             "gib": gib,
             "fits": fits,
             "known": "compiled" if name == "exact" and record else "computed",
@@ -69,18 +69,18 @@ def _record(recipe: Recipe, machine: Machine, found: Sequence[dict[str, Any]]) -
     """Returns the record of this machine, if both programs were compiled and fit."""
     for record in found:
         programs = record["programs"]
-        is_same = record["topology"] == machine.topology and sizes_of_record(record) is recipe.sizes
+        is_same = record["topology"] == machine.topology and is_of(record, recipe.config)
         if is_same and all(programs.get(name, {}).get("fits") for _, name in _PROGRAMS):
             return record
     return None
 
 
-def _batch(settings: SPOTrainSettings, machine: Machine) -> str:
+def _batch(settings: SPOTrainSettings, devices: int = 1) -> str:
     """Describes a device's batch: ``10 prompts, 10 pairs, 4 decoded, weights cut``."""
-    devices = machine.devices
     parts = [counted(settings.prompts_per_batch // devices, "prompt")]
     parts.append(counted(settings.spo.chunk(devices) // devices, "pair"))
-    parts.append(f"{settings.spo.decode_chunk or ELSEWHERE} decoded")
+    shown = "judged" if settings.spo.judged == "noisy" else "decoded"
+    parts.append(f"{settings.spo.decode_chunk or ELSEWHERE} {shown}")
     return ", ".join(parts + ["weights cut"] * (settings.mesh.fsdp != 1))
 
 
@@ -159,6 +159,44 @@ def knobs_table(found: dict[str, Memory]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+# By judge
+
+
+def judges(recipe: Recipe) -> list[list[tuple[str, SPOTrainSettings]]]:
+    """Returns settings of one device by how candidates are judged, in two groups.
+
+    The first has the published batches of a device; the second one pair and one image at a time, and LPO's prompts.
+    """
+    spo, lpo = (_of_a_device(name) for name in (recipe.config, recipe.lpo))
+    same = dataclasses.replace(spo, prompts_per_batch=lpo.prompts_per_batch)
+    groups = []
+    for policy, chunks in ((spo, {}), (same, {"train_chunk": 1, "decode_chunk": 1})):
+        exact, latent = _with(policy, **chunks), _with(lpo, **chunks)
+        distilled = _with(exact, decoder=recipe.distilled_id)
+        groups.append([("SPO, autoencoder", exact), ("SPO, distilled decoder", distilled), ("LPO", latent)])
+    return groups
+
+
+def _of_a_device(config: str) -> SPOTrainSettings:
+    """Returns the settings of a published config with a fourth of its batches, which are those of four devices."""
+    settings = read_settings(load_config(config))
+    return settings.with_batch_sizes({field: size // 4 for field, size in settings.batch_sizes().items()})
+
+
+def judges_table(recipe: Recipe) -> str:
+    """Formats the memory of a recipe by judge as a Markdown table; peaks are shares of each group's first one."""
+    lines = [
+        ("candidates are judged by", "a device has at a time", "rollout", "update", "the larger of both"),
+        ("---",) * 5,
+    ]
+    for group in judges(recipe):
+        memories = [estimate(settings, recipe.sizes) for _, settings in group]
+        for (name, settings), memory in zip(group, memories, strict=True):
+            gib = [f"{count / GIB:.1f} GiB" for count in (memory.of_rollout, memory.of_update)]
+            lines.append((name, _batch(settings), *gib, f"{memory.peak / memories[0].peak:.0%}"))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 # Everything
 
 
@@ -179,6 +217,7 @@ def report(found: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], str]:
         "formula": [dict(zip(compared, row, strict=True)) for row in errors(found)],
     }
     texts = [f"## {recipe.title}\n\n{table(many)}" for recipe, many in by_recipe.items()]
+    texts += [f"## {recipe.title}: by judge\n\n{judges_table(recipe)}" for recipe in RECIPES]
     texts += [f"## {recipe.title}: one field changed\n\n{knobs_table(knobs(recipe))}" for recipe in RECIPES]
     return numbers, "\n".join([*texts, f"{accuracy(found)}\n"])
 

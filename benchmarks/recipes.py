@@ -69,6 +69,8 @@ class Recipe:
       sizes: what the formula of memory knows of it.
       batches: prompts, and pairs, that a device may have at a time, from the published number down.
       network: TFLOP of an evaluation of the UNet.
+      half: TFLOP of a noisy latent that a latent reward model judges, with its guidance: two evaluations of the first
+        half of a UNet.
       decode: TFLOP of an image decoded by the autoencoder.
       distilled: TFLOP of an image decoded by the distilled decoder.
       distilled_id: hub id of that decoder.
@@ -79,14 +81,20 @@ class Recipe:
     sizes: Sizes
     batches: Sequence[int]
     network: float
+    half: float
     decode: float
     distilled: float
     distilled_id: str
 
+    @property
+    def lpo(self) -> str:
+        """The config of LPO for the same model."""
+        return f"lpo_{self.config}"
+
 
 RECIPES = (
-    Recipe("sd15", "SD 1.5", SD15, (10, 5, 4, 3, 2, 1), 0.769, 2.132, 0.127, "madebyollin/taesd"),
-    Recipe("sdxl", "SDXL", SDXL, (2, 1), 6.80, 8.933, 0.509, "madebyollin/taesdxl"),
+    Recipe("sd15", "SD 1.5", SD15, (10, 5, 4, 3, 2, 1), 0.769, 0.523, 2.132, 0.127, "madebyollin/taesd"),
+    Recipe("sdxl", "SDXL", SDXL, (2, 1), 6.80, 5.87, 8.933, 0.509, "madebyollin/taesdxl"),
 )
 JUDGE = 0.335  # TFLOP of an image judged by CLIP-H
 
@@ -140,17 +148,20 @@ def work(recipe: Recipe, settings: SPOTrainSettings, valid: float = 1.0) -> floa
 
     Args:
       recipe: the recipe.
-      settings: settings of SPO.
+      settings: settings of SPO, or of LPO with one judge.
       valid: share of pairs that are valid.
     """
     spo = settings.spo
     plan = make_plan(spo)
     records = spo.num_steps - spo.divert_start_step
-    judged = (len(plan.judged_at) + 1) * spo.num_candidates
-    decode = recipe.decode if spo.decoder == "vae" else recipe.distilled
     guided = 2 * recipe.network  # with and without the prompt
-    steps = spo.divert_start_step + 1 + (records - 1) * spo.num_candidates
-    rollout = steps * guided + judged * (decode + JUDGE)
+    if spo.judged == "noisy":
+        rollout = spo.num_steps * guided + records * spo.num_candidates * recipe.half
+    else:
+        judged = (len(plan.judged_at) + 1) * spo.num_candidates
+        decode = recipe.decode if spo.decoder == "vae" else recipe.distilled
+        steps = spo.divert_start_step + 1 + (records - 1) * spo.num_candidates
+        rollout = steps * guided + judged * (decode + JUDGE)
     # The policy forward, again for remat, and backward (to activations only), and the reference.
     update = records * 4 * guided * (1 if plan.shares_parent else 2)
     return rollout + valid * update

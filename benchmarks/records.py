@@ -68,7 +68,8 @@ def describe_batch(settings: Mapping[str, Any], batches: Mapping[str, str], chip
                 part += f" by {cut(fields[field], by_name[name], chips) // chips}"
         parts.append(part)
     if "decode_chunk" in by_name:
-        parts.append(f"{by_name['decode_chunk'] or ON_TPU} decoded")
+        shown = "judged" if by_name.get("judged") == "noisy" else "decoded"
+        parts.append(f"{by_name['decode_chunk'] or ON_TPU} {shown}")
     if "dtype" in fields:
         parts.append(fields["dtype"])
     if fields.get("remat"):

@@ -68,13 +68,38 @@ def check_model(model: str, base: str = "", vae: str = "", unet: str = "") -> No
     Raises:
       UserError: a path does not exist, or is something else than what is expected there.
     """
-    path = toy.ASSETS / "pipeline" if model == toy.NAME else hub.local(model)
+    path = _local(model)
     if base and base != toy.NAME:
         hub.local(base)
     for family in families() if path is None else [family_of(path)]:
         if path is not None:
             family_module(family, "sources").check_source(path, base)
         family_module(family, "parts").check_here(path, vae, unet)
+
+
+def latents_of(model: str) -> tuple[str, int]:
+    """Returns the kind of a model and the channels of its latents, as far as configs show that are here or known.
+
+    Args:
+      model: as `open_pipeline` takes it.
+
+    Returns:
+      `Pipeline.kind` and channels; an empty kind and 0 channels for a file, and for most models on the hub.
+
+    Raises:
+      UserError: a config is missing or damaged.
+    """
+    path = _local(model)
+    if path is not None and path.is_file():
+        return "", 0
+    named = families() if path is None else [family_of(path)]
+    found = (family_module(family, "sources").latents_of(model, path) for family in named)
+    return next((latents for latents in found if latents[0]), ("", 0))
+
+
+def _local(model: str) -> Path | None:
+    """Returns the path of a model that is here; None for one on the hub."""
+    return toy.ASSETS / "pipeline" if model == toy.NAME else hub.local(model)
 
 
 def is_unet_alone(source: str) -> bool:

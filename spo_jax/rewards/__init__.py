@@ -103,8 +103,8 @@ def check_reads(spec: str, reads: str, noisy: bool, where: str) -> None:
     """
     if reads == NOISY and not noisy:
         raise UserError(
-            f"{where} = {spec!r}: this reward judges noisy latents, which only a rollout of SPO with spo.judged = "
-            "'noisy' shows it: set that too, as configs/lpo_sd15.py does, or choose another reward"
+            f"{where} = {spec!r}: this reward judges noisy latents, which are shown to spo.reward alone, with "
+            "spo.judged = 'noisy' as in configs/lpo_sd15.py: expected that, or a reward that reads images"
         )
     if noisy and reads != NOISY:
         raise UserError(

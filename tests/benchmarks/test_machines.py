@@ -19,7 +19,7 @@ from spo_jax.core.files import read_json
 from spo_jax.core.trees import flatten
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.settings import JudgeSettings
-from spo_jax.methods.spo.memory import GIB, SD15, SDXL, estimate
+from spo_jax.methods.spo.memory import GIB, SDXL, estimate
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,9 @@ def test_weights_and_state_are_those_of_the_compiled_programs(record):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "sizes"), [("sd15", SD15), ("sdxl", SDXL)])
+@pytest.mark.parametrize(
+    ("name", "sizes"), [(name, recipe.sizes) for recipe in RECIPES for name in (recipe.config, recipe.lpo)]
+)
 def test_sizes_are_those_of_the_networks(name, sizes):
     settings = dataclasses.replace(read_settings(load_config(name)), prompts_per_batch=1)
     settings = dataclasses.replace(settings, spo=dataclasses.replace(settings.spo, train_batch_size=1))
@@ -60,7 +62,9 @@ def test_sizes_are_those_of_the_networks(name, sizes):
         texts = sum(count for part, count in counts.items() if part.startswith("text"))
         judge = sum(x.size for x in flatten(run.spo.judge.params["reward"]).values())
         adapter = sum(x.size for x in flatten(run.state_shapes().params).values())
-    assert (counts["unet"], counts["vae"], texts, judge) == (sizes.network, sizes.vae, sizes.text, sizes.judge)
+    assert (counts["unet"], counts["vae"], texts) == (sizes.network, sizes.vae, sizes.text)
+    of_judge = sizes.latent_judge if settings.spo.judged == "noisy" else sizes.judge
+    np.testing.assert_allclose(judge, of_judge, rtol=2e-4)  # a latent judge has the encoded empty prompt beside it
     assert adapter == sizes.adapter * settings.lora.rank
     assert np.prod(run.pipeline.latent_shape) == sizes.latent
 
@@ -77,7 +81,8 @@ def test_work_is_what_the_layers_of_the_compiled_programs_count():
         if "update" in programs:
             flops = programs["update"]["flops_layers"] / (settings.spo.train_batch_size / chips) / 1e12
             update = recipes.work(recipe, settings) - recipes.work(recipe, settings, valid=0)
-            np.testing.assert_allclose(update / 16, flops, rtol=0.01)
+            steps = settings.spo.num_steps - settings.spo.divert_start_step
+            np.testing.assert_allclose(update / steps, flops, rtol=0.01)
 
 
 def test_hours_are_those_of_the_cost_model():
@@ -149,6 +154,21 @@ def test_compiled_numbers_take_the_place_of_computed_ones():
     half = {**found[0], "programs": {"collect": found[0]["programs"]["collect"]}}
     assert machines._row(SD, machine, [half])["exact"]["known"] == "computed"
     assert machines._row(XL, machine, found)["exact"]["known"] == "computed"
+    spo = found[0]["settings"]["spo"] | {"judged": "noisy"}
+    latent = {**found[0], "config": "lpo_sd15", "settings": found[0]["settings"] | {"spo": spo}}
+    assert machines._row(SD, machine, [latent])["exact"]["known"] == "computed"
+    assert compiled.is_of(latent, SD.lpo) and not compiled.is_of(latent, XL.lpo)
+
+
+def test_machines_by_judge_differ_in_the_judge_alone():
+    """LPO's rows have its own batches, and the second group one pair at a time of the same prompts."""
+    (published, small) = machines.judges(SD)
+    assert [machines._batch(settings) for _, settings in published] == [
+        "10 prompts, 10 pairs, 4 decoded", "10 prompts, 10 pairs, 4 decoded", "5 prompts, 10 pairs, 10 judged",
+    ]  # fmt: skip
+    assert {settings.prompts_per_batch for _, settings in small} == {5}
+    assert all(machines._batch(settings).startswith("5 prompts, 1 pair, 1 ") for _, settings in small)
+    assert [row.split(" | ")[-1].strip(" |") for row in machines.judges_table(SD).splitlines()[2:]][::3] == ["100%"] * 2
 
 
 def test_results_and_documents_hold_what_the_command_writes():
@@ -159,7 +179,7 @@ def test_results_and_documents_hold_what_the_command_writes():
     assert [row["exact"]["batch"] for row in kept["rows"]] == [row["exact"]["batch"] for row in numbers["rows"]]
     document = (ROOT / "docs/machines.md").read_text()
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 4
+    assert len(tables) == 6
     for table in tables:
         assert table in document
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.models import families, family_module, open_pipeline, resolve
+from spo_jax.models import families, family_module, latents_of, open_pipeline, resolve
 from spo_jax.models.base import Pipeline
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
@@ -51,10 +51,22 @@ def test_families_are_the_subpackages():
         pipeline = family_module(family, "pipeline")
         for name in ("load", "load_published"):
             assert hasattr(pipeline, name)
-        for name in ("CLASSES", "COMPONENTS", "claims"):
+        for name in ("CLASSES", "COMPONENTS", "claims", "latents_of"):
             assert hasattr(family_module(family, "sources"), name)
         assert hasattr(family_module(family, "save"), "write_merged_file")
         assert hasattr(family_module(family, "kohya"), "claims")
+
+
+@pytest.mark.parametrize(
+    ("model", "latents"),
+    [
+        ("toy", ("sd", 16)),
+        (SD15, ("sd", 4)),
+        ("someone/a-model", ("", 0)),
+    ],
+)
+def test_latents_are_known_from_configs(model, latents, no_network):
+    assert latents_of(model) == latents
 
 
 @pytest.mark.parametrize(

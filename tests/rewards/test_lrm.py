@@ -276,7 +276,7 @@ assert "jax" not in sys.modules
         f"{tmp_path} is an empty folder: expected a latent reward model: a folder with unet/, text_encoder/ and "
         "state_dict.pt"
     )
-    assert "judges noisy latents, which only a rollout of SPO with spo.judged = 'noisy' shows it" in clean
+    assert "judges noisy latents, which are shown to spo.reward alone, with spo.judged = 'noisy'" in clean
     assert images.endswith("this reward reads noisy latents, but finished images are scored here")
 
 

@@ -1,5 +1,6 @@
 """Checks of the models and rewards that settings name, without jax, weights or the network."""
 
+import dataclasses
 from typing import Any
 
 from spo_jax import models
@@ -49,8 +50,12 @@ def check_rewards(settings: Any, **judges: str) -> None:
     if settings.eval.guard != "off":
         named += [("eval.guard_rewards", spec, False) for spec in settings.eval.guard_names]
     for field, spec, judging in named:
-        noisy = judging and getattr(getattr(settings, field.partition(".")[0]), "judged", "clean") == "noisy"
-        check_reward(spec, Context(options=reward_options(settings, spec), field=field, noisy=noisy), judging)
+        context = Context(options=reward_options(settings, spec), field=field)
+        if judging:
+            kind, channels = models.latents_of(settings.model)
+            noisy = getattr(getattr(settings, field.partition(".")[0]), "judged", "clean") == "noisy"
+            context = dataclasses.replace(context, kind=kind, channels=channels, noisy=noisy)
+        check_reward(spec, context, judging)
 
 
 def reward_options(settings: Any, spec: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.methods.common.checks import check_model
 from spo_jax.methods.lrm.settings import LRMTrainSettings
+from spo_jax.models import latents_of
 from spo_jax.rewards.common.lrm_files import check_source
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.weights import hub
@@ -18,7 +19,8 @@ def check(settings: LRMTrainSettings) -> None:
     """
     check_model(settings)
     if settings.init:
-        check_source(settings.init, Context(field="init"))
+        kind, channels = latents_of(settings.model)
+        check_source(settings.init, Context(kind, field="init", channels=channels))
     if settings.clip:
         path = hub.local(settings.clip)
         if path is not None and not (path / "config.json").is_file():

@@ -228,6 +228,23 @@ def check_source(path: Path, base: str = "") -> None:
             _check_base(path, kind, width, base, folder)
 
 
+def latents_of(model: str, path: Path | None) -> tuple[str, int]:
+    """Returns kind and channels of a model's latents, where its configs are here or known; otherwise ("", 0).
+
+    Args:
+      model: what the user named.
+      path: its folder or file; None if it is on the hub.
+
+    Raises:
+      UserError: a config is missing or damaged.
+    """
+    source = published_source(model) if path is None else FolderSource(path, *_read_index(path))
+    if source is None:
+        return "", 0
+    channels = source.config("unet").get("in_channels")
+    return source.kind, channels if isinstance(channels, int) else 0
+
+
 def published_source(name: str) -> PublishedSource | None:
     """Returns the source of a hub id whose configs are known, or None."""
     for pattern, kind, configs in _PUBLISHED:

@@ -165,6 +165,20 @@ def test_judges_have_to_read_what_they_see(settings, toy_settings, lrm, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("toy", "judges latents of 4 channels .* but the model's have 16"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "judges latents of Stable Diffusion 1.x or 2.x, but .* is SDXL"),
+    ],
+)
+def test_a_judge_of_other_latents_is_refused_before_the_model_is_opened(toy_settings, lrm, model, message):
+    """Here by the configs of the toy and of a model on the hub, whose weights need not be fetched for that."""
+    spo = dataclasses.replace(toy_settings.spo, judged="noisy", reward=lrm)
+    with pytest.raises(UserError, match=f"^config field spo.reward: .*{message}"):
+        check(dataclasses.replace(toy_settings, model=model, spo=spo))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"num_inner_step": 1}, "spo.num_inner_step = 1: expected 0 for spo.judged = 'noisy'"),

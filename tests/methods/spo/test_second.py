@@ -197,12 +197,9 @@ def test_settings_have_to_go_together(settings, changes, message):
         ("lrm:x", "spo.second_reward = 'lrm:x': this reward judges noisy latents"),
     ],
 )
-def test_a_second_judge_has_to_judge_clean_predictions(settings, spec, message, tmp_path):
-    from tests.latent_models import write_published
-
-    first = f"lrm:{write_published(tmp_path / 'sd', small_pipeline())}"
+def test_a_second_judge_has_to_judge_clean_predictions(settings, spec, message):
     with pytest.raises(UserError, match=message):
-        check(with_spo(settings, reward=first, second_reward=spec))
+        check(with_spo(settings, reward="lrm:toy_people", second_reward=spec))
 
 
 def test_both_are_judges_of_the_run(settings):
