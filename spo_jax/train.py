@@ -1,10 +1,10 @@
 """Trains by any method: ``python -m spo_jax.train --config=toy --out=runs/toy``.
 
 The config names the method. SPO and its rivals tune a text-to-image model and write ``lora.safetensors`` to ``--out``;
-``spm`` trains a preference model and writes the folder ``spm/``. Every run also writes ``report.html``,
-``summary.json``, curves, checkpoints and, if the method draws images, sample grids. ``--config.spo.beta=5`` overrides a
-field, ``--help-config`` lists all fields of the config, and ``--resume`` continues from the last checkpoint. All
-devices of the machine are used.
+``spm`` and ``lrm`` train a preference model or a latent reward model, and write a folder of that name. Every run also
+writes ``report.html``, ``summary.json``, curves, checkpoints and, if the method draws images, sample grids.
+``--config.spo.beta=5`` overrides a field, ``--help-config`` lists all fields of the config, and ``--resume`` continues
+from the last checkpoint. All devices of the machine are used.
 
 The exit status is 0 if the run finished, 1 if the program has a fault, 2 if there is a mistake in flags, config or
 files, 75 if the run was preempted and saved, and 130 after Ctrl-C, which saves the run as well.

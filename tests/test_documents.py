@@ -1,12 +1,16 @@
 """What the Markdown files name: paths that exist, modules that can be run, and the layers that are checked."""
 
 import importlib.util
+import itertools
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from spo_jax.core.lookup import module_names
+from spo_jax.methods import rules_of
+from spo_jax.run.guard.rule import limit
 from spo_jax.work.export import page
 from tests.commands import ROOT
 
@@ -76,6 +80,27 @@ def test_examples_write_where_git_does_not_look(document):
     ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line.endswith("/")]
     paths = [path for path in WRITTEN.findall(document.read_text(encoding="utf-8")) if not path.startswith(("/", "…"))]
     assert [path for path in paths if not PLACEHOLDER.search(path) and path.split("/")[0] not in ignored] == []
+
+
+def test_the_list_of_methods_is_whole():
+    """Every method is in the sentence that lists them; those with the same rules stand together in the doctor's."""
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    named = re.search(r"field `method` says how to train: (.*?), or the dotted path", text, re.DOTALL)[1]
+    names = set(module_names("spo_jax.methods"))
+    assert set(re.findall(r"`(\w+)`", named)) == names
+    rows = [set(row.lower().split(", ")) for row in re.findall(r"^\| [\w ]+ \(([\w, ]+)\) \|", text, re.MULTILINE)]
+    assert set().union(*rows) == names
+    for name, other in itertools.combinations(names, 2):
+        if rules_of(name) == rules_of(other):
+            assert [row for row in rows if (name in row) != (other in row)] == []
+
+
+def test_the_limits_of_the_guard_are_those_of_its_rule():
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    sentence = r"\((\S+) standard errors for 25 images and\s+10 looks, (\S+) for 100 looks\)"
+    expected = (f"{limit(25, 10):.1f}", f"{limit(25, 100):.1f}")
+    assert re.findall(sentence, text) == [expected]
+    assert f"such as {expected[0]} for 25 images and 10 looks" in limit.__doc__
 
 
 def test_the_readme_is_short():

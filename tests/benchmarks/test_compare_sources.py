@@ -104,9 +104,7 @@ def test_a_judge_that_learned_from_something_else_is_not_taken_for_this_one(made
     """Other pairs may lie in a folder of the same name."""
     labels_of("exact", tmp_path)
     monkeypatch.setattr(sources, "open_preferences", lambda *_: types.SimpleNamespace(digest="other"))
-    with pytest.raises(
-        UserError, match="judges/exact holds a judge that learned otherwise: data is d there and"
-    ):
+    with pytest.raises(UserError, match="judges/exact holds a judge that learned otherwise: data is d there and"):
         labels_of("exact", tmp_path)
     monkeypatch.setattr(sources, "open_preferences", lambda *_: types.SimpleNamespace(digest="d"))
     monkeypatch.setattr(sources, "JUDGE_CONFIG", "spm_toy")

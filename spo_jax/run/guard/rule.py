@@ -38,7 +38,7 @@ Values = Mapping[str, Float[np.ndarray, " n"]]  # scores of the images of a look
 
 
 def limit(images: int, looks: int) -> float:
-    """Returns the standard errors by which held-out scores have to fall, such as 3.2 for 25 images and 10 looks.
+    """Returns the standard errors by which held-out scores have to fall, such as 3.1 for 25 images and 10 looks.
 
     Args:
       images: number of images of a look.
