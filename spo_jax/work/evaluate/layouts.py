@@ -111,8 +111,7 @@ def write_layout(evaluation: Evaluation, layout: str, out: Path) -> list[LaidOut
         if path is None:
             continue
         folder = out / "layouts" / layout / re.sub(r"[^\w.@+-]|^\.+", "_", contestant.name)
-        # What an evaluation of more prompts has left there would be scored too.
-        shutil.rmtree(folder, ignore_errors=True)
+        _empty(folder)
         for name, text in chosen.texts(drawn):
             write_text(folder / name, text)
         for name, prompt, image in chosen.files(drawn):
@@ -122,6 +121,18 @@ def write_layout(evaluation: Evaluation, layout: str, out: Path) -> list[LaidOut
     commands = "".join(f"{each.command}\n" for each in found)
     write_text(out / "layouts" / layout / COMMANDS, f"# In a copy of {chosen.home}:\n{commands}")
     return found
+
+
+def _empty(folder: Path) -> None:
+    """Removes what an evaluation of more prompts has left in a folder, because the benchmark would score that too."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(
+            f"cannot remove {folder}, whose images would be scored too: {error.strerror or error}; remove it"
+        ) from error
 
 
 def left_behind(layouts: Sequence[str], out: Path) -> list[str]:

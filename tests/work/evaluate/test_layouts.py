@@ -100,6 +100,17 @@ def test_nothing_of_an_earlier_layout_is_left(tmp_path):
     assert len(list((tmp_path / "images" / "base").iterdir())) == 6  # links were removed, and no image
 
 
+def test_what_cannot_be_removed_is_named(tmp_path):
+    """Images that stay in the folder would be scored with the others."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "stale.png").touch()
+    folder = tmp_path / "layouts" / "geneval" / "base"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"cannot remove {folder}, whose images would be scored too: .*; remove it"):
+        write_layout(geneval(tmp_path), "geneval", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("layout", "changes", "message"),
     [
