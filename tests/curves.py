@@ -10,7 +10,7 @@ def line(first, last, count=40, noise=0.0, seed=0):
     return np.linspace(first, last, count) + noise * np.random.default_rng(seed).normal(size=count)
 
 
-def curves_of(settings=None, scores=None, lower=(), before=None, **series):
+def curves_of(settings=None, scores=None, lower=(), before=None, judges=(), **series):
     """Curves whose batches count from 1; in names ``__`` stands for ``/``. ``before`` is row 0, and None is a gap."""
     count = max((len(values) for values in series.values()), default=0)
     rows = [{"step": 0, **before}] if before else []
@@ -21,7 +21,7 @@ def curves_of(settings=None, scores=None, lower=(), before=None, **series):
                 value = float(values[index])
                 row[name.replace("__", "/")] = value if np.isfinite(value) else None
         rows.append(row)
-    return Curves(rows, settings or {}, scores or {}, lower)
+    return Curves(rows, settings or {}, scores or {}, lower, judges)
 
 
 def every(interval, values, count=40):

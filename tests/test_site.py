@@ -92,7 +92,7 @@ def test_every_public_name_has_a_place_in_the_api_pages():
 
 def test_the_figures_of_the_guide_are_drawn_from_the_curves_of_runs(tmp_path):
     """Of a run that has only begun as well, in which no pair was valid and nothing was evaluated."""
-    row = {"spm_score/t0001": 3.0, "spm_score/t0000": 4.0, "valid_share_at/t0001": 0.5, "clip_fraction/win": 0.0}
+    row = {"judge_score/t0001": 3.0, "judge_score/t0000": 4.0, "valid_share_at/t0001": 0.5, "clip_fraction/win": 0.0}
     rows = [{"step": 0, "eval_aesthetic": 0.3}, *({"step": step} | row for step in range(1, 8))]
     begun = [{"step": 1, "spm_score/t0000": 4.0, "valid_share_at/t0001": 0.0}]
     names = ["lr_too_high", "weak_judge", "threshold_too_high", "too_long"]

@@ -31,18 +31,18 @@ AVERAGED = 5  # batches
 Row = dict[str, float]
 
 
-def _mean(prefix: str) -> Callable[[Row], float | None]:
+def _mean(*prefixes: str) -> Callable[[Row], float | None]:
     """Returns a function from a row to the mean of its entries of a family, such as the scores of all timesteps."""
 
     def value(row: Row) -> float | None:
-        found = [number for name, number in row.items() if name.startswith(prefix)]
+        found = [number for name, number in row.items() if name.startswith(prefixes)]
         return float(np.mean(found)) if found else None
 
     return value
 
 
 PANELS: dict[str, Callable[[Row], float | None]] = {
-    "the judge's mean score": _mean("spm_score/"),
+    "the judge's mean score": _mean("judge_score/", "spm_score/"),  # the second is its name in runs of earlier versions
     "share of valid pairs": _mean("valid_share_at/"),
     "share of clipped ratios": _mean("clip_fraction/"),
     "true aesthetic, 16 images": _mean("eval_aesthetic"),

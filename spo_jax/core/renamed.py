@@ -1,4 +1,4 @@
-"""Names of earlier versions, so that the message that refuses an old command can give the new name."""
+"""Names of earlier versions: the message that refuses an old command gives the new name, and old curves are read."""
 
 from pathlib import Path
 
@@ -29,6 +29,14 @@ FIELDS = {
     # Only the settings of preference models had this field at the top.
     "num_steps": "train_steps",
 }
+# Curves, or groups of them. Those of an earlier run are read by their new names.
+CURVES = {"spm_score": "judge_score", "spm_gap": "judge_gap"}
+
+
+def renamed_curve(name: str) -> str:
+    """Returns the present name of a curve such as ``spm_score/t0501``, which may be its name of an earlier version."""
+    group, slash, series = name.partition("/")
+    return f"{CURVES.get(group, group)}{slash}{series}"
 
 
 def renamed_value(name: str, value: str) -> str | None:

@@ -70,7 +70,8 @@ class Run(Protocol):
     A run may have a `spo_jax.run.guard.guard.Guard` as ``guard``, which looks at it from time to time and may end it
     before its last batch; `finish` is then given the best state.
 
-    And ``lower_is_better``, the names of scores in its rows and results that improve by falling.
+    And ``lower_is_better``, the names of scores in its rows and results that improve by falling, and ``judge_scores``,
+    the names of those from which it learns.
 
     Attributes:
       total: number of batches of the whole run.

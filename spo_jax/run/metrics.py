@@ -13,6 +13,7 @@ from absl import logging
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import write_text
 from spo_jax.core.json_text import finite_or_null
+from spo_jax.core.renamed import renamed_curve
 from spo_jax.core.typing import UInt8
 from spo_jax.run.tensorboard import Board
 from spo_jax.run.wandb_log import WandbLog
@@ -153,7 +154,8 @@ class MetricsWriter:
 def read_metrics(path: str | os.PathLike) -> list[dict[str, int | float | None]]:
     """Reads the rows that `MetricsWriter` wrote, in the order of the file.
 
-    A last line that was cut off, as a killed run may leave it, is skipped with a warning.
+    A last line that was cut off, as a killed run may leave it, is skipped with a warning. Curves of earlier versions
+    have their present names.
 
     Returns:
       Rows that each have a ``step``; values that were not finite are None.
@@ -178,7 +180,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, int | float | None]]
             raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from error
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise UserError(f"{path}: line {number} is not an object with an integer 'step'")
-        rows.append(row)
+        rows.append({renamed_curve(name): value for name, value in row.items()})
     return rows
 
 

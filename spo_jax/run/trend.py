@@ -34,7 +34,7 @@ def trend(rows: Sequence[Mapping[str, int | float | None]], name: str) -> Trend:
 
     Args:
       rows: rows of all batches so far; some may have no value, or None.
-      name: name of a curve; or of a group of curves, such as ``spm_score``, of which each row's mean is taken.
+      name: name of a curve; or of a group of curves, such as ``judge_score``, of which each row's mean is taken.
     """
     first = _some(enumerate(rows), name, FIRST)
     if not first:

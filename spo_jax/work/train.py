@@ -163,7 +163,7 @@ def _trained(
                 logging.info("all %d batches are trained; what follows them is done again", start)
         outputs = held.enter_context(_outputs(settings, out, start if resuming else None))
         if is_writer():
-            write_start(out, settings, run.total, command, getattr(run, "lower_is_better", ()))
+            write_start(out, settings, run.total, command, *_about_scores(run))
         if first_row and not resuming:
             outputs.curves.write(0, first_row)
         if guard is not None and guard.misses(start):
@@ -314,6 +314,11 @@ def _moment(when: datetime) -> str:
     return when.isoformat(timespec="seconds")
 
 
+def _about_scores(run: Run) -> tuple[Sequence[str], Sequence[str]]:
+    """Returns the names of the run's scores that improve by falling, and of those from which it learns."""
+    return getattr(run, "lower_is_better", ()), getattr(run, "judge_scores", ())
+
+
 def _write_results(
     settings: RunSettings, out: Path, run: Run, summary: dict[str, Any], result: Result, command: Sequence[str]
 ) -> None:
@@ -326,7 +331,7 @@ def _write_results(
         write_sheet(out / BEFORE_AFTER, result.pairs)
     model = getattr(settings, "model", "")
     rows = read_metrics(out / METRICS)
-    curves = Curves(rows, dataclasses.asdict(settings), result.summary.get("scores", {}))
+    curves = Curves(rows, dataclasses.asdict(settings), result.summary.get("scores", {}), *_about_scores(run))
     rules = [rule for rule in rules_of(settings.method) if rule is not scores]  # the verdict tells these
     looks = run.guard.looks if getattr(run, "guard", None) is not None else []
     ended = (summary.get("guard") or {}).get("stopped_batch") is not None  # and would end again

@@ -91,8 +91,8 @@ def check_rollout(ours, theirs):
     """With two candidates a pool is a pair, so the pairs hold all latents and the order of all scores."""
     pairs, metrics, _ = ours
     their_pairs, their_scores, their_final = theirs
-    np.testing.assert_allclose(metrics["spm_score"], their_scores.mean((1, 2)), atol=2e-3)
-    np.testing.assert_allclose(metrics["spm_gap"], (their_scores.amax(1) - their_scores.amin(1)).mean(1), atol=2e-3)
+    np.testing.assert_allclose(metrics["judge_score"], their_scores.mean((1, 2)), atol=2e-3)
+    np.testing.assert_allclose(metrics["judge_gap"], (their_scores.amax(1) - their_scores.amin(1)).mean(1), atol=2e-3)
     assert relative_error(pairs.x_t[:, 0], their_pairs.x_t) < 1e-4
     for member, name in enumerate(("win", "lose")):
         assert relative_error(pairs.x_prev[:, member], getattr(their_pairs, name)) < 1e-4

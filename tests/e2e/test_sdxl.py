@@ -96,7 +96,7 @@ def test_a_run_leaves_an_adapter_of_the_model(run, adapter):
     for row in rows[1:]:  # two prompts, one pool of two each, whose branches are four steps long
         assert row["valid_pairs"] == 8 and row["train_batches"] == 2
         assert np.isfinite(row["loss"]) and row["grad_norm"] > 0
-        assert "spm_score/t0000" in row
+        assert "judge_score/t0000" in row
     # One attention on the way down, two on the way up and one in the middle, each two transformer blocks deep; every
     # block has 2 attentions of 4 projections.
     assert len(adapter.modules()) == 8 * 2 * (1 + 2 + 1)

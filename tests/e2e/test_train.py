@@ -39,7 +39,7 @@ def test_the_shipped_pipeline(commands, toy_settings, write_config, tmp_path):
     assert {"aesthetic", "accuracy/all", "out_of_range"} <= summary["scores"].keys()
     rows = read_metrics(out / "metrics.jsonl")
     assert all(row["valid_pairs"] == 6 and math.isfinite(row["loss"]) for row in rows[1:])
-    assert {"spm_score/t0201", "spm_score/t0000"} <= rows[1].keys()
+    assert {"judge_score/t0201", "judge_score/t0000"} <= rows[1].keys()
     assert Image.open(out / "samples" / "000003.png").size == (8 * 34 - 2, 32)  # 4 images in a row of 8
 
 
@@ -71,7 +71,7 @@ def test_the_curves(run_folder):
     wanted = (
         "loss margin ratio/win ratio/lose clip_fraction/win clip_fraction/lose valid_share grad_norm seconds/rollout"
     )
-    wanted += " seconds/update pairs_per_second/rollout pairs_per_second/update spm_score/t0001 spm_score/t0000"
+    wanted += " seconds/update pairs_per_second/rollout pairs_per_second/update judge_score/t0001 judge_score/t0000"
     assert set(wanted.split()) <= rows[1].keys()
 
 

@@ -116,6 +116,7 @@ def test_spo_learns_from_a_reward_outside_the_package(house, model, spm):
     assert summary["scores"]["total"]["meaning"].startswith("1 × redness + 0.5 × spm_score, each in standard dev")
     (row,) = [row for row in read_metrics("runs/spo/metrics.jsonl") if "loss" in row]
     assert np.isfinite(row["loss"])
+    assert read_json(Path("runs/spo/run.json"))["judge_scores"] == ["redness", "total"]
 
 
 class _Brightest(torch.nn.Module):

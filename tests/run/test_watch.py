@@ -39,7 +39,7 @@ def write_rows(folder, count):
     with MetricsWriter(folder) as writer:
         for step in range(count):
             writer.write(
-                step, {"loss": 1 / (step + 1), "eval_score": step, "learning_rate": 0.1, "spm_score/t0101": step}
+                step, {"loss": 1 / (step + 1), "eval_score": step, "learning_rate": 0.1, "judge_score/t0101": step}
             )
 
 
@@ -53,7 +53,7 @@ def test_curves_that_move_are_drawn_and_the_latest_images_below_them(tmp_path):
     write_grid(tmp_path, 2)
     write_grid(tmp_path, 10)
     titles = [axes.get_title(loc="left") for axes in picture(tmp_path).axes]
-    assert titles == ["eval score", "spm score", "loss", "images after batch 10"]  # the learning rate never changed
+    assert titles == ["eval score", "judge score", "loss", "images after batch 10"]  # the learning rate never changed
 
 
 def test_there_is_nothing_to_draw_before_the_first_rows(tmp_path):

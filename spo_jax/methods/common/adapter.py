@@ -12,6 +12,7 @@ from spo_jax.core import run_files
 from spo_jax.core.typing import Key, Params
 from spo_jax.methods.base import Images, Result
 from spo_jax.methods.common.before_after import BeforeAfter, load_rewards
+from spo_jax.methods.common.judged import learns_from
 from spo_jax.methods.common.looks import make_guard
 from spo_jax.methods.common.next_steps import adapter_steps
 from spo_jax.methods.common.optimizer import make_optimizer
@@ -24,6 +25,7 @@ from spo_jax.parallel.mesh import replicated
 from spo_jax.parallel.multihost import is_writer
 from spo_jax.parallel.sharding import make, shapes_of, to_host
 from spo_jax.rewards.base import Reward
+from spo_jax.rewards.common import total
 from spo_jax.run.folder import State
 from spo_jax.run.guard.guard import Guard
 from spo_jax.run.loop import Row
@@ -84,6 +86,14 @@ class AdapterRun:
     def lower_is_better(self) -> Sequence[str]:
         """Names of the scores of the images that improve by falling."""
         return [name for reward in self._evaluation.rewards for name in reward.lower_is_better]
+
+    @property
+    def judge_scores(self) -> Sequence[str]:
+        """Names of the scores of the images from which the run learns; the total is one if it has one of them in it."""
+        rewards = zip(self.settings.eval.reward_names, self._evaluation.rewards, strict=True)
+        names = [name for spec, reward in rewards if learns_from(spec, self.settings) for name in reward.meanings]
+        weights = self._evaluation.weights
+        return [*names, total.NAME] if any(weights.get(name) for name in names) else names
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

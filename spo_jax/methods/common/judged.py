@@ -27,6 +27,16 @@ def is_judge(spec: str, settings: AdapterSettings) -> bool:
     return any(_same(_resolved(spec, settings), _resolved(term, settings)) for term in terms)
 
 
+def learns_from(spec: str, settings: AdapterSettings) -> bool:
+    """Says whether a run learns from a reward: it is a judge, or a sum that has one among its terms.
+
+    Args:
+      spec: as in `is_judge`.
+      settings: settings of the run.
+    """
+    return any(is_judge(term, settings) for term in _terms(spec))
+
+
 def check_held_out(settings: AdapterSettings) -> None:
     """Refuses a reward of the guard from which the run learns, because it rises whatever becomes of the images.
 
@@ -34,7 +44,7 @@ def check_held_out(settings: AdapterSettings) -> None:
       UserError: the guard is on, and one of its rewards is the judge or a term of it.
     """
     for spec in settings.eval.guard_names if settings.eval.guard != "off" else ():
-        if any(is_judge(term, settings) for term in _terms(spec)):
+        if learns_from(spec, settings):
             raise UserError(
                 f"config field eval.guard_rewards names {spec!r}, by which the run is judged: expected rewards from "
                 "which it does not learn, or eval.guard = 'off'"

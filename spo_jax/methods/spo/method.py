@@ -34,9 +34,9 @@ CHARTS = {
     "ratio_at": ("Likelihood ratio by timestep", "mean of winners and losers; near 1 unless rounding moves it"),
     "clip_fraction_at": ("Share of clipped ratios by timestep", "winners and losers together"),
     "valid_share": ("Share of valid pairs", "pools whose best and worst candidate differ clearly enough to learn from"),
-    "spm_score": ("Preference score by timestep", "mean score that the step-aware model gives the candidates"),
+    "judge_score": ("Judge's score by timestep", "mean score that the judge gives the candidates"),
     "valid_share_at": ("Share of valid pairs by timestep", ""),
-    "spm_gap": ("Gap of preference scores by timestep", "mean difference between best and worst candidate of a pool"),
+    "judge_gap": ("Gap of the judge's scores by timestep", "mean difference of best and worst candidate of a pool"),
     "judges": (
         "Both judges at the last steps",
         "mean gaps of their scores in a pool, and how often their winner is one",
@@ -57,8 +57,8 @@ def _shown_margin(rows: Sequence[Mapping[str, int | float | None]]) -> str:
 
 _PROGRESS = Progress(
     title="SPO",
-    shown=lambda rows: {"judge": trend(rows, "spm_score").shown(".2f"), "margin": _shown_margin(rows)},
-    watched=("loss", "grad_norm", "spm_score"),
+    shown=lambda rows: {"judge": trend(rows, "judge_score").shown(".2f"), "margin": _shown_margin(rows)},
+    watched=("loss", "grad_norm", "judge_score"),
     hint="Lower optimizer.learning_rate, or use float32",
 )
 
@@ -154,7 +154,7 @@ class SPORun(OnlineRun):
         if not int(state.step):
             raise UserError(
                 f"no pair was valid in {self.total} batches, so nothing was learned: lower config field spo.threshold, "
-                "or use a judge that tells candidates apart (curve spm_gap)"
+                "or use a judge that tells candidates apart (curve judge_gap)"
             )
         return super().finish(state, folder)
 

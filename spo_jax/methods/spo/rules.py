@@ -65,7 +65,7 @@ def valid_pairs(curves: Curves) -> Finding | None:
     needs = "" if threshold is None else f"; spo.threshold = {threshold:g} asks for {2 * math.atanh(threshold):.2g}"
     found = (
         f"Only {count.latest:.1f} pairs of a batch are valid, {share.latest:.1%} of its pools: winner and loser differ "
-        f"by {curves.mean('spm_gap').latest:.2g} on average{needs}."
+        f"by {curves.mean('judge_gap').latest:.2g} on average{needs}."
     )
     if threshold is not None and threshold > PUBLISHED_THRESHOLD:
         return Finding("problem", found, f"Lower spo.threshold; the published one is {PUBLISHED_THRESHOLD:g}.")
@@ -102,7 +102,7 @@ def judge_score(curves: Curves) -> Finding | None:
     """The judge's mean score of the candidates, which should rise."""
     return rising(
         curves,
-        "spm_score",
+        "judge_score",
         "The judge's score of the candidates",
         falling="Lower optimizer.learning_rate; if it falls from the first batches on, check that the judge belongs to "
         "this model.",
@@ -140,7 +140,7 @@ def past_its_best(curves: Curves) -> Finding | None:
     if not fallen:
         return None
     why = "the steps are too long, or there are too many of them"
-    if curves.mean("spm_score").change().rises:
+    if curves.mean("judge_score").change().rises:
         why = "the judge's score rises meanwhile, so its errors are what is learnt"
     return Finding(
         "problem",
@@ -157,7 +157,7 @@ def _fallen_scores(curves: Curves) -> list[str]:
     fallen = []
     for name in curves.names("eval_"):
         score, curve = name.removeprefix("eval_"), curves.curve(name)
-        if score.startswith("spm_score"):
+        if _is_judges(score, curves):
             continue
         lower = score in (curves.lower_is_better or ()) or bool(curves.scores.get(score, {}).get("lower_is_better"))
         sign = -1 if lower else 1
@@ -165,6 +165,13 @@ def _fallen_scores(curves: Curves) -> list[str]:
         if lost:
             fallen.append(f"{readable(score)} {lost}")
     return fallen
+
+
+def _is_judges(score: str, curves: Curves) -> bool:
+    """Says whether a score is the judge's own; the run of an earlier version says it of no score."""
+    if curves.judge_scores is not None:
+        return score in curves.judge_scores
+    return curves.setting("spo.reward", "spm") == "spm" and score.startswith("spm_score")
 
 
 def _lost(curve: Curve, sign: int) -> str:

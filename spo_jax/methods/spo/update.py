@@ -55,8 +55,8 @@ def collect(
     metrics = {
         "valid_share": pairs.valid.mean(dtype=jnp.float32),
         "valid_pairs": pairs.valid.sum(),
-        "spm_score": scores.mean((1, 2)),
-        "spm_gap": (scores.max(1) - scores.min(1)).mean(1),
+        "judge_score": scores.mean((1, 2)),
+        "judge_gap": (scores.max(1) - scores.min(1)).mean(1),
         "valid_share_at": judged.verdict.valid.mean(1, dtype=jnp.float32),
     }
     return pairs, metrics | (agreement(judged.twice) if judged.twice else {})

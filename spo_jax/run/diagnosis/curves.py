@@ -103,12 +103,14 @@ class Curves:
       settings: the settings as nested dicts; empty if they are not known.
       scores: the entry ``scores`` of ``summary.json``, once the run is finished.
       lower_is_better: names of scores that improve by falling; None if that is not known.
+      judge_scores: names of scores from which the run learns; None if that is not known.
     """
 
     rows: Sequence[Row]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scores: Mapping[str, Score] = dataclasses.field(default_factory=dict)
     lower_is_better: Sequence[str] | None = None
+    judge_scores: Sequence[str] | None = None
 
     @property
     def batches(self) -> int:
@@ -121,7 +123,7 @@ class Curves:
         return Curve([step for step, _ in found], [value for _, value in found])
 
     def mean(self, group: str) -> Curve:
-        """Returns the mean of the curves of a group, such as ``spm_score``, at every batch that has any of them."""
+        """Returns the mean of the curves of a group, such as ``judge_score``, at every batch that has any of them."""
         steps, values = [], []
         for row in self.rows:
             here = [value for name, value in row.items() if name.partition("/")[0] == group and _is_finite(value)]

@@ -59,7 +59,12 @@ class Record(NamedTuple):
 
 
 def write_start(
-    out: Path, settings: RunSettings, total: int, flags: Sequence[str], lower_is_better: Sequence[str] = ()
+    out: Path,
+    settings: RunSettings,
+    total: int,
+    flags: Sequence[str],
+    lower_is_better: Sequence[str] = (),
+    judge_scores: Sequence[str] = (),
 ) -> None:
     """Writes what a run that has not finished says nowhere else.
 
@@ -69,6 +74,7 @@ def write_start(
       total: its number of batches.
       flags: the flags of `spo_jax.train` that started it; empty if Python did.
       lower_is_better: names of its scores that improve by falling.
+      judge_scores: names of its scores from which it learns.
     """
     start = {
         "method": settings.method,
@@ -77,6 +83,7 @@ def write_start(
         "folder": os.getcwd(),  # in which the command's relative paths are
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "lower_is_better": list(lower_is_better),
+        "judge_scores": list(judge_scores),
         "settings": dataclasses.asdict(settings),
     }
     write_json(out / START, finite_or_null(start))
@@ -107,6 +114,7 @@ def read_record(folder: Path) -> Record:
         start.get("settings") or {},
         (summary.get("scores") or {}) if finished else {},
         start.get("lower_is_better"),
+        start.get("judge_scores"),
     )
     seconds = summary.get("wall_seconds") if finished else None
     started_in = start.get("folder") or ""

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from spo_jax.methods.common.judged import is_judge
+from spo_jax.methods.common.judged import is_judge, learns_from
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 
 
@@ -20,3 +20,8 @@ from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 def test_a_term_of_the_sum_that_judged_is_a_judge(judge, judges, others):
     settings = dataclasses.replace(SPOTrainSettings(), spo=SPOSettings(reward=judge))
     assert [spec for spec in [*judges, *others] if is_judge(spec, settings)] == judges
+
+
+def test_a_run_learns_from_a_sum_with_its_judge_in_it():
+    settings = dataclasses.replace(SPOTrainSettings(), spo=SPOSettings(reward="pickscore"))
+    assert learns_from("sum:1*spm:toy+2*pickscore", settings) and not learns_from("sum:1*spm:toy+2*toy", settings)

@@ -56,11 +56,11 @@ def looked(spo, adapter):
 
 def test_scores_and_pairs_are_those_of_training(spo, adapter, looked):
     pairs, metrics = jax.jit(spo.collect)(adapter, spo.frozen(), spo.feed(spo.features(PROMPTS)), jax.random.key(5))
-    np.testing.assert_allclose(looked.scores.mean((1, 2)), metrics["spm_score"], rtol=1e-5)
+    np.testing.assert_allclose(looked.scores.mean((1, 2)), metrics["judge_score"], rtol=1e-5)
     gap = np.take_along_axis(looked.scores, looked.win[:, None], 1) - np.take_along_axis(
         looked.scores, looked.lose[:, None], 1
     )
-    np.testing.assert_allclose(gap.mean((1, 2)), metrics["spm_gap"], rtol=1e-3)
+    np.testing.assert_allclose(gap.mean((1, 2)), metrics["judge_gap"], rtol=1e-3)
     np.testing.assert_array_equal(looked.valid.reshape(-1), pairs.valid)
     np.testing.assert_array_equal(looked.valid, looked.certainty > looked.threshold)
     assert 0 < looked.valid.mean() < 1  # so that an exchange would show

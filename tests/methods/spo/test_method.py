@@ -71,7 +71,7 @@ class Recorder(dict):
         pairs = Pairs(*jnp.zeros((4, 12)), valid=jnp.arange(12) < 6)
         valid = jnp.int32(self.bad.get(("valid_pairs", count), 6))
         scores = jnp.arange(3.0) + 1  # one for each judgement
-        return pairs, {"valid_pairs": valid, "valid_share": jnp.float32(0.5), "spm_score": scores}
+        return pairs, {"valid_pairs": valid, "valid_share": jnp.float32(0.5), "judge_score": scores}
 
     def update(self, state, frozen, inputs, pairs, key):
         self.seen[-1] += (jax.random.key_data(key).tolist(),)
@@ -125,7 +125,7 @@ def test_a_row_names_every_judgement_by_its_timestep(run):
     _, (row,) = steps(run, Recorder(run), 0, 1)
     judged = judged_timesteps(run.settings.spo, run.spo.process)
     assert judged[-1] == 0
-    assert [row[f"spm_score/t{t:04d}"] for t in judged] == [1.0, 2.0, 3.0]
+    assert [row[f"judge_score/t{t:04d}"] for t in judged] == [1.0, 2.0, 3.0]
     assert row["loss"] == pytest.approx(0.7) and row["valid_share"] == 0.5
     # All pairs that the rollout made, and those that the update learned from.
     for part, pairs in (("rollout", 12), ("update", 6)):
@@ -154,7 +154,7 @@ def test_only_the_first_update_is_checked_for_rounding(run, monkeypatch):
 def test_a_batch_without_valid_pairs_has_no_loss_to_show(run):
     _, rows = steps(run, Recorder(run, {("valid_pairs", 1.0): 0}), 0, 3)
     assert ["loss" in row for row in rows] == [True, False, True]
-    assert rows[1]["valid_pairs"] == 0 and "grad_norm" not in rows[1] and "spm_score/t0000" in rows[1]
+    assert rows[1]["valid_pairs"] == 0 and "grad_norm" not in rows[1] and "judge_score/t0000" in rows[1]
     assert run.progress.shown(rows)["judge"] == "2.00"
     assert run.progress.shown(rows[1:2])["margin"] == "no valid pair yet"
 
@@ -183,6 +183,7 @@ def test_images_before_and_after_are_of_the_evaluation_s_prompts(run, fresh, tmp
     row, images = run.evaluate(2, fresh)
     assert list(row) == ["eval_spm_score"] and row == pytest.approx(first) and list(images) == ["samples"]
     assert next(iter(run.charts)) == "eval_spm_score" and "loss" in run.charts
+    assert run.judge_scores == ["spm_score"]
     result = run.finish(fresh._replace(step=fresh.step + 1), tmp_path)
     assert result.summary["images"] == 4
     assert result.summary["scores"]["spm_score"]["change"] == 0  # nothing was trained

@@ -129,7 +129,7 @@ def test_nothing_is_decoded_and_the_network_predicts_from_one_candidate(settings
     pairs, metrics = jax.eval_shape(spo.collect, lora, spo.frozen(), inputs, jax.random.key(0))
     assert sizes == [2]  # two prompts, from the first step on
     assert judged == [2 * settings.spo.decode_chunk]
-    assert len(pairs.t) == 2 * settings.spo.num_steps and metrics["spm_score"].shape == (settings.spo.num_steps,)
+    assert len(pairs.t) == 2 * settings.spo.num_steps and metrics["judge_score"].shape == (settings.spo.num_steps,)
 
 
 @pytest.mark.slow  # the test above has the same programs, and compiles none
@@ -139,7 +139,7 @@ def test_a_batch_trains_on_what_the_judge_says(settings, pipeline):
     state = init_state(init_lora(jax.random.key(0), pipeline.params["unet"], 4), optimizer)
     inputs, key = spo.features(TRAIN_PROMPTS[:2]), jax.random.key(0)
     pairs, metrics = jax.jit(spo.collect)(state.params, spo.frozen(), inputs, key)
-    assert pairs.valid.all() and np.isfinite(metrics["spm_score"]).all()
+    assert pairs.valid.all() and np.isfinite(metrics["judge_score"]).all()
     after, row = jax.jit(spo.update)(state, spo.frozen(), inputs, pairs, key)
     assert np.isfinite(row["loss"]) and after.step == row["train_batches"] > 0
 

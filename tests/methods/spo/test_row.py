@@ -21,10 +21,10 @@ def timesteps_of(**changes):
 def test_ratios_are_named_by_the_step_that_was_trained_on_and_scores_by_the_judgement():
     """A pool is drawn at a timestep and judged at the next one."""
     timesteps = timesteps_of()
-    metrics = {"valid_pairs": jnp.int32(3), "ratio_at": jnp.arange(16.0), "spm_score": jnp.arange(16.0)}
+    metrics = {"valid_pairs": jnp.int32(3), "ratio_at": jnp.arange(16.0), "judge_score": jnp.arange(16.0)}
     row = flat_row(metrics, timesteps)
     assert [row[f"ratio_at/t{t:04d}"] for t in (751, 51, 1)] == [0, 14, 15]
-    assert [row[f"spm_score/t{t:04d}"] for t in (701, 1, 0)] == [0, 14, 15]
+    assert [row[f"judge_score/t{t:04d}"] for t in (701, 1, 0)] == [0, 14, 15]
 
 
 def test_timesteps_without_a_valid_pair_have_no_ratio():

@@ -39,7 +39,7 @@ def test_clipped(share, level, learns, text):
 
 
 def valid(count, share, gap, threshold):
-    series = {"valid_pairs": count, "valid_share": share, "spm_gap__t0001": gap}
+    series = {"valid_pairs": count, "valid_share": share, "judge_gap__t0001": gap}
     return rules.valid_pairs(curves_of({"spo": {"threshold": threshold}}, **series))
 
 
@@ -86,13 +86,13 @@ def test_a_judge_that_is_sure_too_early():
     [(5, 40, "good", True), (3, 40, "problem", False), (4, 40, "problem", False), (4, 20, "note", False)],
 )
 def test_the_score_of_the_judge(last, count, level, learns):
-    found = rules.judge_score(curves_of(spm_score__t0001=line(4, last, count, noise=0.3)))
+    found = rules.judge_score(curves_of(judge_score__t0001=line(4, last, count, noise=0.3)))
     assert (found.level, found.learns) == (level, learns)
 
 
 def test_the_score_of_the_judge_in_a_short_run_is_told_by_the_ends_of_the_line():
     """The means of the first 5 and of the latest 10 of 10 batches would be 4.22 and 4.5."""
-    found = rules.judge_score(curves_of(spm_score__t0001=line(4, 5, 10)))
+    found = rules.judge_score(curves_of(judge_score__t0001=line(4, 5, 10)))
     assert "rises, from 4 to 5 along the fitted line (+1.0" in found.text
 
 
@@ -111,9 +111,8 @@ RISING = line(4, 6, noise=0.3)
 
 
 def against(judge, truth, before, lower=()):
-    return rules.past_its_best(
-        curves_of(lower=lower, before={"eval_aesthetic": before}, spm_score__t1=judge, eval_aesthetic=every(10, truth))
-    )
+    series = {"judge_score__t1": judge, "eval_aesthetic": every(10, truth)}
+    return rules.past_its_best(curves_of(lower=lower, before={"eval_aesthetic": before}, **series))
 
 
 def test_the_judge_and_the_other_scores_rise_together():
@@ -128,9 +127,25 @@ def test_other_scores_fall_while_the_judge_rises():
     assert "went from 0.1 in batch 10 to 0.3" in against(RISING, [0.1, 0.2, 0.3, 0.3], 0.2, ["aesthetic"]).text
 
 
+FALLING = every(10, [4, 3, 2, 1])
+
+
 def test_the_judges_own_score_is_no_other():
-    curves = curves_of(spm_score__t1=RISING, eval_spm_score=every(10, [4, 3, 2, 1]))
-    assert rules.past_its_best(curves) is None
+    series = {"judge_score__t1": RISING, "eval_pickscore": FALLING}
+    assert rules.past_its_best(curves_of(judges=["pickscore"], **series)) is None
+    assert "pickscore went from 4" in rules.past_its_best(curves_of(judges=["spm_score"], **series)).text
+
+
+def test_a_preference_model_that_does_not_judge_is_another():
+    found = rules.past_its_best(curves_of(judges=["pickscore"], judge_score__t1=RISING, eval_spm_score=FALLING))
+    assert found.level == "problem" and "spm score went from 4 in batch 10 to 1" in found.text
+
+
+@pytest.mark.parametrize(("judge", "fallen"), [("spm", False), ("pickscore", True)])
+def test_runs_of_earlier_versions_do_not_name_the_scores_of_the_judge(judge, fallen):
+    series = {"judge_score__t1": RISING, "eval_spm_score_801": FALLING}
+    curves = curves_of({"spo": {"reward": judge}}, judges=None, **series)
+    assert (rules.past_its_best(curves) is not None) == fallen
 
 
 def test_other_scores_fall_and_the_judge_does_not_rise():
@@ -144,13 +159,13 @@ def test_a_score_of_few_images_that_wavers_is_not_past_its_best():
 
 
 def test_a_score_whose_direction_is_not_known_says_nothing():
-    series = {"spm_score__t1": RISING, "eval_aesthetic": every(10, [0.42, 0.4, 0.3, 0.25])}
+    series = {"judge_score__t1": RISING, "eval_aesthetic": every(10, [0.42, 0.4, 0.3, 0.25])}
     assert rules.past_its_best(curves_of(lower=None, **series)) is None
     assert rules.past_its_best(curves_of(**series)) is not None
 
 
 def test_where_a_guard_has_given_an_alarm_its_own_rule_tells_it():
-    curves = curves_of(spm_score__t1=RISING, eval_aesthetic=every(10, [0.42, 0.4, 0.3, 0.25]))
+    curves = curves_of(judge_score__t1=RISING, eval_aesthetic=every(10, [0.42, 0.4, 0.3, 0.25]))
     assert rules.past_its_best(curves) is not None
     guard = make_guard(hacked(best=3), 20)
     for batch in range(1, 7):

@@ -170,7 +170,7 @@ def test_images_are_decoded_for_the_last_pools_only(settings, monkeypatch):
     pairs, metrics = jax.eval_shape(spo.collect, lora, spo.frozen(), inputs, jax.random.key(0))
     # Two prompts, of which each has three finished images: six in chunks, where all pools have six times as many.
     assert decoded == [min(6, settings.spo.decode_chunk or 4)]
-    assert metrics["judges/agree"].shape == () and metrics["spm_score"].shape == (settings.spo.num_steps,)
+    assert metrics["judges/agree"].shape == () and metrics["judge_score"].shape == (settings.spo.num_steps,)
     assert len(pairs.t) == 2 * settings.spo.num_steps
 
 

@@ -307,8 +307,8 @@ def test_collect_reports_what_it_found():
     assert metrics["valid_pairs"] == pairs.valid.sum() and 0 < metrics["valid_pairs"] < 6
     np.testing.assert_allclose(metrics["valid_share"], pairs.valid.mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["valid_share_at"], pairs.valid.reshape(3, 2).mean(1), rtol=1e-6)
-    assert metrics["spm_score"].shape == metrics["spm_gap"].shape == (3,)
-    assert (metrics["spm_gap"] > 0).all()
+    assert metrics["judge_score"].shape == metrics["judge_gap"].shape == (3,)
+    assert (metrics["judge_gap"] > 0).all()
     # The finished latents are judged unchanged: their gap is that of the last pairs' own scores.
     scores = 20 * pairs.x_prev[-2:].mean((2, 3, 4))
-    np.testing.assert_allclose(metrics["spm_gap"][-1], (scores[:, 0] - scores[:, 1]).mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["judge_gap"][-1], (scores[:, 0] - scores[:, 1]).mean(), rtol=1e-4)

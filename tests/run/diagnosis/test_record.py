@@ -17,7 +17,7 @@ FLAGS = ["--config=toy", "--out=runs/a b"]
 
 
 def run_folder(folder, done, total=10, checkpoint=None, summary=None, flags=FLAGS):
-    write_start(folder, SETTINGS, total, flags, ["out_of_range"])
+    write_start(folder, SETTINGS, total, flags, ["out_of_range"], ["spm_score"])
     write_text(folder / "metrics.jsonl", "".join(json.dumps({"step": i, "loss": 0.7}) + "\n" for i in range(done + 1)))
     if checkpoint:
         (folder / "checkpoints" / str(checkpoint)).mkdir(parents=True)
@@ -32,6 +32,18 @@ def test_a_finished_run(tmp_path):
     assert record.describe() == f"{tmp_path}: spo, finished, 10 of 10 batches in 2 min 11 s"
     assert record.curves.scores and record.curves.setting("seed", 0) == 7
     assert record.curves.lower_is_better == ["out_of_range"] and unfinished(record) is None
+    assert record.curves.judge_scores == ["spm_score"]
+
+
+def test_a_run_of_an_earlier_version_has_the_present_names_of_curves(tmp_path):
+    folder = run_folder(tmp_path, 1)
+    write_text(folder / "metrics.jsonl", '{"step": 1, "spm_score/t0501": 3, "spm_gap/t0501": 1, "eval_spm_score": 2}\n')
+    start = json.loads((folder / "run.json").read_text())
+    del start["judge_scores"]
+    write_json(folder / "run.json", start)
+    curves = read_record(folder).curves
+    assert curves.rows == [{"step": 1, "judge_score/t0501": 3, "judge_gap/t0501": 1, "eval_spm_score": 2}]
+    assert curves.judge_scores is None
 
 
 def test_a_run_that_died(tmp_path):

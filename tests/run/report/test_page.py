@@ -88,7 +88,7 @@ def full_run():
     rows = [
         {"step": step, "loss": 0.7 - step / 100, "ratio/win": 1.0 + step / 50, "ratio/lose": 1.0, "grad_norm": None}
         | {"seconds/rollout": 2.0, "seconds/update": 1.0, "eval_aesthetic": 0.6, "my_own": 1.0}
-        | {f"spm_score/t{t:04d}": float(rng.normal()) for t in range(1, 802, 50)}
+        | {f"judge_score/t{t:04d}": float(rng.normal()) for t in range(1, 802, 50)}
         for step in range(1, 40)
     ]
     score = {"before": 0.5, "before_se": 0.02, "after": 0.75, "after_se": 0.02, "change": 0.25, "change_se": 0.01}
@@ -169,7 +169,7 @@ def test_of_many_images_the_first_are_shown(tmp_path):
 def test_a_chart_for_each_group_of_curves(full):
     titles = [attributes["aria-label"].partition(", by batch")[0] for attributes in full.drawings]
     known = ["eval_aesthetic", "loss", "ratio", "seconds"]  # in that order; grad_norm has no finite value
-    assert titles == [CHARTS[name][0] for name in known] + ["my own", "spm score"]
+    assert titles == [CHARTS[name][0] for name in known] + ["judge score", "my own"]
     assert "of the pairs of a batch" in full.text and "mean score & more" in full.text and "5 of 17 lines" in full.text
 
 
