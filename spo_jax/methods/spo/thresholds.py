@@ -3,6 +3,10 @@
 LPO's threshold rises from the last step to the first, with the noise of the step. Its code has tables of that noise for
 DDIM with η = 1 in 20 steps on Stable Diffusion's schedule, at t = 1, 51, … 951, in four decimals, and looks a timestep
 up in them whatever the number of steps is. So do we.
+
+Its linear rule counts from t = 1 to t = 951 and is not cut off beyond: at t = 0, where finished images are judged, the
+threshold is lower by 1/950 of the way, and in 50 steps, at t = 981, it is higher by 3 % of it. That too is as in LPO's
+code, but no threshold is below 0, where ties would be pairs.
 """
 
 import numpy as np
@@ -35,11 +39,12 @@ def threshold_at(settings: SPOSettings, timesteps: Int[np.ndarray, " s"]) -> flo
     if settings.threshold_rule == "constant":
         return settings.threshold
     low, high = settings.threshold, settings.threshold_high
-    return (low + (high - low) * _share(settings.threshold_rule, np.asarray(timesteps))).astype(np.float32)
+    rising = low + (high - low) * _share(settings.threshold_rule, np.asarray(timesteps))
+    return np.maximum(rising, 0).astype(np.float32)
 
 
 def _share(rule: str, timesteps: Int[np.ndarray, " s"]) -> Float[np.ndarray, " s"]:
-    """Returns how far timesteps are on the way from the last step, 0, to the first, 1."""
+    """Returns how far timesteps are on the way from the last of 20 steps, 0, to the first, 1."""
     if rule == "linear":
         return (timesteps - 1) / (SPAN * (len(SIGMA) - 1))
     table = SIGMA if rule == "sigma" else VARIANCE

@@ -87,6 +87,14 @@ def test_thresholds_rise_with_noise_and_are_one_number_by_default():
     np.testing.assert_allclose(threshold_at(whole, np.array([1, 951])), [0.35, 0.5], rtol=1e-6)
 
 
+def test_ties_are_no_pairs_of_finished_images_where_the_threshold_is_linear():
+    """LPO's formula counts from t = 1, and finished images are judged at t = 0."""
+    linear = SPOSettings(threshold_rule="linear", threshold=0.0, threshold_high=0.5)
+    assert not rank(jnp.full((1, 4, 1), 7.0), threshold_at(linear, np.array([0]))).valid.any()
+    beyond = dataclasses.replace(linear, threshold=0.35)
+    np.testing.assert_allclose(threshold_at(beyond, np.array([0, 981])), 0.35 + 0.15 * np.array([-1, 980]) / 950, 1e-6)
+
+
 @pytest.fixture(scope="module")
 def pipeline():
     return small_pipeline()
