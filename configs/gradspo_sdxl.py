@@ -12,53 +12,17 @@ its hours and scores were not found. A pair is trained on with three evaluations
 steps needs four. The numbers below are for all devices: the published 2 prompts and 1 pair per device, times 4.
 """
 
-from spo_jax.methods import default_config
+from spo_jax import load_config
 
 
 def get_config():
-    """Returns the settings, with every field that the recipe fixes written out."""
-    config = default_config("spo")
-    config.model = "stabilityai/stable-diffusion-xl-base-1.0"  # --config.model=PATH_OR_ID
-    config.vae = "madebyollin/sdxl-vae-fp16-fix"  # the model's own decodes only in float32: twice memory and time
-    config.dtype = "bfloat16"  # for frozen weights; the reference uses float16
-    config.remat = True
-    config.prompts = "data/prompts/4k_training_prompts.json"  # 4,000 prompts of Pick-a-Pic v1
-    config.prompts_per_batch = 8
-    config.num_epochs = 10
-
-    published = "SPO-Diffusion-Models/Step-Aware_Preference_Models/sdxl_step-aware_preference_model.bin"
-    config.spm.model = published  # --config.spm.model=FILE_OR_FOLDER_OR_ID
-    config.spm.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-
-    config.lora.rank = 64
-    config.lora.alpha = 0.0  # 0 means alpha = rank, so the scale is 1
-
+    """Returns the settings of `configs/sdxl.py` with another objective, pools and batches."""
+    config = load_config("sdxl")
     config.spo.objective = "gradspo"
     config.spo.grad_scale = 0.5
     config.spo.ema_decay = 0.9
-    config.spo.num_steps = 20
-    config.spo.eta = 1.0
-    config.spo.guidance_scale = 5.0
-    config.spo.divert_start_step = 4
     config.spo.num_candidates = 4
     config.spo.num_inner_step = 0
-    config.spo.branch_at_last_step = False
-    config.spo.threshold = 0.4
-    config.spo.decode_chunk = 2  # images of 1,024 px take four times the memory of SD 1.5's
-    config.spo.beta = 10.0
-    config.spo.eps = 0.1
     config.spo.train_batch_size = 4
-    config.spo.train_chunk = 4
     config.optimizer.gradient_accumulation_steps = 4
-    config.optimizer.learning_rate = 1e-5
-    config.optimizer.adam_beta1 = 0.9
-    config.optimizer.adam_beta2 = 0.999
-    config.optimizer.adam_epsilon = 1e-8
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.max_grad_norm = 1.0  # the reference never clips; see docs/parity.md
-
-    config.eval.prompts = "data/prompts/validation_unique.json"  # 500 others of Pick-a-Pic v1, as in SPO's paper
-    config.eval.images = 32
-    config.eval.batch = 4
-    config.eval.rewards = "spm"
     return config.lock()

@@ -11,31 +11,12 @@ Prompts of your own are a text file with one in each line: --config.prompts=FILE
 has been made.
 """
 
-from spo_jax.methods import default_config
+from spo_jax import load_config
 
 
 def get_config():
-    """Returns the settings; fields not set here keep SPO's defaults, which are those published for SD 1.5."""
-    config = default_config("spo")
-    config.model = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # --config.model=PATH_OR_ID
-    config.dtype = "bfloat16"  # for frozen weights; the reference uses float16
-    config.remat = True
-    config.prompts = "data/prompts_500/4k_training_prompts.json"  # the first 500 of them
-    config.prompts_per_batch = 10
-    config.num_epochs = 4
-
+    """Returns the settings of `configs/sd15_overnight.py` with another judge."""
+    config = load_config("sd15_overnight")
     config.spm.model = "runs/taste_spm_sd15/spm"  # --config.spm.model=FOLDER
-
-    config.spo.decoder = "madebyollin/taesd"  # "vae" is the exact one
-    config.spo.train_batch_size = 10
-    config.spo.train_chunk = 10
-    config.optimizer.gradient_accumulation_steps = 4
-
-    config.log.checkpoint_every = 10
-    config.log.eval_every = 50
-
-    config.eval.prompts = "data/prompts/validation_unique.json"  # 500 others of Pick-a-Pic v1, as in the paper
-    config.eval.images = 32
-    config.eval.batch = 4
-    config.eval.rewards = "spm"  # your own judge: the report says whether the images moved its way
+    config.spm.tokenizer = ""  # the one that lies beside the model
     return config.lock()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spo_jax.core.config import to_config
-from spo_jax.core.config_flag import find_config
+from spo_jax.core.config_flag import find_config, load_config
 from spo_jax.methods import read_settings
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("[!_]*.py"))
@@ -33,6 +33,16 @@ def test_every_config_can_be_read_and_names_its_command(path):
 def test_every_config_is_found_by_its_name(path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert find_config(path.stem).resolve() == path
+
+
+BUILT_ON_ANOTHER = [path for path in CONFIGS if "load_config(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", BUILT_ON_ANOTHER, ids=lambda path: path.stem)
+def test_a_config_that_starts_from_another_can_be_copied_to_a_folder_of_one_s_own(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(path.read_text())
+    assert load_config("mine.py") == load_config(path.stem)
 
 
 def differing(first, second):
