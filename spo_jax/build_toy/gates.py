@@ -166,11 +166,11 @@ def spm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
 
 def lrm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     """Measures accuracies on ``count`` held-out pairs of new people, of both judges that learned from such labels."""
-    # Draw the pairs.
+    # Draw the pairs. Those for training say how much images differ, by which the people are drawn; a quarter is enough.
     lpo = read_settings(load_config("lpo_toy"))
     process = open_pipeline(settings.model).process(lpo.spo.num_steps)
     judged = process.timesteps[lpo.spo.divert_start_step :].tolist()
-    drawn = {"pairs": count, "held_out_pairs": count, "seed": 5678}
+    drawn = {"pairs": max(count // 4, 2), "held_out_pairs": count, "seed": 5678}
     models = {"model": settings.model, "earlier": settings.model}
     pairs = pairs_of_people(out / f"people-{count}", LRMTrainSettings.eval_split, **drawn, **models)
     # Measure the shipped models on them.

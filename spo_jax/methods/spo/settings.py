@@ -165,8 +165,8 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
     )
     decode_chunk: int = setting(
         0,
-        "Number of images that a device decodes and judges at a time (0: as suits the platform, which is 8 on TPUs up "
-        "to 768 px and otherwise 4).",
+        "Number of images that a device decodes and judges at a time, or of noisy latents that it judges (0: as suits "
+        "the platform, which is 8 on TPUs up to 768 px and otherwise 4).",
         at_least=0,
         at_most=MAX_BATCH,
         memory="lower",
