@@ -24,8 +24,8 @@ from spo_jax.core.typing import Float, Params
 from spo_jax.methods import load_method, read_settings
 from spo_jax.methods.spo.inspect import open_adapter
 from spo_jax.methods.spo.objectives import objective_of
+from spo_jax.methods.spo.plan import make_plan
 from spo_jax.methods.spo.programs import SPO, FrozenParams, PromptFeatures
-from spo_jax.methods.spo.resampler import make_plan
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.update import batch_gradients
 from spo_jax.parallel.mesh import make_mesh

@@ -7,7 +7,7 @@ from spo_jax.core.config_flag import load_config
 from spo_jax.methods import read_settings
 from spo_jax.methods.common.decoding import ELSEWHERE
 from spo_jax.methods.spo.memory import GIB, SD15, SDXL, Memory, Sizes, estimate
-from spo_jax.methods.spo.resampler import make_plan
+from spo_jax.methods.spo.plan import make_plan
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.parallel.device_memory import TPU_USABLE
 

@@ -19,7 +19,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.typing import Float, Int
 from spo_jax.diffusion.process import Process
 from spo_jax.methods import load_method, read_settings
-from spo_jax.methods.spo.resampler import recorded_timesteps
+from spo_jax.methods.spo.plan import recorded_timesteps
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.methods.spo.update import FIRST_ERROR
 from spo_jax.parallel.mesh import make_mesh

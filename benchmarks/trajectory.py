@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.parts import rows_of_part
 from spo_jax.methods.base import Run
 from spo_jax.methods.spo.method import SPORun
-from spo_jax.methods.spo.resampler import make_plan
+from spo_jax.methods.spo.plan import make_plan
 
 VALID = 0.5  # the share of pairs that are taken to be valid; with all of them, an update takes twice as long
 # Lengths of a run in trajectories: the published 4,000 prompts times 10 epochs, and 500 prompts twice.

@@ -21,7 +21,8 @@ from spo_jax.methods.spo.judging import judged_rollout
 from spo_jax.methods.spo.objective import spo_loss
 from spo_jax.methods.spo.objectives import ScoreObjective, noise_targets, objective_of, score_likelihoods
 from spo_jax.methods.spo.pairs import NoisePairs, certainty, make_noise_pairs, make_pairs, rank
-from spo_jax.methods.spo.resampler import Draws, Trajectory, make_plan
+from spo_jax.methods.spo.plan import make_plan
+from spo_jax.methods.spo.resampler import Draws, Trajectory
 from spo_jax.methods.spo.settings import ResamplerSettings, SPOSettings
 from spo_jax.methods.spo.state import MeanState
 from spo_jax.methods.spo.update import train_batch

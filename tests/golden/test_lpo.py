@@ -20,7 +20,8 @@ from spo_jax.methods.spo.judging import judged_rollout
 from spo_jax.methods.spo.objective import spo_loss
 from spo_jax.methods.spo.objectives import StepObjective, objective_of
 from spo_jax.methods.spo.pairs import certainty, rank
-from spo_jax.methods.spo.resampler import Draws, make_plan
+from spo_jax.methods.spo.plan import make_plan
+from spo_jax.methods.spo.resampler import Draws
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.thresholds import SIGMA, VARIANCE, threshold_at
 from spo_jax.methods.spo.update import train_batch

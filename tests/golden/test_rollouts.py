@@ -14,7 +14,8 @@ import pytest
 
 from spo_jax.methods.spo.judging import judge
 from spo_jax.methods.spo.pairs import make_pairs, rank
-from spo_jax.methods.spo.resampler import Draws, make_plan, rollout
+from spo_jax.methods.spo.plan import make_plan
+from spo_jax.methods.spo.resampler import Draws, rollout
 from spo_jax.methods.spo.settings import ResamplerSettings
 from spo_jax.models.base import Guidance, bind_denoise
 from spo_jax.models.stable_diffusion.conditioning import Conditioning

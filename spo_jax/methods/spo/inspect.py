@@ -21,8 +21,9 @@ from spo_jax.methods.common.model import open_model
 from spo_jax.methods.spo.checks import check
 from spo_jax.methods.spo.judging import JudgedRollout
 from spo_jax.methods.spo.pairs import certainty
+from spo_jax.methods.spo.plan import Plan, make_plan
 from spo_jax.methods.spo.programs import SPO, open_rollout_judge
-from spo_jax.methods.spo.resampler import Draws, Plan, make_plan
+from spo_jax.methods.spo.resampler import Draws
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.methods.spo.thresholds import threshold_at
 from spo_jax.models.base import Decoder, Pipeline

@@ -11,15 +11,8 @@ import jax.numpy as jnp
 
 from spo_jax.core.typing import Array, Float
 from spo_jax.diffusion.process import Process
-from spo_jax.methods.spo.resampler import (
-    Denoise,
-    Draws,
-    JudgePool,
-    Trajectory,
-    judged_timesteps,
-    pick,
-    recorded_timesteps,
-)
+from spo_jax.methods.spo.plan import judged_timesteps, recorded_timesteps
+from spo_jax.methods.spo.resampler import Denoise, Draws, JudgePool, Trajectory, pick
 from spo_jax.methods.spo.settings import ResamplerSettings
 
 

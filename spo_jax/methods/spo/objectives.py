@@ -26,7 +26,8 @@ from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.policy import Pairs, Predict, pair_log_probs
 from spo_jax.methods.spo.judging import JudgedRollout
 from spo_jax.methods.spo.pairs import NoisePairs, make_noise_pairs, make_pairs
-from spo_jax.methods.spo.resampler import Draws, Plan
+from spo_jax.methods.spo.plan import Plan
+from spo_jax.methods.spo.resampler import Draws
 from spo_jax.methods.spo.settings import UpdateSettings
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
 from spo_jax.methods.common.policy import Pairs
-from spo_jax.methods.spo.resampler import Plan, Trajectory
+from spo_jax.methods.spo.plan import Plan
+from spo_jax.methods.spo.resampler import Trajectory
 
 
 class NoisePairs(NamedTuple):

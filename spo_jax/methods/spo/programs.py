@@ -16,7 +16,8 @@ from spo_jax.methods.common.optimizer import make_optimizer
 from spo_jax.methods.common.policy import Pairs, Policy, equal_rounding
 from spo_jax.methods.spo.judging import JudgedRollout, Score, judged_rollout
 from spo_jax.methods.spo.pairs import NoisePairs
-from spo_jax.methods.spo.resampler import Denoise, Draws, draw, judged_timesteps
+from spo_jax.methods.spo.plan import judged_timesteps
+from spo_jax.methods.spo.resampler import Denoise, Draws, draw
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.methods.spo.state import SPOState, sampling_params
 from spo_jax.methods.spo.update import collect, update

@@ -12,14 +12,14 @@ as arrays (`Draws`), so the rollout can also be replayed from the reference's no
 If candidates are judged as they are (`ResamplerSettings.judged`), a step brings the pool back to one parent before the
 network is evaluated: `spo_jax.methods.spo.noisy`.
 
-Two ablations of the paper differ. If the best candidate becomes the next parent (`ResamplerSettings.next_parent`),
-pools are judged inside the loop. Without a shared parent (`ResamplerSettings.shared_parent`) no pool is brought back to
-one candidate: all k go on alone, and are judged at the same steps.
+Two ablations of the paper differ, each by a function that `roll` chooses before the loop. If the best candidate becomes
+the next parent (`ResamplerSettings.next_parent`), pools are judged inside the loop: `best_of` instead of `drawn`.
+Without a shared parent (`ResamplerSettings.shared_parent`) no pool is brought back to one candidate, all k go on alone,
+and they are judged at the same steps: `go_on_unless_branching` instead of `go_on_from_one`, which inner steps need too.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int, Key
 from spo_jax.diffusion.process import Process
+from spo_jax.methods.spo.plan import Plan, judged_timesteps, make_plan, recorded_timesteps
 from spo_jax.methods.spo.settings import ResamplerSettings
 from spo_jax.parallel.mesh import spread
 
@@ -34,62 +35,13 @@ from spo_jax.parallel.mesh import spread
 Denoise = Callable[[Float[Array, "*k b h w c"], Int[Array, ""]], Float[Array, "*k b h w c"]]
 # Function from (clean latents of a pool [k b h w c], timestep) to scores [k b].
 JudgePool = Callable[[Float[Array, "k b h w c"], Int[Array, ""]], Float[Array, "k b"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What every step of a rollout does, which is known before it runs.
-
-    T is the number of steps, d the first step that branches, and r = T - d the number of recorded transitions.
-
-    Attributes:
-      branches: for every step after d, whether it brings the pool back to one parent and branches; bool[T-1-d].
-      segment: for each recorded transition, the judgement to which it belongs; int[r].
-      judged_at: steps whose clean predictions are judged; the last judgement, of the final latents, is not listed.
-      shares_parent: whether every pool of transitions has a single parent, so that x_t is kept once per pair.
-    """
-
-    branches: np.ndarray
-    segment: np.ndarray
-    judged_at: np.ndarray
-    shares_parent: bool
-
-    @property
-    def branched(self) -> np.ndarray:
-        """The recorded transitions at which all candidates have one parent; int, ascending."""
-        return np.flatnonzero(np.append(True, self.branches))
-
-
-def make_plan(settings: ResamplerSettings) -> Plan:
-    """Makes the plan of a rollout: 16 judgements of one step each for SD 1.5, and 4 segments of 4 steps for SDXL."""
-    first = settings.divert_start_step
-    last = settings.num_steps - 1
-    steps = np.arange(first + 1, last + 1)
-    judges = (steps - first) % (settings.num_inner_step + 1) == 0
-    if not settings.branch_at_last_step and len(judges):
-        judges[-1] = False
-    branches = judges & settings.shared_parent
-    segment = np.concatenate([[0], np.cumsum(judges)]).astype(int)
-    return Plan(branches, segment, steps[judges], shares_parent=bool(branches.all()))
-
-
-def judged_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " s"]:
-    """Returns the timestep of every judgement; the last one judges the finished images, at 0.
-
-    Noisy candidates are judged at the timestep of the step that drew them, the last ones too.
-    """
-    if settings.judged == "noisy":
-        return recorded_timesteps(settings, process)
-    return np.append(process.timesteps[make_plan(settings).judged_at], 0).astype(np.int32)
-
-
-def recorded_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " r"]:
-    """Returns the timestep of every recorded transition, descending."""
-    return process.timesteps[settings.divert_start_step :]
+# Function from (drawn choice [b], clean latents of a pool [k b h w c], timestep, whether the step branches) to the
+# candidates from which a branching step goes on [b] and the scores [k b], which are None where no one has judged.
+Choose = Callable[[Array, Array, Array, Array], tuple[Int[Array, " b"], Float[Array, "k b"] | None]]
 
 
 class Draws(NamedTuple):
-    """All randomness of a rollout; see `Plan` for d and r.
+    """All randomness of a rollout; see `spo_jax.methods.spo.plan.Plan` for d and r.
 
     Attributes:
       init_latents: x_T.
@@ -143,6 +95,46 @@ def draw(key: Key, settings: ResamplerSettings, batch: int, latent_shape: tuple[
     )
 
 
+class Step(NamedTuple):
+    """A step of the sampler: the latents that it starts from, and the normal distribution of the next ones.
+
+    Attributes:
+      x: x_t.
+      mean: mean of x_{t'}.
+      std: standard deviation of x_{t'}, which broadcasts over the mean.
+    """
+
+    x: Float[Array, "*k b h w c"]
+    mean: Float[Array, "*k b h w c"]
+    std: Float[Array, "..."]
+
+    def draw(self, noise: Float[Array, "*#k b h w c"]) -> Float[Array, "*#k b h w c"]:
+        """Returns the x_{t'} that standard normal noise leads to."""
+        return self.mean + self.std * noise
+
+
+# Function from (latents, timestep) to (the clean latents that the network predicts, the step from these latents).
+Predict = Callable[[Float[Array, "*k b h w c"], Int[Array, ""]], tuple[Float[Array, "*k b h w c"], Step]]
+# Function from (step from every candidate, candidate picked [b], whether the step branches) to the step that is taken.
+GoOn = Callable[[Step, Int[Array, " b"], Array], Step]
+
+
+class PoolStep(NamedTuple):
+    """What is recorded of a step in the pools.
+
+    Attributes:
+      parents: x_t, whose first axis has length 1 where all candidates have one parent.
+      children: x_{t'} of all candidates.
+      x0: the clean latents that the network predicts from every candidate of the pool before.
+      scores: what the judge says of them; None where no one has judged.
+    """
+
+    parents: Float[Array, "#k b h w c"]
+    children: Float[Array, "k b h w c"]
+    x0: Float[Array, "k b h w c"]
+    scores: Float[Array, "k b"] | None
+
+
 def rollout(denoise: Denoise, settings: ResamplerSettings, process: Process, draws: Draws) -> Trajectory:
     """Runs the sampler in two scans, one over the shared steps and one over the pools.
 
@@ -177,62 +169,129 @@ def roll(
       The rollout, and all scores but those of the final latents; None without a judge.
     """
     plan = make_plan(settings)
+    predict = predictor(denoise, process, settings.eta)
+    choose = drawn if judge_pool is None else best_of(judge_pool)
+    go_on = go_on_from_one if plan.shares_parent else go_on_unless_branching
     first = settings.divert_start_step
     timesteps = jnp.asarray(process.timesteps)
 
-    def moments(x: Array, t: Array) -> tuple[Array, Array, Array]:
-        x0, noise = process.split(x, denoise(x, t), t)
-        return x0, *process.step(x0, noise, t, settings.eta)
-
-    # 1. The shared steps, one chain per prompt. The last step of this scan is the first one that branches: its children
-    # are drawn below, and its noise here is not used.
-    def shared_step(carry, inputs):
-        x, _, _, _ = carry
-        t, noise = inputs
-        _, mean, std = moments(x, t)
-        return (mean + std * noise, x, mean, std), None
-
-    x = draws.init_latents  # [b h w c]
-    noises = jnp.concatenate([draws.shared, jnp.zeros_like(x)[None]])  # [d+1 b h w c]
-    start = (x, x, jnp.zeros_like(x), jnp.zeros((1,) * x.ndim))
-    (_, parent, mean, std), _ = jax.lax.scan(shared_step, start, (timesteps[: first + 1], noises))
-
-    # 2. The pools, with k candidates per prompt.
-    pool = mean[None] + std[None] * draws.pool[0]  # [b h w c] -> [k b h w c]
-
-    def pool_step(pool, inputs):
-        t, noise, choice, branch = inputs
-        x0, mean, std = moments(pool, t)
-        scores = None
-        if judge_pool is not None:
-            nothing = jnp.zeros(pool.shape[:2])
-            scores = jax.lax.cond(branch, lambda: judge_pool(x0, t), lambda: nothing)
-            choice = jnp.argmax(scores, axis=0)
-        if plan.shares_parent:
-            parent = pick(pool, choice)
-            mean = pick(mean, choice)[None]
-        else:
-            parent = jnp.where(branch, pick(pool, choice)[None], pool)
-            mean = jnp.where(branch, pick(mean, choice)[None], mean)
-        children = mean + std * noise
-        return children, (parent, children, x0, scores)
-
+    start = shared_steps(predict, timesteps[: first + 1], draws)
+    start = jax.tree.map(lambda x: x[None], start)  # [b h w c] -> [1 b h w c]
+    pool = start.draw(draws.pool[0])  # [k b h w c]
     inputs = (timesteps[first + 1 :], draws.pool[1:], draws.choice, jnp.asarray(plan.branches))
-    final, (parents, children, x0, scores) = jax.lax.scan(pool_step, pool, inputs)
+    final, steps = jax.lax.scan(pool_step(predict, choose, go_on), pool, inputs)
 
-    # 3. The record: the transitions, and the latents to be judged.
-    parent = parent if plan.shares_parent else jnp.broadcast_to(parent[None], pool.shape)
-    judged = [x0[step - first - 1] for step in plan.judged_at]
-    trajectory = Trajectory(
-        parents=jnp.concatenate([parent[None], parents]),
-        children=jnp.concatenate([pool[None], children]),
-        timesteps=recorded_timesteps(settings, process),
-        judged=jnp.stack([*judged, final]),
-        judged_timesteps=judged_timesteps(settings, process),
-    )
-    return trajectory, None if scores is None else scores[plan.judged_at - first - 1]
+    trajectory = recorded(plan, settings, process, start.x, pool, steps, final)
+    return trajectory, None if steps.scores is None else steps.scores[plan.judged_at - first - 1]
+
+
+def predictor(denoise: Denoise, process: Process, eta: float) -> Predict:
+    """Returns the function that evaluates the network on latents."""
+
+    def predict(x: Float[Array, "*k b h w c"], t: Int[Array, ""]) -> tuple[Float[Array, "*k b h w c"], Step]:
+        x0, noise = process.split(x, denoise(x, t), t)
+        return x0, Step(x, *process.step(x0, noise, t, eta))
+
+    return predict
+
+
+def shared_steps(predict: Predict, timesteps: Int[Array, " t"], draws: Draws) -> Step:
+    """Takes the steps that all candidates share, one chain per prompt; returns the step from the first parent.
+
+    Every round of the scan draws latents and evaluates the network on them. The first ones are x_T, drawn from a
+    standard normal distribution, and the last ones the parent, which therefore needs no third copy of the network.
+    """
+
+    def step(before: Step, inputs: tuple[Array, Array]) -> tuple[Step, None]:
+        t, noise = inputs
+        _, after = predict(before.draw(noise), t)
+        return after, None
+
+    nothing = jnp.zeros_like(draws.init_latents)
+    standard_normal = Step(x=nothing, mean=nothing, std=jnp.ones((1,) * nothing.ndim))
+    noises = jnp.concatenate([draws.init_latents[None], draws.shared])  # [d+1 b h w c]
+    return jax.lax.scan(step, standard_normal, (timesteps, noises))[0]
+
+
+def pool_step(predict: Predict, choose: Choose, go_on: GoOn) -> Callable[[Array, Any], tuple[Array, PoolStep]]:
+    """Returns the body of the scan over pools: a pool goes in, and the next one comes out.
+
+    One evaluation of the network on all candidates gives what the judge sees of the pool, and the step that goes on.
+    """
+
+    def step(pool: Float[Array, "k b h w c"], inputs: Any) -> tuple[Float[Array, "k b h w c"], PoolStep]:
+        t, noise, choice, branches = inputs
+        x0, from_each = predict(pool, t)
+        choice, scores = choose(choice, x0, t, branches)
+        taken = go_on(from_each, choice, branches)
+        children = taken.draw(noise)
+        return children, PoolStep(taken.x, children, x0, scores)
+
+    return step
+
+
+def drawn(choice: Int[Array, " b"], x0: Array, t: Array, branches: Array) -> tuple[Int[Array, " b"], None]:
+    """Picks at random; a `Choose`. No one judges inside of the loop."""
+    del x0, t, branches
+    return choice, None
+
+
+def best_of(judge_pool: JudgePool) -> Choose:
+    """Returns the `Choose` that picks the best candidate by its score."""
+
+    def choose(choice: Array, x0: Array, t: Array, branches: Array) -> tuple[Int[Array, " b"], Float[Array, "k b"]]:
+        del choice
+        nothing = jnp.zeros(x0.shape[:2])
+        scores = jax.lax.cond(branches, lambda: judge_pool(x0, t), lambda: nothing)
+        return jnp.argmax(scores, axis=0), scores
+
+    return choose
+
+
+def go_on_from_one(step: Step, choice: Int[Array, " b"], branches: Array) -> Step:
+    """Brings the pool back to the candidate that was picked, at every step; a `GoOn`."""
+    del branches
+    return Step(pick(step.x, choice)[None], pick(step.mean, choice)[None], step.std)
+
+
+def go_on_unless_branching(step: Step, choice: Int[Array, " b"], branches: Array) -> Step:
+    """Brings the pool back to one candidate where the step branches; elsewhere every candidate goes on; a `GoOn`."""
+    one = go_on_from_one(step, choice, branches)
+    return Step(jnp.where(branches, one.x, step.x), jnp.where(branches, one.mean, step.mean), step.std)
 
 
 def pick(candidates: Float[Array, "k b h w c"], choice: Int[Array, " b"]) -> Float[Array, "b h w c"]:
     """Picks candidate ``choice[j]`` of every prompt j."""
     return jnp.take_along_axis(candidates, choice[None, :, None, None, None], axis=0)[0]
+
+
+def recorded(
+    plan: Plan,
+    settings: ResamplerSettings,
+    process: Process,
+    parent: Float[Array, "1 b h w c"],
+    pool: Float[Array, "k b h w c"],
+    steps: PoolStep,
+    final: Float[Array, "k b h w c"],
+) -> Trajectory:
+    """Puts together the transitions and the latents to be judged.
+
+    Args:
+      plan: plan of the rollout.
+      settings: settings of the rollout.
+      process: the diffusion process.
+      parent: the first parent.
+      pool: its children.
+      steps: all later steps, along a first axis of length r-1.
+      final: children of the last step.
+    """
+    parent = jnp.broadcast_to(parent, steps.parents.shape[1:])
+    parents = jnp.concatenate([parent[None], steps.parents])
+    judged = [steps.x0[step - settings.divert_start_step - 1] for step in plan.judged_at]
+    return Trajectory(
+        parents=parents[:, 0] if plan.shares_parent else parents,
+        children=jnp.concatenate([pool[None], steps.children]),
+        timesteps=recorded_timesteps(settings, process),
+        judged=jnp.stack([*judged, final]),
+        judged_timesteps=judged_timesteps(settings, process),
+    )

@@ -8,7 +8,7 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
-from spo_jax.methods.spo.resampler import judged_timesteps, recorded_timesteps
+from spo_jax.methods.spo.plan import judged_timesteps, recorded_timesteps
 from spo_jax.methods.spo.settings import ResamplerSettings
 from spo_jax.methods.spo.update import TIMESTEP_METRICS, UPDATE_METRICS
 

@@ -20,7 +20,7 @@ import numpy as np
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.spo.noisy import judged_as_they_are, noisy_pools
-from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, pick
+from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, drawn, go_on_from_one, pool_step, predictor
 from spo_jax.methods.spo.settings import SPOSettings
 
 
@@ -52,20 +52,14 @@ def roll_predicting(
     last = children[-1]
     timesteps = process.timesteps[len(process.timesteps) - left :]
     predicted = []
-
-    def step(pool, inputs):
-        t, noise, choice = inputs
-        x0, noise_of_x0 = process.split(pool, denoise(pool, t), t)
-        mean, std = process.step(x0, noise_of_x0, t, settings.eta)
-        children = pick(mean, choice)[None] + std * noise  # [k b h w c] -> [b h w c] -> [k b h w c]
-        return children, (pick(pool, choice), children, x0)
-
     if left:
-        inputs = (jnp.asarray(timesteps), draws.pool[-left:], draws.choice[-left:])
-        last, (late_parents, late_children, x0) = jax.lax.scan(step, last, inputs)
-        parents = jnp.concatenate([parents, late_parents])
-        children = jnp.concatenate([children, late_children])
-        predicted.append(x0)
+        predict_pools = pool_step(predictor(denoise, process, settings.eta), drawn, go_on_from_one)
+        every_step_branches = np.ones(left, bool)
+        inputs = (jnp.asarray(timesteps), draws.pool[-left:], draws.choice[-left:], every_step_branches)
+        last, late = jax.lax.scan(predict_pools, last, inputs)
+        parents = jnp.concatenate([parents, late.parents[:, 0]])
+        children = jnp.concatenate([children, late.children])
+        predicted.append(late.x0)
     trajectory = judged_as_they_are(parents, children, settings, process)
     latents = jnp.concatenate([*predicted, last[None]])
     return trajectory, Predicted(latents, np.append(timesteps, 0).astype(np.int32))

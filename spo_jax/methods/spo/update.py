@@ -16,7 +16,8 @@ from spo_jax.methods.spo.judging import Score, judged_rollout
 from spo_jax.methods.spo.objective import spo_loss
 from spo_jax.methods.spo.objectives import objective_of
 from spo_jax.methods.spo.pairs import NoisePairs, shuffled_order
-from spo_jax.methods.spo.resampler import Denoise, Draws, make_plan, recorded_timesteps
+from spo_jax.methods.spo.plan import make_plan, recorded_timesteps
+from spo_jax.methods.spo.resampler import Denoise, Draws
 from spo_jax.methods.spo.second import agreement
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.state import SPOState, mean_of, stepped

@@ -14,8 +14,9 @@ from spo_jax.methods.common.judge import Judge
 from spo_jax.methods.common.settings import LoRASettings
 from spo_jax.methods.spo import inspect
 from spo_jax.methods.spo.judging import judged_rollout
+from spo_jax.methods.spo.plan import make_plan
 from spo_jax.methods.spo.programs import SPO
-from spo_jax.methods.spo.resampler import draw, make_plan
+from spo_jax.methods.spo.resampler import draw
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.models.base import Decoder
 from spo_jax.models.lora import write_lora

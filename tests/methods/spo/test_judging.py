@@ -10,7 +10,8 @@ import pytest
 
 from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.methods.spo.judging import judge, judged_rollout
-from spo_jax.methods.spo.resampler import Trajectory, draw, make_plan
+from spo_jax.methods.spo.plan import make_plan
+from spo_jax.methods.spo.resampler import Trajectory, draw
 from spo_jax.methods.spo.settings import SPOSettings
 from tests.networks import SCHEDULE
 

@@ -17,8 +17,8 @@ from spo_jax.methods.common.prompts import PromptData, read_data
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo import method
 from spo_jax.methods.spo.method import CHARTS, SPORun
+from spo_jax.methods.spo.plan import judged_timesteps
 from spo_jax.methods.spo.programs import SPO
-from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.models.base import Decoder
 from spo_jax.models.lora import read_lora
 from spo_jax.parallel.mesh import MeshSettings, make_mesh

@@ -14,8 +14,8 @@ from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spo.checks import check
 from spo_jax.methods.spo.judging import judged_rollout
 from spo_jax.methods.spo.pairs import rank
+from spo_jax.methods.spo.plan import judged_timesteps
 from spo_jax.methods.spo.programs import SPO, open_rollout_judge
-from spo_jax.methods.spo.resampler import judged_timesteps
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.thresholds import threshold_at
 from spo_jax.models import base, open_pipeline

@@ -13,7 +13,8 @@ from spo_jax.methods.common.settings import OptimizerSettings
 from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spo.objectives import ScoreObjective
 from spo_jax.methods.spo.pairs import NoisePairs, Verdict, make_noise_pairs
-from spo_jax.methods.spo.resampler import ResamplerSettings, Trajectory, make_plan
+from spo_jax.methods.spo.plan import make_plan
+from spo_jax.methods.spo.resampler import ResamplerSettings, Trajectory
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.state import MeanState, mean_of, sampling_params, with_mean
 from spo_jax.methods.spo.update import batch_loss, update

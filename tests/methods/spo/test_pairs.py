@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from spo_jax.methods.spo.pairs import make_pairs, rank, shuffled_order
-from spo_jax.methods.spo.resampler import Trajectory, make_plan
+from spo_jax.methods.spo.plan import make_plan
+from spo_jax.methods.spo.resampler import Trajectory
 from spo_jax.methods.spo.settings import ResamplerSettings
 
 RNG = np.random.default_rng(0)

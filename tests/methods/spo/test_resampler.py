@@ -10,7 +10,8 @@ import pytest
 
 from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.diffusion.schedule import ScheduleConfig
-from spo_jax.methods.spo.resampler import Draws, draw, judged_timesteps, make_plan, rollout
+from spo_jax.methods.spo.plan import judged_timesteps, make_plan
+from spo_jax.methods.spo.resampler import Draws, draw, rollout
 from spo_jax.methods.spo.settings import ResamplerSettings
 
 SCHEDULE = ScheduleConfig(

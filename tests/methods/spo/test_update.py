@@ -15,7 +15,8 @@ from spo_jax.methods.common.policy import Pairs
 from spo_jax.methods.common.settings import OptimizerSettings
 from spo_jax.methods.common.state import init_state
 from spo_jax.methods.spo.pairs import shuffled_order
-from spo_jax.methods.spo.resampler import draw, recorded_timesteps
+from spo_jax.methods.spo.plan import recorded_timesteps
+from spo_jax.methods.spo.resampler import draw
 from spo_jax.methods.spo.settings import SPOSettings
 from spo_jax.methods.spo.update import TIMESTEP_METRICS, batch_gradients, batch_loss, collect, train_batch, update
 
