@@ -56,7 +56,8 @@ class Run(Protocol):
 
     `spo_jax.train` calls `init_state`, then `begin` and, in a thread at the same time, `trace`, then `step` once for
     each of `batches`, with `evaluate` at the intervals of the settings, and finally `export` and `finish`. If the run
-    is resumed, the state is restored from a checkpoint before the first `step`.
+    is resumed, the state is restored from a checkpoint after `begin` and before the first `step`. A run may rely on
+    `begin` being called first, but `step` on nothing else than its arguments: its batches may be kept, or another's.
 
     A run may have more methods, for ahead-of-time compiling (`benchmarks.aot`): ``loop_trips(program)`` returns how
     often the loops of a program run whose length is not known in advance, outermost first, in one training batch, and

@@ -72,6 +72,7 @@ class BeforeAfter:
         _check_names(rewards)
         self.weights = total.signed_weights(rewards, settings.reward_weights if rewards else ())
         self._total: total.Total | None = None
+        self._base: tuple[ImageArray, Scores] | None = None  # what `start` draws and measures
 
     @property
     def meanings(self) -> dict[str, str]:
@@ -106,11 +107,12 @@ class BeforeAfter:
         Raises:
           UserError: a score is not finite.
         """
-        self.before = self.images(lora, title="images before training")
-        self._drawn = (0, self.before)
+        images = self.images(lora, title="images before training")
+        self._drawn = (0, images)
         with stage("scoring the images"):
-            self._scores_before = self.measure_base(self.before)
-        return _row({name: values[: self.settings.grid_images] for name, values in self._scores_before.items()})
+            scores = self.measure_base(images)
+        self._base = images, scores
+        return _row({name: values[: self.settings.grid_images] for name, values in scores.items()})
 
     def images(self, lora: Params, count: int | None = None, title: str = "") -> ImageArray:
         """Draws one image per prompt.
@@ -206,7 +208,7 @@ class BeforeAfter:
         return _row(self._scores(images)), image_grid(to_uint8(images), GRID_COLUMNS)
 
     def finish(self, lora: Params) -> tuple[dict[str, Any], list[ImagePair]]:
-        """Draws and scores the images after training.
+        """Draws and scores the images after training, and compares them with those of `start`.
 
         Returns:
           The entries for ``summary.json`` (number of images; means, paired changes and their standard errors, and which
@@ -214,12 +216,16 @@ class BeforeAfter:
 
         Raises:
           UserError: a score is not finite.
+          ValueError: `start` was not called.
         """
+        if self._base is None:
+            raise ValueError("there is nothing to compare with: BeforeAfter.start comes before BeforeAfter.finish")
+        before, scores_before = self._base
         after = self.images(lora, title="images after training")
         with stage("scoring the images"):
             scores_after = self.measure(after)
-        scores = self.compare(self._scores_before, scores_after)
-        first = (to_uint8(images[:MOST_PAIRS]) for images in (self.before, after))
+        scores = self.compare(scores_before, scores_after)
+        first = (to_uint8(images[:MOST_PAIRS]) for images in (before, after))
         pairs = [ImagePair(*pair) for pair in zip(self.prompts, *first, strict=False)]
         return {"images": len(self.prompts), "scores": scores}, pairs
 

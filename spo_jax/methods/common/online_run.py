@@ -1,5 +1,6 @@
 """The base of runs of methods that draw their own images from training prompts."""
 
+import functools
 from collections.abc import Generator
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from spo_jax.core.rows import take_rows
 from spo_jax.core.typing import Int, Key, Params
 from spo_jax.methods.common.adapter import AdapterRun
-from spo_jax.methods.common.online import OnlineModel, PromptFeatures
+from spo_jax.methods.common.online import FrozenParams, OnlineModel, PromptFeatures
 from spo_jax.methods.common.order import batch_rows
 from spo_jax.methods.common.prompts import PromptData
 from spo_jax.rewards.base import Reward
@@ -36,6 +37,11 @@ class OnlineRun(AdapterRun):
         self._data = data
         self.total = self.settings.total_batches(len(data.prompts)) if data else 0
 
+    @functools.cached_property
+    def _frozen(self) -> FrozenParams:
+        """What the programs read and training does not change."""
+        return self.model.frozen()
+
     def idle_params(self) -> Params:
         """Returns the weights that stay on the devices although no program takes them.
 
@@ -46,7 +52,7 @@ class OnlineRun(AdapterRun):
 
     def prompt_batches(self, start: int) -> Generator[tuple[Int[np.ndarray, " b"], PromptFeatures], None, None]:
         """Yields the rows of each batch's prompts among all of them, and their features on the devices."""
-        self._frozen = self.model.frozen()
+        jax.block_until_ready(self._frozen)  # encoded before the loop, in which nothing compiles
         count = len(self._data.prompts)
         features = self.model.features(self._data.prompts)
         settings = self.settings

@@ -1,6 +1,7 @@
 """A run of Diffusion-DPO: its pairs and labels, and its batches."""
 
 import contextlib
+import functools
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from spo_jax.methods.base import Programs, Result
 from spo_jax.methods.common.adapter import AdapterRun
 from spo_jax.methods.common.checks import reward_options
 from spo_jax.methods.common.model import open_model
+from spo_jax.methods.common.pair_inputs import FrozenParams
 from spo_jax.methods.common.pair_scores import reward_scores
 from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.common.timed import timed_step
@@ -123,6 +125,11 @@ class DPORun(AdapterRun):
         self._data = data
         self._labels = labels
 
+    @functools.cached_property
+    def _frozen(self) -> FrozenParams:
+        """What the program reads and training does not change."""
+        return self.dpo.frozen()
+
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
         """Traces the program ``update``."""
         return self.dpo.trace(state, keep_unused)
@@ -153,7 +160,7 @@ class DPORun(AdapterRun):
             )
         with stage(f"reading the tokens of {counted(len(pairs.prompts), 'caption')}"):
             ids = self.pipeline.tokenize(pairs.prompts)
-        self._frozen = self.dpo.frozen()
+        jax.block_until_ready(self._frozen)  # encoded before the loop, in which nothing compiles
         with contextlib.closing(self.dpo.loaded(pairs, labels.rows, start)) as loaded:
             for batch in loaded:
                 rows = batch.rows

@@ -4,6 +4,7 @@ The loss is the mean squared error of the prediction at a timestep that is drawn
 something else (v, or the clean latents) are compared with that, as in diffusers' training scripts.
 """
 
+import functools
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -90,6 +91,11 @@ class FinetuneRun(AdapterRun):
         """The number of batches."""
         return self.settings.train_steps
 
+    @functools.cached_property
+    def _empty(self) -> PyTree:
+        """The encoded unconditional input, one row on every device."""
+        return place(self.pipeline.encode_unconditional(), replicated(self.mesh))
+
     def update(
         self, state: TrainState, network: Params, empty: PyTree, batch: Batch, key: Key
     ) -> tuple[TrainState, dict[str, Array]]:
@@ -170,7 +176,7 @@ class FinetuneRun(AdapterRun):
         moments = encode_images(self.pipeline, images.image, len(images))
         with stage(f"encoding {counted(len(images), 'caption')}"):
             captions = self.pipeline.encode_prompts(images.captions)
-        self._empty = place(self.pipeline.encode_unconditional(), replicated(self.mesh))
+        jax.block_until_ready(self._empty)  # encoded before the loop, in which nothing compiles
         for number in range(start, self.total):
             rows = batch_rows(settings.seed, len(images), settings.batch_size, number)
             yield place(take_rows(Batch(*moments, captions), rows), over_batch(self.mesh))

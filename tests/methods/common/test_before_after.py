@@ -98,6 +98,11 @@ def test_scores_are_compared_image_by_image(evaluation, adapters, reward):
     assert any((pair.before != pair.after).any() for pair in pairs)
 
 
+def test_there_is_no_after_without_a_before(pipeline, reward, adapters):
+    with pytest.raises(ValueError, match="start comes before BeforeAfter.finish"):
+        BeforeAfter(pipeline, SETTINGS, 1.0, PROMPTS, [reward]).finish(adapters[1])
+
+
 def test_during_training_the_first_images_are_drawn_and_scored(evaluation, adapters, reward):
     images = evaluation.images(adapters[1], 2)
     row, grid = evaluation.evaluate(1, adapters[1])

@@ -18,6 +18,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.methods import load_method
 from spo_jax.methods.base import Method, Run
 from spo_jax.methods.common.settings import OptimizerSettings
+from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.finetune.method import Batch, FinetuneRun
 from spo_jax.methods.finetune.settings import FinetuneSettings
 from spo_jax.models import open_pipeline
@@ -103,6 +104,18 @@ def test_the_loss_is_the_error_of_the_prediction_at_uniform_timesteps(plain, fol
     error, gradients = jax.jit(jax.value_and_grad(loss))(plain.start)
     assert plain.metrics["loss"] == pytest.approx(float(error), rel=1e-4)
     assert plain.metrics["grad_norm"] == pytest.approx(float(optax.global_norm(gradients)), rel=2e-4)
+
+
+def test_a_step_needs_no_more_than_its_arguments(plain):
+    """It makes the encoded empty caption itself, if no batches have been asked for."""
+
+    def program(state, network, empty, batch, key):
+        return state, {"loss": empty.states.mean()}
+
+    state = TrainState({}, (), jnp.zeros((), jnp.int32))
+    with jax.set_mesh(plain.run.mesh):
+        _, row = plain.run.step({"update": program}, iter([plain.batch]), 0, state, jax.random.key(0))
+    assert row["loss"] == pytest.approx(plain.run.pipeline.encode_unconditional().states.mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize("changed", [{"chunk": 1}, {"devices": 2, "chunk": 1}])

@@ -107,6 +107,13 @@ def test_a_batch_takes_the_prompts_of_its_number(run):
     assert [prompts for prompts, *_ in recorder.seen] == expected
 
 
+def test_a_step_needs_no_more_than_its_arguments(run):
+    other = SPORun(run.spo, PromptData(PROMPTS, PROMPTS[:2]))
+    state = TrainState({"a": jnp.zeros(1)}, (), jnp.zeros((), jnp.int32))
+    _, row = other.step(Recorder(run), iter([next(run.batches(0))]), 0, state, jax.random.key(0))
+    assert row["valid_pairs"] == 6
+
+
 def test_the_batches_end_with_the_run(run):
     assert len(list(run.batches(4))) == 2
 
