@@ -5,7 +5,7 @@ from spo_jax.core.files import check_writable
 from spo_jax.methods.common.checks import check_model
 from spo_jax.methods.lrm.settings import LRMTrainSettings
 from spo_jax.models import latents_of
-from spo_jax.rewards.common.lrm_files import check_source
+from spo_jax.rewards.common.lrm_files import check_source, check_trainable
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.weights import hub
 from spo_jax.weights.kinds import describe
@@ -18,8 +18,9 @@ def check(settings: LRMTrainSettings) -> None:
       UserError: as the functions that this calls; or the CLIP is something else.
     """
     check_model(settings)
+    kind, channels = latents_of(settings.model)
+    check_trainable(kind)
     if settings.init:
-        kind, channels = latents_of(settings.model)
         check_source(settings.init, Context(kind, field="init", channels=channels))
     if settings.clip:
         path = hub.local(settings.clip)

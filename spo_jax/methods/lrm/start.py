@@ -19,7 +19,7 @@ from spo_jax.nn.shapes import text_shapes
 from spo_jax.parallel.sharding import place_weights, shardings
 from spo_jax.rewards.common.latent_model import ENCODERS, LatentModel, head_shapes, make_model
 from spo_jax.rewards.common.latent_weights import read_model
-from spo_jax.rewards.common.lrm_files import LatentConfig, open_source
+from spo_jax.rewards.common.lrm_files import LatentConfig, check_trainable, open_source
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.weights import hub, store
 
@@ -46,7 +46,12 @@ def network_of(settings: LRMTrainSettings, pipeline: Pipeline) -> LatentModel:
 
 
 def config_of(pipeline: Pipeline) -> LatentConfig:
-    """Returns the configs of a latent reward model with the networks of a pipeline."""
+    """Returns the configs of a latent reward model with the networks of a pipeline.
+
+    Raises:
+      UserError: the pipeline's network has no first half.
+    """
+    check_trainable(pipeline.kind)
     encoders = [getattr(pipeline, name, None) for name in ENCODERS]
     text = tuple(encoder.config for encoder in encoders if encoder is not None)
     return LatentConfig(str(pipeline.folder), pipeline.unet.config, text)

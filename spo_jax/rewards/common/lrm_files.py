@@ -206,6 +206,22 @@ def open_source(source: str, context: Context) -> tuple[Path, LatentConfig]:
     return folder, config
 
 
+def check_trainable(kind: str) -> None:
+    """Refuses a diffusion model whose network has no first half that could judge.
+
+    Args:
+      kind: `Pipeline.kind` of the model; empty if it is not known yet.
+
+    Raises:
+      UserError: it is of another family than Stable Diffusion.
+    """
+    if kind and kind not in _KINDS:
+        raise UserError(
+            f"config field model is of the kind {kind!r}, whose network has no first half that judges: expected "
+            f"{' or '.join(_KINDS.values())}"
+        )
+
+
 def check_fits(config: LatentConfig, context: Context) -> None:
     """Refuses a judge of other latents than those that are to be judged.
 

@@ -17,6 +17,7 @@ from spo_jax.methods.common.preference.rows import Split
 from spo_jax.methods.common.preference.run import fresh_state
 from spo_jax.methods.common.preference.settings import AccuracySettings
 from spo_jax.methods.common.settings import LoadingSettings, OptimizerSettings
+from spo_jax.methods.lrm.checks import check
 from spo_jax.methods.lrm.inputs import draw
 from spo_jax.methods.lrm.programs import LRMTraining
 from spo_jax.methods.lrm.settings import LRMTrainSettings
@@ -116,6 +117,12 @@ def test_timesteps_are_the_published_ones():
 def test_settings_have_to_go_together():
     with pytest.raises(UserError, match="clip = 'a/b': expected empty"):
         LRMTrainSettings(init="runs/x/lrm", clip="a/b")
+
+
+def test_a_model_of_another_family_has_no_first_half(monkeypatch):
+    monkeypatch.setattr("spo_jax.methods.lrm.checks.latents_of", lambda model: ("sd3", 16))
+    with pytest.raises(UserError, match="model is of the kind 'sd3', whose network has no first half that judges: exp"):
+        check(LRMTrainSettings(model="toy"))
 
 
 def test_a_step_runs_the_first_half_and_decodes_nothing(built, monkeypatch):
