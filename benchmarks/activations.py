@@ -26,6 +26,7 @@ from spo_jax.core.config_flag import define_config
 from spo_jax.core.typing import Array, Params, PyTree
 from spo_jax.methods import read_settings
 from spo_jax.methods.spo.settings import SPOTrainSettings
+from spo_jax.nn.remat import KEEPS
 from spo_jax.parallel.mesh import make_mesh
 
 _LINE = re.compile(r"^(\w+)\[([\d,]*)\] (.*)$", re.MULTILINE)  # such as "bf16[2,64,64,320] output of mul from …"
@@ -76,9 +77,11 @@ def run() -> None:
     def main(_: Sequence[str]) -> None:
         jax.config.update("jax_platforms", "cpu")  # this machine's accelerators are left alone
         devices = find_topology(topology.value) if topology.value else jax.devices()
-        for remat in (True, False):
-            settings = dataclasses.replace(read_settings(config.value), remat=remat)
-            print(f"remat = {remat!s:5} {kept_bytes(settings, devices[:1]) / GIB:6.2f} GiB for a latent of a pair")
+        for remat, keeps in (*((True, keeps) for keeps in KEEPS), (False, "all")):
+            fields = {"remat": remat} | ({"remat_keeps": keeps} if remat else {})
+            settings = dataclasses.replace(read_settings(config.value), **fields)
+            kept = kept_bytes(settings, devices[:1]) / GIB
+            print(f"remat = {remat!s:5} {keeps:8} {kept:6.2f} GiB for a latent of a pair", flush=True)
 
     run_command(main)
 

@@ -27,8 +27,8 @@ def settings_of_record(record: dict[str, Any]) -> SPOTrainSettings:
     groups = {"spo": fields["spo"], "lora": fields["lora"], "mesh": fields["mesh"]}
     groups["optimizer"] = fields.get("optimizer", fields)
     parts = {name: _replaced(getattr(defaults, name), values) for name, values in groups.items()}
-    plain = ("dtype", "remat", "prompts_per_batch")
-    return dataclasses.replace(defaults, **parts, **{name: fields[name] for name in plain})
+    plain = ("dtype", "remat", "remat_keeps", "prompts_per_batch")
+    return dataclasses.replace(defaults, **parts, **{name: fields[name] for name in plain if name in fields})
 
 
 def _replaced(settings: Any, values: dict[str, Any]) -> Any:

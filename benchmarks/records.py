@@ -73,7 +73,8 @@ def describe_batch(settings: Mapping[str, Any], batches: Mapping[str, str], chip
     if "dtype" in fields:
         parts.append(fields["dtype"])
     if fields.get("remat"):
-        parts.append("remat")
+        kept = fields.get("remat_keeps", "inputs")
+        parts.append("remat" if kept == "inputs" else f"remat but for {kept}")
     fsdp = fields["mesh.fsdp"] if fields["mesh.fsdp"] != -1 else chips // fields["mesh.data"]
     if fsdp != 1:
         parts.append(f"fsdp {fsdp}")

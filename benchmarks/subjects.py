@@ -245,7 +245,7 @@ def build(size: str, settings: SPOTrainSettings, decoder: str = "vae") -> Subjec
         folder = Path(name)
         write_configs(configs, folder)
         if size == "toy":
-            pipeline = open_pipeline("toy", dtype=jnp.dtype(settings.dtype), remat=settings.remat, mesh=mesh)
+            pipeline = open_pipeline("toy", dtype=jnp.dtype(settings.dtype), remat=settings.recomputed, mesh=mesh)
         else:
             pipeline = _random_pipeline(folder, configs, settings, mesh)
         judge = _open_judge(size, decoder, folder, configs, settings, pipeline)
@@ -285,7 +285,7 @@ def _judge_ids(judge: Judge, prompts: Sequence[str]) -> Int[np.ndarray, "b m"]:
 
 def _random_pipeline(folder: Path, configs: Blueprint, settings: SPOTrainSettings, mesh: Mesh) -> Pipeline:
     dtype = jnp.dtype(settings.dtype)
-    pipeline = open_pipeline(folder, dtype=dtype, remat=settings.remat, mesh=mesh, abstract=True)
+    pipeline = open_pipeline(folder, dtype=dtype, remat=settings.recomputed, mesh=mesh, abstract=True)
     params = {name: random_params(shapes, seed) for seed, (name, shapes) in enumerate(pipeline.params.items())}
     tokenizers = {"tokenizer": RandomTokenizer(configs.pipeline["text_encoder"])}
     if "text_encoder_2" in params:

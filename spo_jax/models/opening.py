@@ -20,7 +20,7 @@ def open_pipeline(
     *,
     revision: str | None = None,
     dtype: DType = jnp.float32,
-    remat: bool = False,
+    remat: bool | str = False,
     mesh: Mesh | None = None,
     vae: str | os.PathLike = "",
     unet: str | os.PathLike = "",
@@ -33,7 +33,8 @@ def open_pipeline(
       model: folder, hub id, ``"toy"``, or single-file checkpoint.
       revision: branch, tag or commit of a hub id.
       dtype: dtype of weights and activations; SDXL's autoencoder is float32 if its config says `force_upcast`.
-      remat: whether the trained network uses gradient checkpointing.
+      remat: whether the trained network uses gradient checkpointing, or what it keeps: one of
+        `spo_jax.nn.remat.KEEPS`.
       mesh: mesh on which the weights are placed; None places them on the first device.
       vae: folder or hub id of an autoencoder that replaces the model's own.
       unet: a UNet that replaces the model's own, which has to be of the same kind: a folder with its ``config.json`` or

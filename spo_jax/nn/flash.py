@@ -21,10 +21,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from spo_jax.core.typing import Array, Float
+from spo_jax.nn.remat import keep
 
 _LANES = 128  # width of a register
 _QUERIES, _KEYS = 256, 512  # at a time: 0.5 MiB of float32 scores, in code that is written out for every head
 _ROWS = 16  # rows of a register in 16 bits; tokens of a short sequence come in multiples of it
+_MANY_KEYS = 512  # from how many on an output is worth its memory: it took four operations for each of them
 _NEVER = -1e30  # score of a key that does not exist; not infinite, which would be NaN minus itself
 _MIB = 2**20
 
@@ -143,11 +145,16 @@ def _attention(q: Array, k: Array, v: Array, layout: _Layout) -> Array:
 
 def _attention_forward(q: Array, k: Array, v: Array, layout: _Layout) -> tuple[Array, tuple[Array, ...]]:
     out, normaliser = _forward(q, k, v, layout, residuals=True)
-    return out, (q, k, v, out, normaliser)
+    # With tokens in place of the few heads in the lanes, which take a sixteenth of the memory or less.
+    turned = normaliser.swapaxes(2, 3)
+    if layout.keys >= _MANY_KEYS:
+        out, turned = keep(out), keep(turned)
+    return out, (q, k, v, out, turned)
 
 
 def _attention_backward(layout: _Layout, residuals: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
-    return _backward(*residuals, gradient, layout)
+    *inputs, turned = residuals
+    return _backward(*inputs, turned.swapaxes(2, 3), gradient, layout)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)

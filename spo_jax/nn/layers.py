@@ -10,6 +10,7 @@ from spo_jax.nn.attention import dot_product_attention
 from spo_jax.nn.convolution import convolve
 from spo_jax.nn.given import Conv, Given, LayerNorm
 from spo_jax.nn.lora import LoRADense
+from spo_jax.nn.remat import keep, recomputed
 from spo_jax.parallel.mesh import platform_in_context
 
 
@@ -123,7 +124,7 @@ class ResnetBlock(nn.Module):
         h = conv(self.features, 3, self.dtype, "conv1")(h)
         if temb is not None:
             h = h + LoRADense(self.features, dtype=self.dtype, name="time_emb_proj")(nn.silu(temb))[:, None, None, :]
-        h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm2")(h))
+        h = nn.silu(GroupNorm(self.groups, self.eps, self.dtype, name="norm2")(keep(h)))
         h = conv(self.features, 3, self.dtype, "conv2")(h)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, self.dtype, "conv_shortcut")(x)
@@ -241,13 +242,13 @@ class Attention(nn.Module):
         def dense(name):
             return LoRADense(features, use_bias=self.use_bias, dtype=self.dtype, name=name)
 
-        q = dense("to_q")(x)
-        k = dense("to_k")(context)
-        v = dense("to_v")(context)
+        q = keep(dense("to_q")(x), "products")
+        k = keep(dense("to_k")(context), "products")
+        v = keep(dense("to_v")(context), "products")
         if self.upcast:  # The attention logits of SD 2.1 overflow in 16 bits.
             q, k, v = (array.astype(jnp.float32) for array in (q, k, v))
         out = dot_product_attention(q, k, v, self.heads).astype(self.dtype)
-        return LoRADense(features, dtype=self.dtype, name="to_out_0")(out)
+        return keep(LoRADense(features, dtype=self.dtype, name="to_out_0")(out), "products")
 
 
 class _GEGLU(nn.Module):
@@ -260,7 +261,7 @@ class _GEGLU(nn.Module):
         # a feed-forward of 320 channels take 17.4 ms on a v5e instead of 24.9. CPUs are faster with a single product.
         halves = platform_in_context() == "tpu"
         proj = LoRADense(2 * self.features, dtype=self.dtype, halves=halves, name="proj")(x)
-        hidden, gate = proj if halves else jnp.split(proj, 2, axis=-1)
+        hidden, gate = (keep(x, "products") for x in (proj if halves else jnp.split(proj, 2, axis=-1)))
         return hidden * nn.gelu(gate, approximate=False)
 
 
@@ -303,7 +304,7 @@ class SpatialTransformer(nn.Module):
     groups: int
     use_linear_projection: bool
     upcast_attention: bool = False
-    remat: bool = False
+    remat: bool | str = False
     dtype: DType = jnp.float32
 
     @nn.compact
@@ -315,7 +316,7 @@ class SpatialTransformer(nn.Module):
             h = LoRADense(channels, dtype=self.dtype, name="proj_in")(h.reshape(b, height * width, channels))
         else:
             h = conv(channels, 1, self.dtype, "proj_in")(h).reshape(b, height * width, channels)
-        block = nn.remat(BasicTransformerBlock) if self.remat else BasicTransformerBlock
+        block = recomputed(BasicTransformerBlock, self.remat)
         for layer in range(self.layers):
             h = block(self.heads, self.upcast_attention, self.dtype, name=f"transformer_blocks_{layer}")(h, context)
         # [b h*w c] -> [b h w c]

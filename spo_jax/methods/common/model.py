@@ -26,7 +26,7 @@ def open_model(settings: ModelSettings, mesh: Mesh | None, abstract: bool = Fals
             settings.model,
             revision=settings.revision or None,
             dtype=jnp.dtype(settings.dtype),
-            remat=trained and settings.remat,
+            remat=trained and settings.recomputed,
             mesh=mesh,
             vae=settings.vae,
             base=settings.base,

@@ -34,6 +34,19 @@ class ModelSettings(Settings):
     remat: bool = setting(
         False, "Recompute activations in the backward pass (gradient checkpointing) to save memory.", memory="True"
     )
+    remat_keeps: str = setting(
+        "inputs",
+        "What blocks of a UNet keep with remat: their inputs alone, also what is costly to compute again (attention to "
+        "many tokens and first convolutions), or also the products of all projections. More takes memory and saves "
+        "time.",
+        choices=("inputs", "costly", "products"),
+        memory="inputs",
+    )
+
+    @property
+    def recomputed(self) -> bool | str:
+        """What blocks that are computed again keep, as `spo_jax.nn.remat.recomputed` takes it."""
+        return self.remat and self.remat_keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +247,7 @@ class PairSettings(Settings):
 class AdapterSettings(ModelSettings, RunSettings):
     """Base of the settings of every method that trains a LoRA."""
 
-    FREE_FIELDS: ClassVar = (*RunSettings.FREE_FIELDS, "eval")
+    FREE_FIELDS: ClassVar = (*RunSettings.FREE_FIELDS, "eval", "remat_keeps")
 
     lora: LoRASettings = LoRASettings()
     optimizer: OptimizerSettings = OptimizerSettings()

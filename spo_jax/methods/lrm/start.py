@@ -41,7 +41,7 @@ class Start(NamedTuple):
 def network_of(settings: LRMTrainSettings, pipeline: Pipeline) -> LatentModel:
     """Makes the networks that go with a pipeline, without weights."""
     return make_model(
-        config_of(pipeline), jnp.dtype(settings.dtype), settings.remat, guidance_scale=settings.guidance_scale
+        config_of(pipeline), jnp.dtype(settings.dtype), settings.recomputed, guidance_scale=settings.guidance_scale
     )
 
 

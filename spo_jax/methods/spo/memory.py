@@ -38,7 +38,9 @@ class Sizes:
       judged: bytes of temporaries for every noisy latent that is judged at a time, with and without its prompt, in the
         first half of the UNet.
       trained: bytes of temporaries for every latent of a pair that is trained on at a time.
-      kept: the same without `remat`, by what `benchmarks.activations` counts.
+      costly: bytes more if `remat` keeps what is costly, by what `benchmarks.activations` counts.
+      products: the same if it keeps all products.
+      kept: bytes of temporaries without `remat`, in the same way.
     """
 
     network: int
@@ -53,6 +55,8 @@ class Sizes:
     distilled: float
     judged: float
     trained: float
+    costly: float
+    products: float
     kept: float
 
 
@@ -69,6 +73,8 @@ SD15 = Sizes(
     distilled=0.15 * GIB,
     judged=0.123 * GIB,
     trained=0.63 * GIB,
+    costly=0.09 * GIB,
+    products=0.72 * GIB,
     kept=5.2 * GIB,
 )
 SDXL = Sizes(
@@ -84,6 +90,8 @@ SDXL = Sizes(
     distilled=0.6 * GIB,
     judged=0.5 * GIB,
     trained=1.5 * GIB,
+    costly=0.55 * GIB,
+    products=6.3 * GIB,
     kept=32.0 * GIB,
 )
 DISTILLED = 2_445_063  # parameters of a distilled decoder, TAESD or TAESDXL
@@ -150,7 +158,8 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
 
     rollout = _rollout(settings, sizes, devices) * bytes_each / 2
     trained = settings.spo.chunk(devices) / devices * _parents(settings.spo)
-    latent = sizes.trained if settings.remat else sizes.kept
+    more = {"inputs": 0.0, "costly": sizes.costly, "products": sizes.products}[settings.remat_keeps]
+    latent = sizes.trained + more if settings.remat else sizes.kept
     update = trained * latent * (_ALONE if devices == 1 else 1) * bytes_each / 2
     if share > 1:
         rollout += _GATHERED * bytes_each * sizes.network

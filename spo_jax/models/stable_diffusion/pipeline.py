@@ -316,7 +316,7 @@ def load(
     path: Path,
     *,
     dtype: DType = jnp.float32,
-    remat: bool = False,
+    remat: bool | str = False,
     mesh: Mesh | None = None,
     vae: str | os.PathLike = "",
     unet: str | os.PathLike = "",
@@ -331,7 +331,7 @@ def load_published(
     name: str,
     *,
     dtype: DType,
-    remat: bool,
+    remat: bool | str,
     mesh: Mesh | None,
     vae: str | os.PathLike = "",
     unet: str | os.PathLike = "",
@@ -346,7 +346,7 @@ def _assemble(
     vae: str | os.PathLike,
     unet: str | os.PathLike,
     dtype: DType,
-    remat: bool,
+    remat: bool | str,
     mesh: Mesh | None,
     abstract: bool,
 ) -> StableDiffusion:
@@ -386,7 +386,7 @@ def _assemble(
 
 
 def _modules(
-    source: sources.Source, others: Mapping[str, parts.PartSource | sources.Source], dtype: DType, remat: bool
+    source: sources.Source, others: Mapping[str, parts.PartSource | sources.Source], dtype: DType, remat: bool | str
 ) -> dict[str, Any]:
     """Makes the networks by component."""
 

@@ -17,6 +17,7 @@ from spo_jax.nn.layers import (
     conv,
     sinusoidal_embedding,
 )
+from spo_jax.nn.remat import recomputed
 
 # Pattern of torch's names of the weights that only the second half of the network has.
 DECODER = r"^(up_blocks|conv_norm_out|conv_out)\."
@@ -28,13 +29,13 @@ class _Level(nn.Module):
     Attributes:
       config: sizes of the network.
       index: level of the block, counted from the highest resolution.
-      remat: whether ResNet and transformer blocks are recomputed in the backward pass.
+      remat: what ResNet and transformer blocks keep that are computed again, as in `spo_jax.nn.remat.recomputed`.
       dtype: dtype of the activations.
     """
 
     config: UNetConfig
     index: int
-    remat: bool = False
+    remat: bool | str = False
     dtype: DType = jnp.float32
 
     @property
@@ -44,7 +45,7 @@ class _Level(nn.Module):
 
     def resnet(self, name: str) -> nn.Module:
         """Makes a ResNet block."""
-        block = nn.remat(ResnetBlock) if self.remat else ResnetBlock
+        block = recomputed(ResnetBlock, self.remat)
         return block(self.features, self.config.norm_num_groups, self.config.norm_eps, self.dtype, name=name)
 
     def attention(self, name: str) -> nn.Module:
@@ -133,12 +134,13 @@ class _UNet(nn.Module):
 
     Attributes:
       config: sizes of the network.
-      remat: whether ResNet and transformer blocks are recomputed in the backward pass (gradient checkpointing).
+      remat: what ResNet and transformer blocks keep that are computed again in the backward pass (gradient
+        checkpointing), as in `spo_jax.nn.remat.recomputed`.
       dtype: dtype of the activations; timestep features, statistics of norms, softmax and LoRA stay float32.
     """
 
     config: UNetConfig
-    remat: bool = False
+    remat: bool | str = False
     dtype: DType = jnp.float32
 
     def _encode(

@@ -124,13 +124,13 @@ def _project(params: Params, features: Float[Array, "b d"]) -> Float[Array, "b p
     return features.astype(jnp.float32) @ params["kernel"].astype(jnp.float32)
 
 
-def make_model(config: LatentConfig, dtype: DType, remat: bool = False, **options: float | bool) -> LatentModel:
+def make_model(config: LatentConfig, dtype: DType, remat: bool | str = False, **options: float | bool) -> LatentModel:
     """Makes the networks of a config.
 
     Args:
       config: the config.
       dtype: dtype of activations.
-      remat: whether ResNet and transformer blocks are recomputed in the backward pass.
+      remat: as in `spo_jax.models.stable_diffusion.unet.UNetEncoder`.
       **options: fields of `LatentModel`; the guidance is otherwise that of the config.
     """
     several = len(config.text) > 1

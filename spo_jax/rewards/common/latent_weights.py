@@ -56,7 +56,7 @@ def tokenized(tokenizers: Sequence[Tokenizer], prompts: Sequence[str]) -> Int[np
 
 
 def read_model(
-    folder: Path, config: LatentConfig, dtype: DType, mesh: Mesh | None, remat: bool = False, **options: Any
+    folder: Path, config: LatentConfig, dtype: DType, mesh: Mesh | None, remat: bool | str = False, **options: Any
 ) -> ReadModel:
     """Reads a latent reward model; every weight of its files has to be known, and none may be missing.
 

@@ -89,6 +89,14 @@ def test_without_checkpointing_activations_are_kept():
     assert kept.update > 8 * estimate(SETTINGS, SD15).update and kept.rollout == estimate(SETTINGS, SD15).rollout
 
 
+def test_what_remat_keeps_is_added_for_every_latent():
+    at_once = SETTINGS.spo.chunk(8) / 8
+    for keeps, more in (("costly", SD15.costly), ("products", SD15.products)):
+        kept = estimate(dataclasses.replace(SETTINGS, remat_keeps=keeps), SD15, 8)
+        assert kept.update == pytest.approx(estimate(SETTINGS, SD15, 8).update + at_once * more)
+        assert kept.of_rollout == estimate(SETTINGS, SD15, 8).of_rollout
+
+
 def test_it_needs_no_jax():
     code = "import sys, spo_jax.methods.spo.memory; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -34,7 +34,14 @@ class AccuracySettings(Settings):
 class JudgeTrainSettings(PairSettings, ModelSettings, RunSettings):
     """Base of the settings of runs that train a judge."""
 
-    FREE_FIELDS: ClassVar = (*RunSettings.FREE_FIELDS, *PairSettings.FREE_FIELDS, "eval", "remat", "export_dtype")
+    FREE_FIELDS: ClassVar = (
+        *RunSettings.FREE_FIELDS,
+        *PairSettings.FREE_FIELDS,
+        "eval",
+        "remat",
+        "remat_keeps",
+        "export_dtype",
+    )
     LENGTH: ClassVar = ("train_steps",)
     BATCHES: ClassVar = {"batch_size": "pairs", "eval.batch": "evaluation"}
 
