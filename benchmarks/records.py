@@ -74,7 +74,7 @@ def describe_batch(settings: Mapping[str, Any], batches: Mapping[str, str], chip
         parts.append(fields["dtype"])
     if fields.get("remat"):
         kept = fields.get("remat_keeps", "inputs")
-        parts.append("remat" if kept == "inputs" else f"remat but for {kept}")
+        parts.append("remat" if kept == "inputs" else f"remat ({kept} kept)")
     fsdp = fields["mesh.fsdp"] if fields["mesh.fsdp"] != -1 else chips // fields["mesh.data"]
     if fsdp != 1:
         parts.append(f"fsdp {fsdp}")
