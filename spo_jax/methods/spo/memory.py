@@ -186,16 +186,20 @@ def _weights(spo: SPOSettings, sizes: Sizes) -> tuple[int, int]:
 
 
 def _judgements(spo: SPOSettings) -> int:
-    """Returns the number of pools that are judged."""
-    return math.ceil((spo.num_steps - spo.divert_start_step) / (spo.num_inner_step + 1))
+    """Returns the number of pools that are judged, as the plan of a rollout counts them."""
+    recorded, each = spo.num_steps - spo.divert_start_step, spo.num_inner_step + 1
+    # Where the last step may not branch, it belongs to the pool before it.
+    joins = not spo.branch_at_last_step and recorded > 1 and (recorded - 1) % each == 0
+    return math.ceil(recorded / each) - joins
 
 
 def _parents(spo: SPOSettings) -> int:
     """Returns the number of latents from which the steps of winner and loser are taken."""
     if spo.objective == "gradspo":
         return 1
-    # With inner steps or separate trajectories, both have parents of their own.
-    return 2 if spo.num_inner_step or not spo.shared_parent else 1
+    # Unless every step branches, both have parents of their own at some, and then the arrays hold two at all of them.
+    every_step = spo.shared_parent and _judgements(spo) == spo.num_steps - spo.divert_start_step
+    return 1 if every_step else 2
 
 
 def _pairs(settings: SPOTrainSettings, sizes: Sizes) -> int:

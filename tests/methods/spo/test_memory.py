@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from spo_jax.methods.spo.memory import DISTILLED, GIB, SD15, SDXL, estimate
+from spo_jax.methods.spo.resampler import make_plan
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.parallel.settings import MeshSettings
 
@@ -30,6 +31,27 @@ def test_weights_and_state_are_counted():
     assert memory.of_rollout == resident + memory.rollout
     assert memory.of_update == resident + 2 * memory.pairs + memory.update
     assert memory.peak == max(memory.of_rollout, memory.of_update)
+
+
+@pytest.mark.parametrize("objective", ["spo", "gradspo"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"num_inner_step": 3}, {"branch_at_last_step": False}, {"divert_start_step": 19, "num_inner_step": 3}]
+    + [{"num_inner_step": 2, "branch_at_last_step": last} for last in (True, False)],
+    ids=str,
+)
+def test_pairs_are_those_of_the_plan(fields, objective):
+    """Two parents are kept of each pair unless every step branches; GradSPO has one x_t and one noise a judgement."""
+    settings = changed(objective=objective, **fields)
+    plan = make_plan(settings.spo)
+    kept = (3 if plan.shares_parent else 4) * len(plan.segment)
+    if objective == "gradspo":
+        kept = 2 * (len(plan.judged_at) + 1)
+    assert estimate(settings, SD15).pairs == 4 * 10 * kept * SD15.latent
+
+
+def test_separate_trajectories_have_parents_of_their_own():
+    assert estimate(changed(shared_parent=False), SD15).pairs == 4 * 10 * 16 * 4 * SD15.latent
 
 
 def test_a_distilled_decoder_leaves_the_autoencoder_idle():
