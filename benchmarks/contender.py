@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.memory import is_out_of_memory, process_peak, reset_process_peak
+from benchmarks.memory import device_peak, is_out_of_memory, process_peak, reset_process_peak
 from spo_jax.core.errors import UserError
 
 MOST_BATCHES = 1000
@@ -64,9 +64,6 @@ def ours(size: str, overrides: list[str], decoder: str, folder: Path) -> Side:
         state, row = run_batch(programs, subject.frozen, subject.inputs, subject.timesteps, state, key)
         return _row(row["seconds/rollout"], row["seconds/update"], row["valid_pairs"], row.get("loss", 0.0))
 
-    def device_peak() -> int | None:
-        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-
     about = {"device": jax.devices()[0].device_kind, "compile_seconds": compile_seconds}
     return Side(about, batch, device_peak)
 
@@ -109,13 +106,13 @@ def theirs(folder: Path, device: str, threads: int, checkpointing: bool) -> Side
         loss = float(torch.stack(losses).mean()) if losses else 0.0
         return _row(middle - begin, time.perf_counter() - middle, len(pairs.t), loss)
 
-    def device_peak() -> int | None:
+    def cuda_peak() -> int | None:
         return torch.cuda.max_memory_allocated() if device == "cuda" else None
 
     modules = (torch, diffusers, transformers, peft)
     name = torch.cuda.get_device_name() if device == "cuda" else device
     about = {"device": name, "versions": {module.__name__: module.__version__ for module in modules}}
-    return Side(about, batch, device_peak)
+    return Side(about, batch, cuda_peak)
 
 
 def _row(rollout: float, update: float, pairs: float, loss: float) -> Row:

@@ -319,6 +319,4 @@ def report(found: Mapping[str, Any]) -> str:
 
 def where(source: str) -> str:
     """Shortens a name stack: without the program's name and the loops, which every name has."""
-    return re.sub(
-        r"(?:^|(?<=/))(?:jit\(\w+\)|while|body|closed_call|cond|checkpoint|rematted_computation)/", "", source
-    )
+    return _LOOPS.sub("", source)

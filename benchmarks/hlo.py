@@ -16,6 +16,7 @@ _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 # The computations that an instruction runs; ``to_apply`` of a sort or a reduction is run for its elements.
 _CALLED = re.compile(r"\b(calls|body|condition|to_apply|true_computation|false_computation)=%([\w.\-]+)")
+_OF_TWO = ("true_computation", "false_computation")  # the branches of a conditional that has two
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 
@@ -54,7 +55,7 @@ class Instruction:
         """Returns the computations that it runs, by ``calls``, ``body``, ``condition``, ``to_apply``, ``branches``."""
         found: dict[str, list[str]] = {}
         for role, name in _CALLED.findall(self.attributes):
-            found.setdefault("branches" if role.endswith("e_computation") else role, []).append(name)
+            found.setdefault("branches" if role in _OF_TWO else role, []).append(name)
         branches = _BRANCHES.search(self.attributes)
         if branches:
             found["branches"] = re.findall(r"%([\w.\-]+)", branches[1])

@@ -20,6 +20,13 @@ def process_peak() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
+def device_peak() -> int | None:
+    """Returns the peak of jax's first device in bytes; None where the process's memory counts."""
+    import jax
+
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def reset_process_peak() -> bool:
     """Resets the peak to the memory that is in use now.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contender import Row, Side, serve
+from benchmarks.memory import device_peak
 
 
 def ours(spec: str, images: np.ndarray, prompts: list[str]) -> Side:
@@ -43,7 +44,7 @@ def ours(spec: str, images: np.ndarray, prompts: list[str]) -> Side:
         (values,) = reward.measure(floats, prompts).values()
         return values
 
-    return _side({"device": jax.devices()[0].device_kind}, pixels, scores, lambda: _peak(jax))
+    return _side({"device": jax.devices()[0].device_kind}, pixels, scores, device_peak)
 
 
 def theirs(name: str, size: str, folder: Path, images: np.ndarray, prompts: list[str], threads: int) -> Side:
@@ -107,10 +108,6 @@ def _side(
         }  # fmt: skip
 
     return Side({**about, "scores": [float(value) for value in first]}, batch, device_peak)
-
-
-def _peak(jax: Any) -> int | None:
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 if __name__ == "__main__":

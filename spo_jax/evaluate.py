@@ -17,7 +17,7 @@ from absl import flags
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, printing, run_command
-from spo_jax.core.drawing_limits import LIMITS, SOLVERS, check_limits
+from spo_jax.core.drawing_limits import SOLVERS, check_limits, flag_bounds
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.progress import stage
@@ -166,12 +166,6 @@ def evaluate(
 # The command
 
 
-def _bounds(name: str) -> dict[str, int | float]:
-    """Returns the range of a number as its flag takes it."""
-    least, most = LIMITS[name]
-    return {"lower_bound": least, "upper_bound": most}
-
-
 def run() -> None:
     """Runs the command."""
     named = {
@@ -214,13 +208,13 @@ def run() -> None:
         "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file, or toy:held_out."),
         "limit": flags.DEFINE_integer("limit", None, "Draw the first prompts only, this number of them."),
         "images_per_prompt": flags.DEFINE_integer(
-            "images-per-prompt", None, "Draw this number of images of each prompt.", **_bounds("images_per_prompt")
+            "images-per-prompt", None, "Draw this number of images of each prompt.", **flag_bounds("images_per_prompt")
         ),
-        "seed": flags.DEFINE_integer("seed", None, "Draw the initial noise from this seed.", **_bounds("seed")),
+        "seed": flags.DEFINE_integer("seed", None, "Draw the initial noise from this seed.", **flag_bounds("seed")),
         "solver": flags.DEFINE_enum("solver", None, list(SOLVERS), "Sample with this solver."),
-        "steps": flags.DEFINE_integer("steps", None, "Take this number of sampling steps.", **_bounds("steps")),
+        "steps": flags.DEFINE_integer("steps", None, "Take this number of sampling steps.", **flag_bounds("steps")),
         "guidance": flags.DEFINE_float("guidance", None, "Use this guidance scale for all contestants."),
-        "size": flags.DEFINE_integer("size", None, "Make images of this side, in pixels.", **_bounds("size")),
+        "size": flags.DEFINE_integer("size", None, "Make images of this side, in pixels.", **flag_bounds("size")),
         "rewards": flags.DEFINE_string(
             "rewards",
             "",
@@ -235,7 +229,7 @@ def run() -> None:
             [],
             f"Lay the images out for these benchmarks too, separated by commas: {', '.join(LAYOUTS)}.",
         ),
-        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **_bounds("batch")),
+        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **flag_bounds("batch")),
         "dtype": flags.DEFINE_enum(
             "dtype", "float32", ["float32", "bfloat16"], "Compute the models in this dtype; rewards are in float32."
         ),

@@ -16,7 +16,7 @@ from absl import flags, logging
 
 from spo_jax import toy
 from spo_jax.core.cli import callable_module, run_command
-from spo_jax.core.drawing_limits import LIMITS, check_limits, check_prompt, checked_prompts
+from spo_jax.core.drawing_limits import check_limits, check_prompt, checked_prompts, flag_bounds
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import local_path
 from spo_jax.core.memory import explaining_memory
@@ -184,12 +184,6 @@ def _size_pair(flag: str, text: str, least: int, expected: str) -> tuple[int, in
 # The command
 
 
-def _bounds(name: str) -> dict[str, int]:
-    """Returns the range of a number as its flag takes it."""
-    least, most = LIMITS[name]
-    return {"lower_bound": least, "upper_bound": most}
-
-
 def run() -> None:
     """Runs the command."""
     named = {
@@ -210,19 +204,22 @@ def run() -> None:
         "lora_scale": flags.DEFINE_float("lora-scale", 1.0, "Multiply the LoRA by this strength."),
         "prompt": flags.DEFINE_string("prompt", "", "Draw this prompt."),
         "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file: .txt, .csv, .json or .jsonl."),
-        "count": flags.DEFINE_integer("count", 1, "Draw this number of images per prompt.", **_bounds("count")),
-        "seed": flags.DEFINE_integer("seed", 0, "Draw the initial latents from this seed.", **_bounds("seed")),
+        "count": flags.DEFINE_integer("count", 1, "Draw this number of images per prompt.", **flag_bounds("count")),
+        "seed": flags.DEFINE_integer("seed", 0, "Draw the initial latents from this seed.", **flag_bounds("seed")),
         "solver": flags.DEFINE_enum(
             "solver", "ddim", list(SOLVERS), "Sample with DDIM (eta 0), Euler or DPM-Solver++ 2M."
         ),
         "karras": flags.DEFINE_bool("karras", False, "Space noise levels as in Karras et al., with euler and dpm++."),
-        "steps": flags.DEFINE_integer("steps", 20, "Take this number of sampling steps.", **_bounds("steps")),
+        "steps": flags.DEFINE_integer("steps", 20, "Take this number of sampling steps.", **flag_bounds("steps")),
         "guidance": flags.DEFINE_float("guidance", 5.0, "Use this classifier-free guidance scale."),
         "height": flags.DEFINE_integer(
-            "height", None, "Make images this high, in pixels (default: the model's own height).", **_bounds("height")
+            "height",
+            None,
+            "Make images this high, in pixels (default: the model's own height).",
+            **flag_bounds("height"),
         ),
         "width": flags.DEFINE_integer(
-            "width", None, "Make images this wide, in pixels (default: the model's own width).", **_bounds("width")
+            "width", None, "Make images this wide, in pixels (default: the model's own width).", **flag_bounds("width")
         ),
         "original_size": flags.DEFINE_string(
             "original-size", "", "Set SDXL's original size, HEIGHTxWIDTH (default: the images' size)."
@@ -234,7 +231,7 @@ def run() -> None:
         "init_latents": flags.DEFINE_string(
             "init-latents", "", "Read the initial latents from this .npy file, [b c h w] with a row per image."
         ),
-        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **_bounds("batch")),
+        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **flag_bounds("batch")),
         "dtype": flags.DEFINE_enum(
             "dtype", "float32", ["float32", "bfloat16"], "Compute weights and activations in this dtype."
         ),

@@ -13,7 +13,6 @@ import jax
 from benchmarks.compare_methods.plan import Length
 from benchmarks.compare_methods.stages import digest
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import read_json_object
 from spo_jax.core.run_files import CHECKPOINTS, SUMMARY
 from spo_jax.core.typing import Params
 from spo_jax.run.checkpoint_reader import CheckpointReader
@@ -107,9 +106,3 @@ def _resident() -> int:
 def adapter_of(run: Trained, step: int) -> Params:
     """Reads the adapter after ``step`` batches."""
     return CheckpointReader(run.folder / CHECKPOINTS).read_item(step, "params")
-
-
-def summary_of(run: Trained) -> dict[str, Any]:
-    """Reads what a finished run says of itself; empty for one that ended early."""
-    path = run.folder / SUMMARY
-    return read_json_object(path) if path.is_file() else {}

@@ -24,6 +24,12 @@ LIMITS = {
 }
 
 
+def flag_bounds(name: str) -> dict[str, int | float]:
+    """Returns the range of a number as absl's flags take it."""
+    least, most = LIMITS[name]
+    return {"lower_bound": least, "upper_bound": most}
+
+
 def check_limits(**numbers: int | float | None) -> None:
     """Refuses numbers that are out of range; a height or width may be None.
 

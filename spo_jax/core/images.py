@@ -1,7 +1,11 @@
-"""Images as bytes on the host, and grids of them."""
+"""Images as bytes on the host, grids of them, and PNG files."""
+
+import os
+from collections.abc import Mapping
 
 import numpy as np
 
+from spo_jax.core.files import write_atomic
 from spo_jax.core.typing import Float, UInt8
 
 
@@ -35,3 +39,24 @@ def above(
     """Joins two images of equal width into one, ``first`` above ``second``, with a white gap."""
     white = np.full((gap, *first.shape[1:]), 255, np.uint8)
     return np.concatenate([first, white, second])
+
+
+def write_png(
+    path: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"], texts: Mapping[str, str] | None = None
+) -> None:
+    """Writes an image as a PNG, completely or not at all.
+
+    Args:
+      path: path of the file.
+      image: the image.
+      texts: text fields of the file by name.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    from PIL import Image, PngImagePlugin  # here, because commands look at their flags before they import what is large
+
+    info = PngImagePlugin.PngInfo()
+    for name, text in (texts or {}).items():
+        info.add_itxt(name, text)
+    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, format="PNG", pnginfo=info))

@@ -5,7 +5,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from spo_jax.core.typing import Array, Int
+from spo_jax.core.typing import Array, Int, Num
+
+
+def joined_rows(x: Num[Array | np.ndarray, "a b ..."]) -> Num[Array | np.ndarray, "n ..."]:
+    """Joins the first two axes, such as pairs and the two images of each, [a b ...] -> [a·b ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def take_rows(tree: Any, index: Int[Array | np.ndarray, " n"]) -> Any:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, local_path, write_atomic
+from spo_jax.core.files import check_writable, local_path
+from spo_jax.core.images import write_png
 from spo_jax.core.typing import UInt8
 
 # Longer numbers are dates that other programs give, and counting on from them would be absurd.
@@ -94,11 +94,10 @@ def _reserve(path: Path) -> bool:
 
 
 def _write_png(path: Path, image: np.ndarray, fields: Mapping[str, Any], reserved: bool) -> None:
-    info = PngImagePlugin.PngInfo()
-    for key, value in fields.items():
-        info.add_itxt(key, str(value).encode(errors="replace").decode())  # Names of files may be no Unicode.
+    # Names of files may be no Unicode.
+    texts = {key: str(value).encode(errors="replace").decode() for key, value in fields.items()}
     try:
-        write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary, pnginfo=info))
+        write_png(path, image, texts)
     except BaseException:
         if reserved:  # Nothing but the empty file is there.
             path.unlink(missing_ok=True)

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from PIL import Image
 
 from spo_jax.core.beside import beside
 from spo_jax.core.cli import printing
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_atomic, write_json
+from spo_jax.core.files import write_json
+from spo_jax.core.images import write_png
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.memory import explaining_memory
 from spo_jax.core.progress import stage
 from spo_jax.core.run_files import BEFORE_AFTER, CHECKPOINTS, SUMMARY
-from spo_jax.core.typing import UInt8
 from spo_jax.core.words import duration
 from spo_jax.methods import load_method, rules_of
 from spo_jax.methods.base import Data, Programs, Result, Run
@@ -281,13 +279,9 @@ def _evaluate(run: Run, curves: MetricsWriter, out: Path, number: int, state: St
     row, images = run.evaluate(number, state)
     if images and is_writer():
         for name, image in images.items():
-            _write_png(out / name / f"{number:06d}.png", image)
+            write_png(out / name / f"{number:06d}.png", image)
         curves.write_images(number, images)
     return row
-
-
-def _write_png(path: Path, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary))
 
 
 def _summary(

@@ -1,8 +1,9 @@
-"""Images as bytes, and grids of them."""
+"""Images as bytes, grids of them, and PNG files."""
 
 import numpy as np
+from PIL import Image
 
-from spo_jax.core.images import above, image_grid, to_uint8
+from spo_jax.core.images import above, image_grid, to_uint8, write_png
 
 
 def test_to_uint8_clips_and_rounds():
@@ -23,3 +24,11 @@ def test_one_image_above_another():
     both = above(first, second, gap=1)
     assert both.shape == (7, 3, 3) and both.dtype == np.uint8
     assert both[:, 0, 0].tolist() == [0, 0, 255, 1, 1, 1, 1]
+
+
+def test_a_png_holds_the_image_and_its_texts(tmp_path):
+    image = np.arange(27, dtype=np.uint8).reshape(3, 3, 3)
+    write_png(tmp_path / "deep" / "a.png", image, {"prompt": "a réd star"})
+    with Image.open(tmp_path / "deep" / "a.png") as opened:
+        assert opened.format == "PNG" and opened.text == {"prompt": "a réd star"}
+        np.testing.assert_array_equal(np.asarray(opened), image)

@@ -13,6 +13,7 @@ import numpy as np
 
 from spo_jax.core.errors import UserError
 from spo_jax.core.progress import bar
+from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Float, Params, UInt8
 from spo_jax.data.array_file import ArrayFile
 from spo_jax.data.preferences.loading import ImagePairs
@@ -73,7 +74,7 @@ def encode_pairs(
     Returns:
       Mean and log variance of the posterior, before `Pipeline.scale_latents`.
     """
-    flat = model_range(images).reshape(-1, *images.shape[2:])  # [n 2 H W 3] -> [2n H W 3]
+    flat = joined_rows(model_range(images))  # [n 2 H W 3] -> [2n H W 3]
     moments = pipeline.encode(params, flat)
     return tuple(x.reshape(*images.shape[:2], *x.shape[1:]) for x in moments)  # [2n h w c] -> [n 2 h w c]
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.data.array_file import ArrayFile
 from spo_jax.data.preferences.loading import ImagePairs, LoadedBatch
@@ -120,7 +121,7 @@ def reward_scores(
     }
 
     def compute(batch: LoadedBatch) -> Float[np.ndarray, "n 2"]:
-        images = batch.images.reshape(-1, *batch.images.shape[2:]).astype(np.float32) / 127.5 - 1  # [n 2 …] -> [2n …]
+        images = joined_rows(batch.images).astype(np.float32) / 127.5 - 1  # [n 2 …] -> [2n …]
         prompts = [preferences.prompts[caption] for caption in np.repeat(preferences.prompt[batch.rows], 2)]
         return measured(reward, images, prompts)[names[0]].astype(np.float32).reshape(-1, 2)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from spo_jax.core.rows import take_rows
+from spo_jax.core.rows import joined_rows, take_rows
 from spo_jax.core.typing import Array, Bool, DType, Float, Int, Params, PyTree
 from spo_jax.diffusion.process import Process, log_prob
 from spo_jax.models.base import Guidance, Pipeline, bind_denoise, denoise
@@ -145,7 +145,7 @@ def step_log_probs(
       row: row of its prompt in the batch of prompts.
     """
     members = x_t.shape[1]
-    x = x_t.reshape(-1, *x_t.shape[2:])  # [n m h w c] -> [n·m h w c]
+    x = joined_rows(x_t)  # [n m h w c] -> [n·m h w c]
     t = jnp.repeat(t, members)
     row = jnp.repeat(row, members)
     x0, noise = process.split(x, predict(x, t, row), t)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Bool, Float, Int, Key, PyTree
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.diffusion_dpo.inversion import Denoise, invert
@@ -76,19 +77,14 @@ def draw(
     )
 
 
-def both(x: Float[Array, "n 2 ..."]) -> Float[Array, "n2 ..."]:
-    """Lays the two images of every pair side by side as rows, [n 2 ...] -> [2n ...]."""
-    return x.reshape(-1, *x.shape[2:])
-
-
 def noised(
     process: Process, latents: Float[Array, "n 2 h w c"], t: Int[Array, " n"], noise: Float[Array, "n h w c"]
 ) -> tuple[Float[Array, "n 2 h w c"], Float[Array, "n 2 h w c"]]:
     """Adds the pair's noise to both of its images; returns x_t and the targets."""
     shared = jnp.repeat(noise, 2, axis=0)
     times = jnp.repeat(t, 2)
-    x = process.add_noise(both(latents), shared, times)
-    target = process.target(both(latents), shared, times)
+    x = process.add_noise(joined_rows(latents), shared, times)
+    target = process.target(joined_rows(latents), shared, times)
     return x.reshape(latents.shape), target.reshape(latents.shape)
 
 
@@ -98,14 +94,14 @@ def inverted(
     """Recovers the noise of each image by itself; returns what is taken for x_t and the targets.
 
     Args:
-      denoise: the policy's prediction for the rows that `both` gives.
+      denoise: the policy's prediction for the rows that `joined_rows` gives.
       process: the diffusion process, divided into the steps of the inversion.
       settings: the kind of inversion.
       latents: clean latents.
       draws: timesteps, and noise of the steps if there is any.
     """
     times = jnp.repeat(draws.t, 2)
-    steps = None if draws.steps is None else jnp.moveaxis(both(draws.steps), 1, 0)  # [n 2 s ...] -> [s 2n ...]
-    found = invert(denoise, process, settings.inversion, both(latents), times, steps, settings.inversion_eta)
-    target = process.target(both(latents), found.noise, times)
+    steps = None if draws.steps is None else jnp.moveaxis(joined_rows(draws.steps), 1, 0)  # [n 2 s ...] -> [s 2n ...]
+    found = invert(denoise, process, settings.inversion, joined_rows(latents), times, steps, settings.inversion_eta)
+    target = process.target(joined_rows(latents), found.noise, times)
     return found.x.reshape(latents.shape), target.reshape(latents.shape)

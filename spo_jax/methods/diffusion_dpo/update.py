@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Float, Params, PyTree
-from spo_jax.methods.diffusion_dpo.inputs import Inputs, both
+from spo_jax.methods.diffusion_dpo.inputs import Inputs
 from spo_jax.methods.diffusion_dpo.objective import margins, objective, ordered_right
 from spo_jax.methods.diffusion_dpo.settings import DPOSettings
 from spo_jax.models.base import repeat_rows
@@ -23,8 +24,8 @@ def errors(predict: Predict, lora: Params | None, inputs: Inputs) -> Float[Array
       inputs: the pairs.
     """
     t = jnp.repeat(inputs.t, 2)
-    prediction = predict(lora, both(inputs.x), t, repeat_rows(inputs.condition, 2))
-    squares = jnp.square(prediction.astype(jnp.float32) - both(inputs.target))
+    prediction = predict(lora, joined_rows(inputs.x), t, repeat_rows(inputs.condition, 2))
+    squares = jnp.square(prediction.astype(jnp.float32) - joined_rows(inputs.target))
     return squares.mean((1, 2, 3)).reshape(-1, 2)  # [2n] -> [n 2]
 
 

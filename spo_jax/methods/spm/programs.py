@@ -10,6 +10,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Float, Int, Key, Params
 from spo_jax.methods.common.latents import model_range
 from spo_jax.methods.common.pair_inputs import FrozenParams
@@ -90,5 +91,5 @@ class SPMTraining(JudgeTraining):
 
     def _pair_batch(self, images: Float[Array, "n 2 H W 3"], t: Int[Array, " n"], rows: Rows) -> PairBatch:
         # [n 2 H W 3] -> [2n side side 3]
-        pixels = training_pixels(images.reshape(-1, *images.shape[2:]), self.clip.config.vision.image_size)
+        pixels = training_pixels(joined_rows(images), self.clip.config.vision.image_size)
         return PairBatch(pixels.reshape(len(t), 2, *pixels.shape[1:]), t, rows.ids, rows.labels, rows.weights)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spo_jax.core.errors import UserError
+from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Float, Params, UInt8
 from spo_jax.data.preferences.loading import LoadedBatch
 from spo_jax.methods.common.pair_scores import CaptionedPairs, kept_scores
@@ -101,7 +102,7 @@ def _judge(
     clip: CLIPModel, params: Params, images: UInt8[Array, "n 2 s s 3"], text: Float[Array, "n p"]
 ) -> Float[Array, "n 2"]:
     images, text = spread((images, text))
-    pixels = normalise(images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255)  # [n 2 s s 3] -> [2n s s 3]
+    pixels = normalise(joined_rows(images).astype(jnp.float32) / 255)  # [n 2 s s 3] -> [2n s s 3]
     # Labels are made once, so these products are in float32 on every device (see `docs/parity.md`).
     with jax.default_matmul_precision("highest"):
         features = unit_norm(clip.apply({"params": params}, pixels, method="encode_image"))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
 from spo_jax.methods.common.policy import Pairs
 from spo_jax.methods.spo.plan import Plan
@@ -81,9 +82,9 @@ def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
 
     def of_both(candidates: Array) -> Array:  # [r k b h w c] -> [r·b 2 h w c]
         taken = jnp.take_along_axis(candidates, both[..., None, None, None], axis=1)
-        return _flat(jnp.moveaxis(taken, 1, 2))
+        return joined_rows(jnp.moveaxis(taken, 1, 2))
 
-    x_t = _flat(trajectory.parents)[:, None] if plan.shares_parent else of_both(trajectory.parents)
+    x_t = joined_rows(trajectory.parents)[:, None] if plan.shares_parent else of_both(trajectory.parents)
     return Pairs(
         x_t=x_t,
         x_prev=of_both(trajectory.children),
@@ -116,16 +117,12 @@ def make_noise_pairs(
     parents = trajectory.parents[branched]
     b = win.shape[1]
     return NoisePairs(
-        x_t=_flat(parents if plan.shares_parent else parents[:, 0]),
-        noise=_flat((win - lose) / 2),
+        x_t=joined_rows(parents if plan.shares_parent else parents[:, 0]),
+        noise=joined_rows((win - lose) / 2),
         t=jnp.repeat(jnp.asarray(trajectory.timesteps[branched]), b),
         row=jnp.tile(jnp.arange(b), len(branched)),
         valid=verdict.valid.reshape(-1),
     )
-
-
-def _flat(x: Float[Array, "r b ..."]) -> Float[Array, "n ..."]:
-    return x.reshape(-1, *x.shape[2:])  # [r b ...] -> [r·b ...]
 
 
 def shuffled_order(key: Key, valid: Bool[Array, " n"]) -> Int[Array, " n"]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_atomic
-from spo_jax.core.images import above, image_grid
+from spo_jax.core.images import above, image_grid, write_png
 from spo_jax.core.typing import UInt8
 
 MOST_PAIRS = 24  # pairs on the page, which has to stay small enough to be sent by mail
@@ -70,9 +69,7 @@ def write_sheet(path: Path, pairs: Sequence[ImagePair]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt(_PROMPTS, json.dumps([pair.prompt for pair in pairs[:SHEET_PAIRS]]))
-    write_atomic(path, lambda temporary: Image.fromarray(sheet(pairs)).save(temporary, pnginfo=info))
+    write_png(path, sheet(pairs), {_PROMPTS: json.dumps([pair.prompt for pair in pairs[:SHEET_PAIRS]])})
 
 
 def read_sheet(path: Path) -> list[ImagePair]:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import try_lock, write_atomic
+from spo_jax.core.files import try_lock
+from spo_jax.core.images import write_png
 from spo_jax.core.json_text import BadJSON, parse_json
 from spo_jax.core.typing import UInt8
 
@@ -70,7 +70,7 @@ class VoteFolder:
         name = uuid.uuid4().hex
         names = [f"{IMAGES}/{name}-{side}.png" for side in ("0", "1")]
         for file, image in zip(names, vote.images, strict=True):
-            write_atomic(self.folder / file, lambda path, image=image: Image.fromarray(image).save(path))
+            write_png(self.folder / file, image)
         entry = {"prompt": vote.prompt, "image_0": names[0], "image_1": names[1], "label": vote.label}
         entry |= {**vote.facts, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n"

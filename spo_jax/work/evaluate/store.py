@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import check_writable, read_json_object, write_atomic, write_json
+from spo_jax.core.files import check_writable, read_json_object, write_json
+from spo_jax.core.images import write_png
 from spo_jax.core.typing import UInt8
 from spo_jax.core.words import counted, differences, excerpt
 from spo_jax.data.encoded_images import BadImage, read_image_file
@@ -139,11 +140,8 @@ class Store:
           UserError: the file cannot be written.
         """
         path = self.image_file(name, recipe, prompt, image)
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt("prompt", self.prompts[prompt])
-        info.add_itxt("contestant", name)
-        info.add_itxt(_FIELD, json.dumps(self._maker(recipe, prompt, image) | {"signs": dict(signs)}))
-        write_atomic(path, lambda temporary: Image.fromarray(pixels).save(temporary, format="PNG", pnginfo=info))
+        maker = json.dumps(self._maker(recipe, prompt, image) | {"signs": dict(signs)})
+        write_png(path, pixels, {"prompt": self.prompts[prompt], "contestant": name, _FIELD: maker})
         return path
 
     def _maker(self, recipe: Recipe, prompt: int, image: int) -> dict[str, Any]:

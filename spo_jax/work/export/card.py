@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_atomic, write_text
+from spo_jax.core.files import write_text
+from spo_jax.core.images import write_png
 from spo_jax.core.progress import stage
 from spo_jax.data.contact_sheet import labelled_grid
 from spo_jax.models.lora import write_lora
@@ -76,10 +76,10 @@ def _write(source: Source, folder: Path, naming: Naming) -> None:
     gallery = {}
     for number, pair in enumerate(pairs):
         file = f"images/{number:02d}.png"
-        _write_png(folder / file, pair.after)
+        write_png(folder / file, pair.after)
         gallery[file] = pair.prompt
     if pairs:
-        _write_png(folder / SHEET, before_after(pairs))
+        write_png(folder / SHEET, before_after(pairs))
     write_text(folder / PAGE, page(source, naming, gallery, SHEET if pairs else ""))
 
 
@@ -87,7 +87,3 @@ def before_after(pairs: Sequence[ImagePair]) -> np.ndarray:
     """Lays out pairs of images in two rows, with their prompts above: those of the base model, and those after."""
     rows = [("base model", [pair.before for pair in pairs]), ("with this LoRA", [pair.after for pair in pairs])]
     return labelled_grid(rows, [pair.prompt for pair in pairs])
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    write_atomic(path, lambda temporary: Image.fromarray(image).save(temporary))

@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from PIL import Image
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.files import write_atomic, write_json
-from spo_jax.core.images import to_uint8
+from spo_jax.core.files import write_json
+from spo_jax.core.images import to_uint8, write_png
 from spo_jax.core.json_text import finite_or_null
 from spo_jax.core.progress import stage
 from spo_jax.core.words import columns, counted, readable, with_error
@@ -121,7 +120,7 @@ def _sweep(
         table.append({"strength": scale, "scores": _compared(source, evaluation, base, scores)})
         rows = list(zip(evaluation.prompts, zip(*shown, strict=True), strict=False))
         sheet = labelled_grid(rows, [_label(entry["strength"]) for entry in table])
-        write_atomic(out / STRENGTHS_SHEET, lambda temporary, sheet=sheet: Image.fromarray(sheet).save(temporary))
+        write_png(out / STRENGTHS_SHEET, sheet)
         result = _result(source, evaluation.settings, table, prompts)
         write_json(out / STRENGTHS_TABLE, result)
     return result
