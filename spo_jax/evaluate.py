@@ -7,7 +7,6 @@ are kept in ``--out``: a command that is started again, or with a contestant or 
 there yet. Results are ``index.html``, ``results.md``, ``results.csv``, ``scores.csv`` and ``results.json``.
 """
 
-import dataclasses
 import os
 import shlex
 import sys
@@ -25,12 +24,12 @@ from spo_jax.core.strengths import checked_strengths
 from spo_jax.data.protocol import protocol_names
 from spo_jax.models import check_model
 from spo_jax.rewards.common.total import read_weights
-from spo_jax.work.evaluate.asked import TOY_REWARDS, asked_prompts, asked_protocol, asked_rewards, is_empty
-from spo_jax.work.evaluate.elsewhere import find_images
+from spo_jax.work.evaluate.asked import TOY_REWARDS, asked_images, asked_rewards, is_empty
+from spo_jax.work.evaluate.elsewhere import find_all_images
 from spo_jax.work.evaluate.entries import Sources, check_sources, read_entries
-from spo_jax.work.evaluate.layouts import LAYOUTS, check_layout
+from spo_jax.work.evaluate.layouts import LAYOUTS
 from spo_jax.work.evaluate.request import Request
-from spo_jax.work.evaluate.result import CUSTOM, Evaluation
+from spo_jax.work.evaluate.result import Evaluation
 from spo_jax.work.evaluate.store import check_folder
 
 
@@ -107,50 +106,20 @@ def evaluate(
     entries = read_entries(loras, merged, images, strengths)
     changes = {"solver": solver, "steps": steps, "guidance": guidance, "seed": seed}
     changes |= {"images_per_prompt": images_per_prompt, "size": size}
-    chosen, overridden = asked_protocol(protocol, changes, prompts, model)
-    texts, groups, metadata = asked_prompts(chosen, prompts, bool(layouts))
-    if limit is not None:
-        check_limits(limit=limit)
-        if limit < len(texts):
-            texts, groups, metadata = texts[:limit], groups[:limit], metadata[:limit]
-            chosen = dataclasses.replace(chosen, count=limit)
-            if chosen.name != CUSTOM:
-                overridden.append("count")
+    drawn = asked_images(protocol, changes, prompts, limit, layouts, model)
     specs = asked_rewards(rewards, model)
     total = read_weights(weights if isinstance(weights, str) else ",".join(map(str, weights)), specs, "--weights")
     check_limits(batch=batch)
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype={dtype}: expected float32 or bfloat16")
-    for layout in layouts:
-        check_layout(layout, metadata, texts, groups, chosen.images_per_prompt)
-    check_folder(out, texts)
+    check_folder(out, drawn.prompts)
     check_model(model, base, vae)
     check_sources(entries, model, base, vae)
-    made = {
-        entry.name: find_images(entry.name, entry.source, texts, chosen.images_per_prompt)
-        for entry in entries
-        if entry.kind == "images"
-    }
     request = Request(
-        out=out,
-        model=model,
-        revision=revision,
-        base=base,
-        vae=vae,
-        entries=entries,
-        images=made,
-        protocol=chosen,
-        overridden=overridden,
-        prompts=texts,
-        groups=groups,
-        metadata=metadata,
-        rewards=specs,
-        weights=total,
-        layouts=layouts,
-        batch=batch,
-        dtype=dtype,
-        command=command,
-    )
+        out=out, model=model, revision=revision, base=base, vae=vae, entries=entries,
+        images=find_all_images(entries, drawn.prompts, drawn.protocol.images_per_prompt),
+        **drawn._asdict(), rewards=specs, weights=total, layouts=layouts, batch=batch, dtype=dtype, command=command,
+    )  # fmt: skip
     # Imported here because it takes seconds, and the mistakes above are found in one.
     with stage("importing JAX"):
         from spo_jax.work.evaluate import evaluation as work
@@ -166,9 +135,9 @@ def evaluate(
 # The command
 
 
-def run() -> None:
-    """Runs the command."""
-    named = {
+def _contestants() -> dict[str, flags.FlagHolder]:
+    """Defines what is compared."""
+    return {
         "model": flags.DEFINE_string(
             "model",
             toy.NAME,
@@ -199,6 +168,12 @@ def run() -> None:
         "strengths": flags.DEFINE_string(
             "strengths", "", "Evaluate every LoRA at these strengths too, such as 0.25,0.5: contestants NAME@STRENGTH."
         ),
+    }
+
+
+def _drawing() -> dict[str, flags.FlagHolder]:
+    """Defines what is drawn, and how."""
+    return {
         "protocol": flags.DEFINE_string(
             "protocol",
             "",
@@ -215,6 +190,16 @@ def run() -> None:
         "steps": flags.DEFINE_integer("steps", None, "Take this number of sampling steps.", **flag_bounds("steps")),
         "guidance": flags.DEFINE_float("guidance", None, "Use this guidance scale for all contestants."),
         "size": flags.DEFINE_integer("size", None, "Make images of this side, in pixels.", **flag_bounds("size")),
+        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **flag_bounds("batch")),
+        "dtype": flags.DEFINE_enum(
+            "dtype", "float32", ["float32", "bfloat16"], "Compute the models in this dtype; rewards are in float32."
+        ),
+    }
+
+
+def _results() -> dict[str, flags.FlagHolder]:
+    """Defines what is made of the images."""
+    return {
         "rewards": flags.DEFINE_string(
             "rewards",
             "",
@@ -229,14 +214,15 @@ def run() -> None:
             [],
             f"Lay the images out for these benchmarks too, separated by commas: {', '.join(LAYOUTS)}.",
         ),
-        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **flag_bounds("batch")),
-        "dtype": flags.DEFINE_enum(
-            "dtype", "float32", ["float32", "bfloat16"], "Compute the models in this dtype; rewards are in float32."
-        ),
         "out": flags.DEFINE_string(
             "out", None, "Keep images, scores and results in this folder, which may hold an earlier evaluation of them."
         ),
     }
+
+
+def run() -> None:
+    """Runs the command."""
+    named = _contestants() | _drawing() | _results()
     flags.mark_flag_as_required("out")
 
     def main(_) -> None:

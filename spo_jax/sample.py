@@ -9,7 +9,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -32,6 +32,7 @@ from spo_jax.weights.lora import find_lora
 
 MAX_IMAGES = 1_000_000
 OUT = "samples"
+_SIZE = "HEIGHTxWIDTH in pixels, such as 768x1024"
 _WEB_UI_LORA = re.compile(r"<lora:[^<>]*>", re.IGNORECASE)
 
 
@@ -76,11 +77,7 @@ def sample(
     """
     # Check everything that can be checked before the model is read.
     check_limits(count=count, seed=seed, steps=steps, height=height, width=width, batch=batch, guidance=guidance)
-    sizes = {
-        "original": _size_pair("--original-size", original_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
-        "crop": _size_pair("--crop", crop, 0, "TOPxLEFT in pixels, such as 0x0"),
-        "target": _size_pair("--target-size", target_size, 1, "HEIGHTxWIDTH in pixels, such as 768x1024"),
-    }
+    sizes = _sizes({"original-size": original_size, "crop": crop, "target-size": target_size})
     if init_latents and not local_path(init_latents).is_file():
         raise UserError(f"cannot read initial latents from {init_latents}: expected a .npy file")
     folder = ImageFolder(out, overwrite)
@@ -100,31 +97,23 @@ def sample(
     advice = functools.partial(_memory_advice, min(batch, len(wanted)), dtype)
     with explaining_memory(advice):
         drawing = Drawing(
-            wanted,
-            model=model,
-            revision=revision,
-            base=base,
-            vae=vae,
-            unet=unet,
-            dtype=dtype,
-            lora=lora_file,
-            lora_scale=lora_scale,
-            size=(height, width),
-            conditions={name: pair for name, pair in sizes.items() if pair is not None},
-            init_latents=local_path(init_latents) if init_latents else None,
-            seed=seed,
-            batch=batch,
-            how=how,
-        )
+            wanted, model=model, revision=revision, base=base, vae=vae, unet=unet, dtype=dtype, lora=lora_file,
+            lora_scale=lora_scale, size=(height, width), conditions=sizes,
+            init_latents=local_path(init_latents) if init_latents else None, seed=seed, batch=batch, how=how,
+        )  # fmt: skip
 
     # Draw and write.
     settings = {"model": model, "lora": lora, "lora_scale": lora_scale, **how, **drawing.fields}
     settings |= {name: source for name, source in (("vae", vae), ("unet", unet)) if source}
     settings |= {"init_latents": init_latents} if init_latents else {"seed": seed}
-    images = ImageWriter(folder, wanted, settings, count)
+    with explaining_memory(advice):
+        return _written(ImageWriter(folder, wanted, settings, count), drawing.batches(), out)
+
+
+def _written(images: ImageWriter, batches: Iterable, out: str | os.PathLike) -> list[Path]:
+    """Writes images batch by batch; whatever ends that, what is written stays and is told."""
     try:
-        with explaining_memory(advice):
-            images.write(drawing.batches())
+        images.write(batches)
     finally:
         images.finish(out)
     images.check_finite()
@@ -170,23 +159,31 @@ def _hint_at_web_ui_syntax(prompts: list[str]) -> None:
         )
 
 
-def _size_pair(flag: str, text: str, least: int, expected: str) -> tuple[int, int] | None:
-    """Parses a size such as ``768x1024``; returns None if the flag is not given."""
-    if not text:
-        return None
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
-    pair = tuple(map(int, match.groups())) if match else None
-    if pair is None or min(pair) < least:
-        raise UserError(f"{flag}={text}: expected {expected}")
-    return pair
+def _sizes(given: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Parses SDXL's sizes such as ``768x1024`` by the names of their flags; those that are not given are left out.
+
+    Returns:
+      (height, width), or (top, left), by what SDXL calls it: ``original``, ``crop`` and ``target``.
+    """
+    sizes = {}
+    for flag, text in given.items():
+        if not text:
+            continue
+        least, example = (0, "TOPxLEFT in pixels, such as 0x0") if flag == "crop" else (1, _SIZE)
+        match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", text)
+        pair = tuple(map(int, match.groups())) if match else None
+        if pair is None or min(pair) < least:
+            raise UserError(f"--{flag}={text}: expected {example}")
+        sizes[flag.removesuffix("-size")] = pair
+    return sizes
 
 
 # The command
 
 
-def run() -> None:
-    """Runs the command."""
-    named = {
+def _models() -> dict[str, flags.FlagHolder]:
+    """Defines what draws."""
+    return {
         "model": flags.DEFINE_string("model", toy.NAME, "Draw with this model: folder, hub id, single file, or 'toy'."),
         "revision": flags.DEFINE_string("revision", "", "Use this revision of the hub id."),
         "base": flags.DEFINE_string(
@@ -202,16 +199,41 @@ def run() -> None:
             "Apply this LoRA: a file in our, diffusers' or kohya's format, a run's folder, or OWNER/NAME[/FILE].",
         ),
         "lora_scale": flags.DEFINE_float("lora-scale", 1.0, "Multiply the LoRA by this strength."),
+        "dtype": flags.DEFINE_enum(
+            "dtype", "float32", ["float32", "bfloat16"], "Compute weights and activations in this dtype."
+        ),
+    }
+
+
+def _prompted() -> dict[str, flags.FlagHolder]:
+    """Defines what is drawn, and where it is written."""
+    return {
         "prompt": flags.DEFINE_string("prompt", "", "Draw this prompt."),
         "prompts": flags.DEFINE_string("prompts", "", "Draw the prompts of this file: .txt, .csv, .json or .jsonl."),
         "count": flags.DEFINE_integer("count", 1, "Draw this number of images per prompt.", **flag_bounds("count")),
         "seed": flags.DEFINE_integer("seed", 0, "Draw the initial latents from this seed.", **flag_bounds("seed")),
+        "init_latents": flags.DEFINE_string(
+            "init-latents", "", "Read the initial latents from this .npy file, [b c h w] with a row per image."
+        ),
+        "out": flags.DEFINE_string(
+            "out", OUT, "Write the PNGs to this folder; names count on from the highest number in it."
+        ),
+        "overwrite": flags.DEFINE_bool(
+            "overwrite", False, "Begin with 0000.png in any case, and replace PNGs with the same names in --out."
+        ),
+    }
+
+
+def _drawing() -> dict[str, flags.FlagHolder]:
+    """Defines how images are drawn."""
+    return {
         "solver": flags.DEFINE_enum(
             "solver", "ddim", list(SOLVERS), "Sample with DDIM (eta 0), Euler or DPM-Solver++ 2M."
         ),
         "karras": flags.DEFINE_bool("karras", False, "Space noise levels as in Karras et al., with euler and dpm++."),
         "steps": flags.DEFINE_integer("steps", 20, "Take this number of sampling steps.", **flag_bounds("steps")),
         "guidance": flags.DEFINE_float("guidance", 5.0, "Use this classifier-free guidance scale."),
+        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **flag_bounds("batch")),
         "height": flags.DEFINE_integer(
             "height",
             None,
@@ -228,20 +250,12 @@ def run() -> None:
         "target_size": flags.DEFINE_string(
             "target-size", "", "Set SDXL's target size, HEIGHTxWIDTH (default: the images' size)."
         ),
-        "init_latents": flags.DEFINE_string(
-            "init-latents", "", "Read the initial latents from this .npy file, [b c h w] with a row per image."
-        ),
-        "batch": flags.DEFINE_integer("batch", 8, "Draw this number of images at a time.", **flag_bounds("batch")),
-        "dtype": flags.DEFINE_enum(
-            "dtype", "float32", ["float32", "bfloat16"], "Compute weights and activations in this dtype."
-        ),
-        "out": flags.DEFINE_string(
-            "out", OUT, "Write the PNGs to this folder; names count on from the highest number in it."
-        ),
-        "overwrite": flags.DEFINE_bool(
-            "overwrite", False, "Begin with 0000.png in any case, and replace PNGs with the same names in --out."
-        ),
     }
+
+
+def run() -> None:
+    """Runs the command."""
+    named = _models() | _prompted() | _drawing()
     for name in ("guidance", "lora-scale"):
         flags.register_validator(name, math.isfinite, "expected a finite number")
 

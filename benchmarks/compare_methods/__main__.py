@@ -13,6 +13,8 @@ continues. What fails is reported, does not end the command, and is tried again 
 import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -67,12 +69,9 @@ def run() -> None:
     only_plan = flags.DEFINE_bool("plan", False, "Print what would be done and how long it takes, and stop.")
 
     def main(_: Sequence[str]) -> None:
+        given = {"points": points.value, "budget": budget.value, "seeds": seeds.value and tuple(range(seeds.value))}
         plan = plans.QUICK if quick.value else plans.ABLATIONS if ablations.value else plans.Plan()
-        changed = {"points": points.value, "budget": budget.value}
-        changed = {name: value for name, value in changed.items() if value is not None}
-        if seeds.value is not None:
-            changed["seeds"] = tuple(range(seeds.value))
-        plan = dataclasses.replace(plan, **changed)
+        plan = dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
         chosen = judges_of(judges.value)
         groups = groups_of(ablations.value, only.value, labels.value)
         with printing():
@@ -85,20 +84,33 @@ def run() -> None:
         check_writable(folder)
         keep_compiled_programs()
         with lock(folder / ".lock", f"--out={folder}: another process is comparing there; choose another --out"):
-            with stage("importing JAX"):
-                from benchmarks.compare_methods import documents
-                from benchmarks.compare_methods.command import compare
-            kind = documents.ABLATIONS if ablations.value else documents.RESULTS
-            if docs.value:
-                documents.check(local_path(docs.value), kind)
-            found = compare(folder, local_path(data.value), plan, groups, tune.value, model.value, chosen)
-            text = documents.write(folder, found)
-            if docs.value:
-                documents.into_documents(folder, local_path(docs.value), found)
-        with printing():
-            print(f"\n{text}\nwritten to {folder / f'{kind}.md'}")
+            compared = (local_path(data.value), plan, groups, tune.value, model.value, chosen)
+            _compare(folder, docs.value, ablations.value, *compared)
 
     run_command(main)
+
+
+def _compare(folder: Path, docs: str, ablations: bool, *compared: Any) -> None:
+    """Compares, writes what was found, and prints it.
+
+    Args:
+      folder: folder of everything that is made.
+      docs: folder of documents that take the text and figures; empty for none.
+      ablations: whether SPO is compared with itself.
+      compared: what `compare` takes besides the folder.
+    """
+    with stage("importing JAX"):
+        from benchmarks.compare_methods import documents
+        from benchmarks.compare_methods.command import compare
+    kind = documents.ABLATIONS if ablations else documents.RESULTS
+    if docs:
+        documents.check(local_path(docs), kind)
+    found = compare(folder, *compared)
+    text = documents.write(folder, found)
+    if docs:
+        documents.into_documents(folder, local_path(docs), found)
+    with printing():
+        print(f"\n{text}\nwritten to {folder / f'{kind}.md'}")
 
 
 def groups_of(

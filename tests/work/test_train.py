@@ -10,7 +10,7 @@ import spo_jax
 from spo_jax.core.errors import UserError
 from spo_jax.run.metrics import FILE_NAME as METRICS
 from spo_jax.run.metrics import read_metrics
-from spo_jax.work.train import _print_scores
+from spo_jax.work.outcome import print_scores
 from tests.e2e.counting import Counting, CountingSettings, Guarded
 
 SETTINGS = CountingSettings(batches=1, eval=Guarded(guard="off"))
@@ -79,6 +79,6 @@ def test_of_two_mistakes_none_is_lost(monkeypatch, tmp_path, caplog):
 def test_a_total_of_almost_nothing_has_no_sign(capsys, tmp_path):
     """The mean of normalised scores is 0 up to rounding, on either side."""
     total = {"before": -1e-17, "after": -0.00126, "change": -0.00126, "change_se": 0.01}
-    _print_scores({"scores": {"total": total}, "verdict": "No change.", "wall_seconds": 1.0}, tmp_path)
+    print_scores({"scores": {"total": total}, "verdict": "No change.", "wall_seconds": 1.0}, tmp_path)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("total")]
     assert line.split() == ["total", "0.0000", "->", "-0.0013", "change", "-0.0013", "±", "0.0100"]

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from spo_jax import toy
 from spo_jax.core.drawing_limits import SOLVERS, check_limits, checked_prompts
@@ -11,7 +11,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.data.protocol import Protocol, load_protocol, load_protocol_prompts, protocol_names
 from spo_jax.rewards import check_reward
 from spo_jax.rewards.common.protocol import Context
-from spo_jax.work.evaluate.layouts import read_metadata
+from spo_jax.work.evaluate.layouts import check_layout, read_metadata
 from spo_jax.work.evaluate.result import CUSTOM
 
 TOY_REWARDS = "toy,spm:toy"
@@ -20,6 +20,56 @@ TOY_REWARDS = "toy,spm:toy"
 def is_empty(value: Any) -> bool:
     """Whether a flag was not given: a text or a list without anything in it."""
     return isinstance(value, str | Sequence) and len(value) == 0
+
+
+class Asked(NamedTuple):
+    """What is drawn.
+
+    Attributes:
+      protocol: the protocol, with the user's changes.
+      overridden: names of the fields that they changed.
+      prompts: the prompts.
+      groups: the group of each prompt.
+      metadata: what else their file says of each; empty if nobody needs that.
+    """
+
+    protocol: Protocol
+    overridden: list[str]
+    prompts: list[str]
+    groups: list[str]
+    metadata: list[dict[str, Any]]
+
+
+def asked_images(
+    name: str | os.PathLike,
+    changes: Mapping[str, Any],
+    prompts: str | os.PathLike | Sequence[str],
+    limit: int | None,
+    layouts: Sequence[str],
+    model: str,
+) -> Asked:
+    """Returns what is drawn.
+
+    Args:
+      name: as in `asked_protocol`, like ``changes``, ``prompts`` and ``model``.
+      limit: number of prompts, from the first one on; None takes all.
+      layouts: benchmarks for which the images are laid out.
+
+    Raises:
+      UserError: as `asked_protocol` and `asked_prompts`; or a benchmark cannot take these images.
+    """
+    protocol, overridden = asked_protocol(name, changes, prompts, model)
+    texts, groups, metadata = asked_prompts(protocol, prompts, bool(layouts))
+    if limit is not None:
+        check_limits(limit=limit)
+        if limit < len(texts):
+            texts, groups, metadata = texts[:limit], groups[:limit], metadata[:limit]
+            protocol = dataclasses.replace(protocol, count=limit)
+            if protocol.name != CUSTOM:
+                overridden.append("count")
+    for layout in layouts:
+        check_layout(layout, metadata, texts, groups, protocol.images_per_prompt)
+    return Asked(protocol, overridden, texts, groups, metadata)
 
 
 def asked_protocol(

@@ -18,8 +18,16 @@ from spo_jax.core.files import local_path
 from spo_jax.core.words import counted, excerpt
 from spo_jax.data.captioned_images import METADATA, captions_of_manifest, image_files
 from spo_jax.data.encoded_images import BadImage, check_header, open_image
+from spo_jax.work.evaluate.entries import Entry
 
 _NUMBERED = re.compile(r"(\d{1,9})(?:[-_](\d{1,6}))?")
+
+
+def find_all_images(entries: Sequence[Entry], prompts: Sequence[str], count: int) -> dict[str, list[list[Path]]]:
+    """Returns the images of every contestant that is a folder of images; arguments and errors as of `find_images`."""
+    return {
+        entry.name: find_images(entry.name, entry.source, prompts, count) for entry in entries if entry.kind == "images"
+    }
 
 
 def find_images(name: str, folder: str, prompts: Sequence[str], count: int) -> list[list[Path]]:
