@@ -243,8 +243,14 @@ def test_batches_of_a_chip():
             SPOTrainSettings(prompts_per_batch=16, spo=SPOSettings(train_batch_size=80, train_chunk=6)),
             "2 prompts, 10 pairs by 5, 8 decoded, float32",
         ),
+        (
+            SPOTrainSettings(
+                prompts_per_batch=8, remat=True, remat_keeps="costly", spo=SPOSettings(train_batch_size=8)
+            ),
+            "1 prompts, 1 pairs by 1, 8 decoded, float32, remat (costly kept)",
+        ),
     ],
-    ids=["spm", "spo"],
+    ids=["spm", "spo", "kept"],
 )
 def test_a_batch_is_described(settings, text):
     """Pairs are cut as the method cuts them, by at most the chunk of its settings."""

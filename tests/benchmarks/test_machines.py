@@ -200,4 +200,6 @@ def test_a_backward_pass_keeps_more_without_checkpointing(tmp_path):
     judge = JudgeSettings(model=str(tmp_path / "spm"))
     settings = SPOTrainSettings(model=str(tmp_path), remat=True, spm=judge, spo=SPOSettings(train_chunk=1))
     less = kept_bytes(settings, aot.jax.devices()[:1])
+    more = kept_bytes(dataclasses.replace(settings, remat_keeps="products"), aot.jax.devices()[:1])
+    assert less < more < kept_bytes(dataclasses.replace(settings, remat=False), aot.jax.devices()[:1])
     assert 10**5 < 1.5 * less < kept_bytes(dataclasses.replace(settings, remat=False), aot.jax.devices()[:1]) < 10**8
