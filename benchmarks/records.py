@@ -12,7 +12,7 @@ from benchmarks.trajectory import trajectories_table
 from spo_jax.core.files import read_json, write_json, write_text
 from spo_jax.core.trees import flatten
 from spo_jax.methods import load_method
-from spo_jax.methods.common.decoding import ON_TPU
+from spo_jax.methods.common.decoding import ELSEWHERE, ON_TPU
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.parallel.sizes import even_chunk, padded_chunk
 from spo_jax.run.settings import RunSettings
@@ -69,7 +69,8 @@ def describe_batch(settings: Mapping[str, Any], batches: Mapping[str, str], chip
         parts.append(part)
     if "decode_chunk" in by_name:
         shown = "judged" if by_name.get("judged") == "noisy" else "decoded"
-        parts.append(f"{by_name['decode_chunk'] or ON_TPU} {shown}")
+        chosen = ELSEWHERE if "xl" in settings["model"] else ON_TPU  # see `images_at_a_time`: SDXL has 1,024 px
+        parts.append(f"{by_name['decode_chunk'] or chosen} {shown}")
     if "dtype" in fields:
         parts.append(fields["dtype"])
     if fields.get("remat"):

@@ -249,8 +249,16 @@ def test_batches_of_a_chip():
             ),
             "1 prompts, 1 pairs by 1, 8 decoded, float32, remat (costly kept)",
         ),
+        (
+            SPOTrainSettings(
+                model="stabilityai/stable-diffusion-xl-base-1.0",
+                prompts_per_batch=16,
+                spo=SPOSettings(train_batch_size=80, train_chunk=6),
+            ),
+            "2 prompts, 10 pairs by 5, 4 decoded, float32",
+        ),
     ],
-    ids=["spm", "spo", "kept"],
+    ids=["spm", "spo", "kept", "sdxl"],
 )
 def test_a_batch_is_described(settings, text):
     """Pairs are cut as the method cuts them, by at most the chunk of its settings."""
