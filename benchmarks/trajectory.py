@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.parts import rows_of_part
 from spo_jax.methods.base import Run
 from spo_jax.methods.spo.method import SPORun
+from spo_jax.methods.spo.objectives import objective_of
 from spo_jax.methods.spo.plan import make_plan
 
 VALID = 0.5  # the share of pairs that are taken to be valid; with all of them, an update takes twice as long
@@ -38,16 +39,23 @@ def repeats(run: Run) -> dict[str, float]:
     spo = settings.spo
     plan = make_plan(spo)
     prompts = settings.prompts_per_batch // chips
-    images = prompts * spo.num_candidates * (len(plan.judged_at) + 1)
-    chunks = -(-images // (rows_of_part(run, "decode") // chips))
-    pools = len(plan.branches)
+
+    def chunks(pools: int) -> int:  # of as many images as are decoded and judged at a time
+        return -(-prompts * spo.num_candidates * pools // (rows_of_part(run, "decode") // chips))
+
+    judged = len(plan.judged_at) + 1
+    late = spo.second_steps if spo.second_reward else 0
+    if spo.judged == "noisy":  # the network sees a pool, and the decoder its images, where a second judge asks for them
+        pools, decoded = max(late - 1, 0), late
+    else:
+        pools, decoded = len(plan.branches), judged
     return {
         "prompts": prompts,
-        "pairs": prompts * (spo.num_steps - spo.divert_start_step),
+        "pairs": prompts * objective_of(spo).count(plan),
         "train_batch": spo.train_batch_size // chips,
         "unet": pools + (spo.num_steps - pools) / spo.num_candidates,
-        "decode": chunks,
-        "judge": chunks,
+        "decode": chunks(decoded),
+        "judge": chunks(judged + late),
         "update": -(-spo.train_batch_size // spo.chunk(chips)),
     }
 

@@ -316,6 +316,28 @@ def estimated(seconds, flops):
     return program(6 * GIB) | {"cycles": cycles, "flops_layers": flops, "seconds_at_peak": flops / 1e12}
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"objective": "gradspo", "num_inner_step": 3}, {"pairs": 40, "unet": 16.25, "decode": 40, "judge": 40}),
+        ({"judged": "noisy"}, {"pairs": 160, "unet": 5, "decode": 0, "judge": 160}),
+        (
+            {"judged": "noisy", "second_reward": "spm", "second_steps": 2},
+            {"pairs": 160, "unet": 1 + 19 / 4, "decode": 20, "judge": 180},
+        ),
+    ],
+    ids=["gradspo", "noisy", "second"],
+)
+def test_what_a_rollout_repeats_follows_from_its_plan(spo_run, fields, expected, monkeypatch):
+    """GradSPO makes a pair for each judgement; noisy candidates are judged without the network and the decoder."""
+    spo = dataclasses.replace(SPOSettings(train_batch_size=10, decode_chunk=4), **fields)
+    monkeypatch.setattr(spo_run, "settings", dataclasses.replace(spo_run.settings, prompts_per_batch=80, spo=spo))
+    with jax.set_mesh(spo_run.mesh):
+        found = repeats(spo_run)
+    assert {name: found[name] for name in expected} == expected
+    assert spo_run.most_train_batches() == expected["pairs"] * 8 // 10
+
+
 def test_a_trajectory_is_put_together_from_parts(micro_folder):
     """10 prompts with 4 candidates: 15 steps of pools and 5 of single candidates, and 16 judgements of 40 images."""
     settings = SPOTrainSettings(

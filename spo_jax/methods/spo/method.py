@@ -17,6 +17,8 @@ from spo_jax.methods.common.model import open_model
 from spo_jax.methods.common.online import PromptFeatures
 from spo_jax.methods.common.online_run import OnlineRun, batch_key, program_keys
 from spo_jax.methods.common.prompts import PromptData
+from spo_jax.methods.spo.objectives import objective_of
+from spo_jax.methods.spo.plan import make_plan
 from spo_jax.methods.spo.programs import SPO, open_rollout_judge
 from spo_jax.methods.spo.row import MetricTimesteps, flat_row
 from spo_jax.methods.spo.settings import SPOTrainSettings
@@ -118,7 +120,7 @@ class SPORun(OnlineRun):
     def most_train_batches(self) -> int:
         """Returns the number of training batches in a batch whose pairs are all valid."""
         settings = self.settings.spo
-        pairs = self.settings.prompts_per_batch * (settings.num_steps - settings.divert_start_step)
+        pairs = self.settings.prompts_per_batch * objective_of(settings).count(make_plan(settings))
         return -(-pairs // settings.train_batch_size)
 
     def batches(self, start: int) -> Generator[PromptFeatures, None, None]:

@@ -51,6 +51,10 @@ class Objective(Protocol):
         """Makes the pairs of a rollout, valid or not; they have at least ``t``, ``row`` and ``valid``."""
         ...
 
+    def count(self, plan: Plan) -> int:
+        """Returns the number of pairs that `pairs` makes of each prompt."""
+        ...
+
     def likelihoods(
         self,
         lora: Params,
@@ -81,6 +85,10 @@ class StepObjective:
         del draws
         return make_pairs(judged.trajectory, judged.verdict, plan)
 
+    def count(self, plan: Plan) -> int:
+        """Returns the number of transitions."""
+        return len(plan.segment)
+
     def likelihoods(
         self,
         lora: Params,
@@ -105,6 +113,10 @@ class ScoreObjective:
     def pairs(self, judged: JudgedRollout, draws: Draws, plan: Plan) -> NoisePairs:
         """See `Objective`."""
         return make_noise_pairs(judged.trajectory, draws.pool, judged.verdict, plan)
+
+    def count(self, plan: Plan) -> int:
+        """Returns the number of judgements."""
+        return len(plan.branched)
 
     def likelihoods(
         self,

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from spo_jax.methods.spo.memory import DISTILLED, GIB, SD15, SDXL, estimate
-from spo_jax.methods.spo.resampler import make_plan
+from spo_jax.methods.spo.plan import make_plan
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.parallel.settings import MeshSettings
 

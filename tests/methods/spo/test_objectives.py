@@ -106,6 +106,7 @@ def test_pairs_are_of_the_transitions_where_candidates_part():
     win, lose = (jnp.asarray(rng.integers(0, 3, (3, 2), np.int32)) for _ in range(2))
     valid = jnp.asarray(rng.integers(0, 2, (3, 2)) > 0)
     pairs = make_noise_pairs(trajectory, noise, Verdict(win, lose, valid), plan)
+    assert len(pairs.valid) == 2 * ScoreObjective().count(plan)
     for n, (segment, prompt) in enumerate(np.ndindex(3, 2)):
         record = plan.branched[segment]
         half = (noise[record, win[segment, prompt], prompt] - noise[record, lose[segment, prompt], prompt]) / 2
