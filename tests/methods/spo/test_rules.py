@@ -38,9 +38,9 @@ def test_clipped(share, level, learns, text):
     assert ("(now 0.001) to 0.0002" in found.advice) == (level == "problem")
 
 
-def valid(count, share, gap, threshold):
+def valid(count, share, gap, threshold, **spo):
     series = {"valid_pairs": count, "valid_share": share, "judge_gap__t0001": gap}
-    return rules.valid_pairs(curves_of({"spo": {"threshold": threshold}}, **series))
+    return rules.valid_pairs(curves_of({"spo": {"threshold": threshold} | spo}, **series))
 
 
 def test_enough_valid_pairs():
@@ -50,8 +50,17 @@ def test_enough_valid_pairs():
 
 def test_a_threshold_that_is_too_high():
     found = valid(0 * ONES, 0 * ONES, 0.5 * ONES, 0.9)
-    assert found.level == "problem" and "Lower spo.threshold; the published one is 0.3" in found.advice
+    assert found.level == "problem"
+    assert found.advice == "Lower spo.threshold; SPO's is 0.3 for SD 1.5 and 0.4 for SDXL."
     assert "differ by 0.5 on average; spo.threshold = 0.9 asks for 2.9." in found.text
+
+
+@pytest.mark.parametrize(
+    ("spo", "published"), [({}, 0.3), ({"num_inner_step": 3}, 0.4), ({"judged": "noisy"}, 0.45)], ids=str
+)
+def test_a_published_threshold_is_not_too_high(spo, published):
+    assert "a lower threshold would train on noise" in valid(0 * ONES, 0 * ONES, ONES, published, **spo).advice
+    assert "Lower spo.threshold" in valid(0 * ONES, 0 * ONES, ONES, published + 0.05, **spo).advice
 
 
 def test_the_gap_that_a_threshold_asks_for_is_that_of_the_softmax():
