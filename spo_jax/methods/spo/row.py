@@ -46,7 +46,7 @@ def flat_row(metrics: dict[str, Array], timesteps: MetricTimesteps) -> dict[str,
             # A timestep at which no pair was valid has no ratio.
             row |= {f"{name}/t{t:04d}": v.item() for t, v in _some(timesteps.recorded, value) if not np.isnan(v)}
         else:
-            row |= {f"{name}/t{t:04d}": v.item() for t, v in zip(timesteps.judged, value, strict=True)}
+            row |= {f"{name}/t{t:04d}": v.item() for t, v in _some(timesteps.judged, value)}
     return row
 
 

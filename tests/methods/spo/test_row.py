@@ -44,6 +44,14 @@ def test_many_timesteps_have_a_few_lines_from_the_first_to_the_last():
     assert all(int(name[-4:]) == value for name, value in named.items())
 
 
+def test_many_judgements_have_a_few_lines_as_well():
+    timesteps = timesteps_of(num_steps=100)
+    row = flat_row({"valid_pairs": jnp.int32(3), "judge_score": jnp.asarray(timesteps.judged, jnp.float32)}, timesteps)
+    named = {int(name[-4:]): value for name, value in row.items() if name.startswith("judge_score/")}
+    assert len(named) == MOST_TIMESTEPS and {0, int(timesteps.judged[0])} <= named.keys()
+    assert all(timestep == value for timestep, value in named.items())
+
+
 def test_without_training_nothing_is_reported_of_it():
     values = {"ratio_at": jnp.full(16, jnp.nan), "loss": jnp.float32(0), "first_ratio_error": jnp.float32(0)}
     assert flat_row({"valid_pairs": jnp.int32(0), **values}, timesteps_of()) == {"valid_pairs": 0}
