@@ -18,17 +18,22 @@ def guided(
 ) -> Float[Array, "b h w c"]:
     """Computes ``uncond + scale · (cond - uncond)`` with both halves in one call of the network.
 
+    Where the scale is known to be 1, ``uncond`` is in no need, and the network sees half the rows.
+
     Args:
       predict: function of (latents, timesteps, condition) that returns a prediction.
       x: noisy latents.
       t: timesteps.
       condition: tree of arrays with leading axis b.
       unconditional: tree of the same structure, from which guidance leads away.
-      scale: guidance scale; 1 leaves the conditional prediction unchanged, 0 drops the condition.
+      scale: guidance scale; 1 leaves the conditional prediction unchanged, 0 drops the condition. An array may have
+        any value, so that one program serves all scales.
 
     Returns:
       The guided prediction in float32.
     """
+    if isinstance(scale, float) and scale == 1:
+        return predict(x, t, condition).astype(jnp.float32)
     both = predict(*interleaved((x, t, unconditional), (x, t, condition)))
     both = both.astype(jnp.float32).reshape(-1, 2, *both.shape[1:])  # [2b h w c] -> [b 2 h w c]
     without = both[:, 0]
