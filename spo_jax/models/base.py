@@ -24,6 +24,9 @@ class Pipeline(Protocol):
     A model family is a subpackage of `spo_jax.models` whose ``pipeline.py`` has a class with these members. The
     encoding of prompts is opaque to its callers: a PyTree of arrays whose leading axis runs over the prompts.
 
+    It may have a function ``facts()`` as well, whose result the doctor shows: what tells models of the family apart, in
+    words by name.
+
     Attributes:
       FAMILY: name of the family's subpackage.
       TRAINED: entry of `params` that holds the network trained by methods.
@@ -59,6 +62,18 @@ class Pipeline(Protocol):
     @property
     def downscale(self) -> int:
         """The number of pixels per latent along a side."""
+        ...
+
+    def latent_shape_of(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """Returns the shape (h, w, c) of latents for images of another size.
+
+        Args:
+          height: height in pixels; None is the model's own.
+          width: width in pixels; None is the model's own.
+
+        Raises:
+          UserError: the model cannot draw images of this size; it names the flag ``--height`` or ``--width``.
+        """
         ...
 
     @property

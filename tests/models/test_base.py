@@ -1,5 +1,7 @@
 """Guided predictions of any pipeline, for copies of prompts that are folded into one batch."""
 
+import ast
+import collections
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from spo_jax.core.rows import take_rows
 from spo_jax.models.base import Guidance, Pipeline, bind_denoise, count_rows, denoise, repeat_rows
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SCALE = 5.0
 PARAMS = {"w": jnp.float32(2)}
 CONDITION = {"prompt": jnp.array([[1.0], [2.0], [3.0]])}
@@ -105,6 +108,22 @@ def test_rows_are_repeated_side_by_side():
     assert repeated[0].ravel().tolist() == [0, 0, 1, 1, 2, 2]
     assert repeated[1] is None and repeated[2].shape == (6, 6)
     assert (count_rows(condition), count_rows(repeated)) == (3, 6)
+
+
+OWN = ("spo_jax/models/stable_diffusion", "spo_jax/methods/lrm", "spo_jax/build_toy")  # know the family
+
+
+def test_nothing_asks_a_pipeline_for_more_than_the_protocol_has():
+    """So that a family which is written to the protocol can be drawn with, evaluated, shown and trained."""
+    asked = collections.defaultdict(set)
+    for file in (ROOT / "spo_jax").rglob("*.py"):
+        name = file.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if not name.startswith(OWN) else ():
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).split(".")[-1] == "pipeline":
+                asked[node.attr].add(name)
+    assert {"predict", "latent_shape_of"} <= asked.keys()
+    unknown = {member: files for member, files in asked.items() if not hasattr(OneLine, member)}
+    assert unknown == {"facts": {"spo_jax/work/doctor/model.py"}}  # where it is optional
 
 
 def test_the_families_have_the_members_of_a_pipeline(toy, sdxl):
