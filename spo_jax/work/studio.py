@@ -30,8 +30,9 @@ from spo_jax.models.base import Guidance, Pipeline, bind_denoise
 from spo_jax.models.drawing import check_pixels, read_adapter, warn_of_cuts
 from spo_jax.models.sampler import initial_latents
 from spo_jax.parallel.compiling import device_jit
-from spo_jax.rewards import check_reward, load_reward, no_judge
-from spo_jax.rewards.base import Context, DeviceReward
+from spo_jax.rewards import check_reads, check_reward, load_reward, no_judge
+from spo_jax.rewards.base import Context, DeviceReward, Reward
+from spo_jax.rewards.common.own import check_reward_object
 from spo_jax.weights.lora import find_lora
 
 DTYPES = ("float32", "bfloat16")
@@ -332,7 +333,7 @@ def open_studio(
 
     Raises:
       UserError: the model or the judge does not exist or cannot be read, or they do not fit; or the judge is computed
-        on the host.
+        on the host, or reads noisy latents.
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype={dtype}: expected one of {', '.join(DTYPES)}")
@@ -341,6 +342,8 @@ def open_studio(
     named = isinstance(judge, str)
     if named and judge:
         check_reward(judge, Context(field=_JUDGE), judges=True)
+    elif not named:
+        judge = checked_judge(judge)
     with stage(f"reading {model}"):
         pipeline = open_pipeline(model, revision=revision or None, base=base, vae=vae, dtype=jnp.dtype(dtype))
     if not named:
@@ -348,9 +351,27 @@ def open_studio(
     return Studio(pipeline, _read_judge(judge, pipeline) if judge else None)
 
 
+def checked_judge(judge: Any) -> DeviceReward | None:
+    """Returns a judge that was given as an object; None stands for none.
+
+    Raises:
+      UserError: it is something else, is computed on the host, or reads noisy latents.
+    """
+    if judge is None:
+        return None
+    check_reward_object(judge, "judge", "is")
+    return _usable(judge, type(judge).__name__, "judge")
+
+
 def _read_judge(spec: str, pipeline: Pipeline) -> DeviceReward:
     with stage(f"reading the judge {spec}"):
         judge = load_reward(spec, Context(pipeline.kind, pipeline.dtype, field=_JUDGE))
+    return _usable(judge, spec, _JUDGE)
+
+
+def _usable(judge: Reward, name: str, where: str) -> DeviceReward:
+    """Refuses a reward that cannot score decoded or clean latents on the devices."""
     if not isinstance(judge, DeviceReward):
-        raise no_judge(spec, _JUDGE)
+        raise no_judge(name, where)
+    check_reads(name, judge.READS, noisy=False, where=where)
     return judge

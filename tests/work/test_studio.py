@@ -23,8 +23,9 @@ from spo_jax.models.lora import write_lora
 from spo_jax.models.sampler import initial_latents
 from spo_jax.rewards.base import DeviceReward
 from spo_jax.rewards.common.spm_reward import SPMReward
+from spo_jax.rewards.toy import ToyTruth
 from spo_jax.weights.lora import LoRA
-from spo_jax.work.studio import Studio
+from spo_jax.work.studio import Studio, checked_judge
 from tests.models.helpers import RANK, random_adapter
 from tests.networks import small_pipeline, small_spm
 
@@ -173,10 +174,25 @@ def test_threads_that_want_the_same_lora_read_it_once(studio, lora_file, tmp_pat
     assert len(read) == 1 and all(adapter is found[0] for adapter in found)
 
 
+class Noisy(DeviceReward):
+    """A judge of LPO, which a studio has nothing to show."""
+
+    READS = "noisy latents"
+    meanings = {"noisy": "reads noisy latents"}
+
+
+def load(source, context):
+    """This module is a reward of a user's, which says in its class alone what it reads."""
+    del source, context
+    return Noisy()
+
+
 def test_opening_the_toy_with_its_judge_gives_scores():
     studio = spo_jax.open_studio("toy", judge="spm:toy")
     assert "spm_score" in studio.judge.meanings
     assert spo_jax.open_studio(Path("toy")).judge is None
+    brightness = Brightness()
+    assert spo_jax.open_studio("toy", judge=brightness).judge is brightness
 
 
 @pytest.mark.parametrize(
@@ -188,11 +204,26 @@ def test_opening_the_toy_with_its_judge_gives_scores():
         ({"judge": "toy"}, r"^--judge = 'toy': this reward is computed on the host"),
         ({"judge": "spm"}, r"^--judge = 'spm': name the preference model, as in spm:FOLDER_OR_ID"),
         ({"judge": "spm:no/such/folder"}, "no/such/folder"),
+        ({"judge": "tests.work.test_studio"}, "^--judge = 'tests.work.test_studio': this reward judges noisy latents"),
+        ({"judge": Noisy()}, "^judge = 'Noisy': this reward judges noisy latents"),
     ],
 )
 def test_a_studio_that_cannot_be_opened_says_why(given, message):
     with pytest.raises(UserError, match=message):
         spo_jax.open_studio(**{"model": "toy"} | given)
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (5, "^judge is an object of type int without meanings, .*: expected a reward"),
+        (ToyTruth(), "^judge = 'ToyTruth': this reward is computed on the host"),
+    ],
+)
+def test_an_object_that_is_no_judge_is_refused(judge, message):
+    """By a function without annotations, as users call `open_studio`: in tests, types of arguments are checked."""
+    with pytest.raises(UserError, match=message):
+        checked_judge(judge)
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,15 @@ def check_function(function: Callable[..., Any], name: str, expected: Sequence[s
         raise UserError(f"{name} takes {signature}: {text}") from error
 
 
-def check_reward_object(reward: Any, where: str) -> None:
-    """Refuses what a module's ``load`` has returned if it is no reward (`spo_jax.rewards.common.protocol.Reward`).
+def check_reward_object(reward: Any, where: str, verb: str = "returns") -> None:
+    """Refuses what a module's ``load`` has returned, or what was given, if it is no reward.
+
+    A reward is a `spo_jax.rewards.common.protocol.Reward`.
 
     Args:
-      reward: what was returned.
-      where: what returned it, for messages.
+      reward: the object.
+      where: what returned it, or the argument that it is, for messages.
+      verb: ``returns`` or ``is``.
 
     Raises:
       UserError: a member is missing, or is something else.
@@ -51,7 +54,7 @@ def check_reward_object(reward: Any, where: str) -> None:
     missing = [member for member in wanted if not hasattr(reward, member)]
     if missing:
         raise UserError(
-            f"{where} returns {_kind(reward)} without {', '.join(missing)}: "
+            f"{where} {verb} {_kind(reward)} without {', '.join(missing)}: "
             f"expected a reward, which has {', '.join(wanted)}"
         )
     meanings = reward.meanings
