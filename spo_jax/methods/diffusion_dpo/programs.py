@@ -18,6 +18,7 @@ from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.gradients import chunked_gradients
 from spo_jax.methods.common.optimizer import learning_rate_at, make_optimizer
 from spo_jax.methods.common.pair_inputs import FrozenParams, PairInputs
+from spo_jax.methods.common.policy import equal_rounding
 from spo_jax.methods.common.state import TrainState, apply_gradients
 from spo_jax.methods.diffusion_dpo.inputs import Draws, Inputs, draw, inverted, noised
 from spo_jax.methods.diffusion_dpo.settings import DPOTrainSettings
@@ -153,7 +154,7 @@ class DPO(PairInputs):
         return inputs
 
     def trace(self, state: TrainState, keep_unused: bool = False) -> dict[str, jax.stages.Traced]:
-        """Traces the program ``update``, which donates the state.
+        """Traces the program ``update``, which donates the state, and rounds policy and reference alike.
 
         Args:
           state: arrays or shapes.
@@ -161,5 +162,6 @@ class DPO(PairInputs):
         """
         whole = replicated(self.mesh)
         key = shapes_of(jax.eval_shape(lambda: jax.random.key(0)), whole)
-        program = jax.jit(self.update, donate_argnums=0, out_shardings=whole, keep_unused=keep_unused)
+        options = {"compiler_options": equal_rounding(self.pipeline.dtype), "keep_unused": keep_unused}
+        program = jax.jit(self.update, donate_argnums=0, out_shardings=whole, **options)
         return {"update": program.trace(shapes_of(state), self.frozen_shapes(), self.batch_shapes(), key)}
