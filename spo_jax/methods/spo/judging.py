@@ -18,6 +18,7 @@ from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.common.decoding import images_at_a_time
 from spo_jax.methods.spo.noisy import roll_noisy
+from spo_jax.methods.spo.packed import packed, unpacked
 from spo_jax.methods.spo.pairs import Verdict, rank
 from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, roll, rollout
 from spo_jax.methods.spo.second import JudgedTwice, combined, roll_predicting
@@ -108,7 +109,8 @@ def _judge(
     score: Score, latents: Float[Array, "s k b h w c"], timesteps: Int[Array | np.ndarray, " s"], chunk: int
 ) -> Float[Array, "s k b"]:
     chunk = images_at_a_time(chunk, latents.shape)
-    latents = jnp.moveaxis(latents, 2, 0)  # [s k b h w c] -> [b s k h w c]
+    channels = latents.shape[-1]
+    latents = jnp.moveaxis(packed(latents), 2, 0)  # [s k b h w c] -> [b s k h w·c]
     b, s, k = latents.shape[:3]
     devices = devices_in_context()
     each = b * s * k // devices
@@ -123,7 +125,12 @@ def _judge(
 
     t = jnp.broadcast_to(jnp.asarray(timesteps)[None, :, None], (b, s, k))
     rows = jnp.broadcast_to(jnp.arange(b)[:, None, None], (b, s, k))
-    scores = jax.lax.map(lambda chunk: score(*chunk), (cut(latents), cut(t), cut(rows)))
+
+    def score_chunk(chunk: tuple[Array, Array, Array]) -> Array:
+        latents, *rest = chunk
+        return score(unpacked(latents, channels), *rest)
+
+    scores = jax.lax.map(score_chunk, (cut(latents), cut(t), cut(rows)))
     # [chunks devices·chunk] -> [devices each] -> [s k b]
     scores = jnp.moveaxis(scores.reshape(-1, devices, chunk), 0, 1).reshape(devices, -1)[:, :each]
     return jnp.moveaxis(scores.reshape(b, s, k), 0, 2)

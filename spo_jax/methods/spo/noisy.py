@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from spo_jax.core.typing import Array, Float
 from spo_jax.diffusion.process import Process
+from spo_jax.methods.spo.packed import packed, unpacked
 from spo_jax.methods.spo.plan import judged_timesteps, recorded_timesteps
 from spo_jax.methods.spo.resampler import Denoise, Draws, JudgePool, Trajectory, pick
 from spo_jax.methods.spo.settings import ResamplerSettings
@@ -98,7 +99,7 @@ def noisy_pools(
         if judge_pool is not None:
             scores = judge_pool(children, t)
             choice = jnp.argmax(scores, axis=0)
-        return pick(children, choice), (parent, children, scores)
+        return pick(children, choice), (packed(parent), packed(children), scores)
 
     x = draws.init_latents
     if first:
@@ -109,4 +110,5 @@ def noisy_pools(
     if steps_left:
         inputs = jax.tree.map(lambda x: x[:-steps_left], inputs)
     _, (parents, children, scores) = jax.lax.scan(pool_step, x, inputs)
-    return parents, children, scores
+    channels = x.shape[-1]
+    return unpacked(parents, channels), unpacked(children, channels), scores

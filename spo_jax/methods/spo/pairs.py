@@ -9,6 +9,7 @@ import numpy as np
 from spo_jax.core.rows import joined_rows
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
 from spo_jax.methods.common.policy import Pairs
+from spo_jax.methods.spo.packed import packed, unpacked
 from spo_jax.methods.spo.plan import Plan
 from spo_jax.methods.spo.resampler import Trajectory
 
@@ -81,8 +82,8 @@ def make_pairs(trajectory: Trajectory, verdict: Verdict, plan: Plan) -> Pairs:
     both = jnp.stack([win, lose], axis=1)  # [r 2 b]
 
     def of_both(candidates: Array) -> Array:  # [r k b h w c] -> [r·b 2 h w c]
-        taken = jnp.take_along_axis(candidates, both[..., None, None, None], axis=1)
-        return joined_rows(jnp.moveaxis(taken, 1, 2))
+        taken = jnp.take_along_axis(packed(candidates), both[..., None, None], axis=1)
+        return unpacked(joined_rows(jnp.moveaxis(taken, 1, 2)), candidates.shape[-1])
 
     x_t = joined_rows(trajectory.parents)[:, None] if plan.shares_parent else of_both(trajectory.parents)
     return Pairs(
