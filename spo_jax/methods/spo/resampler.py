@@ -27,6 +27,7 @@ import numpy as np
 
 from spo_jax.core.typing import Array, Float, Int, Key
 from spo_jax.diffusion.process import Process
+from spo_jax.methods.spo.packed import packed, unpacked
 from spo_jax.methods.spo.plan import Plan, judged_timesteps, make_plan, recorded_timesteps
 from spo_jax.methods.spo.settings import ResamplerSettings
 from spo_jax.parallel.mesh import spread
@@ -120,7 +121,7 @@ GoOn = Callable[[Step, Int[Array, " b"], Array], Step]
 
 
 class PoolStep(NamedTuple):
-    """What is recorded of a step in the pools.
+    """What is recorded of a step in the pools; latents are packed (`spo_jax.methods.spo.packed`).
 
     Attributes:
       parents: x_t, whose first axis has length 1 where all candidates have one parent.
@@ -129,9 +130,9 @@ class PoolStep(NamedTuple):
       scores: what the judge says of them; None where no one has judged.
     """
 
-    parents: Float[Array, "#k b h w c"]
-    children: Float[Array, "k b h w c"]
-    x0: Float[Array, "k b h w c"]
+    parents: Float[Array, "#k b h wc"]
+    children: Float[Array, "k b h wc"]
+    x0: Float[Array, "k b h wc"]
     scores: Float[Array, "k b"] | None
 
 
@@ -225,7 +226,7 @@ def pool_step(predict: Predict, choose: Choose, go_on: GoOn) -> Callable[[Array,
         choice, scores = choose(choice, x0, t, branches)
         taken = go_on(from_each, choice, branches)
         children = taken.draw(noise)
-        return children, PoolStep(taken.x, children, x0, scores)
+        return children, PoolStep(packed(taken.x), packed(children), packed(x0), scores)
 
     return step
 
@@ -285,13 +286,14 @@ def recorded(
       steps: all later steps, along a first axis of length r-1.
       final: children of the last step.
     """
-    parent = jnp.broadcast_to(parent, steps.parents.shape[1:])
-    parents = jnp.concatenate([parent[None], steps.parents])
+    channels = final.shape[-1]
+    parent = jnp.broadcast_to(packed(parent), steps.parents.shape[1:])
+    parents = unpacked(jnp.concatenate([parent[None], steps.parents]), channels)
     judged = [steps.x0[step - settings.divert_start_step - 1] for step in plan.judged_at]
     return Trajectory(
         parents=parents[:, 0] if plan.shares_parent else parents,
-        children=jnp.concatenate([pool[None], steps.children]),
+        children=unpacked(jnp.concatenate([packed(pool)[None], steps.children]), channels),
         timesteps=recorded_timesteps(settings, process),
-        judged=jnp.stack([*judged, final]),
+        judged=unpacked(jnp.stack([*judged, packed(final)]), channels),
         judged_timesteps=judged_timesteps(settings, process),
     )

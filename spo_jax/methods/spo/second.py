@@ -20,6 +20,7 @@ import numpy as np
 from spo_jax.core.typing import Array, Float, Int
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.spo.noisy import judged_as_they_are, noisy_pools
+from spo_jax.methods.spo.packed import packed, unpacked
 from spo_jax.methods.spo.resampler import Denoise, Draws, Trajectory, drawn, go_on_from_one, pool_step, predictor
 from spo_jax.methods.spo.settings import SPOSettings
 
@@ -57,9 +58,10 @@ def roll_predicting(
         every_step_branches = np.ones(left, bool)
         inputs = (jnp.asarray(timesteps), draws.pool[-left:], draws.choice[-left:], every_step_branches)
         last, late = jax.lax.scan(predict_pools, last, inputs)
-        parents = jnp.concatenate([parents, late.parents[:, 0]])
-        children = jnp.concatenate([children, late.children])
-        predicted.append(late.x0)
+        channels = last.shape[-1]
+        parents = unpacked(jnp.concatenate([packed(parents), late.parents[:, 0]]), channels)
+        children = unpacked(jnp.concatenate([packed(children), late.children]), channels)
+        predicted.append(unpacked(late.x0, channels))
     trajectory = judged_as_they_are(parents, children, settings, process)
     latents = jnp.concatenate([*predicted, last[None]])
     return trajectory, Predicted(latents, np.append(timesteps, 0).astype(np.int32))
