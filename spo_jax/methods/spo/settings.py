@@ -136,7 +136,7 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
     )
     guidance_scale: float = setting(
         5.0,
-        "Classifier-free guidance scale w, in sampling and in training.",
+        "Classifier-free guidance scale w, in sampling and in training (1: none, at half the cost).",
         at_least=-MAX_GUIDANCE,
         at_most=MAX_GUIDANCE,
     )
