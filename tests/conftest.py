@@ -72,8 +72,8 @@ def toy() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small SDXL pipeline with random weights (see `tests/sdxl.py`); tests only read it."""
-    from tests.sdxl import write_tiny_sdxl
+    """The folder of a small SDXL pipeline with random weights (see `tests/support/sdxl.py`); tests only read it."""
+    from tests.support.sdxl import write_tiny_sdxl
 
     return write_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny_sdxl")
 

@@ -12,7 +12,7 @@ import pytest
 
 from spo_jax import demo
 from spo_jax.core.errors import UserError
-from tests.commands import ROOT, command_line
+from tests.support.commands import ROOT, command_line
 
 
 def test_a_missing_extra_is_one_line(monkeypatch):

@@ -20,7 +20,7 @@ from spo_jax.core.config_flag import find_config
 from spo_jax.core.errors import UserError
 from spo_jax.core.lookup import module_names
 from spo_jax.methods import read_settings
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 DOCUMENTS = ("*.md", "docs/*.md", "launch/*.md", "benchmarks/**/*.md", "notebooks/*.md", "notebooks/*.ipynb")
 DOCSTRINGS = ("configs/*.py", "spo_jax/**/*.py", "benchmarks/**/*.py", "examples/*.py")

@@ -12,7 +12,7 @@ from spo_jax.core.lookup import module_names
 from spo_jax.methods import rules_of
 from spo_jax.run.guard.rule import limit
 from spo_jax.work.export import page
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 DOCUMENTS = sorted(
     file for pattern in ("*.md", "docs/**/*.md", "launch/*.md", "benchmarks/**/*.md") for file in ROOT.glob(pattern)

@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 _RULE = re.compile(r"under (\d+) lines, docstring and blank lines\s+not counted")
 LIMIT = int(_RULE.search((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))[1])

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 def test_every_command_is_listed():

@@ -11,7 +11,7 @@ from PIL import Image
 
 import spo_jax
 from spo_jax.core.errors import Interrupted, Preempted
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 def test_all_public_names_can_be_used():
@@ -50,7 +50,7 @@ def test_what_a_run_loads_leaves_torch_alone_where_it_is_installed(tmp_path):
     lines = f"""
 import importlib.util, sys
 import spo_jax
-from tests.commands import imported_modules
+from tests.support.commands import imported_modules
 for name in imported_modules():
     importlib.import_module(name)
 spo_jax.train, spo_jax.sample, spo_jax.export

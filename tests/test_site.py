@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import spo_jax
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 MKDOCS = f"""
 site_name: small

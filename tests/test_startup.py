@@ -16,7 +16,7 @@ import pytest
 from spo_jax import toy
 from spo_jax.core.files import write_json
 from spo_jax.weights import store
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 ASSETS = toy.ASSETS
 # Reads a line of JSON for each command, [name, arguments...]; answers [status, whether jax was imported,

@@ -28,7 +28,7 @@ from benchmarks.compare_methods.training import Trained
 from spo_jax.core.errors import Preempted, UserError
 from spo_jax.core.files import read_json, write_json
 from spo_jax.toy import ASSETS
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 PLAN = plan.Plan(budget=3840.0, trial_share=0.5, seeds=(0, 1), points=4, per_prompt=3, guard_per_prompt=2)
 LABELS = Labels("people", "toy", "PAIRS", "JUDGE", {"data": "d1", "judge": "j1", "base": "b1"})

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import rewards
 from benchmarks.reward_models import FAMILIES
 from spo_jax.core.files import read_json
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 def _rows(seconds):

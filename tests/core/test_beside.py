@@ -8,7 +8,7 @@ import time
 import pytest
 
 from spo_jax.core.beside import beside
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 _COMMAND = """
 import sys, time

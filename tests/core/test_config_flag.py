@@ -7,7 +7,7 @@ import pytest
 
 from spo_jax.core.config_flag import find_config, load_config
 from spo_jax.core.errors import UserError
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 def test_a_config_is_a_path_or_a_name(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from spo_jax.core import json_text
 from spo_jax.core.errors import UserError
 from spo_jax.core.files import read_json
 from spo_jax.core.json_text import BadJSON, parse_json
-from tests import fuzzing
+from tests.support import fuzzing
 
 
 def test_what_json_allows_is_read():

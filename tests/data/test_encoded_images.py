@@ -12,7 +12,7 @@ from spo_jax.data import encoded_images
 from spo_jax.data.encoded_images import BadImage, file_below, open_image, read_image_file
 from spo_jax.data.preferences.check import RawPair, check
 from spo_jax.data.preferences.images import decode
-from tests import fuzzing
+from tests.support import fuzzing
 
 
 def png_of_zeros(width: int, height: int) -> bytes:

@@ -15,7 +15,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.data.original_tokenizer import FORMS, open_tokenizer
 from spo_jax.data.tokenizer import Tokenizer
 from spo_jax.toy.tokenizer import vocabulary, write_tokenizer
-from tests import fuzzing
+from tests.support import fuzzing
 
 NAME = "bpe_simple_vocab_16e6.txt.gz"
 PROMPTS = [

@@ -10,7 +10,7 @@ from transformers import CLIPTokenizer
 from spo_jax.core.errors import UserError
 from spo_jax.data.tokenizer import CLIP_LENGTH, Tokenizer
 from spo_jax.toy.tokenizer import write_tokenizer
-from tests import fuzzing
+from tests.support import fuzzing
 
 PROMPTS = ["a red star", "", "Ünd möre, 12 of them!", "star " * 100]
 

@@ -22,8 +22,8 @@ from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.parallel.mesh import MeshSettings
 from spo_jax.prepare import prepare
 from spo_jax.run.settings import LogSettings
-from tests.commands import ROOT, Commands, command_line
 from tests.e2e.micro import write_micro, write_micro_sdxl, write_micro_spm
+from tests.support.commands import ROOT, Commands, command_line
 
 
 @pytest.fixture(scope="session")

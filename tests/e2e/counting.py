@@ -15,7 +15,7 @@ from spo_jax.core.statistics import paired_scores
 from spo_jax.methods.base import Result
 from spo_jax.run.loop import Progress
 from spo_jax.run.settings import RunSettings
-from tests.guarded import hacked, make_guard
+from tests.support.guarded import hacked, make_guard
 
 
 @dataclasses.dataclass(frozen=True)

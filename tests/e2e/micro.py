@@ -21,7 +21,7 @@ from spo_jax.toy import ASSETS
 from spo_jax.toy.tokenizer import write_tokenizer
 from spo_jax.weights.components import text_state, write_component
 from spo_jax.weights.rules import to_state
-from tests.networks import CLIP, TEXT, UNET, VAE, random_weights, small_clip
+from tests.support.networks import CLIP, TEXT, UNET, VAE, random_weights, small_clip
 
 TOKENIZER = ASSETS / "spm" / "tokenizer"
 # v-prediction keeps the latents of a random network near unit size, where predicted noise would blow them up.

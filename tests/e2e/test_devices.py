@@ -25,8 +25,8 @@ from spo_jax.run.metrics import read_metrics
 from spo_jax.toy.world import TRAIN_PROMPTS
 from spo_jax.train import train
 from spo_jax.weights.store import read_file
-from tests.commands import ROOT, command_line
-from tests.processes import free_address
+from tests.support.commands import ROOT, command_line
+from tests.support.processes import free_address
 
 LAYOUTS = {"data=8": MeshSettings(8, 1), "fsdp=8": MeshSettings(1, 8), "data=2, fsdp=4": MeshSettings(2, 4)}
 

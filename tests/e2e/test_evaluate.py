@@ -34,11 +34,11 @@ from spo_jax.sample import sample
 from spo_jax.weights.lora import LoRA
 from spo_jax.work.evaluate import drawing, lineup
 from spo_jax.work.evaluate.store import Store
-from tests.commands import ROOT, command_line
 from tests.e2e.test_bad_input import assert_one_line
+from tests.support.commands import ROOT, command_line
 
 PROMPTS = ["a red star", "a blue moon", "an orange heart"]
-BRIGHTNESS = "tests.brightness"
+BRIGHTNESS = "tests.support.brightness"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -220,7 +220,7 @@ def test_what_is_replaced_while_an_evaluation_draws_is_not_taken_for_what_was_th
         evaluate(tmp_path / "out", **small)
     assert written == ["base"]
     monkeypatch.setattr(brightness, "load", changing(brightness.load, iter("12")))
-    with pytest.raises(UserError, match="the reward tests.brightness was replaced since this evaluation began"):
+    with pytest.raises(UserError, match="the reward tests.support.brightness was replaced since this evaluation began"):
         evaluate(tmp_path / "out", **small)
     assert written == ["base", "spo"] and not list(tmp_path.glob("out/scores/*/*"))
 
@@ -469,7 +469,8 @@ def test_two_rewards_with_one_score(how, tmp_path, monkeypatch):
 
     monkeypatch.setattr(brightness, "load", lambda source, context, load=brightness.load: load("", context))
     with pytest.raises(
-        UserError, match="--rewards: tests.brightness and tests.brightness:b both give a score brightness"
+        UserError,
+        match="--rewards: tests.support.brightness and tests.support.brightness:b both give a score brightness",
     ):
         evaluate(tmp_path / "out", **how | {"rewards": f"{BRIGHTNESS},{BRIGHTNESS}:b"})
     assert not (tmp_path / "out").exists()

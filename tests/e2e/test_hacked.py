@@ -8,7 +8,7 @@ import pytest
 from spo_jax.core.files import read_json
 from spo_jax.run.guard.look import looks_of
 from spo_jax.run.metrics import read_metrics
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 @pytest.mark.slow  # about four minutes on two quiet cores; what the guard does is tested on runs that are made up

@@ -14,8 +14,8 @@ from spo_jax.models import open_pipeline, sampler
 from spo_jax.models.lora import read_lora
 from spo_jax.weights.store import read_metadata
 from spo_jax.work.export.strengths import text_table
-from tests.commands import ROOT, command_line
-from tests.hub_for_uploads import environment, serving
+from tests.support.commands import ROOT, command_line
+from tests.support.hub_for_uploads import environment, serving
 
 NAMES = {
     "README.md", "before_after.png", "images/00.png", "images/01.png", "pytorch_lora_weights.safetensors",

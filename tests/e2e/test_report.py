@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from spo_jax.core.files import read_json
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 @pytest.fixture

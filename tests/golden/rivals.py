@@ -32,7 +32,7 @@ from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn.clip import CLIPTextModel
 from spo_jax.nn.vae import AutoencoderKL
 from spo_jax.weights import components
-from tests.networks import SCHEDULE, TEXT, VAE
+from tests.support.networks import SCHEDULE, TEXT, VAE
 
 LOSS = 1e-5  # relative, of values that no network has computed
 OUTPUT = 2e-5  # of the largest value, of a network's output

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 TRAIN = "python -m spo_jax.train"
 

@@ -11,7 +11,7 @@ from spo_jax.models import open_pipeline
 from spo_jax.models.sampler import Sampler, initial_latents
 from spo_jax.weights.lora import LoRA
 from tests.models.helpers import FOLDER, IMAGES, PROMPTS, RANK, SCALE, random_adapter, unit
-from tests.torch_checkpoints import (  # noqa: F401
+from tests.support.torch_checkpoints import (  # noqa: F401
     clip,
     golden_models,
     sdxl_unet,
@@ -22,7 +22,7 @@ from tests.torch_checkpoints import (  # noqa: F401
     unet,
     vae,
 )
-from tests.torch_networks import reference, unets  # noqa: F401
+from tests.support.torch_networks import reference, unets  # noqa: F401
 
 
 @pytest.fixture(scope="session")

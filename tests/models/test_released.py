@@ -30,8 +30,8 @@ from spo_jax.parallel.sharding import shapes_of
 from spo_jax.weights import hub
 from spo_jax.weights.lora import find_lora
 from spo_jax.weights.rules import to_state
-from tests.commands import ROOT
 from tests.models.helpers import FOLDER
+from tests.support.commands import ROOT
 
 # Where the UNet lies in each repository, and what else is beside it.
 UNETS = {

@@ -1,3 +1,3 @@
 """Torch networks that ours are compared with."""
 
-from tests.torch_networks import reference, unets  # noqa: F401
+from tests.support.torch_networks import reference, unets  # noqa: F401

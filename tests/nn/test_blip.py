@@ -16,7 +16,7 @@ from tests.nn.config_checks import (
     check_unknown_field_is_refused,
     check_value_is_refused,
 )
-from tests.torch_blip import networks_of_transformers, salesforce_state
+from tests.support.torch_blip import networks_of_transformers, salesforce_state
 
 TOLERANCE = 1e-4
 VISION = ViTConfig(image_size=14, patch_size=6, embed_dim=24, depth=2, num_heads=3, mlp_ratio=2.5, layer_norm_eps=1e-2)

@@ -33,8 +33,8 @@ from spo_jax.nn.shapes import blip_shapes, clip_shapes, text_shapes, vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.weights import rules
 from spo_jax.weights.rules import module_path
-from tests.memory import within_memory  # noqa: F401  it holds for every test here
-from tests.torch_blip import networks_of_transformers, salesforce_state
+from tests.support.memory import within_memory  # noqa: F401  it holds for every test here
+from tests.support.torch_blip import networks_of_transformers, salesforce_state
 
 pytestmark = pytest.mark.full
 

@@ -15,7 +15,7 @@ from spo_jax.models.stable_diffusion.unet import UNet2DConditionModel
 from spo_jax.nn import lora as lora_lib
 from spo_jax.nn.layers import Attention
 from spo_jax.weights.rules import module_name, module_path
-from tests.precisions import FULL, precisions
+from tests.support.precisions import FULL, precisions
 
 RANK = 3
 ALPHA = 6.0

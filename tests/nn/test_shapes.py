@@ -5,7 +5,7 @@ import jax
 from spo_jax.nn.shapes import vae_shapes
 from spo_jax.nn.vae import AutoencoderKL
 from spo_jax.parallel.mesh import make_mesh
-from tests.networks import VAE
+from tests.support.networks import VAE
 
 
 def test_an_equal_network_is_not_traced_again_and_each_tree_may_be_changed(monkeypatch):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 CELL = ROOT / "notebooks" / "install.py"
 SUITS = {"jax": "0.10.1", "jaxlib": "0.10.1", "libtpu": "0.0.40", "numpy": "2.0.2", "torch": "2.11.0+cu128"}

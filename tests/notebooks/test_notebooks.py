@@ -12,7 +12,7 @@ import pytest
 
 import spo_jax
 from notebooks import refresh
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 FOLDER = ROOT / "notebooks"
 CACHE = str(ROOT / ".pytest_cache" / "jax")  # as for all tests, of which a kernel knows nothing

@@ -23,8 +23,8 @@ from spo_jax.rewards import check_reward
 from spo_jax.rewards.base import Context
 from spo_jax.rewards.common.own import measured
 from spo_jax.run.metrics import read_metrics
-from tests.commands import ROOT
 from tests.e2e.micro import write_micro, write_micro_spm
+from tests.support.commands import ROOT
 
 HERE = Path(__file__).parent
 EVAL = {"images": 2, "batch": 2, "steps": 2, "grid_images": 2, "prompts": "toy:held_out"}

@@ -11,7 +11,7 @@ import pytest
 from spo_jax.core.errors import UserError
 from spo_jax.parallel import agreement
 from spo_jax.parallel.agreement import check_equal, decided, ending_together, gathered, is_visible
-from tests.processes import two_processes
+from tests.support.processes import two_processes
 
 
 class Store:

@@ -21,7 +21,7 @@ from benchmarks.reward_models import FAMILIES, make_peer, peer_tokens, write_rew
 from benchmarks.rewards import PROMPTS, make_images
 from spo_jax.rewards import load_reward
 from spo_jax.rewards.base import Context
-from tests.memory import within_memory  # noqa: F401  it holds for every test here
+from tests.support.memory import within_memory  # noqa: F401  it holds for every test here
 
 TOLERANCE = 1e-4
 SIZES = ["tiny", pytest.param("true", marks=pytest.mark.full)]

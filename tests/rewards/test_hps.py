@@ -23,7 +23,7 @@ from spo_jax.rewards.base import Context
 from spo_jax.rewards.common import hps
 from spo_jax.rewards.common.clip_score import CLIP_MEAN, CLIP_STD
 from spo_jax.toy.tokenizer import write_tokenizer
-from tests.open_clip_networks import CONFIG, write_hps
+from tests.support.open_clip_networks import CONFIG, write_hps
 
 PROMPTS = ["a red star", "it’s a blue moon", "", "green heart " * 60]
 SIDE = CONFIG["vision_cfg"]["image_size"]

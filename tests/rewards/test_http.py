@@ -22,7 +22,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.common import http_client
 from spo_jax.rewards.common.protocol import Context, Reward
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 FLAG = Context(field="--rewards")
 ONE = {"scores": {"beauty": "how beautiful it is"}}

@@ -23,7 +23,7 @@ from spo_jax.rewards.base import Context, Reward
 from spo_jax.rewards.common.affine_head import head_shapes
 from spo_jax.rewards.common.clip_score import CLIP_MEAN, CLIP_STD
 from spo_jax.weights import rules
-from tests.torch_blip import CONFIG, WORDS, TorchImageReward, write_image_reward
+from tests.support.torch_blip import CONFIG, WORDS, TorchImageReward, write_image_reward
 
 PROMPTS = ["a red star", "Blue stars on the [MASK] sea.", "a unicorn", "", "a red star " * 20]
 

@@ -22,8 +22,8 @@ from spo_jax.rewards.base import Context
 from spo_jax.rewards.common.lrm_files import find_folder, local_folder, published_config, read_config
 from spo_jax.toy import LATENT_JUDGES, world
 from spo_jax.weights import store
-from tests.latent_models import write_published
-from tests.networks import small_pipeline, small_sdxl
+from tests.support.latent_models import write_published
+from tests.support.networks import small_pipeline, small_sdxl
 
 PROMPTS = ["a red star", "a blue moon and a green disc"]
 T = jnp.array([951, 1])

@@ -15,7 +15,7 @@ from spo_jax.methods.common.judge import open_judge
 from spo_jax.rewards import check_reward, load_reward
 from spo_jax.rewards.base import Context
 from spo_jax.toy import world
-from tests.networks import small_pipeline
+from tests.support.networks import small_pipeline
 
 OWN = """
 from spo_jax.rewards.base import DeviceReward

@@ -1,6 +1,6 @@
 """Checkpoints of two real processes: process 0 decides which one is whole, and nobody waits for ever."""
 
-from tests.processes import two_processes
+from tests.support.processes import two_processes
 
 _CODE = """
 import shutil

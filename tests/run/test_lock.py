@@ -14,7 +14,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import Hold, read_json, try_lock, write_json
 from spo_jax.run import lock
 from spo_jax.run.lock import RunLock
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 _HOLDER = """
 import sys, time

@@ -16,7 +16,7 @@ from spo_jax.run.checkpoint_reader import CheckpointReader
 from spo_jax.run.guard.look import looks_of
 from spo_jax.run.loop import Progress, RunIO, run_keys
 from spo_jax.run.metrics import MetricsWriter, read_metrics
-from tests.guarded import hacked, make_guard
+from tests.support.guarded import hacked, make_guard
 
 PROGRESS = Progress(
     title="Test",

@@ -1,6 +1,6 @@
 """Reference checkpoints in torch."""
 
-from tests.torch_checkpoints import (  # noqa: F401
+from tests.support.torch_checkpoints import (  # noqa: F401
     clip,
     golden_models,
     sdxl_unet,

@@ -5,7 +5,7 @@ The stand-ins are served on the loopback; `tests/weights/test_lora_of_others.py`
 
 import pytest
 
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 from tests.weights import test_hub
 from tests.weights.test_hub import CORE, _resolve_in_a_process, hub  # noqa: F401
 

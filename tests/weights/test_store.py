@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 from spo_jax.core.errors import UserError
 from spo_jax.weights import store
 from spo_jax.weights.kinds import describe
-from tests import fuzzing
+from tests.support import fuzzing
 
 
 def assert_same(state: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

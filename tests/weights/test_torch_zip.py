@@ -21,7 +21,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.weights import torch_pickle
 from spo_jax.weights.store import read_file
 from spo_jax.weights.torch_zip import read_torch_modules, read_torch_zip
-from tests import fuzzing
+from tests.support import fuzzing
 from tests.weights import hostile_zips
 
 

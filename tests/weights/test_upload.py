@@ -10,7 +10,7 @@ import pytest
 
 from spo_jax.core.errors import UserError
 from spo_jax.weights.upload import check_upload
-from tests.hub_for_uploads import environment, serving
+from tests.support.hub_for_uploads import environment, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = """

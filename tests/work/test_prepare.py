@@ -118,10 +118,10 @@ def test_pairs_of_a_users_folder_are_filtered_by_a_reward_of_the_package(tmp_pat
         (tmp_path / "own" / "better" / f"{name}.png").write_bytes(image(better, better, (8, 8)))
         (tmp_path / "own" / "worse" / f"{name}.png").write_bytes(image(worse, worse, (8, 8)))
         (tmp_path / "own" / "better" / f"{name}.txt").write_text(f"image {name}")
-    how = {"source": str(tmp_path / "own"), "filter_pairs": ["tests.brightness=0"]}
+    how = {"source": str(tmp_path / "own"), "filter_pairs": ["tests.support.brightness=0"]}
     done = prepare("folder", tmp_path / "out", **how)["train"]
-    assert done.pairs == 1 and done.filter["decided"]["failed"] == {"tests.brightness > 0": 1}
-    assert "train: 1 of 2 decided pairs kept; 1 fail tests.brightness > 0\n" in capsys.readouterr().out
+    assert done.pairs == 1 and done.filter["decided"]["failed"] == {"tests.support.brightness > 0": 1}
+    assert "train: 1 of 2 decided pairs kept; 1 fail tests.support.brightness > 0\n" in capsys.readouterr().out
     assert prepare("folder", tmp_path / "out", **how)["train"] == done._replace(kept=True)
     with pytest.raises(UserError, match="was prepared with filter = .* but now it is 'better than the loser: .* > 1'"):
-        prepare("folder", tmp_path / "out", **how | {"filter_pairs": ["tests.brightness=1"]})
+        prepare("folder", tmp_path / "out", **how | {"filter_pairs": ["tests.support.brightness=1"]})

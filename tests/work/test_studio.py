@@ -27,7 +27,7 @@ from spo_jax.rewards.toy import ToyTruth
 from spo_jax.weights.lora import LoRA
 from spo_jax.work.studio import Studio, checked_judge
 from tests.models.helpers import RANK, random_adapter
-from tests.networks import small_pipeline, small_spm
+from tests.support.networks import small_pipeline, small_spm
 
 PROMPTS = ["a red star", "a blue moon"]
 STEPS = 3

@@ -9,7 +9,7 @@ from transformers import CLIPImageProcessorPil
 
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.images import decode
-from tests.pairs import encoded
+from tests.support.pairs import encoded
 
 
 def theirs(data: bytes, side: int) -> np.ndarray:

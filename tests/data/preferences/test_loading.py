@@ -13,7 +13,7 @@ import pytest
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences import loading
 from spo_jax.data.preferences.images import decode
-from tests.pairs import noise_pairs
+from tests.support.pairs import noise_pairs
 
 ROWS = np.asarray([0, 1, 2, 4, 6, 7, 8])  # seven of nine pairs
 SETTINGS = dict(side=16, batch_size=4, seed=3)

@@ -15,7 +15,7 @@ from spo_jax.methods.common.before_after import BeforeAfter, load_rewards, rewar
 from spo_jax.methods.common.settings import EvalSettings, JudgeSettings
 from spo_jax.methods.spo.settings import SPOTrainSettings
 from spo_jax.nn.lora import init_lora
-from tests.networks import random_weights, small_pipeline
+from tests.support.networks import random_weights, small_pipeline
 
 PROMPTS = ["a red star", "a blue moon", "a green disc"]
 SETTINGS = EvalSettings(images=5, grid_images=2, batch=3, steps=2)

@@ -10,7 +10,7 @@ from spo_jax.methods.common import judge as judges
 from spo_jax.methods.common.judge import open_judge
 from spo_jax.rewards.base import DeviceReward
 from spo_jax.rewards.common.spm_reward import SPMReward
-from tests.networks import small_pipeline, small_spm
+from tests.support.networks import small_pipeline, small_spm
 
 OPTIONS = {"decoder": "vae", "group": "spo"}
 

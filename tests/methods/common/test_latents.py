@@ -24,8 +24,8 @@ from spo_jax.data.preferences.images import decode
 from spo_jax.data.preferences.loading import batches
 from spo_jax.methods.common.latents import LatentCache, encode_images, latent_cache
 from spo_jax.parallel.mesh import make_mesh
-from tests.networks import SIDE, small_pipeline
-from tests.pairs import noise_pairs
+from tests.support.networks import SIDE, small_pipeline
+from tests.support.pairs import noise_pairs
 
 COUNT = 5
 CHUNK = 2
@@ -137,13 +137,13 @@ _PROCESS = """
 import sys
 import jax
 import numpy as np
-from tests.pairs import noise_pairs
+from tests.support.pairs import noise_pairs
 address, folder, side, count, index = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 1)
 jax.distributed.initialize(address, 2, int(index))
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.methods.common.latents import latent_cache
-from tests.networks import small_pipeline
+from tests.support.networks import small_pipeline
 mesh = make_mesh()
 with jax.set_mesh(mesh):
     pipeline = small_pipeline(mesh)

@@ -16,7 +16,7 @@ from spo_jax.methods.common.state import TrainState
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 from spo_jax.nn.lora import init_lora
 from spo_jax.run.settings import LogSettings
-from tests.networks import random_weights, small_pipeline
+from tests.support.networks import random_weights, small_pipeline
 
 PROMPTS = ["a red star", "a blue moon", "a green disc"]
 EVAL = EvalSettings(

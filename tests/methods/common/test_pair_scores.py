@@ -8,7 +8,7 @@ import pytest
 from spo_jax.core.errors import UserError
 from spo_jax.data.preferences.images import decode
 from spo_jax.methods.common.pair_scores import reward_scores
-from tests.pairs import noise_pairs
+from tests.support.pairs import noise_pairs
 
 SIDE = 8
 PROMPTS = ("a", "four", "a star")

@@ -12,7 +12,7 @@ from spo_jax.diffusion.ddpm import make_ddpm
 from spo_jax.diffusion.process import log_prob
 from spo_jax.methods.common.policy import Pairs, Policy, pair_log_probs
 from spo_jax.nn.lora import init_lora
-from tests.networks import SCHEDULE, random_weights, small_pipeline
+from tests.support.networks import SCHEDULE, random_weights, small_pipeline
 
 PROCESS = make_ddpm(SCHEDULE, 20)
 SHAPE = (4, 4, 3)

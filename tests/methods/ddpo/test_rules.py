@@ -3,7 +3,7 @@
 import pytest
 
 from spo_jax.methods.ddpo.rules import RULES
-from tests.curves import curves_of, line
+from tests.support.curves import curves_of, line
 
 FIRST_RATIO, REWARD, SPREAD, CLIPPED = RULES
 

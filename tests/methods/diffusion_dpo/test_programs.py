@@ -9,7 +9,7 @@ from spo_jax.methods.diffusion_dpo.programs import DPO, Batch
 from spo_jax.methods.diffusion_dpo.settings import DPOSettings, DPOTrainSettings
 from spo_jax.nn.lora import init_lora
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
-from tests.networks import small_pipeline
+from tests.support.networks import small_pipeline
 
 PAIRS = 16
 

@@ -3,7 +3,7 @@
 import pytest
 
 from spo_jax.methods.diffusion_dpo import rules
-from tests.curves import curves_of, line
+from tests.support.curves import curves_of, line
 
 
 @pytest.mark.parametrize(("last", "level", "learns"), [(0.7, "good", True), (0.5, "note", False)])

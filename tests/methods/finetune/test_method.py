@@ -26,7 +26,7 @@ from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch, replicate
 from spo_jax.parallel.sharding import make, place
 from tests.e2e.micro import write_micro
 from tests.methods.runs import TINY_EVAL, assert_resumes_to_the_bit
-from tests.pairs import encoded
+from tests.support.pairs import encoded
 
 CAPTIONS = ["a red star", "a blue heart", "a green moon", "a pink circle"]
 

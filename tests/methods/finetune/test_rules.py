@@ -3,7 +3,7 @@
 import pytest
 
 from spo_jax.methods.finetune import rules
-from tests.curves import curves_of, line
+from tests.support.curves import curves_of, line
 
 
 @pytest.mark.parametrize(

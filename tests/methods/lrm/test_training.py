@@ -35,7 +35,7 @@ from spo_jax.rewards.common.latent_weights import open_tokenizers, tokenized, wr
 from spo_jax.run.settings import LogSettings
 from tests.e2e.micro import write_micro, write_micro_spm
 from tests.methods.runs import assert_devices_agree, assert_resumes_to_the_bit
-from tests.networks import SIDE, labelled_pairs
+from tests.support.networks import SIDE, labelled_pairs
 
 COUNT = 8
 # A bias of keys adds the same to all logits of a query, which softmax does not see. AdamW makes steps of its rounding.

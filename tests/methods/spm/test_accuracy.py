@@ -20,7 +20,7 @@ from spo_jax.methods.spm.settings import SPMTrainSettings
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.run.report.charts import as_svg
 from tests.e2e.micro import TOKENIZER as FOLDER
-from tests.networks import labelled_pairs, small_clip, small_pipeline
+from tests.support.networks import labelled_pairs, small_clip, small_pipeline
 
 TOKENIZER = Tokenizer(FOLDER)
 FIRST, SECOND, TIE = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)

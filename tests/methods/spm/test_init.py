@@ -13,7 +13,7 @@ from spo_jax.rewards.common.clip_score import pixel_values, score_images, text_f
 from spo_jax.rewards.common.preference_model import load_spm, write_spm
 from spo_jax.toy import ASSETS
 from spo_jax.weights.store import read_file, write_state
-from tests.networks import CLIP, small_clip
+from tests.support.networks import CLIP, small_clip
 
 TOKENIZER = ASSETS / "spm" / "tokenizer"
 KEY = jax.random.key(0)

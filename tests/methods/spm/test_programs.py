@@ -27,8 +27,8 @@ from spo_jax.models.base import Guidance, denoise, repeat_rows
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.parallel.sharding import make
 from tests.e2e.micro import TOKENIZER as FOLDER
-from tests.networks import SIDE, labelled_pairs, small_clip, small_pipeline, small_sdxl
-from tests.precisions import FULL, precisions
+from tests.support.networks import SIDE, labelled_pairs, small_clip, small_pipeline, small_sdxl
+from tests.support.precisions import FULL, precisions
 
 TOKENIZER = Tokenizer(FOLDER)
 COUNT = 16

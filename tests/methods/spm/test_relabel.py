@@ -23,8 +23,8 @@ from spo_jax.methods.spm.relabel import clean_scores, new_labels
 from spo_jax.parallel.mesh import make_mesh
 from spo_jax.rewards.common.preference_model import load_plain_clip
 from spo_jax.toy import ASSETS
-from tests.pairs import noise_pairs
-from tests.precisions import FULL, precisions
+from tests.support.pairs import noise_pairs
+from tests.support.precisions import FULL, precisions
 
 TOKENIZER = ASSETS / "spm" / "tokenizer"
 PROMPTS = ("a red star", "a blue moon above a red star", "a green square")

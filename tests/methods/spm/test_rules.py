@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spo_jax.methods.common.preference import rules
-from tests.curves import curves_of, every, line
+from tests.support.curves import curves_of, every, line
 
 KNOWN = {"eval": {"pairs": 400}}  # one standard error of an accuracy is 2.5%
 

@@ -24,7 +24,7 @@ from spo_jax.nn.lora import init_lora
 from spo_jax.rewards.base import DeviceReward
 from spo_jax.weights.lora import LoRA
 from tests.models.helpers import RANK, random_adapter
-from tests.networks import SCHEDULE, small_pipeline
+from tests.support.networks import SCHEDULE, small_pipeline
 
 PROMPTS = ("a red star", "a blue moon", "a red star")
 

@@ -13,7 +13,7 @@ from spo_jax.methods.spo.judging import judge, judged_rollout
 from spo_jax.methods.spo.plan import make_plan
 from spo_jax.methods.spo.resampler import Trajectory, draw
 from spo_jax.methods.spo.settings import SPOSettings
-from tests.networks import SCHEDULE
+from tests.support.networks import SCHEDULE
 
 SHAPE = (2, 3, 1)
 SETTINGS = SPOSettings(num_steps=7, divert_start_step=2, num_candidates=3, decode_chunk=4)

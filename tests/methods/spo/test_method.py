@@ -23,7 +23,7 @@ from spo_jax.models.base import Decoder
 from spo_jax.models.lora import read_lora
 from spo_jax.parallel.mesh import MeshSettings, make_mesh
 from spo_jax.rewards.common.spm_reward import SPMReward
-from tests.networks import small_pipeline, small_spm
+from tests.support.networks import small_pipeline, small_spm
 
 PROMPTS = ["a red star", "a blue moon", "a green disc", "a yellow square", "a red ring"]
 

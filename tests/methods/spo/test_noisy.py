@@ -24,9 +24,9 @@ from spo_jax.models.stable_diffusion.unet import UNetEncoder
 from spo_jax.nn.lora import init_lora
 from spo_jax.rewards.base import DeviceReward
 from spo_jax.toy.world import TRAIN_PROMPTS
-from tests.latent_models import write_published
 from tests.methods.spo.test_resampler import denoise, numpy_draws, process_of
-from tests.networks import small_pipeline
+from tests.support.latent_models import write_published
+from tests.support.networks import small_pipeline
 
 LPO = SPOSettings(
     judged="noisy", num_steps=5, divert_start_step=2, num_candidates=3, decode_chunk=4, threshold_rule="sigma",

@@ -22,7 +22,7 @@ from spo_jax.models import base
 from spo_jax.nn.lora import init_lora
 from spo_jax.rewards.base import DeviceReward
 from spo_jax.toy.world import TRAIN_PROMPTS
-from tests.networks import small_pipeline
+from tests.support.networks import small_pipeline
 
 
 class LatentReward(DeviceReward):

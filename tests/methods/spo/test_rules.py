@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from spo_jax.methods.spo import rules
-from tests.curves import curves_of, every, line
-from tests.guarded import hacked, make_guard
+from tests.support.curves import curves_of, every, line
+from tests.support.guarded import hacked, make_guard
 
 RATE = {"optimizer": {"learning_rate": 0.001}}
 ONES = np.ones(40)

@@ -24,7 +24,7 @@ from spo_jax.rewards.base import DeviceReward
 from spo_jax.toy.world import TRAIN_PROMPTS
 from tests.methods.spo.test_noisy import score
 from tests.methods.spo.test_resampler import denoise, numpy_draws, process_of
-from tests.networks import small_pipeline
+from tests.support.networks import small_pipeline
 
 ONE = SPOSettings(
     judged="noisy", num_steps=5, divert_start_step=1, num_candidates=3, decode_chunk=4, threshold=0.0,

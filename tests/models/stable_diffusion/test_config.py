@@ -15,7 +15,6 @@ from spo_jax.models.stable_diffusion.config import UNetConfig
 from spo_jax.nn.clip_config import CLIP_H, CLIP_L_TEXT, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from spo_jax.nn.tiny_vae import TAESD, TinyVAEConfig
 from spo_jax.nn.vae import VAEConfig
-from tests import fuzzing
 from tests.nn.config_checks import (
     check_defaults,
     check_fixed_fields_are_tried,
@@ -23,6 +22,7 @@ from tests.nn.config_checks import (
     check_value_is_refused,
     diffusers_defaults,
 )
+from tests.support import fuzzing
 
 PUBLISHED = {"sd15": presets.SD15_UNET, "sdxl": presets.SDXL_UNET}
 UNSUPPORTED = [

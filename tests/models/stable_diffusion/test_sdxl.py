@@ -28,7 +28,7 @@ from spo_jax.models.stable_diffusion.sources import open_source
 from spo_jax.parallel.sharding import shapes_of
 from spo_jax.weights.lora import LoRA
 from tests.models.helpers import RANK, merged_states, random_adapter, unit
-from tests.sdxl import VAE
+from tests.support.sdxl import VAE
 
 # The prompts are empty, of different lengths, with letters that the vocabulary spells in bytes, and too long.
 PROMPTS = ["", "a red star", "an orange heart", "Stars, 3 of them! ünd möre", "star " * 40]

@@ -13,7 +13,7 @@ from spo_jax.models.stable_diffusion.single_file import read_single_file, write_
 from spo_jax.nn.clip_config import CLIPTextConfig
 from spo_jax.nn.vae import VAEConfig
 from spo_jax.weights import store
-from tests import fuzzing
+from tests.support import fuzzing
 from tests.weights.checkpoints import model_of, state_of
 
 

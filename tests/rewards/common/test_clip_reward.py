@@ -25,8 +25,8 @@ from spo_jax.rewards.common import clip_score
 from spo_jax.rewards.common.clip_reward import clip_network
 from spo_jax.toy import ASSETS
 from spo_jax.weights import hub
-from tests.precisions import FULL, precisions
 from tests.rewards import clips
+from tests.support.precisions import FULL, precisions
 
 PROMPTS = ["a red star", "a blue moon over a green square", "a red star"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spo_jax.run.diagnosis.curves import Curve
-from tests.curves import curves_of, every, line
+from tests.support.curves import curves_of, every, line
 
 
 def test_a_curve_skips_gaps_and_what_is_not_finite():

@@ -8,9 +8,9 @@ from spo_jax.methods import rules_of
 from spo_jax.run.diagnosis import shared
 from spo_jax.run.diagnosis.curves import Curves
 from spo_jax.run.diagnosis.rule import diagnose, headline
-from tests.commands import ROOT
-from tests.curves import curves_of, line
-from tests.guarded import hacked, make_guard
+from tests.support.commands import ROOT
+from tests.support.curves import curves_of, line
+from tests.support.guarded import hacked, make_guard
 
 NORMS = line(0.1, 0.12, noise=0.02)
 

@@ -1,7 +1,7 @@
 """The figure of the looks: a panel for the trained score and one for each held-out one, and its marks."""
 
 from spo_jax.run.guard.figure import looks_figure
-from tests.guarded import hacked, make_guard
+from tests.support.guarded import hacked, make_guard
 
 
 def test_panels_and_marks():

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.guard import delays, longest_rows
 from spo_jax.run.guard.guard import Guard
 from spo_jax.run.guard.look import looks_of
-from tests.guarded import hacked, make_guard, measured
+from tests.support.guarded import hacked, make_guard, measured
 
 
 def look_until_end(guard: Guard, total: int, begin: int = 1) -> int:

@@ -17,7 +17,7 @@ from spo_jax.run.report.page import write_report
 from spo_jax.run.report.steps import NextStep
 from spo_jax.run.settings import RunSettings
 from spo_jax.run.verdict import verdict
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 HOSTILE = "<script>alert(\"x\")</script> & 'quoted' {{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br", "input"}

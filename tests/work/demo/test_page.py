@@ -13,7 +13,7 @@ from gradio_client import Client
 from spo_jax.work.demo.ballot import COLLECT, COMPARE
 from spo_jax.work.demo.votes import Vote, VoteFolder
 from spo_jax.work.doctor import extras
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 from tests.work.demo.serving import serving
 
 CHOICES = {"first": "dark", "second": "light", "prompts": "", "steps": 20, "guidance": 5.0, "voter": "Ann"}

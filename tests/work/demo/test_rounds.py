@@ -8,7 +8,7 @@ import pytest
 
 from spo_jax.run.lock import RunLock
 from spo_jax.work.demo.rounds import ENOUGH_VOTES, Round, State, latest
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 from tests.work.demo.fakes import fake_page
 
 WAITING, READY, RUNNING, ELSEWHERE, STOPPED, STOPPED_EARLY, FAILED, DONE = State

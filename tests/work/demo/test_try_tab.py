@@ -16,7 +16,7 @@ from spo_jax.work.demo.context import PageContext
 from spo_jax.work.demo.try_tab import Drawer, add_try_tab
 from spo_jax.work.studio import Studio
 from tests.models.helpers import RANK, random_adapter
-from tests.networks import small_pipeline, small_spm
+from tests.support.networks import small_pipeline, small_spm
 
 STEPS = 3
 STATUS, BASE, TUNED, APART, LEGEND, STRIP = range(6)

@@ -3,7 +3,7 @@
 import re
 
 from spo_jax.work.doctor import extras
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 
 def test_extras_are_those_of_setup_py():

@@ -14,7 +14,7 @@ from spo_jax.data.protocol import load_protocol, protocol_names
 from spo_jax.rewards import check_reward
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.work.evaluate.entries import read_entries
-from tests.commands import ROOT, command_line
+from tests.support.commands import ROOT, command_line
 
 _COMMAND = re.compile(r"python -m spo_jax\.(evaluate|prepare)[ \\][^\n]*(?:(?<=\\)\n[^\n]*)*")
 _OWN = ("ours.json",)  # files that the reader writes

@@ -18,7 +18,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.data.prompts import load_grouped_prompts
 from spo_jax.data.protocol import load_protocol, protocol_names
 from spo_jax.prepare import prepare
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 from tests.weights import test_hub
 
 STYLES = ("anime", "concept-art", "paintings", "photo")

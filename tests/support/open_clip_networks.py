@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from spo_jax.toy.tokenizer import vocabulary
-from tests.torch_networks import randomised
+from tests.support.torch_networks import randomised
 
 # Every width is another, so that a swapped one does not fit.
 CONFIG = {

@@ -104,7 +104,7 @@ def read_or_refused(
         assert len(str(error)) < 5000, f"{case.name}: a message of {len(str(error))} characters"
         value = None
     except BaseException as error:
-        error.add_note(f"{case.name}: see tests/fuzzing.py")
+        error.add_note(f"{case.name}: see tests/support/fuzzing.py")
         raise
     finally:
         peak = tracemalloc.get_traced_memory()[1]

@@ -18,7 +18,7 @@ from spo_jax.nn.vae import AutoencoderKL, VAEConfig
 from spo_jax.parallel.sharding import place_weights
 from spo_jax.rewards.common.preference_model import PreferenceModel
 from spo_jax.toy import ASSETS
-from tests.pairs import MemoryPairs, noise_pairs
+from tests.support.pairs import MemoryPairs, noise_pairs
 
 SIDE = 16  # pixels
 WORDS = 569  # of the toy world's vocabulary

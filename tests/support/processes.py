@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.commands import ROOT
+from tests.support.commands import ROOT
 
 _JOIN = """
 import sys

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-ASSETS = Path(__file__).resolve().parent.parent / "spo_jax" / "toy" / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "spo_jax" / "toy" / "assets"
 TOKENIZER = ASSETS / "pipeline" / "tokenizer"
 PROJECTION, TIME_WIDTH = 10, 6
 # The published file, which is another sampler's, although it runs as DDIM.

@@ -14,7 +14,7 @@ from spo_jax.rewards.common.latent_model import head_shapes, make_model
 from spo_jax.rewards.common.lrm_files import LatentConfig
 from spo_jax.toy import ASSETS
 from spo_jax.weights import components, rules
-from tests.networks import random_weights
+from tests.support.networks import random_weights
 
 PROJECTION = 12
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from spo_jax.nn.blip_config import BertConfig, BLIPConfig, ViTConfig
-from tests.torch_networks import randomised
+from tests.support.torch_networks import randomised
 
 # transformers' names of the vision transformer -> those of Salesforce.
 RENAMES = (
