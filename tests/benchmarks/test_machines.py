@@ -77,7 +77,9 @@ def test_work_is_what_the_layers_of_the_compiled_programs_count():
         programs = record["programs"]
         if "collect" in programs:
             flops = programs["collect"]["flops_layers"] / (settings.prompts_per_batch / chips) / 1e12
-            np.testing.assert_allclose(recipes.work(recipe, settings, valid=0), flops, rtol=0.01)
+            # The kernels of attention with which LPO was compiled count heads with their padding.
+            rtol = 0.02 if settings.spo.judged == "noisy" else 0.01
+            np.testing.assert_allclose(recipes.work(recipe, settings, valid=0), flops, rtol=rtol)
         if "update" in programs:
             flops = programs["update"]["flops_layers"] / (settings.spo.train_batch_size / chips) / 1e12
             update = recipes.work(recipe, settings) - recipes.work(recipe, settings, valid=0)
