@@ -13,9 +13,9 @@ with --config.max_batches=50 (500 prompts) and, also afterwards, for more with -
 length). By the cost model (launch/README.md, 20 to 40 % of the chip's peak, all pairs valid) a batch takes 45 to 90 s,
 500 prompts 0.6 to 1.3 hours, this epoch of 4,000 prompts 5 to 10 hours, and the published ten 50 to 100 hours. With the
 distilled decoder (--config.spo.decoder=madebyollin/taesd) it is 64 % of that. Compiled for the chip, a rollout takes
-9.6 GiB and an update 8.0 GiB (docs/machines.md); the update was compiled with an effort of -1, not with the -0.5 above,
-and may differ by a little. By the compiler's own estimates, with half of the pairs valid, a batch takes 37 s, 500
-prompts twice 1.0 hours and the published length 41. No run with these settings has been made, so no score is promised.
+9.6 GiB, and an update that keeps all products about 10 (docs/machines.md). By the compiler's own estimates, with half
+of the pairs valid, a batch takes 37 s, 500 prompts twice 1.0 hours and the published length 41. No run with these
+settings has been made, so no score is promised.
 
 The recipe is the published one but for this: a rollout has 10 prompts instead of 40, and the same 40 pairs of an
 optimizer step are four training batches of 10. The policy is therefore updated after every 10 prompts, and rollouts
@@ -41,7 +41,7 @@ def get_config():
     config.spm.tokenizer = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
     config.spo.train_batch_size = 10
-    config.spo.train_chunk = 5  # pairs at a time; 10 would take 13.6 of 16 GiB
+    config.spo.train_chunk = 5  # pairs at a time; 10 fit only with remat_keeps="inputs"
     config.optimizer.gradient_accumulation_steps = 4
 
     config.log.checkpoint_every = 5  # 4 to 8 minutes by the cost model; a checkpoint is 13 MB

@@ -44,8 +44,8 @@ class Trained(NamedTuple):
 def identity(settings: RunSettings, facts: Mapping[str, str]) -> dict[str, Any]:
     """Returns JSON values on which the weights of a run depend: its settings, and digests of what it reads."""
     fields = dataclasses.asdict(settings)
-    free = {name: fields.pop(name) for name in ("log", "mesh", "eval")}
-    del free
+    for free in ("log", "mesh", "eval", "remat_keeps"):
+        fields.pop(free, None)
     return {"settings": fields, **facts}
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
 
-_left_alone: list[Future] = []
+_left_alone: set[Future] = set()  # while it is at work; a result must not stay here
 
 
 def beside(work: Callable[[], T], awaited: bool = False) -> Future[T]:
@@ -23,7 +23,8 @@ def beside(work: Callable[[], T], awaited: bool = False) -> Future[T]:
     future = threads.submit(work)
     threads.shutdown(wait=False)
     if not awaited:
-        _left_alone.append(future)
+        _left_alone.add(future)
+        future.add_done_callback(_left_alone.discard)
     return future
 
 
@@ -33,7 +34,7 @@ def leave(status: int) -> NoReturn:
     Python joins its threads when it ends, and nothing interrupts compiled code; a daemon thread inside it can crash the
     process while that takes its libraries down.
     """
-    if all(work.done() for work in _left_alone):
+    if not _left_alone:
         sys.exit(status)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it, or there is none

@@ -14,7 +14,7 @@ def guided(
     t: Num[Array, " b"],
     condition: PyTree,
     unconditional: PyTree,
-    scale: float | Float[Array, ""],
+    scale: int | float | Float[Array, ""],
 ) -> Float[Array, "b h w c"]:
     """Computes ``uncond + scale · (cond - uncond)`` with both halves in one call of the network.
 
@@ -32,7 +32,7 @@ def guided(
     Returns:
       The guided prediction in float32.
     """
-    if isinstance(scale, float) and scale == 1:
+    if isinstance(scale, int | float) and scale == 1:
         return predict(x, t, condition).astype(jnp.float32)
     both = predict(*interleaved((x, t, unconditional), (x, t, condition)))
     both = both.astype(jnp.float32).reshape(-1, 2, *both.shape[1:])  # [2b h w c] -> [b 2 h w c]

@@ -14,17 +14,9 @@ from typing import Any
 from spo_jax.core.errors import UserError
 
 # Files that are missing or are something else than was written; every other error of the operating system may pass.
-_OF_CONTENT = {
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.EINVAL,
-    errno.ENAMETOOLONG,
-    errno.EFBIG,
-    errno.EBADMSG,
-    errno.EUCLEAN,  # the file system itself is damaged here
-}
+# EUCLEAN, where the file system itself is damaged, is known to Linux alone.
+_NAMES = ("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "EINVAL", "ENAMETOOLONG", "EFBIG", "EBADMSG", "EUCLEAN")
+_OF_CONTENT = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
 # tensorstore's errors are ValueErrors that begin with a status, for buckets, or hold the operating system's error.
 _STATUS = re.compile(r"(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|ABORTED)\b")
 _OS_ERROR = re.compile(r"os_error_code='(\d+)'")

@@ -29,11 +29,11 @@ def test_a_scale_that_is_known_to_be_one_needs_no_unconditional_half():
         calls.append(len(arguments[0]))
         return predict(*arguments).astype(jnp.bfloat16)
 
-    for scale in (1.0, jnp.float32(1)):
+    for scale in (1.0, 1, jnp.float32(1)):
         found = guided(counted, X, T, CONDITION, UNCONDITIONAL, scale)
         assert found.dtype == jnp.float32
         np.testing.assert_allclose(found, predict(X, T, CONDITION), rtol=1e-2)
-    assert calls == [2, 4]
+    assert calls == [2, 2, 4]
 
 
 def test_scale_five_goes_beyond_the_condition_in_one_call():

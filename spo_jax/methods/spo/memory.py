@@ -159,8 +159,9 @@ def estimate(settings: SPOTrainSettings, sizes: Sizes, devices: int = 1) -> Memo
     rollout = _rollout(settings, sizes, devices) * bytes_each / 2
     trained = settings.spo.chunk(devices) / devices * _parents(settings.spo)
     more = {"inputs": 0.0, "costly": sizes.costly, "products": sizes.products}[settings.remat_keeps]
-    latent = sizes.trained + more if settings.remat else sizes.kept
-    update = trained * latent * (_ALONE if devices == 1 else 1) * bytes_each / 2
+    alone = _ALONE if devices == 1 else 1
+    latent = sizes.trained * alone + more if settings.remat else sizes.kept * alone
+    update = trained * latent * bytes_each / 2
     if share > 1:
         rollout += _GATHERED * bytes_each * sizes.network
         update += _GATHERED * bytes_each * sizes.network

@@ -184,7 +184,7 @@ def _is_judges(score: str, curves: Curves) -> bool:
     """Says whether a score is the judge's own; the run of an earlier version says it of no score."""
     if curves.judge_scores is not None:
         return score in curves.judge_scores
-    return curves.setting("spo.reward", "spm") == "spm" and score.startswith("spm_score")
+    return curves.setting("spo.reward", "spm").partition(":")[0] == "spm" and score.startswith("spm_score")
 
 
 def _lost(curve: Curve, sign: int) -> str:

@@ -150,7 +150,7 @@ def test_a_preference_model_that_does_not_judge_is_another():
     assert found.level == "problem" and "spm score went from 4 in batch 10 to 1" in found.text
 
 
-@pytest.mark.parametrize(("judge", "fallen"), [("spm", False), ("pickscore", True)])
+@pytest.mark.parametrize(("judge", "fallen"), [("spm", False), ("spm:toy_people", False), ("pickscore", True)])
 def test_runs_of_earlier_versions_do_not_name_the_scores_of_the_judge(judge, fallen):
     series = {"judge_score__t1": RISING, "eval_spm_score_801": FALLING}
     curves = curves_of({"spo": {"reward": judge}}, judges=None, **series)

@@ -24,6 +24,7 @@ def test_the_sizes_of_the_toy_are_counted(toy):
     assert parts == sum(math.prod(leaf.shape) for leaf in _leaves(pipeline.params)) and sizes.latent == 16 * 16 * 4
     assert sizes.adapter == 8_736  # 69,888 numbers at rank 8 are the 279,552 bytes of its LoRA file
     assert sizes.trained / SD15.trained == sizes.guided / SD15.guided < 0.01
+    assert 0 < sizes.costly < sizes.products < sizes.kept
 
 
 def test_each_judge_is_counted_as_what_it_is():
@@ -45,7 +46,8 @@ def test_a_range_is_wider_where_nothing_was_compiled():
     peak = estimate(settings, SD15, 1).peak
     tpu, gpu = (estimated(settings, SD15, 1, platform) for platform in ("tpu", "gpu"))
     assert gpu.least < tpu.least < peak < tpu.most < gpu.most
-    assert tpu.fits(16 * GIB) and estimated(settings, SD15, 1, "a new one") == gpu
+    assert tpu.fits(0.98 * 16 * GIB), "the chip that the config is for"
+    assert estimated(settings, SD15, 1, "a new one") == gpu
     float32 = dataclasses.replace(settings, dtype="float32")
     assert estimated(float32, SD15, 1, "tpu").fits(16 * GIB) is False
 
