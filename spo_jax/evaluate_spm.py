@@ -26,7 +26,7 @@ from spo_jax.methods.common.preference.settings import JudgeTrainSettings
 from spo_jax.methods.lrm.settings import LRMTrainSettings
 from spo_jax.methods.spm.checks import check_relabelling
 from spo_jax.methods.spm.settings import SPMTrainSettings
-from spo_jax.models import latents_of
+from spo_jax.models import kind_and_channels
 from spo_jax.rewards import check_reward
 from spo_jax.rewards.common.preference_files import check_files
 from spo_jax.rewards.common.protocol import Context
@@ -96,7 +96,7 @@ def check_judges(settings: JudgeTrainSettings, clips: Sequence[str], lrm: str) -
     for clip in filter(None, clips):
         check_files(clip, getattr(settings, "tokenizer", ""), "--config.tokenizer")
     if lrm:
-        kind, channels = latents_of(settings.model)
+        kind, channels = kind_and_channels(settings.model)
         timesteps = settings.eval.timesteps
         context = Context(kind, field="--lrm", noisy=True, channels=channels, timesteps=timesteps)
         check_reward(f"lrm:{lrm}", context, judges=True)

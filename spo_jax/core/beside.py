@@ -16,7 +16,8 @@ def beside(work: Callable[[], T], awaited: bool = False) -> Future[T]:
     """Calls a function in a thread, and returns its result as a future.
 
     Args:
-      work: the function; it has to leave nothing half-written if the process ends in the middle of it.
+      work: the function, in the middle of which the process may end. It may write what is checked when it is read,
+        such as jax's compiled programs: one that was cut short is compiled again.
       awaited: whether a command that ends by a mistake meanwhile waits for it nevertheless.
     """
     threads = ThreadPoolExecutor(1)

@@ -50,7 +50,8 @@ def run_command(
     mistake (with one line on stderr), 75 if the run was preempted and saved (EX_TEMPFAIL: start it again), and 130 if
     it was interrupted. After Ctrl-C a command ends within seconds, also if it is inside compiled code.
 
-    What a command of the package compiles is kept for its next start (`keep_compiled_programs`).
+    What a command of the package compiles is kept for its next start (`keep_compiled_programs`), unless its module
+    imports jax at the top, as those of `spo_jax.build_toy` do.
 
     Args:
       main: the command; it may raise `UserError`, `Preempted` and `Interrupted`.

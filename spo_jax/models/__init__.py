@@ -77,7 +77,7 @@ def check_model(model: str, base: str = "", vae: str = "", unet: str = "") -> No
         family_module(family, "parts").check_here(path, vae, unet)
 
 
-def latents_of(model: str) -> tuple[str, int]:
+def kind_and_channels(model: str) -> tuple[str, int]:
     """Returns the kind of a model and the channels of its latents, as far as configs show that are here or known.
 
     Args:
@@ -93,7 +93,7 @@ def latents_of(model: str) -> tuple[str, int]:
     if path is not None and path.is_file():
         return "", 0
     named = families() if path is None else [family_of(path)]
-    found = (family_module(family, "sources").latents_of(model, path) for family in named)
+    found = (family_module(family, "sources").kind_and_channels(model, path) for family in named)
     return next((latents for latents in found if latents[0]), ("", 0))
 
 

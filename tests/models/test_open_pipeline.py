@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.models import families, family_module, latents_of, open_pipeline, resolve
+from spo_jax.models import families, family_module, kind_and_channels, open_pipeline, resolve
 from spo_jax.models.base import Pipeline
 from spo_jax.models.stable_diffusion import presets
 from spo_jax.models.stable_diffusion.config import UNetConfig
@@ -51,7 +51,7 @@ def test_families_are_the_subpackages():
         pipeline = family_module(family, "pipeline")
         for name in ("load", "load_published"):
             assert hasattr(pipeline, name)
-        for name in ("CLASSES", "COMPONENTS", "claims", "latents_of"):
+        for name in ("CLASSES", "COMPONENTS", "claims", "kind_and_channels"):
             assert hasattr(family_module(family, "sources"), name)
         assert hasattr(family_module(family, "save"), "write_merged_file")
         assert hasattr(family_module(family, "kohya"), "claims")
@@ -66,7 +66,7 @@ def test_families_are_the_subpackages():
     ],
 )
 def test_latents_are_known_from_configs(model, latents, no_network):
-    assert latents_of(model) == latents
+    assert kind_and_channels(model) == latents
 
 
 @pytest.mark.parametrize(

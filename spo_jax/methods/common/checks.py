@@ -52,7 +52,7 @@ def check_rewards(settings: Any, **judges: str) -> None:
     for field, spec, judging in named:
         context = Context(options=reward_options(settings, spec), field=field)
         if judging:
-            kind, channels = models.latents_of(settings.model)
+            kind, channels = models.kind_and_channels(settings.model)
             noisy = getattr(getattr(settings, field.partition(".")[0]), "judged", "clean") == "noisy"
             context = dataclasses.replace(context, kind=kind, channels=channels, noisy=noisy)
         check_reward(spec, context, judging)

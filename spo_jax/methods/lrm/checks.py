@@ -4,7 +4,7 @@ from spo_jax.core.errors import UserError
 from spo_jax.core.files import check_writable
 from spo_jax.methods.common.checks import check_model
 from spo_jax.methods.lrm.settings import LRMTrainSettings
-from spo_jax.models import latents_of
+from spo_jax.models import kind_and_channels
 from spo_jax.rewards.common.lrm_files import check_source, check_trainable
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.weights import hub
@@ -18,7 +18,7 @@ def check(settings: LRMTrainSettings) -> None:
       UserError: as the functions that this calls; or the CLIP is something else.
     """
     check_model(settings)
-    kind, channels = latents_of(settings.model)
+    kind, channels = kind_and_channels(settings.model)
     check_trainable(kind)
     if settings.init:
         check_source(settings.init, Context(kind, field="init", channels=channels))

@@ -13,7 +13,7 @@ from spo_jax.core.typing import Array, Float
 from spo_jax.diffusion.process import Process
 from spo_jax.methods.spo.packed import packed, unpacked
 from spo_jax.methods.spo.plan import judged_timesteps, recorded_timesteps
-from spo_jax.methods.spo.resampler import Denoise, Draws, JudgePool, Trajectory, pick
+from spo_jax.methods.spo.resampler import Denoise, Draws, JudgePool, Step, Trajectory, pick, predictor
 from spo_jax.methods.spo.settings import ResamplerSettings
 
 
@@ -83,18 +83,17 @@ def noisy_pools(
     first = settings.divert_start_step
     timesteps = jnp.asarray(process.timesteps)
 
-    def moments(x: Array, t: Array) -> tuple[Array, Array]:
-        return process.step(*process.split(x, denoise(x, t), t), t, settings.eta)
+    predict = predictor(denoise, process, settings.eta)
 
     def shared_step(x, inputs):
         t, noise = inputs
-        mean, std = moments(x, t)
-        return mean + std * noise, None
+        _, step = predict(x, t)
+        return step.draw(noise), None
 
     def pool_step(parent, inputs):
         t, noise, choice = inputs
-        mean, std = moments(parent, t)
-        children = mean[None] + std[None] * noise  # [b h w c] -> [k b h w c]
+        _, step = predict(parent, t)
+        children = Step(parent, step.mean[None], step.std[None]).draw(noise)  # [b h w c] -> [k b h w c]
         scores = None
         if judge_pool is not None:
             scores = judge_pool(children, t)

@@ -228,7 +228,7 @@ def check_source(path: Path, base: str = "") -> None:
             _check_base(path, kind, width, base, folder)
 
 
-def latents_of(model: str, path: Path | None) -> tuple[str, int]:
+def kind_and_channels(model: str, path: Path | None) -> tuple[str, int]:
     """Returns kind and channels of a model's latents, where its configs are here or known; otherwise ("", 0).
 
     Args:

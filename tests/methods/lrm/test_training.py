@@ -120,7 +120,7 @@ def test_settings_have_to_go_together():
 
 
 def test_a_model_of_another_family_has_no_first_half(monkeypatch):
-    monkeypatch.setattr("spo_jax.methods.lrm.checks.latents_of", lambda model: ("sd3", 16))
+    monkeypatch.setattr("spo_jax.methods.lrm.checks.kind_and_channels", lambda model: ("sd3", 16))
     with pytest.raises(UserError, match="model is of the kind 'sd3', whose network has no first half that judges: exp"):
         check(LRMTrainSettings(model="toy"))
 
