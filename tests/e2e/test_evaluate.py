@@ -160,7 +160,7 @@ def test_scores_are_those_of_the_saved_images(how, tmp_path):
 
 def test_what_is_there_is_not_made_again(how, micro_run, tmp_path, written, monkeypatch):
     """A contestant more draws its own images only, a reward more draws nothing, and fewer prompts need nothing."""
-    from tests import brightness
+    from tests.support import brightness
 
     scored = []
     monkeypatch.setattr(brightness, "load", spied(brightness.load, scored))
@@ -178,7 +178,7 @@ def test_what_is_there_is_not_made_again(how, micro_run, tmp_path, written, monk
 
 def test_a_reward_that_says_another_version_scores_again(how, tmp_path, written, monkeypatch):
     """Weights say what a reward is; one without weights, such as `http`, may say it with a text."""
-    from tests import brightness
+    from tests.support import brightness
 
     load = brightness.load
     scored = []
@@ -189,7 +189,7 @@ def test_a_reward_that_says_another_version_scores_again(how, tmp_path, written,
 
 
 def test_a_measure_without_a_better_direction_is_no_reward(how, tmp_path, monkeypatch):
-    from tests import brightness
+    from tests.support import brightness
 
     load = brightness.load
     measure = spied(load, [], signs=("brightness",))
@@ -204,7 +204,7 @@ def test_what_is_replaced_while_an_evaluation_draws_is_not_taken_for_what_was_th
     how, micro_run, tmp_path, written, monkeypatch
 ):  # fmt: skip
     """Images and scores are bound to what was read at the beginning, and hours may pass until it is used."""
-    from tests import brightness
+    from tests.support import brightness
 
     lora = shutil.copy(micro_run / "lora.safetensors", tmp_path)
     small = how | {"images_per_prompt": 1, "limit": 1, "loras": {"spo": lora}}
@@ -237,7 +237,7 @@ def changing(load, versions):
 
 
 def test_a_reward_of_ones_own_that_is_rewritten_scores_again(how, tmp_path, monkeypatch):
-    from tests import brightness
+    from tests.support import brightness
 
     text = Path(brightness.__file__).read_text()
     module = tmp_path / "rewriting" / "mine.py"
@@ -438,7 +438,7 @@ def test_images_that_are_not_finite(how, tmp_path, monkeypatch):
 
 
 def test_a_damaged_image_and_a_score_that_is_not_finite(how, tmp_path, monkeypatch):
-    from tests import brightness
+    from tests.support import brightness
 
     small = how | {"images_per_prompt": 1}
     evaluate(tmp_path / "out", **small)
@@ -465,7 +465,7 @@ def spied_nan(load):
 
 
 def test_two_rewards_with_one_score(how, tmp_path, monkeypatch):
-    from tests import brightness
+    from tests.support import brightness
 
     monkeypatch.setattr(brightness, "load", lambda source, context, load=brightness.load: load("", context))
     with pytest.raises(
