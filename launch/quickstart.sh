@@ -43,6 +43,10 @@ for flag in "$@"; do
   esac
 done
 
+if [[ ! -f $config && ! -f configs/$config.py ]]; then
+  refuse "--config=$config: no such file, nor a config in configs/"
+fi
+
 name=$(basename "$config" .py)
 default=runs/quickstart
 if [[ $name != toy ]]; then default+=_${name#toy_}; fi

@@ -119,7 +119,7 @@ def text_of(found: Mapping[str, Any]) -> str:
         parts += [main_table(entries, base), terms_table(entries, base), work_table(entries, base)]
         if judge and judge["work"] is not None:
             parts.append(
-                f"Not counted above: training the preference model, which online methods listen to, is worth "
+                f"Not counted above: training the preference model, which online methods but LPO listen to, is worth "
                 f"{thousands(judge['work'])} evaluations of the UNet, once for all of them ({judge['model']})."
             )
         if latent:

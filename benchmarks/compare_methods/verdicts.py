@@ -48,7 +48,7 @@ def against(entry: Entry, rival: Entry, base: Base) -> str:
     right = difference(entry, rival, base, ACCURACY)
     its, other = entry["title"], rival["title"]
     gained = _which(gain, "more than", "less than", "as much, within noise, as")
-    shown = _which(right, "more often", "less often", "as often, within noise")
+    shown = _which(right, "more often", "less often", "neither more nor less often beyond noise")
     low, full = (share_of_work(entry, rival, base, level) for level in LEVELS)
     level = f"{LEVELS[0]:.0%} of the best level of {other}'s curve".replace("%", " %", 1)
     if low is None:

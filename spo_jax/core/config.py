@@ -353,7 +353,7 @@ def expected_of(field: dataclasses.Field) -> str:
     low = f"more than {bounds['above']:.10g}" if "above" in bounds else low
     if "at_most" in bounds:
         high = f"{bounds['at_most']:.10g}"
-        return f"{low} to {high}" if low is not None else f"at most {high}"
+        return f"{low}{', at most' if 'above' in bounds else ' to'} {high}" if low is not None else f"at most {high}"
     if "below" in bounds:
         return f"{low} to below {bounds['below']:.10g}"
     is_float = field.type in (float, "float")

@@ -64,7 +64,8 @@ def test_help_config_lists_every_field_with_its_meaning(succeed, tmp_path, confi
 
 def test_help_config_shows_an_override(succeed, tmp_path):
     flags = ("--config=toy", "--config.spo.beta=5", "--help-config")
-    assert "--config.spo.beta=5.0  float; more than 0 to 1000000 (default 10.0)" in succeed("train", *flags).stdout
+    shown = succeed("train", *flags).stdout
+    assert "--config.spo.beta=5.0  float; more than 0, at most 1000000 (default 10.0)" in shown
 
 
 def test_a_config_by_name_takes_files_of_the_current_folder(command, tmp_path):

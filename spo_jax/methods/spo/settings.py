@@ -191,6 +191,11 @@ class SPOSettings(ResamplerSettings, UpdateSettings):
             self.require(self.next_parent == "random", "next_parent", expected)
             pools = self.num_steps - self.divert_start_step
             self.require(self.second_steps <= pools, "second_steps", f"1 to {pools}, the number of pools")
+        else:
+            for name in ("second_steps", "second_weight"):
+                default = getattr(type(self), name)
+                expected = f"{default}, or a judge in {self.GROUP}second_reward, which this is about"
+                self.require(getattr(self, name) == default, name, expected)
 
     @property
     def reward_names(self) -> tuple[str, ...]:

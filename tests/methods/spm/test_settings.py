@@ -51,7 +51,7 @@ def test_bad_fields_are_named(fields, message):
         (RelabelSettings, {"margin": 1.0}, "relabel.margin = 1.0: expected 0 to below 1"),
         (RelabelSettings, {"margin": 0.2}, "relabel.margin = 0.2: expected 0.1, because it has no effect without"),
         (RelabelSettings, {"folder": "x"}, "relabel.folder = 'x': expected '', because it has no effect without"),
-        (OptimizerSettings, {"learning_rate": 0.0}, "optimizer.learning_rate = 0.0: expected more than 0 to "),
+        (OptimizerSettings, {"learning_rate": 0.0}, "optimizer.learning_rate = 0.0: expected more than 0, at most "),
         (OptimizerSettings, {"learning_rate": float("nan")}, "optimizer.learning_rate = nan: expected more than 0"),
         (OptimizerSettings, {"weight_decay": -0.1}, "optimizer.weight_decay = -0.1: expected 0 to "),
         (OptimizerSettings, {"adam_beta2": 1.0}, "optimizer.adam_beta2 = 1.0: expected 0 to below 1"),

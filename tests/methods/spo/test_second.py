@@ -31,7 +31,7 @@ ONE = SPOSettings(
     second_reward="images", second_weight=0.25,
 )  # fmt: skip
 BOTH = dataclasses.replace(ONE, second_steps=3)
-LPO = dataclasses.replace(ONE, second_reward="")
+LPO = dataclasses.replace(ONE, second_reward="", second_weight=SPOSettings.second_weight)
 STEPS = pytest.mark.parametrize("settings", [ONE, BOTH], ids=["finished images", "three pools"])
 
 
