@@ -73,7 +73,7 @@ def test_rewards_are_separated_by_commas():
         (lambda: AdapterSettings(seed=-1), "seed = -1: expected 0 to 4294967295"),
         (lambda: AdapterSettings(seed=2**32), "seed = 4294967296: expected 0 to 4294967295"),
         (lambda: OptimizerSettings(learning_rate=-1e-4), "optimizer.learning_rate = -0.0001: expected more than 0"),
-        (lambda: OptimizerSettings(learning_rate=float("inf")), "optimizer.learning_rate = inf: expected more than 0, at most "),
+        (lambda: OptimizerSettings(learning_rate=float("inf")), "optimizer.learning_rate = inf: expected more than 0,"),
         (
             lambda: OptimizerSettings(schedule="cosine"),
             "optimizer.schedule = 'cosine': expected 'constant' or 'linear'",
