@@ -50,7 +50,7 @@ def measure(settings: SPOTrainSettings) -> list[tuple[int, float, float, float]]
         programs = [lowered.compile(), lowered.compile({"xla_allow_excess_precision": True})]
         inputs = next(run.batches(0))
         pairs, _ = collect(state.params, run.spo.frozen(), inputs, jax.random.key(1))
-        timesteps = recorded_timesteps(settings.spo, run.spo.process)
+        timesteps = recorded_timesteps(settings.spo, run.spo.process.timesteps)
 
         def error(update: jax.stages.Compiled, t: int) -> float:
             fresh = run.init_state(jax.random.key(0))  # a program takes the state for itself

@@ -14,6 +14,7 @@ import dataclasses
 import math
 
 from spo_jax.core.memory import GIB
+from spo_jax.methods.spo.plan import make_plan
 from spo_jax.methods.spo.settings import SPOSettings, SPOTrainSettings
 
 _FLOAT32 = 4
@@ -22,7 +23,7 @@ _DECODED = 4  # images at a time where the settings leave that open
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """What the formula knows of the models of one architecture.
+    """What the formula knows of the models of one architecture: counts, and as floats the bytes of temporaries.
 
     Attributes:
       network: parameters of the UNet, which is trained through its adapter.
@@ -58,6 +59,11 @@ class Sizes:
     costly: float
     products: float
     kept: float
+
+    def grown(self, factor: float) -> "Sizes":
+        """Returns the sizes of an architecture with the same counts and ``factor`` times the temporaries."""
+        temporaries = {name: value for name, value in vars(self).items() if isinstance(value, float)}
+        return dataclasses.replace(self, **{name: factor * value for name, value in temporaries.items()})
 
 
 SD15 = Sizes(
@@ -187,20 +193,13 @@ def _weights(spo: SPOSettings, sizes: Sizes) -> tuple[int, int]:
 
 
 def _judgements(spo: SPOSettings) -> int:
-    """Returns the number of pools that are judged, as the plan of a rollout counts them."""
-    recorded, each = spo.num_steps - spo.divert_start_step, spo.num_inner_step + 1
-    # Where the last step may not branch, it belongs to the pool before it.
-    joins = not spo.branch_at_last_step and recorded > 1 and (recorded - 1) % each == 0
-    return math.ceil(recorded / each) - joins
+    """Returns the number of pools that are judged."""
+    return len(make_plan(spo).judged_at) + 1
 
 
 def _parents(spo: SPOSettings) -> int:
     """Returns the number of latents from which the steps of winner and loser are taken."""
-    if spo.objective == "gradspo":
-        return 1
-    # Unless every step branches, both have parents of their own at some, and then the arrays hold two at all of them.
-    every_step = spo.shared_parent and _judgements(spo) == spo.num_steps - spo.divert_start_step
-    return 1 if every_step else 2
+    return 1 if spo.objective == "gradspo" or make_plan(spo).shares_parent else 2
 
 
 def _pairs(settings: SPOTrainSettings, sizes: Sizes) -> int:

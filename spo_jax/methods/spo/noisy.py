@@ -53,9 +53,9 @@ def judged_as_they_are(
     return Trajectory(
         parents=parents,
         children=children,
-        timesteps=recorded_timesteps(settings, process),
+        timesteps=recorded_timesteps(settings, process.timesteps),
         judged=children,
-        judged_timesteps=judged_timesteps(settings, process),
+        judged_timesteps=judged_timesteps(settings, process.timesteps),
     )
 
 

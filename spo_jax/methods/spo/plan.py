@@ -1,11 +1,10 @@
-"""What every step of a rollout does, which is known before anything is traced."""
+"""What every step of a rollout does, which is known before anything is traced. The module imports no jax."""
 
 import dataclasses
 
 import numpy as np
 
 from spo_jax.core.typing import Int
-from spo_jax.diffusion.process import Process
 from spo_jax.methods.spo.settings import ResamplerSettings
 
 
@@ -46,16 +45,20 @@ def make_plan(settings: ResamplerSettings) -> Plan:
     return Plan(branches, segment, steps[judges], shares_parent=bool(branches.all()))
 
 
-def judged_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " s"]:
+def judged_timesteps(settings: ResamplerSettings, timesteps: Int[np.ndarray, " t"]) -> Int[np.ndarray, " s"]:
     """Returns the timestep of every judgement; the last one judges the finished images, at 0.
 
     Noisy candidates are judged at the timestep of the step that drew them, the last ones too.
+
+    Args:
+      settings: settings of the rollout.
+      timesteps: the timesteps of its steps, descending.
     """
     if settings.judged == "noisy":
-        return recorded_timesteps(settings, process)
-    return np.append(process.timesteps[make_plan(settings).judged_at], 0).astype(np.int32)
+        return recorded_timesteps(settings, timesteps)
+    return np.append(timesteps[make_plan(settings).judged_at], 0).astype(np.int32)
 
 
-def recorded_timesteps(settings: ResamplerSettings, process: Process) -> Int[np.ndarray, " r"]:
-    """Returns the timestep of every recorded transition, descending."""
-    return process.timesteps[settings.divert_start_step :]
+def recorded_timesteps(settings: ResamplerSettings, timesteps: Int[np.ndarray, " t"]) -> Int[np.ndarray, " r"]:
+    """Returns the timestep of every recorded transition, descending; arguments as of `judged_timesteps`."""
+    return timesteps[settings.divert_start_step :]

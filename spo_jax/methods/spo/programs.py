@@ -79,7 +79,7 @@ def open_rollout_judge(
         pipeline,
         decoder="vae" if spo.second_reward else spo.decoder,
         noisy=spo.judged == "noisy",
-        timesteps=judged_timesteps(spo, pipeline.process(spo.num_steps)).tolist(),
+        timesteps=judged_timesteps(spo, pipeline.process(spo.num_steps).timesteps).tolist(),
         **where,
     )
     if not spo.second_reward:

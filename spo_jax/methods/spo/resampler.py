@@ -293,7 +293,7 @@ def recorded(
     return Trajectory(
         parents=parents[:, 0] if plan.shares_parent else parents,
         children=unpacked(jnp.concatenate([packed(pool)[None], steps.children]), channels),
-        timesteps=recorded_timesteps(settings, process),
+        timesteps=recorded_timesteps(settings, process.timesteps),
         judged=unpacked(jnp.stack([*judged, packed(final)]), channels),
-        judged_timesteps=judged_timesteps(settings, process),
+        judged_timesteps=judged_timesteps(settings, process.timesteps),
     )

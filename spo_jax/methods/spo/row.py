@@ -30,7 +30,7 @@ class MetricTimesteps(NamedTuple):
     @classmethod
     def of(cls, settings: ResamplerSettings, process: Process) -> "MetricTimesteps":
         """Returns those of a rollout."""
-        return cls(judged_timesteps(settings, process), recorded_timesteps(settings, process))
+        return cls(judged_timesteps(settings, process.timesteps), recorded_timesteps(settings, process.timesteps))
 
 
 def flat_row(metrics: dict[str, Array], timesteps: MetricTimesteps) -> dict[str, int | float]:

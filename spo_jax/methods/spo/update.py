@@ -97,7 +97,7 @@ def batch_loss(
     logp, ref_logp = objective_of(settings).likelihoods(lora, mean, predict, process, settings, batch)
     out = spo_loss(logp[:, 0], logp[:, 1], ref_logp[:, 0], ref_logp[:, 1], beta=settings.beta, eps=settings.eps)
     loss = total(out.loss)
-    recorded = jnp.asarray(recorded_timesteps(settings, process))
+    recorded = jnp.asarray(recorded_timesteps(settings, process.timesteps))
     here = (batch.t[:, None] == recorded[None]) & (weight > 0)[:, None]  # [n r]
 
     def at_timesteps(of_ratio: Callable[[Array], Array]) -> Array:
@@ -120,7 +120,7 @@ def batch_loss(
 
 def _zero_metrics(settings: SPOSettings, process: Process, scalars: Sequence[str]) -> dict[str, Array]:
     """Returns zeros in the shapes of the metrics of `batch_loss`, with ``scalars`` as the names of its scalars."""
-    by_timestep = jnp.zeros(len(recorded_timesteps(settings, process)))
+    by_timestep = jnp.zeros(len(recorded_timesteps(settings, process.timesteps)))
     vectors = dict.fromkeys(("pairs_at", "ratio_at", "clip_fraction_at", "error_at"), by_timestep)
     return dict.fromkeys(scalars, jnp.zeros(())) | vectors
 

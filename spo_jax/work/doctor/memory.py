@@ -57,17 +57,14 @@ def sizes_of(settings: SPOTrainSettings) -> Sizes:
     width = min(leaf.shape[-1] for leaf in kernels if leaf.shape[-1] > pipeline.latent_shape[-1])
     latent = math.prod(pipeline.latent_shape)
     scale = latent / known.latent * width / _WIDTH
-    temporaries = ("guided", "decoded", "distilled", "judged", "trained", "costly", "products", "kept")
-    grown = {name: getattr(known, name) * scale for name in temporaries}
     return dataclasses.replace(
-        known,
+        known.grown(scale),
         network=_numbers(network),
         vae=_numbers(pipeline.params["vae"]),
         text=_numbers(pipeline.text_params),
         **_judge_sizes(run.spo),
         adapter=_numbers(adapter) // settings.lora.rank,
         latent=latent,
-        **grown,
     )
 
 

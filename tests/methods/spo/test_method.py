@@ -130,7 +130,7 @@ def test_a_run_in_two_parts_sees_the_same_prompts_and_keys(run):
 
 def test_a_row_names_every_judgement_by_its_timestep(run):
     _, (row,) = steps(run, Recorder(run), 0, 1)
-    judged = judged_timesteps(run.settings.spo, run.spo.process)
+    judged = judged_timesteps(run.settings.spo, run.spo.process.timesteps)
     assert judged[-1] == 0
     assert [row[f"judge_score/t{t:04d}"] for t in judged] == [1.0, 2.0, 3.0]
     assert row["loss"] == pytest.approx(0.7) and row["valid_share"] == 0.5

@@ -80,7 +80,7 @@ def test_the_scan_equals_a_plain_loop(settings, parent):
 
 
 def test_thresholds_rise_with_noise_and_are_one_number_by_default():
-    limits = threshold_at(LPO, judged_timesteps(LPO, process_of(LPO)))
+    limits = threshold_at(LPO, judged_timesteps(LPO, process_of(LPO).timesteps))
     assert (np.diff(limits) < 0).all()  # timesteps descend
     assert threshold_at(SPOSettings(), np.array([951, 1])) == SPOSettings().threshold
     whole = dataclasses.replace(LPO, threshold=0.35, threshold_high=0.5)

@@ -125,7 +125,7 @@ def test_plan_of_sd15():
     assert plan.branches.all() and plan.shares_parent
     assert plan.segment.tolist() == list(range(16))
     assert plan.judged_at.tolist() == list(range(5, 20))
-    assert judged_timesteps(SD15, process_of(SD15)).tolist() == [*range(701, 0, -50), 0]
+    assert judged_timesteps(SD15, process_of(SD15).timesteps).tolist() == [*range(701, 0, -50), 0]
 
 
 def test_plan_of_sdxl():
@@ -134,7 +134,7 @@ def test_plan_of_sdxl():
     assert not plan.shares_parent
     assert plan.segment.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
     assert plan.judged_at.tolist() == [8, 12, 16]
-    assert judged_timesteps(SDXL, process_of(SDXL)).tolist() == [551, 351, 151, 0]
+    assert judged_timesteps(SDXL, process_of(SDXL).timesteps).tolist() == [551, 351, 151, 0]
 
 
 def test_plan_of_sdxl_without_inner_steps():

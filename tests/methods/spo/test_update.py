@@ -160,7 +160,7 @@ def test_metrics_by_timestep_are_those_of_its_pairs():
     lora = jax.tree.map(lambda x: 8 * x, make_lora())
     weight = jnp.asarray(np.arange(40) % 4 > 0, jnp.float32)
     (_, metrics), _ = gradient(lora, pairs, weight)
-    timesteps = recorded_timesteps(SETTINGS, PROCESS)
+    timesteps = recorded_timesteps(SETTINGS, PROCESS.timesteps)
     assert timesteps.tolist() == list(range(751, 0, -50))
     assert metrics["pairs_at"].sum() == 30
     for index, t in enumerate(timesteps):
