@@ -4,13 +4,8 @@ Flags are read from the source of the module, so that nothing is started. Settin
 and then read by the method. Files that a command names, other than configs, may be the reader's own.
 """
 
-import dataclasses
-import functools
-import importlib
 import re
-import shlex
 import sys
-from typing import NamedTuple
 from unittest import mock
 
 from absl import flags
@@ -18,48 +13,15 @@ from ml_collections import config_flags
 
 from spo_jax.core.config_flag import find_config
 from spo_jax.core.errors import UserError
-from spo_jax.core.lookup import module_names
 from spo_jax.methods import read_settings
 from tests.support.commands import ROOT
+from tests.support.documented import Command, commands_in, defined_flags
 
 DOCUMENTS = ("*.md", "docs/*.md", "launch/*.md", "benchmarks/**/*.md", "notebooks/*.md", "notebooks/*.ipynb")
 DOCSTRINGS = ("configs/*.py", "spo_jax/**/*.py", "benchmarks/**/*.py", "examples/*.py")
 FILES = sorted(file for pattern in (*DOCUMENTS, *DOCSTRINGS) for file in ROOT.glob(pattern))
-MODULE = r"python -m ((?:spo_jax|benchmarks)\.[\w.]*[a-z])"
-LINE = re.compile(rf"^ *(?:\w+=\S+ )*{MODULE}((?: .*)?)$", re.MULTILINE)  # of a code block, or of a docstring
-INLINE = re.compile(rf"`{MODULE}((?:\s[^`]*)?)`")
-DEFINED = re.compile(r"\.DEFINE_\w+\(\s*\"([\w-]+)\"")
 # Such as --config.max_batches=N and --config.FIELD=VALUE; and strings that go on in another line of code.
 PLACEHOLDER = re.compile(r"…|\{|=[A-Z]$|\.[A-Z]+=|--config=[$A-Z]|\n")
-SOURCES = "spo_jax.data.preferences.sources"
-
-
-class Command(NamedTuple):
-    """A command of a document: its module and the words after it."""
-
-    module: str
-    words: tuple[str, ...]
-
-
-def commands_in(text: str) -> list[Command]:
-    """Finds the commands of a text; what follows a pipe, a semicolon or a comment is not theirs."""
-    text = text.replace("\\\n", "")
-    found = [*LINE.findall(text), *INLINE.findall(text)]
-    return [Command(module, tuple(shlex.split(re.split(r"\s[|&>#]|;", rest)[0]))) for module, rest in found]
-
-
-@functools.cache
-def defined_flags(module: str) -> set[str]:
-    """Reads the flags of a module from its source, or from those of a package."""
-    path = ROOT / module.replace(".", "/")
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-    if module.startswith("benchmarks."):
-        files.append(ROOT / "benchmarks" / "common.py")
-    known = {flag for file in files for flag in DEFINED.findall(file.read_text(encoding="utf-8"))}
-    if module == "spo_jax.prepare":
-        options = [importlib.import_module(f"{SOURCES}.{name}").Options for name in module_names(SOURCES)]
-        known |= {field.name.replace("_", "-") for option in options for field in dataclasses.fields(option)}
-    return known | {"help"}
 
 
 def mistakes_in(command: Command) -> list[str]:

@@ -3,10 +3,8 @@
 Nothing is fetched and nothing is drawn.
 """
 
-import functools
-import re
 import shlex
-import subprocess
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,25 +12,21 @@ from spo_jax.data.protocol import load_protocol, protocol_names
 from spo_jax.rewards import check_reward
 from spo_jax.rewards.common.protocol import Context
 from spo_jax.work.evaluate.entries import read_entries
-from tests.support.commands import ROOT, command_line
+from tests.support.commands import ROOT
+from tests.support.documented import commands_in, defined_flags
 
-_COMMAND = re.compile(r"python -m spo_jax\.(evaluate|prepare)[ \\][^\n]*(?:(?<=\\)\n[^\n]*)*")
 _OWN = ("ours.json",)  # files that the reader writes
 _OWN_REWARDS = ("my_rewards.",)
 
 
-def _commands(name: str) -> list[list[str]]:
-    """Returns the words of the commands in the code blocks of all documents, each a list of flags with their values."""
-    found = []
-    for document in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):
-        for block in re.findall(r"```bash\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
-            for match in _COMMAND.finditer(block):
-                if match[1] == name:
-                    found.append(shlex.split(match[0].replace("\\\n", " "), comments=True)[3:])
-    return found
+def _commands(name: str) -> list[tuple[str, ...]]:
+    """Returns the words of all commands of a module in the documents that do something, flags with their values."""
+    texts = [file.read_text(encoding="utf-8") for file in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])]
+    found = [command for text in texts for command in commands_in(text) if command.module == f"spo_jax.{name}"]
+    return [command.words for command in found if command.words]
 
 
-def _flags(words: list[str]) -> list[tuple[str, str]]:
+def _flags(words: Sequence[str]) -> list[tuple[str, str]]:
     """Pairs flags with values, which follow an equals sign or stand in the next word."""
     pairs: list[tuple[str, str]] = []
     for word in words:
@@ -46,16 +40,10 @@ def _flags(words: list[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-@functools.cache
-def _known_flags() -> list[str]:
-    done = subprocess.run(command_line("evaluate", "--help"), cwd=ROOT, capture_output=True, text=True, timeout=60)
-    return re.findall(r"--(?:\[no\])?([a-z-]+)", done.stdout)
-
-
 @pytest.mark.parametrize("words", _commands("evaluate"), ids=lambda words: shlex.join(words)[:100])
-def test_an_evaluation_in_a_document_can_be_started(words: list[str]) -> None:
+def test_an_evaluation_in_a_document_can_be_started(words: tuple[str, ...]) -> None:
     given = _flags(words)
-    assert [flag for flag, _ in given if flag not in _known_flags()] == []
+    assert [flag for flag, _ in given if flag not in defined_flags("spo_jax.evaluate")] == []
     assert all(value for _, value in given) and "out" in dict(given)
     values = {flag: [value for name, value in given if name == flag] for flag, _ in given}
     entries = read_entries(*(values.get(flag, []) for flag in ("lora", "merged", "images")))
