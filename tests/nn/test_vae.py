@@ -11,8 +11,11 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from spo_jax.models.stable_diffusion import presets
+from spo_jax.nn import layers
 from spo_jax.nn.shapes import vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig, sample_posterior
+from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch
+from spo_jax.parallel.sharding import shardings
 from tests.nn.config_checks import (
     check_defaults,
     check_fixed_fields_are_tried,
@@ -96,6 +99,26 @@ def test_decode_matches_diffusers(vae, reference):
     images = decode(params, latents)
     assert reference.relative_error(images, reference.nhwc(theirs.decode(reference.nchw(latents)).sample)) < TOLERANCE
     assert images.shape[1] == 5 * ours.config.downscale
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("method", ["encode", "decode"])
+def test_images_stay_apart_where_weights_are_cut(method, platform, monkeypatch):
+    """Every device gathers weights, which are small beside images, and never holds a part of another one's images."""
+    monkeypatch.setattr(layers, "platform_in_context", lambda: platform)
+    vae = AutoencoderKL(VAEConfig(block_out_channels=(16, 32, 64), norm_num_groups=8))
+    mesh = make_mesh(MeshSettings(data=1, fsdp=8))
+    shapes = vae_shapes(vae)
+    params = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings(shapes, mesh)
+    )
+    side, channels = (32, 3) if method == "encode" else (8, 4)
+    x = jax.ShapeDtypeStruct((16, side, side, channels), jnp.float32, sharding=over_batch(mesh))
+    with jax.set_mesh(mesh):
+        program = jax.jit(lambda params, x: vae.apply({"params": params}, x, method=method)).lower(params, x).compile()
+    assert "all-gather" in program.as_text()
+    assert "[2,32,32,16]" in program.as_text()  # a device's own images
+    assert "[16,32,32," not in program.as_text()
 
 
 def test_log_variance_is_clipped_as_in_diffusers(reference):

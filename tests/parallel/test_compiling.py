@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from spo_jax.parallel.compiling import _TILES, compile_program, compiler_options, device_jit
+from spo_jax.parallel import compiling
+from spo_jax.parallel.compiling import compile_program, compiler_options, device_jit
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,8 @@ from spo_jax.parallel.compiling import _TILES, compile_program, compiler_options
 def test_operations_may_take_half_of_a_chips_own_memory(kind, kib):
     mesh = AbstractMesh((8,), ("data",), (AxisType.Auto,), abstract_device=AbstractDevice(kind, 1, "tpu"))
     with jax.sharding.use_abstract_mesh(mesh):
-        assert compiler_options() == ({"xla_tpu_scoped_vmem_limit_kib": kib} if kib else {})
+        assert compiler_options().get("xla_tpu_scoped_vmem_limit_kib") == kib
+        assert compiler_options()["xla_jf_spmd_threshold_for_windowed_einsum_mib"] > 2**15  # more than any weight has
 
 
 def test_cpus_have_no_options_of_their_own():
@@ -28,6 +30,6 @@ def test_cpus_have_no_options_of_their_own():
 )
 def test_the_compiler_is_given_the_options(run, monkeypatch):
     """That of CPUs does not know them, and says so."""
-    monkeypatch.setitem(_TILES, jax.devices()[0].device_kind, 1024)
+    monkeypatch.setattr(compiling, "compiler_options", lambda: {"xla_tpu_scoped_vmem_limit_kib": 1024})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_scoped_vmem_limit_kib"):
         run(lambda x: x * 5, jnp.ones(()))
