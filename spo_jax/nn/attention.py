@@ -3,8 +3,8 @@
 TPU: the kernels of `spo_jax.nn.flash` if there are at least `FLASH_TOKENS` queries, so that no score matrix is in
 memory: for latents of 64 x 64 it is 4,096 x 4,096 per head, and 15 GiB in the backward pass of 20 such latents. Masks
 are for short texts, and have the plain attention.
-GPU: cuDNN's flash attention if device, dtype and head size allow it. In all other cases: XLA's plain attention, which
-the environment variable ``SPO_JAX_ATTENTION=plain`` forces everywhere, in case a kernel fails on a device.
+GPU: cuDNN's flash attention if device, dtype and head size allow it. In all other cases: XLA's plain attention (on CPUs
+written so that it is fast there), which the environment variable ``SPO_JAX_ATTENTION=plain`` forces everywhere, in case a kernel fails on a device.
 
 The platform is that of the mesh in context (`jax.set_mesh`), so a program for TPUs can be compiled on a host that has
 none.
@@ -95,6 +95,8 @@ def dot_product_attention(
     masked = is_causal or visible is not None
     if implementation == "flash" and not masked:
         return _flash(*(spread_rows(x) for x in (q, k, v)), heads)
+    if platform_in_context() == "cpu" and not masked:
+        return _normalised_last(*(spread_rows(x) for x in (q, k, v)), heads)
     mask = None if visible is None else visible[:, None, None]  # [b m] -> [b 1 1 m]
 
     def split(x):  # [b l d] -> [b l n e]
@@ -105,6 +107,25 @@ def dot_product_attention(
         implementation="cudnn" if implementation == "cudnn" and mask is None else "xla",
     )  # fmt: skip
     return out.reshape(q.shape)
+
+
+def _normalised_last(q: Float[Array, "b l d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Array:
+    """Divides by the sum of a query's weights after the sum over the values, not before.
+
+    `jax.nn.dot_product_attention` divides the matrix of weights, which XLA's CPU compiler copies at that. This takes a
+    quarter to a half of its time at 256 tokens, forward and backward (`python -m benchmarks.layers`).
+    """
+
+    def split(x):  # [b l d] -> [b n l e]
+        return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+    scale = (q.shape[-1] // heads) ** -0.5
+    scores = jnp.einsum("bnle,bnme->bnlm", split(q), split(k), preferred_element_type=jnp.float32) * scale
+    # A largest score is only there against overflow, and has no effect on the result or on gradients.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    out = jnp.einsum("bnlm,bnme->bnle", weights.astype(v.dtype), split(v), preferred_element_type=jnp.float32)
+    out = out / weights.sum(-1, keepdims=True)
+    return out.astype(q.dtype).swapaxes(1, 2).reshape(q.shape)
 
 
 def _flash(q: Float[Array, "b l d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Array:

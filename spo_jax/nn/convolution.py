@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from spo_jax.core.typing import Array, Float
-from spo_jax.parallel.mesh import spread_rows
+from spo_jax.parallel.mesh import platform_in_context, spread_rows
 
 _AXES = ("NHWC", "HWIO", "NHWC")
 # The other options that ``nn.Conv`` passes. Any other value would be dropped silently, so it is refused.
@@ -41,10 +41,19 @@ def convolve(
     return _plain(x, kernel, strides, padding)
 
 
+# XLA's library of convolutions for CPUs has fast kernels for multiples of 16 features. With 56 it takes twice as long
+# as with 64 (`python -m benchmarks.layers`).
+_CPU_FEATURES = 16
+
+
 def _plain(x, kernel, strides, padding):
+    features = kernel.shape[-1]
+    if platform_in_context() == "cpu" and features > _CPU_FEATURES:
+        kernel = jnp.pad(kernel, ((0, 0),) * 3 + ((0, -features % _CPU_FEATURES),))
     # The rows stay apart, or a kernel that is cut over devices would make them hold parts of all images' features: the
     # decoder of SD 1.5 then takes three times the memory.
-    return spread_rows(jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_AXES))
+    out = spread_rows(jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_AXES))
+    return out[..., :features]
 
 
 def _stride_1(x, kernel, padding):
