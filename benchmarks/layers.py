@@ -1,8 +1,9 @@
 """Compares layers that this package computes in its own way with plain ones: ``python -m benchmarks.layers``.
 
 Two programs run in turn on the device at hand, with widths of the toy pipeline's decoder and UNet. Both compute the
-same (tests/nn) and differ in time. A second table has the operations per second of convolutions of the toy's widths, in
-float32, beside those of a matrix product of 1,024: what keeps a rollout on CPUs from that rate.
+same (tests/nn) and differ in time. A second table has the operations per second of jax's convolutions, in float32 and
+with the toy's widths, 56 and 64, beside those of a matrix product of 1,024: what keeps a rollout on CPUs from that
+rate.
 """
 
 import statistics
@@ -17,12 +18,17 @@ from flax import linen as nn
 
 from spo_jax.core.cli import run_command
 from spo_jax.core.typing import Array, Float
+from spo_jax.nn.attention import dot_product_attention
 from spo_jax.nn.convolution import convolve
 from spo_jax.nn.layers import GroupNorm, UpsampledConv
 
 _ONES = ((1, 1), (1, 1))
-# Images, their side, and channels before and after, of convolutions with kernel 3: two of the UNet, then the decoder.
-_CONVOLUTIONS = ((64, 4, 96, 96), (64, 8, 48, 48), (96, 8, 64, 64), (96, 32, 32, 16), (96, 32, 16, 16), (96, 32, 16, 3))
+# Images, their side, and channels before and after, of convolutions with kernel 3: two of the UNet, then the decoder,
+# and two whose widths differ by an eighth.
+_CONVOLUTIONS = (
+    (64, 4, 96, 96), (64, 8, 48, 48), (96, 8, 64, 64), (96, 32, 32, 16), (96, 32, 16, 16), (96, 32, 16, 3),
+    (32, 16, 56, 56), (32, 16, 64, 64),
+)  # fmt: skip
 
 
 class PlainUpsampledConv(nn.Module):
@@ -51,6 +57,22 @@ def plain_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k l c e"
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), _ONES, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
+def attention(q: Float[Array, "b l d"], k: Float[Array, "b l d"], v: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """Attends as this package does, with four heads."""
+    return dot_product_attention(q, k, v, 4)
+
+
+def plain_attention(q: Float[Array, "b l d"], k: Float[Array, "b l d"], v: Float[Array, "b l d"]) -> Array:
+    """Attends as jax does, with four heads."""
+    out = jax.nn.dot_product_attention(*(x.reshape(*x.shape[:2], 4, -1) for x in (q, k, v)))
+    return out.reshape(q.shape)
+
+
+def gradients_of(attend: Callable) -> Callable:
+    """Returns a function that takes the gradients of an attention's three inputs."""
+    return jax.grad(lambda *inputs: jnp.square(attend(*inputs)).sum(), (0, 1, 2))
+
+
 def cases() -> dict[str, tuple[Callable, Callable, tuple[Any, ...], tuple[Any, ...]]]:
     """Returns by name: our function, the plain one, arguments of ours, arguments of the plain one."""
 
@@ -63,7 +85,12 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple[Any, ...], tuple[Any, .
 
     loops = gradient_in_a_loop(convolve), gradient_in_a_loop(plain_convolution)
     both = (normal(32, 8, 8, 144), normal(3, 3, 144, 48))
+    odd = (normal(32, 16, 16, 56), normal(3, 3, 56, 56))
+    tokens = (normal(32, 256, 56),) * 3
     return {
+        "attention": (attention, plain_attention, tokens, tokens),
+        "attention and its gradients": (*map(gradients_of, (attention, plain_attention)), tokens, tokens),
+        "convolution of 56 features": (convolve, plain_convolution, odd, odd),
         "convolution of a doubled image": modules(UpsampledConv(64), PlainUpsampledConv(64), normal(64, 8, 8, 64)),
         "gradient of a convolution in a loop": (*loops, both, both),
         "group norm": modules(

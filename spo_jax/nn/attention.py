@@ -3,8 +3,9 @@
 TPU: the kernels of `spo_jax.nn.flash` if there are at least `FLASH_TOKENS` queries, so that no score matrix is in
 memory: for latents of 64 x 64 it is 4,096 x 4,096 per head, and 15 GiB in the backward pass of 20 such latents. Masks
 are for short texts, and have the plain attention.
-GPU: cuDNN's flash attention if device, dtype and head size allow it. In all other cases: XLA's plain attention (on CPUs
-written so that it is fast there), which the environment variable ``SPO_JAX_ATTENTION=plain`` forces everywhere, in case a kernel fails on a device.
+GPU: cuDNN's flash attention if device, dtype and head size allow it. In all other cases: plain attention, XLA's or on
+CPUs one that is fast there. The environment variable ``SPO_JAX_ATTENTION=plain`` forces it everywhere, in case a kernel
+fails on a device.
 
 The platform is that of the mesh in context (`jax.set_mesh`), so a program for TPUs can be compiled on a host that has
 none.
@@ -112,8 +113,9 @@ def dot_product_attention(
 def _normalised_last(q: Float[Array, "b l d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Array:
     """Divides by the sum of a query's weights after the sum over the values, not before.
 
-    `jax.nn.dot_product_attention` divides the matrix of weights, which XLA's CPU compiler copies at that. This takes a
-    quarter to a half of its time at 256 tokens, forward and backward (`python -m benchmarks.layers`).
+    `jax.nn.dot_product_attention` divides the matrix of weights, and XLA's CPU compiler copies it at that: with 256
+    tokens it takes 2.8 times as long, and 1.4 times with gradients (`python -m benchmarks.layers`). TPUs take longer
+    with this one, a layer of CLIP ViT-H by a fifteenth, by the estimates for v5e.
     """
 
     def split(x):  # [b l d] -> [b n l e]

@@ -124,6 +124,35 @@ def arrays(reference, rows, queries, keys, features):
     return [reference.normal(seed, rows, n, features) for seed, n in enumerate((queries, keys, keys, queries))]
 
 
+@pytest.mark.parametrize(("queries", "keys", "heads", "width"), [(256, 256, 4, 14), (9, 77, 2, 8), (3, 5, 1, 16)])
+def test_attention_on_cpus_is_attention(reference, queries, keys, heads, width):
+    """Output and gradients, where weights are divided by their sum after the sum over the values."""
+    results = both(heads, *arrays(reference, 2, queries, keys, heads * width), attention.dot_product_attention)
+    for ours, theirs in zip(*results, strict=True):
+        assert reference.relative_error(ours, theirs) < TOLERANCE
+
+
+def test_attention_on_cpus_in_16_bits(reference):
+    """As near to float32 as jax's own: weights have the digits of bfloat16, scores and sums those of float32."""
+    q, k, v, _ = (3 * x for x in arrays(reference, 2, 64, 64, 32))
+    exact = plain_attention(q, k, v, 2)
+    short = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    ours = attention.dot_product_attention(*short, 2)
+    assert ours.dtype == jnp.bfloat16
+    error, usual = (reference.relative_error(x.astype(jnp.float32), exact) for x in (ours, plain_attention(*short, 2)))
+    assert error < 1.2 * usual
+    assert usual < 0.03
+
+
+def test_scores_that_would_overflow_on_cpus(reference):
+    """Exponentials are of differences to the largest score, which takes no part in the gradients."""
+    q, k, v, weights = arrays(reference, 1, 16, 60, 16)
+    results = both(2, q, np.concatenate([k[:, :-1], 100 * k[:, -1:]], 1), v, weights, attention.dot_product_attention)
+    assert np.isfinite(results[0][0]).all()
+    for ours, theirs in zip(*results, strict=True):
+        assert reference.relative_error(ours, theirs) < 1e-3
+
+
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("queries", "keys", "heads", "width"),

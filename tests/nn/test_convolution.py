@@ -12,8 +12,8 @@ AXES = ("NHWC", "HWIO", "NHWC")
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 5, 3)), jnp.float32)
 
 
-def kernel(height, width, seed=1):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal((height, width, 3, 4)), jnp.float32)
+def kernel(height, width, seed=1, features=4):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((height, width, 3, features)), jnp.float32)
 
 
 def plain(x, k, strides=(1, 1), padding=((1, 1), (1, 1))):
@@ -31,9 +31,10 @@ def plain(x, k, strides=(1, 1), padding=((1, 1), (1, 1))):
         ((3, 3), (2, 2), ((1, 1), (1, 1))),
     ],
 )
-def test_values_and_gradients_are_those_of_jax(size, strides, padding):
+@pytest.mark.parametrize("features", [4, 24])  # 24 is filled up to 32
+def test_values_and_gradients_are_those_of_jax(size, strides, padding, features):
     """To 1e-5 of values of a few tens: both sides sum float32 products in a different order."""
-    k = kernel(*size)
+    k = kernel(*size, features=features)
     outs = []
     gradients = []
     for function in (convolve, plain):

@@ -35,14 +35,14 @@ def test_attention_matches_diffusers(reference, upcast, use_bias):
 @pytest.mark.parametrize("upcast", [False, True])
 def test_upcast_attention_is_in_float32(monkeypatch, reference, upcast):
     """SD 2.1 in 16 bits: queries, keys and values are float32 inside the attention, and nothing outside it is."""
-    plain = jax.nn.dot_product_attention
+    attend = layers.dot_product_attention
     dtypes = []
 
-    def spy(q, k, v, **settings):
+    def spy(q, k, v, heads):
         dtypes.extend((q.dtype, k.dtype, v.dtype))
-        return plain(q, k, v, **settings)
+        return attend(q, k, v, heads)
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
+    monkeypatch.setattr(layers, "dot_product_attention", spy)
     attention = layers.Attention(heads=2, upcast=upcast, dtype=jnp.bfloat16)
     out, _ = attention.init_with_output(jax.random.key(0), reference.normal(0, 1, 3, 8).astype(jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
