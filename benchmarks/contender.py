@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.memory import device_peak, is_out_of_memory, process_peak, reset_process_peak
 from spo_jax.core.errors import UserError
+from spo_jax.core.memory import return_unused_memory
 
 MOST_BATCHES = 1000
 # Seconds of both halves of a batch, its number of valid pairs and its loss.
@@ -197,6 +198,7 @@ def serve(build: Callable[[], Side]) -> None:
     try:
         side = build()
         building = process_peak()
+        return_unused_memory()  # as training does before its first batch
         reset = reset_process_peak()
         answer({"ready": {**side.about, "building_peak_bytes": building, "memory_of_batches_alone": reset}})
         for _ in sys.stdin:

@@ -1,6 +1,8 @@
-"""Memory that does not suffice: one line that says what to lower, instead of a traceback."""
+"""The host's memory, and memory that does not suffice: one line that says what to lower, instead of a traceback."""
 
 import contextlib
+import ctypes
+import gc
 import re
 from collections.abc import Callable, Iterator
 
@@ -15,6 +17,16 @@ ELSEWHERE = (
     "end other programs that use this memory, or use a machine with more (with JAX_PLATFORMS=cpu, the memory of the "
     "host instead of an accelerator's)"
 )
+
+
+def return_unused_memory() -> None:
+    """Gives memory that is free again back to the system, where the C library can do that on demand, as glibc can.
+
+    Compilers leave some hundred MiB in small pieces, which the process would otherwise keep to its end.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

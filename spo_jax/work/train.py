@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from spo_jax.core.beside import beside
 from spo_jax.core.errors import UserError
 from spo_jax.core.images import write_png
-from spo_jax.core.memory import explaining_memory
+from spo_jax.core.memory import explaining_memory, return_unused_memory
 from spo_jax.core.progress import stage
 from spo_jax.core.run_files import CHECKPOINTS
 from spo_jax.core.typing import Key
@@ -92,6 +92,7 @@ def train(
         # Training.
         io = _run_io(run, guard, settings, out, outputs.curves, checkpointer, run_meta(settings, data.digests))
         batches = held.enter_context(_batches(run, start))
+        return_unused_memory()  # that of compiling
         done, state = _looped(run, prepared.programs, batches, start, state, train_key, folder, io)
         state, guarded = _guarded(guard, checkpointer, state, done)
 

@@ -1,4 +1,12 @@
-"""Memory that does not suffice: real errors of devices and of the host become one line, and others stay as they are."""
+"""Memory that does not suffice: real errors of devices and of the host become one line, and others stay as they are.
+
+What is free again goes back to the system.
+"""
+
+import ctypes
+import platform
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +14,7 @@ import numpy as np
 import pytest
 
 from spo_jax.core.errors import UserError
-from spo_jax.core.memory import explaining_memory, out_of_memory
+from spo_jax.core.memory import explaining_memory, out_of_memory, return_unused_memory
 from spo_jax.core.progress import stage
 
 
@@ -56,3 +64,25 @@ def test_other_errors_stay_as_they_are():
         raise RuntimeError("out of memory, says the user")
     with pytest.raises(jax.errors.JaxRuntimeError), explaining_memory(lambda: ""):
         jax.block_until_ready(jax.jit(lambda x: jax.pure_callback(lambda x: 1 / 0, x, x))(jnp.ones(())))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back on demand")
+def test_memory_that_is_free_again_goes_back_to_the_system():
+    """A piece that is still used, above a hundred MiB of small ones that are not, keeps them in the process."""
+    pieces = [bytearray(60_000) for _ in range(2000)]
+    last = bytearray(60_000)
+    del pieces
+    before = resident()
+    return_unused_memory()
+    assert before - resident() > 50 * 2**20
+    assert last[0] == 0
+
+
+def test_other_systems_keep_their_memory(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    return_unused_memory()
+
+
+def resident():
+    """Bytes of this process in memory."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
