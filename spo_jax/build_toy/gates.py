@@ -7,8 +7,9 @@ autoencoder  reconstructions keep a prompt accuracy >= 95 %
 base         >= 80 % of the samples of held-out prompts have the right colour and shape
 late         how much of each term of the aesthetic is still open where configs/toy.py diverts; no gate
 spm          >= 85 % of held-out preference pairs are ordered right at t = 0, >= 60 % wherever configs/toy.py diverts
-lrm          >= 54 % of the held-out pairs of simulated people are ordered as they labelled them, wherever
-             configs/lpo_toy.py diverts; the preference model of people's labels beside it has no gate
+lrm          >= 54 % of the held-out pairs of simulated people are ordered as they labelled them, on average over the
+             timesteps at which configs/lpo_toy.py judges; single ones, and the preference model of people's labels
+             beside it, have no gate
 spo          with three training seeds, the aesthetic rises by half of the base's standard deviation, and accuracy and
              range are kept; the share of each term in the rise is reported
 """
@@ -177,8 +178,10 @@ def lrm(settings: SPOTrainSettings, count: int, out: Path) -> list[Line]:
     evaluation = AccuracySettings(tuple(sorted({*judged, *REPORTED_TIMESTEPS})), batch=40)
     own = LRMTrainSettings(model=settings.model, data_dir=str(pairs), chunk=50, eval=evaluation)
     measured = evaluate_spm(own, "toy_people", out / "lrm", overwrite=True, lrm="toy_people")
-    gates = dict.fromkeys(judged, 0.54)
-    lines = [_line(f"pair accuracy at t = {t}", x, gates.get(t)) for t, x in measured[LRMRun.LINE].items()]
+    found = measured[LRMRun.LINE]
+    lines = [_line(f"pair accuracy at t = {t}", x) for t, x in found.items()]
+    # A pair's accuracies are not independent of each other, so the standard error is that of their mean over pairs.
+    lines.append(_line("pair accuracy, mean of the judged t", np.mean([found[t] for t in judged], axis=0), 0.54))
     return [*lines, *(_line(f"preference model at t = {t}", x) for t, x in measured[SPM_LINE].items())]
 
 
