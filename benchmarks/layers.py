@@ -1,9 +1,9 @@
 """Compares layers that this package computes in its own way with plain ones: ``python -m benchmarks.layers``.
 
 Two programs run in turn on the device at hand, with widths of the toy pipeline's decoder and UNet. Both compute the
-same (tests/nn) and differ in time. A second table has the operations per second of jax's convolutions, in float32 and
-with the toy's widths, 56 and 64, beside those of a matrix product of 1,024: what keeps a rollout on CPUs from that
-rate.
+same (tests/nn) and differ in time. A second table has the operations per second of jax's convolutions in float32, with
+widths of the toy, of the benchmarks' size ``small`` (56) and of 64, beside those of a matrix product of 1,024: what
+keeps a rollout on CPUs from that rate.
 """
 
 import statistics

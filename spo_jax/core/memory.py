@@ -26,7 +26,7 @@ def return_unused_memory() -> None:
     """
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ def dot_product_attention(
 def _normalised_last(q: Float[Array, "b l d"], k: Float[Array, "b m d"], v: Float[Array, "b m d"], heads: int) -> Array:
     """Divides by the sum of a query's weights after the sum over the values, not before.
 
-    `jax.nn.dot_product_attention` divides the matrix of weights, and XLA's CPU compiler copies it at that: with 256
+    `jax.nn.dot_product_attention` divides the matrix of weights, and XLA's CPU compiler copies it to do so: with 256
     tokens it takes 2.8 times as long, and 1.4 times with gradients (`python -m benchmarks.layers`). TPUs take longer
     with this one, a layer of CLIP ViT-H by a fifteenth, by the estimates for v5e.
     """
@@ -123,7 +123,7 @@ def _normalised_last(q: Float[Array, "b l d"], k: Float[Array, "b m d"], v: Floa
 
     scale = (q.shape[-1] // heads) ** -0.5
     scores = jnp.einsum("bnle,bnme->bnlm", split(q), split(k), preferred_element_type=jnp.float32) * scale
-    # A largest score is only there against overflow, and has no effect on the result or on gradients.
+    # The largest score is subtracted only against overflow. It has no effect on the result, so it takes no gradient.
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     out = jnp.einsum("bnlm,bnme->bnle", weights.astype(v.dtype), split(v), preferred_element_type=jnp.float32)
     out = out / weights.sum(-1, keepdims=True)

@@ -50,8 +50,8 @@ def _plain(x, kernel, strides, padding):
     features = kernel.shape[-1]
     if platform_in_context() == "cpu" and features > _CPU_FEATURES:
         kernel = jnp.pad(kernel, ((0, 0),) * 3 + ((0, -features % _CPU_FEATURES),))
-    # The rows stay apart, or a kernel that is cut over devices would make them hold parts of all images' features: the
-    # decoder of SD 1.5 then takes three times the memory.
+    # The rows stay apart, or a kernel that is cut over devices would make them hold parts of all images' features
+    # (docs/parallel.md says what that costs).
     out = spread_rows(jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_AXES))
     return out[..., :features]
 

@@ -14,8 +14,8 @@ _TILES = {"TPU v5 lite": 64 * 1024, "TPU v6": 64 * 1024}
 
 # Weights that are cut over devices (`mesh.fsdp`) are gathered before they are used. By default the compiler passes
 # slices of large ones around instead and computes with one at a time. An eighth of the 128 features of a convolution
-# fills an eighth of the matrix unit, and each slice's images are copied: by its own estimates for eight chips of v5e,
-# decoding 16 images with SD 1.5's autoencoder takes 1.87 s and 10.0 GiB with slices, 0.31 s and 6.0 GiB without.
+# fills an eighth of the matrix unit, and each slice's images are copied: by its own estimates decoding with SD 1.5's
+# autoencoder takes 5.6 times as long on eight chips of v5e (docs/parallel.md).
 # The number is the size in MiB from which on it does so.
 _NO_SLICES = 1_000_000
 

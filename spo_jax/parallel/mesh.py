@@ -81,7 +81,7 @@ def spread_rows(x: Array) -> Array:
     """Spreads the rows of a network's activations inside jit, unless the devices do not divide their number.
 
     Otherwise weights that are cut on their outputs would draw the activations behind them into the same cut, and XLA
-    would gather those, which are larger.
+    would gather those, which are larger. Not for use inside `jax.shard_map`, where every device has its own rows.
     """
     return x if x.shape[0] % devices_in_context() else spread(x)
 

@@ -92,7 +92,7 @@ def train(
         # Training.
         io = _run_io(run, guard, settings, out, outputs.curves, checkpointer, run_meta(settings, data.digests))
         batches = held.enter_context(_batches(run, start))
-        return_unused_memory()  # that of compiling
+        return_unused_memory()  # Compiling has left some.
         done, state = _looped(run, prepared.programs, batches, start, state, train_key, folder, io)
         state, guarded = _guarded(guard, checkpointer, state, done)
 

@@ -124,6 +124,29 @@ def arrays(reference, rows, queries, keys, features):
     return [reference.normal(seed, rows, n, features) for seed, n in enumerate((queries, keys, keys, queries))]
 
 
+def divided(**how):
+    """The last two axes of what attention divides."""
+
+    def find(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "div":
+                yield equation.outvars[0].aval.shape[-2:]
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from find(inner)
+
+    q, k = jnp.ones((2, 6, 16)), jnp.ones((2, 9, 16))
+    return set(find(jax.make_jaxpr(lambda q, k: attention.dot_product_attention(q, k, k, 4, **how))(q, k).jaxpr))
+
+
+def test_cpus_divide_outputs_and_other_platforms_weights(monkeypatch):
+    """Masks are for short texts, and have jax's own attention everywhere."""
+    outputs, weights = (6, 4), (6, 9)
+    assert divided() == {outputs}
+    assert divided(visible=jnp.ones((2, 9), bool)) == {weights}
+    monkeypatch.setattr(attention, "platform_in_context", lambda: "tpu")
+    assert divided() == {weights}
+
+
 @pytest.mark.parametrize(("queries", "keys", "heads", "width"), [(256, 256, 4, 14), (9, 77, 2, 8), (3, 5, 1, 16)])
 def test_attention_on_cpus_is_attention(reference, queries, keys, heads, width):
     """Output and gradients, where weights are divided by their sum after the sum over the values."""

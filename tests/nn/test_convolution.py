@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from spo_jax.nn import convolution
 from spo_jax.nn.convolution import convolve
 
 AXES = ("NHWC", "HWIO", "NHWC")
@@ -44,6 +45,26 @@ def test_values_and_gradients_are_those_of_jax(size, strides, padding, features)
     np.testing.assert_allclose(*outs, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(*gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("platform", "features", "computed"),
+    [("cpu", 24, 32), ("cpu", 32, 32), ("cpu", 4, 4), ("cpu", 16, 16), ("tpu", 24, 24), ("gpu", 24, 24)],
+)
+def test_cpus_fill_up_wide_kernels(monkeypatch, platform, features, computed):
+    monkeypatch.setattr(convolution, "platform_in_context", lambda: platform)
+    k = kernel(3, 3, features=features)
+    program = jax.make_jaxpr(lambda x: convolve(x, k))(X)
+    assert program.out_avals[0].shape == (2, 6, 5, features)
+    assert f"f32[2,6,5,{computed}] = conv_general_dilated" in str(program)
+
+
+def test_gradients_of_wide_inputs_are_those_of_jax():
+    """The gradient of 24 input channels is a convolution with as many features, which are filled up."""
+    x = jnp.tile(X, 8)
+    k = jnp.tile(kernel(3, 3), (1, 1, 8, 1))
+    ours, theirs = (jax.grad(lambda x, f=f: (f(x, k) ** 2).sum())(x) for f in (convolve, plain))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-3)  # of values of some hundreds
 
 
 def test_only_the_requested_gradients_are_computed():

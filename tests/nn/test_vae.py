@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from spo_jax.models.stable_diffusion import presets
-from spo_jax.nn import layers
+from spo_jax.nn import attention, convolution, layers
 from spo_jax.nn.shapes import vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig, sample_posterior
 from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch
@@ -105,7 +105,8 @@ def test_decode_matches_diffusers(vae, reference):
 @pytest.mark.parametrize("method", ["encode", "decode"])
 def test_images_stay_apart_where_weights_are_cut(method, platform, monkeypatch):
     """Every device gathers weights, which are small beside images, and never holds a part of another one's images."""
-    monkeypatch.setattr(layers, "platform_in_context", lambda: platform)
+    for module in (layers, convolution, attention):
+        monkeypatch.setattr(module, "platform_in_context", lambda: platform)
     vae = AutoencoderKL(VAEConfig(block_out_channels=(16, 32, 64), norm_num_groups=8))
     mesh = make_mesh(MeshSettings(data=1, fsdp=8))
     shapes = vae_shapes(vae)
@@ -117,8 +118,9 @@ def test_images_stay_apart_where_weights_are_cut(method, platform, monkeypatch):
     with jax.set_mesh(mesh):
         program = jax.jit(lambda params, x: vae.apply({"params": params}, x, method=method)).lower(params, x).compile()
     assert "all-gather" in program.as_text()
-    assert "[2,32,32,16]" in program.as_text()  # a device's own images
-    assert "[16,32,32," not in program.as_text()
+    for level in (8, 16, 32):
+        assert f"[2,{level},{level}," in program.as_text()  # a device's own images
+        assert f"[16,{level},{level}," not in program.as_text()
 
 
 def test_log_variance_is_clipped_as_in_diffusers(reference):
