@@ -22,7 +22,7 @@ from spo_jax.core.config_flag import load_config
 from spo_jax.core.files import check_writable, write_json, write_text
 from spo_jax.core.words import counted
 from spo_jax.methods import read_settings
-from spo_jax.methods.common.decoding import ELSEWHERE
+from spo_jax.methods.common.decoding import ELSEWHERE, ON_TPU
 from spo_jax.methods.spo.memory import GIB, Memory, estimate
 from spo_jax.methods.spo.settings import SPOTrainSettings
 
@@ -44,11 +44,12 @@ def _row(recipe: Recipe, machine: Machine, found: Sequence[dict[str, Any]]) -> d
     record = _record(recipe, machine, found)
     if record:
         settings, fits = settings_of_record(record), True
+        settings = _with(settings, decode_chunk=settings.spo.decode_chunk or ON_TPU)  # SDXL's has a number of its own
     else:
         settings, _, fits = fit(recipe, machine)
     row: dict[str, Any] = {"machine": dataclasses.asdict(machine), "config": recipe.config}
     for name, decoder in (("exact", "vae"), ("distilled", recipe.distilled_id)):
-        settings = dataclasses.replace(settings, spo=dataclasses.replace(settings.spo, decoder=decoder))
+        settings = _with(settings, decoder=decoder)
         memory = estimate(settings, recipe.sizes, machine.devices)
         gib = {"rollout": memory.of_rollout / GIB, "update": memory.of_update / GIB}
         if name == "exact" and record:

@@ -72,6 +72,7 @@ class Recipe:
       half: TFLOP of a noisy latent that a latent reward model judges, with its guidance: two evaluations of the first
         half of a UNet.
       decode: TFLOP of an image decoded by the autoencoder.
+      whole: TFLOP of both where doubled images are convolved whole, as TPUs do.
       distilled: TFLOP of an image decoded by the distilled decoder.
       distilled_id: hub id of that decoder.
     """
@@ -83,6 +84,7 @@ class Recipe:
     network: float
     half: float
     decode: float
+    whole: tuple[float, float]
     distilled: float
     distilled_id: str
 
@@ -93,8 +95,10 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("sd15", "SD 1.5", SD15, (10, 5, 4, 3, 2, 1), 0.769, 0.523, 2.132, 0.127, "madebyollin/taesd"),
-    Recipe("sdxl", "SDXL", SDXL, (2, 1), 6.80, 5.87, 8.933, 0.509, "madebyollin/taesdxl"),
+    Recipe(
+        "sd15", "SD 1.5", SD15, (10, 5, 4, 3, 2, 1), 0.769, 0.523, 2.132, (0.804, 2.515), 0.127, "madebyollin/taesd"
+    ),
+    Recipe("sdxl", "SDXL", SDXL, (2, 1), 6.80, 5.87, 8.933, (6.93, 10.47), 0.509, "madebyollin/taesdxl"),
 )
 JUDGE = 0.335  # TFLOP of an image judged by CLIP-H
 
@@ -143,23 +147,25 @@ def fit(recipe: Recipe, machine: Machine) -> tuple[SPOTrainSettings, Memory, boo
 # Hours
 
 
-def work(recipe: Recipe, settings: SPOTrainSettings, valid: float = 1.0) -> float:
-    """Returns the TFLOP of a prompt's rollout and of the update on its pairs.
+def work(recipe: Recipe, settings: SPOTrainSettings, valid: float = 1.0, whole: bool = False) -> float:
+    """Returns the TFLOP of a prompt's rollout and of the update on its pairs, the least that gives the results.
 
     Args:
       recipe: the recipe.
       settings: settings of SPO, or of LPO with one judge.
       valid: share of pairs that are valid.
+      whole: whether to count what TPUs compute, who convolve doubled images whole because it is quicker there.
     """
     spo = settings.spo
+    network, decoded = recipe.whole if whole else (recipe.network, recipe.decode)
     plan = make_plan(spo)
     records = spo.num_steps - spo.divert_start_step
-    guided = 2 * recipe.network  # with and without the prompt
+    guided = 2 * network  # with and without the prompt
     if spo.judged == "noisy":
         rollout = spo.num_steps * guided + records * spo.num_candidates * recipe.half
     else:
         judged = (len(plan.judged_at) + 1) * spo.num_candidates
-        decode = recipe.decode if spo.decoder == "vae" else recipe.distilled
+        decode = decoded if spo.decoder == "vae" else recipe.distilled
         steps = spo.divert_start_step + 1 + (records - 1) * spo.num_candidates
         rollout = steps * guided + judged * (decode + JUDGE)
     # The policy forward, again for remat, and backward (to activations only), and the reference.
