@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from spo_jax.core.resizing import resize_bicubic
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
 from spo_jax.diffusion.process import Process
+from spo_jax.parallel.mesh import spread
 from spo_jax.rewards.common.clip_score import normalise
 
 
@@ -93,5 +94,8 @@ def predictions(
     both_t = jnp.repeat(t, 2)
     x = process.add_noise(flat, jnp.repeat(noise, 2, axis=0), both_t)
     x0, _ = process.split(x, denoise(x, both_t), both_t)
-    images = decode(x0)
-    return images.reshape(n, 2, *images.shape[1:])  # [2n H W 3] -> [n 2 H W 3]
+    # One member of every pair after the other: decoding is what takes the most memory of a training step, and half as
+    # many images take half of it.
+    members = x0.reshape(n, 2, *x0.shape[1:]).swapaxes(0, 1)  # [2n h w c] -> [2 n h w c]
+    images = jax.lax.map(decode, spread(members, axis=1))
+    return images.swapaxes(0, 1)  # [2 n H W 3] -> [n 2 H W 3]
