@@ -41,8 +41,8 @@ def test_the_first_convolution_is_costly_and_the_last_one_not_needed(remat, conv
     assert operations("convolution", block, jnp.zeros((1, 4, 4, 8))) == convolutions
 
 
-# Eight projections, the first of the feed-forward, and two products in each attention; of these the scores alone, and on
-# CPUs both, because the gradient of the division that comes last needs what is divided.
+# Eight projections, the first of the feed-forward, and two products in each attention. Of these the scores alone are
+# always computed again, and on CPUs both, because the gradient of the division at the end needs what is divided.
 @pytest.mark.parametrize(
     ("platform", "remat", "again"),
     [("gpu", False, 0), ("gpu", "inputs", 13), ("gpu", "costly", 13), ("gpu", "products", 2)]
