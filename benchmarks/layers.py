@@ -6,6 +6,7 @@ widths of the toy, of the benchmarks' size ``small`` (56) and of 64, beside thos
 keeps a rollout on CPUs from that rate.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -57,14 +58,11 @@ def plain_convolution(x: Float[Array, "b h w c"], kernel: Float[Array, "k l c e"
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), _ONES, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def attention(q: Float[Array, "b l d"], k: Float[Array, "b l d"], v: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-    """Attends as this package does, with four heads."""
-    return dot_product_attention(q, k, v, 4)
-
-
-def plain_attention(q: Float[Array, "b l d"], k: Float[Array, "b l d"], v: Float[Array, "b l d"]) -> Array:
-    """Attends as jax does, with four heads."""
-    out = jax.nn.dot_product_attention(*(x.reshape(*x.shape[:2], 4, -1) for x in (q, k, v)))
+def plain_attention(
+    q: Float[Array, "b l d"], k: Float[Array, "b l d"], v: Float[Array, "b l d"], heads: int
+) -> Float[Array, "b l d"]:
+    """Attends as jax does."""
+    out = jax.nn.dot_product_attention(*(x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v)))
     return out.reshape(q.shape)
 
 
@@ -87,9 +85,10 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple[Any, ...], tuple[Any, .
     both = (normal(32, 8, 8, 144), normal(3, 3, 144, 48))
     odd = (normal(32, 16, 16, 56), normal(3, 3, 56, 56))
     tokens = (normal(32, 256, 56),) * 3
+    attentions = [functools.partial(attend, heads=4) for attend in (dot_product_attention, plain_attention)]
     return {
-        "attention": (attention, plain_attention, tokens, tokens),
-        "attention and its gradients": (*map(gradients_of, (attention, plain_attention)), tokens, tokens),
+        "attention": (*attentions, tokens, tokens),
+        "attention and its gradients": (*map(gradients_of, attentions), tokens, tokens),
         "convolution of 56 features": (convolve, plain_convolution, odd, odd),
         "convolution of a doubled image": modules(UpsampledConv(64), PlainUpsampledConv(64), normal(64, 8, 8, 64)),
         "gradient of a convolution in a loop": (*loops, both, both),

@@ -154,7 +154,7 @@ def work(recipe: Recipe, settings: SPOTrainSettings, valid: float = 1.0, whole: 
       recipe: the recipe.
       settings: settings of SPO, or of LPO with one judge.
       valid: share of pairs that are valid.
-      whole: whether to count what TPUs compute, who convolve doubled images whole because it is quicker there.
+      whole: whether to count what TPUs compute: they convolve doubled images whole, which is quicker there.
     """
     spo = settings.spo
     network, decoded = recipe.whole if whole else (recipe.network, recipe.decode)

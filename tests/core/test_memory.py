@@ -82,11 +82,15 @@ def test_memory_that_is_free_again_goes_back_to_the_system():
 def test_other_systems_keep_their_memory(monkeypatch, error):
     """macOS has no such function, and Windows no library without a name."""
 
+    asked = []
+
     def library(name):
+        asked.append(name)
         raise error
 
     monkeypatch.setattr(ctypes, "CDLL", library)
     return_unused_memory()
+    assert asked == [None]  # the program itself, whose C library is not named
 
 
 def resident():

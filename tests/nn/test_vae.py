@@ -15,7 +15,7 @@ from spo_jax.nn import attention, convolution, layers
 from spo_jax.nn.shapes import vae_shapes
 from spo_jax.nn.vae import AutoencoderKL, VAEConfig, sample_posterior
 from spo_jax.parallel.mesh import MeshSettings, make_mesh, over_batch
-from spo_jax.parallel.sharding import shardings
+from spo_jax.parallel.sharding import abstract_weights
 from tests.nn.config_checks import (
     check_defaults,
     check_fixed_fields_are_tried,
@@ -109,10 +109,7 @@ def test_images_stay_apart_where_weights_are_cut(method, platform, monkeypatch):
         monkeypatch.setattr(module, "platform_in_context", lambda: platform)
     vae = AutoencoderKL(VAEConfig(block_out_channels=(16, 32, 64), norm_num_groups=8))
     mesh = make_mesh(MeshSettings(data=1, fsdp=8))
-    shapes = vae_shapes(vae)
-    params = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings(shapes, mesh)
-    )
+    params = abstract_weights(vae_shapes(vae), jnp.float32, mesh)
     side, channels = (32, 3) if method == "encode" else (8, 4)
     x = jax.ShapeDtypeStruct((16, side, side, channels), jnp.float32, sharding=over_batch(mesh))
     with jax.set_mesh(mesh):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from spo_jax.core.resizing import resize_bicubic
 from spo_jax.core.typing import Array, Bool, Float, Int, Key
 from spo_jax.diffusion.process import Process
-from spo_jax.parallel.mesh import spread
+from spo_jax.parallel.chunks import cut, joined
 from spo_jax.rewards.common.clip_score import normalise
 
 
@@ -94,8 +94,7 @@ def predictions(
     both_t = jnp.repeat(t, 2)
     x = process.add_noise(flat, jnp.repeat(noise, 2, axis=0), both_t)
     x0, _ = process.split(x, denoise(x, both_t), both_t)
-    # One member of every pair after the other: decoding is what takes the most memory of a training step, and half as
+    # Half of the images after the other half: decoding is what takes the most memory of a training step, and half as
     # many images take half of it.
-    members = x0.reshape(n, 2, *x0.shape[1:]).swapaxes(0, 1)  # [2n h w c] -> [2 n h w c]
-    images = jax.lax.map(decode, spread(members, axis=1))
-    return images.swapaxes(0, 1)  # [2 n H W 3] -> [n 2 H W 3]
+    images = joined(jax.lax.map(decode, cut(x0, n)))
+    return images.reshape(n, 2, *images.shape[1:])  # [2n H W 3] -> [n 2 H W 3]
